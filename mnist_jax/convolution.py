@@ -1,0 +1,262 @@
+"""The 3×3 convolution: XLA's own on GPU and TPU, Winograd's on a CPU.
+
+XLA's CPU convolutions are slow where training needs them most (the gradient of the kernel, and
+anything inside a loop), so there a convolution becomes products of matrices, which XLA does well.
+Winograd's minimal filtering F(m×m, 3×3) [1] computes an m×m tile of the output from the
+(m+2)×(m+2) tile of the input under it, with m = 4 in 36 multiplications where the definition
+takes 144:
+
+    y = Aᵀ [ (G w Gᵀ) ⊙ (Bᵀ d B) ] A
+
+Summed over input channels, the ⊙ at one of the 36 places is a matrix product: all tiles of the
+batch × input channels, times input channels × output channels. The three small matrices come from
+interpolating a polynomial product at the points 0, ±1, ±2 and ∞. They are exact; the rounding
+error in float32 is about ten times that of the definition.
+
+[1] A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2015,
+    arXiv:1509.09308. Matrices for F(4×4, 3×3): section 4.3.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+TILE = 4  # m: outputs of a tile along one side
+SPAN = TILE + 2  # inputs under it
+
+# fmt: off
+B_T = np.array([
+    [4,  0, -5,  0, 1, 0],
+    [0, -4, -4,  1, 1, 0],
+    [0,  4, -4, -1, 1, 0],
+    [0, -2, -1,  2, 1, 0],
+    [0,  2, -1, -2, 1, 0],
+    [0,  4,  0, -5, 0, 1],
+])
+G = np.array([
+    [ 1 / 4,       0,      0],
+    [-1 / 6,  -1 / 6, -1 / 6],
+    [-1 / 6,   1 / 6, -1 / 6],
+    [1 / 24,  1 / 12,  1 / 6],
+    [1 / 24, -1 / 12,  1 / 6],
+    [     0,       0,      1],
+])
+A_T = np.array([
+    [1, 1,  1, 1,  1, 0],
+    [0, 1, -1, 2, -2, 0],
+    [0, 1,  1, 4,  4, 0],
+    [0, 1, -1, 8, -8, 1],
+])
+# fmt: on
+
+
+def conv_general_dilated(
+    lhs,
+    rhs,
+    window_strides,
+    padding,
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=None,
+    feature_group_count=1,
+    precision=None,
+):
+    """`jax.lax.conv_general_dilated`, with the faster route on a CPU for the shapes it serves.
+
+    For `flax.linen.Conv(..., conv_general_dilated=conv_general_dilated)`. The shapes served are
+    NHWC images with 3×3 HWIO kernels, stride 1, no dilation, no groups, padding SAME or VALID;
+    all others go to XLA.
+    """
+    served = (
+        lhs.ndim == 4
+        and rhs.shape[:2] == (3, 3)
+        and padding in ("SAME", "VALID")
+        and min(lhs.shape[1:3]) >= 3
+        and feature_group_count == 1
+        and all(n == 1 for n in (*window_strides, *(lhs_dilation or ()), *(rhs_dilation or ())))
+        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
+    )
+    if served:
+        return conv3x3(lhs, rhs, padding, precision)
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        precision=precision,
+    )
+
+
+# The derivative is given outermost and the platform chosen inside it: differentiating through
+# `platform_dependent` would keep the residuals of every branch.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv3x3(x, w, padding, precision=None):
+    """A 3×3 convolution (cross-correlation, as everywhere in deep learning) of stride 1.
+
+    Args:
+        x: images, (batch, height, width, in).
+        w: kernel, (3, 3, in, out).
+        padding: 'SAME' (output as large as the input) or 'VALID' (two smaller).
+        precision: of the products, as in `jax.lax.dot_general`.
+
+    Returns:
+        (batch, height, width, out), or with 'VALID' (batch, height - 2, width - 2, out).
+    """
+    return lax.platform_dependent(
+        x,
+        w,
+        cpu=partial(_on_cpu, padding=padding, precision=precision),
+        default=partial(_direct, padding=padding, precision=precision),
+    )
+
+
+def _forward(x, w, padding, precision):
+    return conv3x3(x, w, padding, precision), (x, w)
+
+
+def _backward(padding, precision, residuals, g):
+    x, w = residuals
+    return lax.platform_dependent(
+        x,
+        w,
+        g,
+        cpu=partial(_gradients_on_cpu, padding=padding, precision=precision),
+        default=lambda x, w, g: jax.vjp(
+            partial(_direct, padding=padding, precision=precision), x, w
+        )[1](g),
+    )
+
+
+conv3x3.defvjp(_forward, _backward)
+
+
+def _direct(x, w, padding, precision):
+    return lax.conv_general_dilated(
+        x, w, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
+    )
+
+
+def _on_cpu(x, w, padding, precision):
+    dtype = x.dtype
+    x, w = _wide(x), _wide(w)
+    border = 1 if padding == "SAME" else 0
+    convolve = _few_channels if x.shape[3] == 1 else _winograd
+    return convolve(x, w, border, precision).astype(dtype)
+
+
+def _gradients_on_cpu(x, w, g, padding, precision):
+    dtype = x.dtype
+    x, w, g = _wide(x), _wide(w), _wide(g)
+    border = 1 if padding == "SAME" else 0
+    # Each input pixel meets the kernel turned by 180°: the input's gradient is a convolution of
+    # the output's with that, padded so that it grows back to the input's size.
+    turned = jnp.swapaxes(w[::-1, ::-1], 2, 3)
+    dx = _winograd(g, turned, 2 - border, precision)
+    dw = (_few_channels_dw if x.shape[3] == 1 else _winograd_dw)(x, g, border, precision)
+    return dx.astype(dtype), dw.astype(dtype)
+
+
+def _wide(x):
+    """Half precisions to float32: the transforms below would lose too many of their bits."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _winograd(x, w, border, precision):
+    """The convolution of x, padded by `border` zeros on each side, with w."""
+    batch, height, width, _ = x.shape
+    height, width = height + 2 * border - 2, width + 2 * border - 2
+    rows, columns = _tiles(height), _tiles(width)
+    v = _input_tiles(x, border)  # (36, batch · rows · columns, in)
+    u = _transform_2d(w, G).reshape(SPAN**2, *w.shape[2:])  # (36, in, out)
+    m = lax.dot_general(v, u, (((2,), (1,)), ((0,), (0,))), precision)
+    m = m.reshape(SPAN, SPAN, batch, rows, columns, -1)
+    y = jnp.stack(_combine(A_T, m), 3)  # (6, batch, rows, 4, columns, out)
+    y = jnp.stack(_combine(A_T, lax.optimization_barrier(y)), 4)  # (b, rows, 4, columns, 4, out)
+    return y.reshape(batch, rows * TILE, columns * TILE, -1)[:, :height, :width]
+
+
+def _winograd_dw(x, g, border, precision):
+    """The kernel's gradient: Gᵀ [ Σ over tiles (Bᵀ d B) ⊙ (A g Aᵀ) ] G."""
+    v = _input_tiles(x, border)
+    d = _transform_tiles(g, A_T.T, ((0, -g.shape[1] % TILE), (0, -g.shape[2] % TILE)))
+    du = lax.dot_general(v, d, (((1,), (1,)), ((0,), (0,))), precision)  # (36, in, out)
+    return _transform_2d(du.reshape(SPAN, SPAN, *du.shape[1:]), G.T)
+
+
+def _tiles(size):
+    """Tiles that cover `size` outputs; the last may reach beyond."""
+    return -(-size // TILE)
+
+
+def _input_tiles(x, border):
+    """Bᵀ d B of every tile d of x padded by `border`, (36, batch · rows · columns, channels)."""
+    pads = [(border, _tiles(n + 2 * border - 2) * TILE + 2 - n - border) for n in x.shape[1:3]]
+    return _transform_tiles(x, B_T, pads)
+
+
+def _transform_tiles(x, matrix, pads):
+    """matrix @ tile @ matrixᵀ of every tile of x, padded: (36, batch · rows · columns, channels).
+
+    A tile begins every 4 pixels and is as wide as the matrix: for 6 columns tiles overlap by 2.
+    The barrier keeps XLA from recomputing the first product inside each part of the second.
+    """
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    reach = [n - matrix.shape[1] + 1 for n in x.shape[1:3]]
+    offsets = range(matrix.shape[1])
+    x = jnp.stack(_combine(matrix, [x[:, i : i + reach[0] : TILE] for i in offsets]))
+    x = lax.optimization_barrier(x)  # (6, batch, rows, width, channels)
+    x = jnp.stack(_combine(matrix, [x[:, :, :, j : j + reach[1] : TILE] for j in offsets]), 1)
+    return x.reshape(SPAN**2, -1, x.shape[-1])
+
+
+def _combine(matrix, xs):
+    """matrix @ xs over the leading axis, written out so that XLA fuses it, zeros skipped."""
+    return [
+        sum((x * float(c) if c != 1 else x for c, x in zip(row, xs, strict=True) if c), start=0.0)
+        for row in matrix
+    ]
+
+
+def _transform_2d(x, matrix):
+    """matrix @ x @ matrixᵀ over the two leading axes of x."""
+    matrix = matrix.astype(x.dtype)
+    return jnp.einsum("ik,kl...,jl->ij...", matrix, x, matrix, precision="highest")
+
+
+def _few_channels(x, w, border, precision):
+    """The definition as one fused sum: for one input channel there is nothing to multiply out."""
+    del precision
+    height, width = (n + 2 * border - 2 for n in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+    return sum(x[:, i : i + height, j : j + width] * w[i, j, 0] for i in range(3) for j in range(3))
+
+
+def _few_channels_dw(x, g, border, precision):
+    height, width = g.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+    patches = jnp.stack(
+        [x[:, i : i + height, j : j + width, 0] for i in range(3) for j in range(3)]
+    )  # (9, batch, height, width)
+    dw = lax.dot_general(patches, g, (((1, 2, 3), (0, 1, 2)), ((), ())), precision)
+    return dw.reshape(3, 3, 1, -1)
+
+
+def max_pool_2x2(x):
+    """The maximum of each 2×2 window: (batch, height, width, c) → (batch, ⌊h/2⌋, ⌊w/2⌋, c).
+
+    Where several pixels of a window share the maximum, the gradient goes to the first of them in
+    reading order, as in TensorFlow's and PyTorch's pooling. Comparing four slices is the same
+    function as a window reduction and has a gradient that a CPU computes quickly.
+    """
+    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    a, b, c, d = (x[:, i:height:2, j:width:2] for i in range(2) for j in range(2))
+    top, bottom = jnp.where(a >= b, a, b), jnp.where(c >= d, c, d)
+    return jnp.where(top >= bottom, top, bottom)

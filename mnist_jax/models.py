@@ -1,0 +1,154 @@
+"""The three networks, from a linear one to a convolutional one. All return logits.
+
+Kernels start Glorot-uniform (Glorot and Bengio, 2010) and biases at zero, as in Keras. A new
+network is a class here and a line in `MODELS`; its fields become settable by the flags of the
+same names.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from mnist_jax import convolution
+
+NUM_CLASSES = 10
+IMAGE_SHAPE = (28, 28, 1)
+
+
+def dense(features: int, **kwargs) -> nn.Dense:
+    """A fully connected layer."""
+    return nn.Dense(features, kernel_init=nn.initializers.glorot_uniform(), **kwargs)
+
+
+def conv3x3(features: int, **kwargs) -> nn.Conv:
+    """A 3×3 convolution of stride 1, by the fastest route on each platform."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        kernel_init=nn.initializers.glorot_uniform(),
+        conv_general_dilated=convolution.conv_general_dilated,
+        **kwargs,
+    )
+
+
+class MaxPool(nn.Module):
+    """The largest of each 2×2 pixels. A module only so that it shows in the table of layers."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(batch, height, width, c) → (batch, height / 2, width / 2, c)."""
+        return convolution.max_pool_2x2(x)
+
+
+class Flatten(nn.Module):
+    """All of an example's numbers in a row."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(batch, ...) → (batch, product of the rest)."""
+        return x.reshape((x.shape[0], -1))
+
+
+class LogisticRegression(nn.Module):
+    """A linear map from pixels to classes: 7,850 parameters."""
+
+    num_classes: int = NUM_CLASSES
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Images (batch, 28, 28, 1) → logits (batch, num_classes)."""
+        x = Flatten(name="flatten")(x)  # (batch, 784)
+        return dense(self.num_classes, name="logits", dtype=self.dtype)(x)
+
+
+class MLP(nn.Module):
+    """Fully connected layers with ReLU between: 244,522 parameters."""
+
+    num_classes: int = NUM_CLASSES
+    hidden_sizes: tuple[int, ...] = (256, 128, 64, 32)
+    dropout: float = 0.0
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Images (batch, 28, 28, 1) → logits (batch, num_classes)."""
+        x = Flatten(name="flatten")(x)  # (batch, 784)
+        for i, size in enumerate(self.hidden_sizes, start=1):
+            x = nn.relu(dense(size, name=f"dense{i}", dtype=self.dtype)(x))
+            if self.dropout:
+                x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")(x)
+        return dense(self.num_classes, name="logits", dtype=self.dtype)(x)
+
+
+class CNN(nn.Module):
+    """Two pairs of convolutions, then two hidden layers with dropout: 5,259,594 parameters."""
+
+    num_classes: int = NUM_CLASSES
+    hidden_sizes: tuple[int, ...] = (512, 256)
+    dropout: float = 0.5
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Images (batch, 28, 28, 1) → logits (batch, num_classes)."""
+        dtype = self.dtype
+        x = nn.relu(conv3x3(64, name="conv1", dtype=dtype)(x))  # (batch, 28, 28, 64)
+        x = nn.relu(conv3x3(64, name="conv2", dtype=dtype)(x))  # (batch, 28, 28, 64)
+        x = MaxPool(name="pool1")(x)  # (batch, 14, 14, 64)
+        x = nn.relu(conv3x3(128, name="conv3", dtype=dtype)(x))  # (batch, 14, 14, 128)
+        x = nn.relu(conv3x3(256, name="conv4", padding="VALID", dtype=dtype)(x))  # (b, 12, 12, 256)
+        x = MaxPool(name="pool2")(x)  # (batch, 6, 6, 256)
+        x = Flatten(name="flatten")(x)  # (batch, 9216)
+        for i, size in enumerate(self.hidden_sizes, start=1):  # (batch, 512), (batch, 256)
+            x = nn.relu(dense(size, name=f"dense{i}", dtype=dtype)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")(x)
+        return dense(self.num_classes, name="logits", dtype=dtype)(x)
+
+
+MODELS: dict[str, type[nn.Module]] = {"logistic": LogisticRegression, "mlp": MLP, "cnn": CNN}
+
+
+def init_params(model: nn.Module, key: jax.Array) -> Any:
+    """Fresh float32 parameters: a tree of dicts, `{layer: {"kernel": …, "bias": …}}`."""
+    return model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))["params"]
+
+
+def count_parameters(params: Any) -> int:
+    """How many numbers the tree holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+class Layer(NamedTuple):
+    """A row of the table of layers; `output_shape` leaves the batch out."""
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    parameters: int
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """The model's layers in the order they run, found by tracing it: nothing is computed."""
+    seen: list[Layer] = []
+
+    def record(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if context.module.scope is not None and len(context.module.path) == 1:
+            params = context.module.variables.get("params", {})
+            seen.append(
+                Layer(
+                    context.module.name or "",
+                    type(context.module).__name__,
+                    output.shape[1:],
+                    count_parameters(params),
+                )
+            )
+        return output
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return seen

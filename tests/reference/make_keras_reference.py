@@ -1,0 +1,123 @@
+"""Writes keras.json: logits, loss and gradients of the three networks as Keras computes them.
+
+    python tests/reference/make_keras_reference.py
+
+Made with Python 3.11.7, TensorFlow 2.21.0, Keras 3.15.1 and NumPy 2.4.6 on a CPU, in float64, with
+nothing else of this project installed. The networks are the tutorial's. They end in logits, and
+the loss takes these: the same function as its softmax followed by categorical cross-entropy,
+without the clipping of probabilities. Dropout is off, since two random generators cannot agree.
+
+Of each gradient the file holds its norm and its projections onto a few seeded directions, which
+tell a wrong gradient as surely as all of its numbers would.
+"""
+
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+import weights
+from keras import layers
+
+IMAGE_SHAPE = (28, 28, 1)
+
+
+def build(name: str) -> keras.Sequential:
+    """The tutorial's network, its layers named as in `mnist_jax.models`."""
+    network = [keras.Input(IMAGE_SHAPE)]
+    if name == "cnn":
+        network += [
+            layers.Conv2D(64, 3, padding="same", activation="relu", name="conv1"),
+            layers.Conv2D(64, 3, padding="same", activation="relu", name="conv2"),
+            layers.MaxPooling2D(2),
+            layers.Conv2D(128, 3, padding="same", activation="relu", name="conv3"),
+            layers.Conv2D(256, 3, padding="valid", activation="relu", name="conv4"),
+            layers.MaxPooling2D(2),
+        ]
+    network.append(layers.Flatten())
+    hidden_sizes = {"logistic": (), "mlp": (256, 128, 64, 32), "cnn": (512, 256)}[name]
+    for i, size in enumerate(hidden_sizes, start=1):
+        network.append(layers.Dense(size, activation="relu", name=f"dense{i}"))
+        if name == "cnn":
+            network.append(layers.Dropout(0.5))
+    network.append(layers.Dense(10, name="logits"))
+    return keras.Sequential(network, name=name)
+
+
+def describe(gradient: np.ndarray) -> dict[str, float | list[float]]:
+    """Its norm, and its projections onto the seeded directions of its shape."""
+    flat = gradient.ravel()
+    return {
+        "norm": float(np.linalg.norm(flat)),
+        "projections": (weights.make_probes(gradient.shape) @ flat).tolist(),
+    }
+
+
+def reference(name: str) -> dict[str, object]:
+    """What Keras computes for the seeded weights and batch."""
+    model = build(name)
+    seeded = weights.make_weights(name)
+    for layer, values in seeded.items():
+        model.get_layer(layer).set_weights([values["kernel"], values["bias"]])
+    image, label = weights.make_batch()
+    loss_fn = keras.losses.CategoricalCrossentropy(from_logits=True)
+    with tf.GradientTape() as tape:
+        logits = model(tf.constant(image), training=False)
+        loss = loss_fn(keras.utils.to_categorical(label, 10), logits)
+    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    names = [(layer, kind) for layer in seeded for kind in ("kernel", "bias")]
+    described: dict[str, dict[str, object]] = {layer: {} for layer in seeded}
+    for (layer, kind), variable, gradient in zip(
+        names, model.trainable_variables, gradients, strict=True
+    ):
+        if variable.path.split("/")[-2:] != [layer, kind] or variable.dtype != "float64":
+            raise SystemExit(f"expected {layer}/{kind} in float64, got {variable}")
+        described[layer][kind] = describe(gradient.numpy())
+    return {
+        "fingerprint": weights.fingerprint(name),
+        "parameters": model.count_params(),
+        "logits": logits.numpy().tolist(),
+        "loss": float(loss),
+        "gradients": described,
+    }
+
+
+def pooling() -> dict[str, object]:
+    """Max pooling of tied activations and what flows back through it."""
+    activations, cotangent = weights.make_ties()
+    x = tf.constant(activations)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        pooled = layers.MaxPooling2D(2)(x)
+    gradient = tape.gradient(pooled, x, output_gradients=tf.constant(cotangent))
+    return {"output": pooled.numpy().tolist(), "gradient": gradient.numpy().tolist()}
+
+
+def main() -> None:
+    """Computes everything and writes it beside this file."""
+    keras.backend.set_floatx("float64")
+    content = {
+        "versions": {
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+        "pooling": pooling(),
+        "models": {name: reference(name) for name in weights.KERNELS},
+    }
+    path = Path(__file__).with_name("keras.json")
+    text = json.dumps(content, indent=1)
+    text = re.sub(r"\[[^][]*\]", lambda row: " ".join(row[0].split()), text)  # a row, a line
+    path.write_text(text + "\n")
+    print(f"{path.name}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

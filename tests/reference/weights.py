@@ -1,0 +1,93 @@
+"""The seeded weights, batch and probes that Keras and this package are compared on.
+
+NumPy only, and only uniform numbers: `make_keras_reference.py` runs where JAX is not installed,
+`tests/test_reference.py` where TensorFlow is not, and both must draw the same.
+"""
+
+import hashlib
+
+import numpy as np
+
+SEED = 1234
+BATCH_SIZE = 8
+PROBES = 3  # random directions along which each gradient is compared
+
+# Shapes of the kernels in the order the layers run: (height, width, in, out) of a convolution,
+# (in, out) of a dense layer. Keras and Flax share these layouts, and flatten NHWC alike.
+KERNELS: dict[str, dict[str, tuple[int, ...]]] = {
+    "logistic": {"logits": (784, 10)},
+    "mlp": {
+        "dense1": (784, 256),
+        "dense2": (256, 128),
+        "dense3": (128, 64),
+        "dense4": (64, 32),
+        "logits": (32, 10),
+    },
+    "cnn": {
+        "conv1": (3, 3, 1, 64),
+        "conv2": (3, 3, 64, 64),
+        "conv3": (3, 3, 64, 128),
+        "conv4": (3, 3, 128, 256),
+        "dense1": (9216, 512),
+        "dense2": (512, 256),
+        "logits": (256, 10),
+    },
+}
+
+Weights = dict[str, dict[str, np.ndarray]]
+
+
+def make_weights(model: str) -> Weights:
+    """Glorot-uniform kernels and small biases other than zero, `{layer: {kernel, bias}}`."""
+    rng = np.random.default_rng([SEED, 0])
+    weights = {}
+    for layer, shape in KERNELS[model].items():
+        field = int(np.prod(shape[:-2]))
+        limit = np.sqrt(6 / (field * (shape[-2] + shape[-1])))
+        kernel = (2 * rng.random(shape) - 1) * limit
+        bias = (2 * rng.random(shape[-1]) - 1) * 0.1
+        weights[layer] = {"kernel": kernel, "bias": bias}
+    return weights
+
+
+def make_batch() -> tuple[np.ndarray, np.ndarray]:
+    """Images (batch, 28, 28, 1) float64 in 0..1, noise with flat areas, and labels (batch,) int32.
+
+    In a flat area a feature is the same at neighbouring pixels, so that pooling meets ties.
+    """
+    rng = np.random.default_rng([SEED, 1])
+    image = (256 * rng.random((BATCH_SIZE, 28, 28, 1))).astype(np.uint8)
+    image[:, :6] = 0
+    image[: BATCH_SIZE // 2, 10:22, 8:24] = 200
+    image[0] = 0
+    label = (10 * rng.random(BATCH_SIZE)).astype(np.int32)
+    return image / 255, label
+
+
+def make_probes(shape: tuple[int, ...]) -> np.ndarray:
+    """Random directions, (PROBES, size), whose entries have variance 1.
+
+    A gradient that is off by some error moves its projections by about the norm of the error.
+    """
+    rng = np.random.default_rng([SEED, 2, *shape])
+    return (2 * rng.random((PROBES, int(np.prod(shape)))) - 1) * np.sqrt(3)
+
+
+def make_ties() -> tuple[np.ndarray, np.ndarray]:
+    """Activations (2, 6, 8, 3) of so few values that most 2x2 windows tie, and (2, 3, 4, 3) ones
+    to propagate back through their pooling."""
+    rng = np.random.default_rng([SEED, 3])
+    activations = np.floor(3 * rng.random((2, 6, 8, 3)))
+    return activations, 1 + np.arange(2 * 3 * 4 * 3, dtype=np.float64).reshape(2, 3, 4, 3)
+
+
+def fingerprint(model: str) -> str:
+    """SHA-256 of everything above, to tell other random numbers from another gradient."""
+    arrays = [*make_batch(), *make_ties()]
+    for layer in make_weights(model).values():
+        for weight in layer.values():
+            arrays += [weight, make_probes(weight.shape)]
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
