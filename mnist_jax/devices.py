@@ -1,0 +1,73 @@
+"""Which device runs, how exactly it multiplies, and where its compiled programs are kept."""
+
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from mnist_jax.errors import DeviceError, UsageError
+
+# 'highest' keeps all 24 bits of a float32 product, also where the hardware's default is TF32 or,
+# on TPU, bfloat16.
+MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
+CACHE_BYTES = 512 * 2**20  # the least recently used programs go first
+
+
+def select_device(platform: str) -> jax.Device:
+    """The first device of a platform; of the best one that JAX finds for 'auto'.
+
+    Raises:
+        DeviceError: the platform is absent. Another one is never taken in its place.
+    """
+    try:
+        return jax.devices(None if platform == "auto" else platform)[0]
+    except RuntimeError as error:
+        found = ", ".join(sorted({device.platform for device in jax.devices()}))
+        raise DeviceError(
+            f"no {platform} device; JAX finds {found}; "
+            f"install JAX for it (the extras cuda12, cuda13, tpu) or leave --platform out"
+        ) from error
+
+
+def compute_dtype(precision: str, device: jax.Device) -> Dtype | None:
+    """The dtype that layers compute in; None leaves them at their parameters' float32.
+
+    Raises:
+        UsageError: the device has no such precision.
+    """
+    if precision == "tf32" and device.platform != "gpu":
+        raise UsageError(
+            f"precision is 'tf32', which {device.platform} devices do not have; "
+            "allowed here are bfloat16, float32; change --precision"
+        )
+    return jnp.bfloat16 if precision == "bfloat16" else None
+
+
+def slow_precision(precision: str, device: jax.Device) -> list[str]:
+    """Notices: a precision that the device only emulates."""
+    if precision == "bfloat16" and device.platform == "cpu":
+        return ["bfloat16 on a CPU is slower than float32; it shows the accuracy, not the speed"]
+    return []
+
+
+def keep_compiled(folder: Path | None) -> list[str]:
+    """Keeps compiled programs in `folder` across processes, unless JAX was told where already.
+
+    Returns:
+        Notices: why the folder cannot be used, in which case programs are compiled every time.
+    """
+    elsewhere = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if folder is None or elsewhere is not None:
+        return []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return [f"compiled programs are not kept: cannot write {folder} ({error.strerror})"]
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    return []

@@ -1,0 +1,136 @@
+"""A run as a person sees it: tables, a live bar on a terminal, one line an epoch elsewhere."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from mnist_jax.config import Config
+from mnist_jax.data import Dataset
+from mnist_jax.metrics import MetricSums
+from mnist_jax.models import layers
+from mnist_jax.training import Observer, Result
+
+
+def accuracy_line(record: dict[str, Any]) -> str:
+    """The last line of a run: `test accuracy: 92.55 % (9255/10000)`."""
+    correct, count = record["test_correct"], record["test_count"]
+    return f"test accuracy: {100 * correct / count:.2f} % ({correct}/{count})"
+
+
+class PipeConsole(Console):
+    """Rich's console, which would exit with 1 where the reader of a pipe goes away."""
+
+    def on_broken_pipe(self) -> None:
+        """Leaves the decision to the command."""
+        raise BrokenPipeError
+
+
+class Display(Observer):
+    """Shows a run on standard output."""
+
+    def __init__(self):
+        self.console = PipeConsole(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.epochs = 0
+        self.notices: list[str] = []
+
+    def on_notice(self, text: str) -> None:
+        """Shows it now, and again at the end, where it is not scrolled away."""
+        self.notices.append(text)
+        self.console.print(f"notice: {text}", markup=False)
+
+    def on_start(
+        self, config: Config, dataset: Dataset, model: nn.Module, device: jax.Device, workdir: Path
+    ) -> None:
+        """What runs on what, and the table of layers."""
+        train, test = len(dataset.train.label), len(dataset.test.label)
+        rows = {
+            "data": f"{dataset.name}, {train:,} train and {test:,} test images, {dataset.source}",
+            "device": f"{device.platform} ({device.device_kind}), {config.precision}",
+            "recipe": f"{config.preset}: {config.epochs} epochs, batch {config.batch_size}, "
+            f"Adam {config.learning_rate:g}, seed {config.seed}",
+            "run": f"{workdir}",
+        }
+        for name, text in rows.items():
+            self.console.print(f"{name:8s}{text}", markup=False)
+        self.console.print(layer_table(config.model, model))
+        self.epochs = config.epochs
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[metrics]}"),
+                console=self.console,
+                transient=True,
+            )
+            self.task = self.progress.add_task("compiling", total=None, metrics="")
+            self.progress.start()
+
+    def on_call(self, epoch: int, step: int, last_step: int, sums: MetricSums) -> None:
+        """Moves the bar."""
+        if self.progress is None or self.task is None:
+            return
+        if step == 0:
+            metrics = "compiling" if epoch == 1 else ""
+            self.progress.reset(self.task, total=last_step, metrics=metrics)
+            self.progress.update(self.task, description=f"epoch {epoch}/{self.epochs}")
+            return
+        elapsed = self.progress.tasks[0].elapsed or 1e-9
+        rate, left = int(sums.count) / elapsed, (last_step - step) * elapsed / step
+        text = (
+            f"{rate:,.0f} images/s  {left:.0f} s left  "
+            f"loss {sums.loss:.4f}  accuracy {sums.accuracy:.4f}"
+        )
+        self.progress.update(self.task, completed=step, metrics=text)
+        self.progress.refresh()
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        """One line an epoch."""
+        self.console.print(
+            f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  "
+            f"train loss {row['train/loss']:.4f} accuracy {row['train/accuracy']:.4f}  "
+            f"test loss {row['test/loss']:.4f} accuracy {row['test/accuracy']:.4f}  "
+            f"{row['train_s']:.1f} s + {row['eval_s']:.1f} s  {row['images_per_s']:,.0f} images/s"
+        )
+
+    def on_end(self, result: Result) -> None:
+        """The summary, ending in the accuracy."""
+        self.close()
+        record, timings = result.record, result.record["timings"]
+        if result.params is None:
+            print(f"{result.workdir} holds this run, complete: nothing to do")
+        else:
+            parts = "  ".join(f"{name[:-2]} {s:.1f} s" for name, s in timings.items())
+            print(f"time    {parts}")
+            print(f"params  sha256 {record['params_sha256']}")
+            print(f"files   {result.workdir}")
+            for text in self.notices:
+                print(f"notice  {text}")
+        print(accuracy_line(record), flush=True)
+
+    def close(self) -> None:
+        """Takes the bar away, also when the run ends early."""
+        if self.progress is not None:
+            self.progress.stop()
+
+
+def layer_table(name: str, model: nn.Module) -> Table:
+    """Layer, output shape and parameters of a model, with the totals below."""
+    rows = layers(model)
+    total = sum(layer.parameters for layer in rows)
+    table = Table(title=f"model {name}", title_justify="left", show_footer=True, pad_edge=False)
+    table.add_column("layer", footer="total\ntrainable\nnon-trainable")
+    table.add_column("kind")
+    table.add_column("output shape")
+    table.add_column("parameters", justify="right", footer=f"{total:,}\n{total:,}\n0")
+    for layer in rows:
+        shape = " × ".join(str(n) for n in layer.output_shape)
+        table.add_row(layer.name, layer.kind, shape, f"{layer.parameters:,}")
+    return table

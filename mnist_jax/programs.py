@@ -1,0 +1,129 @@
+"""A run's compiled programs, with the time to compile them kept apart from the time they take."""
+
+import time
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from mnist_jax import steps
+from mnist_jax.data import Dataset
+from mnist_jax.metrics import MetricSums
+
+# Images a batch when evaluating. Fixed, so that sums are rounded the same way in every run; small
+# enough for each of the CNN's activations to stay under 60 MB.
+EVAL_BATCH_SIZE = 250
+CALL_S = 1.0  # what one call aims to last on a CPU, so that progress shows and Ctrl-C is heard
+CALIBRATION_STEPS = 2
+
+
+class Programs:
+    """Everything of a run that is compiled, and the data it works on, on one device.
+
+    On a CPU one program serves any number of steps, which it takes as an argument. On an
+    accelerator a loop of known length runs without asking the host after each step, so there each
+    length (an epoch, and the rest if the run ends inside one) is compiled when first met.
+
+    Attributes:
+        seconds: compile_s, train_s and eval_s so far, each of finished work.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tx: optax.GradientTransformation,
+        dataset: Dataset,
+        *,
+        seed: int,
+        batch_size: int,
+        normalize: bool,
+        steps_per_call: int | Literal["auto"],
+        device: jax.Device,
+    ):
+        self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
+        self.any_length = device.platform == "cpu"
+        self.steps_per_call = steps_per_call
+        self.train_size, self.test_size = len(dataset.train.label), len(dataset.test.label)
+        self.batch_size = batch_size
+        self.root_key = jax.random.key(seed)
+        # The one transfer of images: from here on they stay on the device, as uint8.
+        self.train_split, self.test_split = jax.device_put((dataset.train, dataset.test), device)
+
+        static = () if self.any_length else ("steps",)
+        common = {"model": model, "normalize": normalize}
+        train_steps = partial(steps.train_steps, tx=tx, batch_size=batch_size, **common)
+        eval_steps = partial(steps.eval_steps, batch_size=EVAL_BATCH_SIZE, **common)
+        self._init = jax.jit(partial(steps.init_state, model=model, tx=tx))
+        self._order = jax.jit(partial(steps.epoch_order, size=self.train_size))
+        self._train = jax.jit(train_steps, static_argnames=static, donate_argnames="state")
+        self._eval = jax.jit(eval_steps, static_argnames=static)
+        self._compiled: dict[tuple[Any, int | None], Any] = {}
+        self._calibrated: dict[Any, int] = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in an epoch, the last and smaller batch included."""
+        return steps.num_batches(self.train_size, self.batch_size)
+
+    def init(self) -> steps.TrainState:
+        """Fresh parameters and optimizer, and everything compiled for a first epoch."""
+        return self._timed("train_s", self._compile(self._init, self.root_key), self.root_key)
+
+    def order(self, epoch: int) -> jax.Array:
+        """The epoch's order of the training images; epochs count from 0."""
+        args = self.root_key, jnp.int32(epoch)
+        return self._timed("train_s", self._compile(self._order, *args), *args)
+
+    def train(
+        self, state: steps.TrainState, sums: MetricSums, order: jax.Array, first: int, end: int
+    ) -> tuple[steps.TrainState, MetricSums, int]:
+        """One call of `steps.train_steps` from batch `first`, at most to batch `end`.
+
+        Returns:
+            The new state (the old one is donated), the sums, and the next batch to train on.
+        """
+        args = state, sums, self.train_split, order, self.root_key, jnp.int32(first)
+        (state, sums), done = self._call("train_s", self._train, *args, most=end - first)
+        return state, sums, first + done
+
+    def evaluate(self, params: Any) -> MetricSums:
+        """The metrics of all test images."""
+        sums, first = MetricSums.zeros(), 0
+        end = steps.num_batches(self.test_size, EVAL_BATCH_SIZE)
+        while first < end:
+            args = params, sums, self.test_split, jnp.int32(first)
+            sums, done = self._call("eval_s", self._eval, *args, most=end - first)
+            first += done
+        return sums
+
+    def _call(self, name: str, program: Any, *args, most: int) -> tuple[Any, int]:
+        """Runs `program` for as many steps as suit one call, at most `most`."""
+        count = most
+        if isinstance(self.steps_per_call, int):
+            count = min(most, self.steps_per_call)
+        elif self.any_length:
+            count = min(most, self._calibrated.get(program, CALIBRATION_STEPS))
+        compiled = self._compile(program, *args, steps=count)
+        before = self.seconds[name]
+        result = self._timed(name, compiled, *args, *([jnp.int32(count)] * self.any_length))
+        seconds = max(self.seconds[name] - before, 1e-9)
+        self._calibrated[program] = max(1, round(count * CALL_S / seconds))
+        return result, count
+
+    def _compile(self, program: Any, *args, steps: int | None = None) -> Any:
+        key = (program, None if self.any_length else steps)
+        if key not in self._compiled:
+            started = time.perf_counter()
+            length = () if steps is None else (jnp.int32(steps) if self.any_length else steps,)
+            self._compiled[key] = program.lower(*args, *length).compile()
+            self.seconds["compile_s"] += time.perf_counter() - started
+        return self._compiled[key]
+
+    def _timed(self, name: str, compiled: Any, *args) -> Any:
+        started = time.perf_counter()
+        result = jax.block_until_ready(compiled(*args))  # the host waits for the device here
+        self.seconds[name] += time.perf_counter() - started
+        return result

@@ -1,0 +1,170 @@
+"""A run's folder: what was asked, where it ran, what came out. Plain JSON, whole or absent."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mnist_jax.config import Config
+from mnist_jax.errors import DeviceError, UsageError
+from mnist_jax.storage import write_atomically
+
+
+class Run:
+    """The folder of one run.
+
+    Args:
+        folder: created if absent.
+        config: what the run is; must be that of an earlier run in this folder, if there was one.
+
+    Raises:
+        UsageError: the folder holds another run or something else.
+        DeviceError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, config: Config):
+        self.folder = folder
+        self.result: dict[str, Any] | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / "config.json").exists():
+                self._check_same(config)
+                if (folder / "result.json").exists():
+                    self.result = json.loads((folder / "result.json").read_text())
+                    return
+            elif any(folder.iterdir()):
+                raise UsageError(
+                    f"{folder} is not empty and holds no run; choose another --workdir"
+                )
+            self._write_json("config.json", config.to_json())
+            (folder / "metrics.jsonl").write_text("")
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        except ValueError as error:
+            raise UsageError(f"{folder}: {error}; choose another --workdir") from error
+
+    def _check_same(self, config: Config) -> None:
+        before = json.loads((self.folder / "config.json").read_text())
+        now = json.loads(json.dumps(config.identity()))
+        different = [
+            f"{name} (was {before.get(name)!r}, now {value!r})"
+            for name, value in now.items()
+            if before.get(name) != value
+        ]
+        if different:
+            raise UsageError(
+                f"{self.folder} holds another run; it differs in {', '.join(different)}; "
+                "choose another --workdir"
+            )
+
+    def write_environment(self, record: dict[str, Any]) -> None:
+        """Writes environment.json."""
+        self._write_json("environment.json", record)
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Adds one epoch's line to metrics.jsonl."""
+        try:
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Writes result.json, which marks the run as complete."""
+        self._write_json("result.json", record)
+        self.result = record
+
+    def _write_json(self, name: str, value: Any) -> None:
+        try:
+            write_atomically(self.folder / name, (json.dumps(value, indent=1) + "\n").encode())
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> DeviceError:
+    return DeviceError(
+        f"cannot write the run's folder {folder} ({error.strerror}); "
+        "free some space or choose another --workdir"
+    )
+
+
+def default_folder(config: Config) -> Path:
+    """runs/<dataset>-<model>-<UTC time>, with a number behind it if that exists already."""
+    time = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    first = Path("runs") / f"{config.dataset}-{config.model}-{time}"
+    folder, number = first, 1
+    while folder.exists():
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
+    return folder
+
+
+def environment(device: jax.Device) -> dict[str, Any]:
+    """What a number depends on besides the config."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": jax.local_device_count(device.platform),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "system": platform.platform(),
+        "variables": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("XLA_", "JAX_", "LIBTPU_", "NVIDIA_TF32"))
+        },
+        **_git_commit(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _git_commit() -> dict[str, Any]:
+    """The commit of this source tree; None where it is not a git checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "-s"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_dirty": None}
+
+
+def params_sha256(params: Any) -> str:
+    """SHA-256 over every parameter's name, dtype, shape and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    for name in sorted(named):
+        array = np.ascontiguousarray(named[name])
+        little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(little_endian.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,167 @@
+"""`train.py` as a person meets it: flags, messages and exit statuses."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import train
+from mnist_jax import cli
+from mnist_jax.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse(*argv: str):
+    return cli.parse_config(argv, prog="train.py", description="")
+
+
+def test_flags_reach_the_config_in_either_spelling():
+    config = parse("--model=mlp", "--batch-size", "50", "--learning_rate=0.01", "--no-normalize")
+    assert (config.model, config.batch_size, config.learning_rate) == ("mlp", 50, 0.01)
+    assert config.normalize is False
+    assert parse("--hidden_sizes", "64", "32", "--model=mlp").hidden_sizes == (64, 32)
+    assert parse("--steps_per_call=7").steps_per_call == 7
+    assert parse("--steps_per_call=auto").steps_per_call == "auto"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--model=cn"], "unknown model 'cn'.*did you mean cnn"),
+        (["--modle=cnn"], "unknown flag '--modle'; did you mean --model"),
+        (["--no-normalise"], "did you mean --no_normalize"),
+        (["--frobnicate"], "unknown flag '--frobnicate'; see --help"),
+        (["--epochs=abc"], "--epochs.*'abc'"),
+        (["--epochs=1.5"], "--epochs.*'1.5'"),
+        (["--epochs"], "--epochs"),
+        (["cnn"], "unrecognized.*cnn"),
+        (["--learning_rate=nan"], "learning_rate is nan; allowed is any finite number above 0"),
+        (["--seed=-1"], "seed is -1"),
+    ],
+)
+def test_a_mistyped_command_is_answered_in_one_line(argv, message):
+    with pytest.raises(UsageError) as caught:
+        parse(*argv)
+    text = str(caught.value)
+    assert re.search(message, text, re.IGNORECASE), text
+    assert "\n" not in text
+    assert len(text) < 250
+
+
+def test_help_explains_every_flag(capsys):
+    assert train_status(["--help"]) == 0
+    text = capsys.readouterr().out
+    for flag in ("model", "epochs", "batch_size", "learning_rate", "manual_dir", "steps_per_call"):
+        assert f"--{flag}" in text
+    assert "default: 0.001" in text
+
+
+def train_status(argv: list[str]) -> int:
+    try:
+        return train.main(argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+
+
+def digits(data_dir: Path, workdir: Path, *more: str) -> list[str]:
+    where = [f"--data_dir={data_dir}", f"--workdir={workdir}"]
+    return ["--model=logistic", "--dataset=digits", "--epochs=2", *where, *more]
+
+
+def test_a_run_prints_a_line_an_epoch_and_ends_with_the_accuracy(capsys, data_dir, tmp_path):
+    argv = digits(data_dir, tmp_path / "run")
+    assert train.main(argv) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert re.fullmatch(r"test accuracy: \d+\.\d\d % \(\d+/360\)", lines[-1])
+    assert len([line for line in lines if line.startswith("epoch ")]) == 2
+    assert "digits" in lines[0]
+    assert re.search(r"total.*7,850", out)
+    assert re.search(r"logits.*Dense.*10.*7,850", out)
+    assert "\x1b" not in out  # no terminal, no control codes
+
+    assert train.main(argv) == 0  # the same command again
+    again = capsys.readouterr().out.splitlines()
+    assert "complete" in again[0]
+    assert again[-1] == lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "message"),
+    [
+        (["--epochs=0"], 2, "error: epochs is 0"),
+        (["--batch_size=99999"], 2, "error: batch_size is 99999"),
+        (["--precision=tf32"], 2, "error: precision is 'tf32'"),
+        (["--platform=tpu"], 6, "error: no tpu device"),
+        (["--dataset=mnist", "--manual_dir=nowhere"], 3, "error: --manual_dir=nowhere"),
+        (["--learning_rate=1e38", "--model=mlp"], 5, "error: the loss is not finite at step 2"),
+    ],
+)
+def test_exit_statuses(capsys, data_dir, tmp_path, more, status, message):
+    assert train.main(digits(data_dir, tmp_path / "run", *more)) == status
+    err = capsys.readouterr().err
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(capsys, data_dir, tmp_path):
+    argv = digits(data_dir, tmp_path / "run", "--batch_size=99999", "--debug")
+    assert train.main(argv) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_exits_with_1_in_one_line(capsys):
+    def broken():
+        raise RuntimeError("first line\nsecond line")
+
+    assert cli.exit_status(broken, debug=False) == 1
+    err = capsys.readouterr().err
+    assert err == (
+        "error: RuntimeError: first line; this is a bug in mnist_jax; --debug shows where\n"
+    )
+
+
+def test_memory_that_runs_out_exits_with_6(capsys):
+    def greedy():
+        raise MemoryError("cannot allocate 1 TB")
+
+    assert cli.exit_status(greedy, debug=False) == 6
+    assert "smaller --batch_size" in capsys.readouterr().err
+
+
+def test_ctrl_c_exits_with_130_and_no_traceback(data_dir, tmp_path):
+    words = digits(data_dir, tmp_path / "run", "--epochs=100000")
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_goes_away_ends_the_run_quietly(data_dir, tmp_path):
+    words = " ".join(digits(data_dir, tmp_path / "run", "--epochs=300"))
+    line = f"{sys.executable} train.py {words} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1] == "141"
+    assert done.stderr == ""

@@ -1,0 +1,78 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from mnist_jax.config import PRESETS, Config
+from mnist_jax.errors import UsageError
+
+
+def test_defaults_are_the_tutorials_recipe():
+    config = Config()
+    assert (config.model, config.epochs, config.batch_size) == ("cnn", 10, 100)
+    assert (config.learning_rate, config.normalize, config.seed) == (1e-3, True, 1234)
+
+
+def test_what_is_given_wins_over_the_preset(monkeypatch):
+    monkeypatch.setitem(PRESETS, "brief", {**PRESETS["post"], "epochs": 2, "normalize": False})
+    config = Config(preset="brief", batch_size=7, normalize=True)
+    assert (config.epochs, config.batch_size, config.normalize) == (2, 7, True)
+    assert Config(preset="brief").normalize is False
+
+
+def test_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model", "cn", "did you mean cnn"),
+        ("model", "", "choose from cnn, logistic, mlp"),
+        ("dataset", "fashion", "did you mean fashion_mnist"),
+        ("preset", "pots", "did you mean post"),
+        ("precision", "float", "did you mean float32"),
+        ("platform", "cuda", "choose from auto, cpu, gpu, tpu"),
+        ("epochs", 0, "1 or more"),
+        ("batch_size", 0, "1 or more"),
+        ("batch_size", -1, "1 or more"),
+        ("learning_rate", 0.0, "above 0"),
+        ("learning_rate", -1e-3, "above 0"),
+        ("learning_rate", math.nan, "above 0"),
+        ("learning_rate", math.inf, "above 0"),
+        ("seed", -1, "0 to 4294967295"),
+        ("seed", 2**32, "0 to 4294967295"),
+        ("max_steps", 0, "1 or more"),
+        ("steps_per_call", 0, "1 or more"),
+        ("steps_per_call", -5, "1 or more"),
+        ("dropout", 1.0, "less than 1"),
+        ("dropout", math.nan, "less than 1"),
+        ("hidden_sizes", (3, 0), "sizes of 1 or more"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused_with_what_is(field, value, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        Config(**{field: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_options_a_model_does_not_have_are_refused():
+    with pytest.raises(UsageError, match="'logistic' has no dropout"):
+        Config(model="logistic", dropout=0.5)
+    assert Config(model="mlp", hidden_sizes=()).model_options() == {"hidden_sizes": ()}
+
+
+def test_the_largest_seed_and_any_positive_rate_are_legal():
+    assert Config(seed=2**32 - 1, learning_rate=1e30).learning_rate == 1e30
+
+
+def test_identity_holds_what_can_change_a_number_and_nothing_else():
+    here = Config(model="mlp", workdir=Path("a"), steps_per_call=7, platform="cpu", debug=True)
+    there = Config(model="mlp", workdir=Path("b"), data_dir=Path("c"))
+    assert here.identity() == there.identity()
+    for other in ({"seed": 1}, {"epochs": 9}, {"precision": "bfloat16"}, {"max_steps": 5}):
+        assert Config(model="mlp", **other).identity() != there.identity()
+    assert json.loads(json.dumps(here.to_json()))["workdir"] == "a"

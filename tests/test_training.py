@@ -1,0 +1,176 @@
+"""`fit` from end to end, on the digits that ship with scikit-learn: small, and no network."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax import Config, fit, runs
+from mnist_jax.errors import DeviceError, NonFiniteError, UsageError
+from mnist_jax.training import Observer
+
+
+@pytest.fixture
+def config(data_dir, tmp_path):
+    """Makes a Config for a quick run into a folder of the test's own."""
+
+    def make(**fields) -> Config:
+        defaults = {"model": "logistic", "dataset": "digits", "epochs": 3, "data_dir": data_dir}
+        return Config(**{**defaults, "workdir": tmp_path / "run", **fields})
+
+    return make
+
+
+def test_a_run_learns_and_leaves_its_files(config):
+    result = fit(config(model="mlp", epochs=10))
+    folder, record = result.workdir, result.record
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.json", "environment.json", "metrics.jsonl", "result.json"),
+    }
+    assert record == json.loads((folder / "result.json").read_text())
+    assert record["test_count"] == 360
+    assert record["test_accuracy"] == record["test_correct"] / 360 > 0.9
+    assert record["dataset"] == record["config"]["dataset"] == "digits"
+    assert (record["epochs"], record["steps"]) == (10, 150)  # 1,437 images make 15 batches
+    assert record["params_sha256"] == runs.params_sha256(result.params)
+    assert set(record["timings"]) == {
+        *("import_s", "data_s", "compile_s", "train_s", "eval_s", "total_s"),
+    }
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 11))
+    assert [row["step"] for row in rows] == list(range(15, 151, 15))
+    assert rows[-1]["test/accuracy"] == record["test_accuracy"]
+    assert rows[-1]["train/accuracy"] == record["train_accuracy"]
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(config, tmp_path):
+    digests = [
+        fit(config(seed=seed, workdir=tmp_path / str(i))).record["params_sha256"]
+        for i, seed in enumerate((1, 1, 2))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("model", ["logistic", "mlp", "cnn"])
+def test_the_number_of_steps_in_a_call_changes_no_bit(config, tmp_path, model):
+    sizes = {"max_steps": 4, "batch_size": 20} if model == "cnn" else {"max_steps": 18}
+    records = [
+        fit(
+            config(model=model, steps_per_call=calls, workdir=tmp_path / str(calls), **sizes)
+        ).record
+        for calls in (1, 3, 100, "auto")
+    ]
+    assert len({record["params_sha256"] for record in records}) == 1
+    assert len({record["train_accuracy"] for record in records}) == 1
+
+
+def test_max_steps_ends_inside_an_epoch_with_its_metrics(config):
+    result = fit(config(max_steps=20))
+    rows = [
+        json.loads(line) for line in (result.workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 15), (2, 20)]
+    assert (result.record["epochs"], result.record["steps"]) == (2, 20)
+
+
+def test_max_steps_on_an_epochs_end_adds_no_empty_epoch(config):
+    assert fit(config(max_steps=15)).record["epochs"] == 1
+
+
+def test_a_finished_run_is_not_run_again(config):
+    first = fit(config())
+    again = fit(config(steps_per_call=1))  # how it runs may differ
+    assert again.params is None
+    assert again.record == first.record
+
+
+def test_another_run_in_the_same_folder_is_refused_with_the_differences(config):
+    fit(config())
+    with pytest.raises(UsageError, match=r"epochs \(was 3, now 4\)"):
+        fit(config(epochs=4))
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty and holds no run"):
+        fit(config())
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_workdir_that_cannot_be_a_folder_is_refused(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DeviceError, match="cannot write the run's folder"):
+        fit(config(workdir=tmp_path / "file" / "run"))
+
+
+def test_a_loss_that_is_not_finite_names_its_step(config):
+    with pytest.raises(NonFiniteError, match=r"at step 2 .*learning_rate 1e\+38"):
+        fit(config(model="mlp", learning_rate=1e38))
+
+
+def test_a_batch_larger_than_the_split_is_refused(config):
+    with pytest.raises(UsageError, match="allowed is 1 to 1437"):
+        fit(config(batch_size=1438))
+
+
+def test_a_batch_as_large_as_the_split_trains(config):
+    assert fit(config(batch_size=1437, epochs=2)).record["steps"] == 2
+
+
+def test_an_absent_platform_is_an_error_and_never_the_cpu(config):
+    with pytest.raises(DeviceError, match="no tpu device; JAX finds cpu"):
+        fit(config(platform="tpu"))
+
+
+def test_bfloat16_trains_on_a_cpu_and_keeps_float32_parameters(config):
+    result = fit(config(model="mlp", precision="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(result.params)} == {np.dtype("float32")}
+    assert result.record["test_accuracy"] > 0.3
+
+
+def test_normalize_changes_the_input(config, tmp_path):
+    raw = fit(config(normalize=False, workdir=tmp_path / "raw")).record
+    assert raw["params_sha256"] != fit(config()).record["params_sha256"]
+
+
+def test_observers_hear_of_every_step_and_epoch_in_order(config):
+    heard = []
+
+    class Recorder(Observer):
+        def on_start(self, config, dataset, model, device, workdir):
+            heard.append(("start", dataset.name))
+
+        def on_call(self, epoch, step, last_step, sums):
+            heard.append(("call", epoch, step, last_step, int(sums.count)))
+
+        def on_epoch(self, row):
+            heard.append(("epoch", row["epoch"]))
+
+        def on_end(self, result):
+            heard.append(("end", result.record["steps"]))
+
+    fit(config(epochs=1, steps_per_call=8), observer=Recorder())
+    assert heard == [
+        ("start", "digits"),
+        ("call", 1, 0, 15, 0),
+        ("call", 1, 8, 15, 800),
+        ("call", 1, 15, 15, 1437),
+        ("epoch", 1),
+        ("end", 15),
+    ]
+
+
+def test_params_sha256_depends_on_names_shapes_dtypes_and_values():
+    base = {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float32)}
+    variants = [
+        base,
+        {"b": base["b"], "c": base["a"]},
+        {**base, "a": np.zeros((3, 2), np.float32)},
+        {**base, "a": np.zeros((2, 3), np.int32)},
+        {**base, "b": np.array([1, 1, 1, 2], np.float32)},
+    ]
+    assert len({runs.params_sha256(v) for v in variants}) == len(variants)
+    assert runs.params_sha256({"b": base["b"], "a": base["a"]}) == runs.params_sha256(base)
