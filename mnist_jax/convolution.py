@@ -17,7 +17,8 @@ error in float32 is about ten times that of the definition.
     arXiv:1509.09308. Matrices for F(4×4, 3×3): section 4.3.
 """
 
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import jax
 import jax.numpy as jnp
@@ -156,11 +157,12 @@ def _gradients_on_cpu(x, w, g, padding, precision):
     dtype = x.dtype
     x, w, g = _wide(x), _wide(w), _wide(g)
     border = 1 if padding == "SAME" else 0
-    # Each input pixel meets the kernel turned by 180°: the input's gradient is a convolution of
-    # the output's with that, padded so that it grows back to the input's size.
-    turned = jnp.swapaxes(w[::-1, ::-1], 2, 3)
-    dx = _winograd(g, turned, 2 - border, precision)
-    dw = (_few_channels_dw if x.shape[3] == 1 else _winograd_dw)(x, g, border, precision)
+    d = _transform_tiles(g, A_T.T, [(0, -n % TILE) for n in g.shape[1:3]])
+    dx = _winograd_dx(d, w, x.shape, border, precision)
+    if x.shape[3] == 1:
+        dw = _few_channels_dw(x, g, border, precision)
+    else:
+        dw = _winograd_dw(x, d, border, precision)
     return dx.astype(dtype), dw.astype(dtype)
 
 
@@ -175,20 +177,49 @@ def _winograd(x, w, border, precision):
     height, width = height + 2 * border - 2, width + 2 * border - 2
     rows, columns = _tiles(height), _tiles(width)
     v = _input_tiles(x, border)  # (36, batch · rows · columns, in)
-    u = _transform_2d(w, G).reshape(SPAN**2, *w.shape[2:])  # (36, in, out)
+    u = _transform_kernel(w, G).reshape(SPAN**2, *w.shape[2:])  # (36, in, out)
     m = lax.dot_general(v, u, (((2,), (1,)), ((0,), (0,))), precision)
     m = m.reshape(SPAN, SPAN, batch, rows, columns, -1)
-    y = jnp.stack(_combine(A_T, m), 3)  # (6, batch, rows, 4, columns, out)
-    y = jnp.stack(_combine(A_T, lax.optimization_barrier(y)), 4)  # (b, rows, 4, columns, 4, out)
+    y = [lax.optimization_barrier(line) for line in _combine(A_T, m)]  # 4 × (6, b, r, c, out)
+    y = [lax.optimization_barrier(jnp.stack(_combine(A_T, line), 3)) for line in y]
+    y = jnp.stack(y, 2)  # (batch, rows, 4, columns, 4, out)
     return y.reshape(batch, rows * TILE, columns * TILE, -1)[:, :height, :width]
 
 
-def _winograd_dw(x, g, border, precision):
-    """The kernel's gradient: Gᵀ [ Σ over tiles (Bᵀ d B) ⊙ (A g Aᵀ) ] G."""
+def _winograd_dx(d, w, shape, border, precision):
+    """The input's gradient: Σ over tiles B [ (G w Gᵀ) ⊙ (A g Aᵀ) ] Bᵀ, each where its tile lay.
+
+    d holds A g Aᵀ of every tile, (36, batch · rows · columns, out); shape is the input's.
+    """
+    batch, height, width, _ = shape
+    rows, columns = (_tiles(n + 2 * border - 2) for n in (height, width))
+    u = jnp.swapaxes(_transform_kernel(w, G), 2, 3).reshape(SPAN**2, *w.shape[:1:-1])
+    m = lax.dot_general(d, u, (((2,), (1,)), ((0,), (0,))), precision)  # (36, b · r · c, in)
+    m = m.reshape(SPAN, SPAN, batch, rows, columns, -1)
+    dx = _overlap_add(_combine(B_T.T, m), 2)  # (6, batch, 4 (rows + 1), columns, in)
+    dx = lax.optimization_barrier(dx[:, :, border : border + height])
+    return _overlap_add(_combine(B_T.T, dx), 2)[:, :, border : border + width]
+
+
+def _overlap_add(lines, axis):
+    """Tiles of 6 laid every 4 pixels and summed: 6 arrays of n tiles → 4 (n + 1) along `axis`."""
+
+    def shifted(line, by):
+        zeros = jnp.zeros_like(lax.slice_in_dim(line, 0, 1, axis=axis))
+        return jnp.concatenate([zeros, line] if by else [line, zeros], axis)
+
+    own = [shifted(line, 0) for line in lines[:TILE]]
+    previous = [shifted(line, 1) for line in lines[TILE:]]
+    pixels = [a + b for a, b in zip(own, previous, strict=False)] + own[len(previous) :]
+    y = jnp.stack(pixels, axis + 1)
+    return y.reshape(*y.shape[:axis], -1, *y.shape[axis + 2 :])
+
+
+def _winograd_dw(x, d, border, precision):
+    """The kernel's gradient: Gᵀ [ Σ over tiles (Bᵀ x B) ⊙ (A g Aᵀ) ] G, with d as above."""
     v = _input_tiles(x, border)
-    d = _transform_tiles(g, A_T.T, ((0, -g.shape[1] % TILE), (0, -g.shape[2] % TILE)))
     du = lax.dot_general(v, d, (((1,), (1,)), ((0,), (0,))), precision)  # (36, in, out)
-    return _transform_2d(du.reshape(SPAN, SPAN, *du.shape[1:]), G.T)
+    return _transform_kernel(du.reshape(SPAN, SPAN, *du.shape[1:]), G.T)
 
 
 def _tiles(size):
@@ -208,7 +239,7 @@ def _transform_tiles(x, matrix, pads):
     A tile begins every 4 pixels and is as wide as the matrix: for 6 columns tiles overlap by 2.
     The barrier keeps XLA from recomputing the first product inside each part of the second.
     """
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    x = _pad(x, pads)
     reach = [n - matrix.shape[1] + 1 for n in x.shape[1:3]]
     offsets = range(matrix.shape[1])
     x = jnp.stack(_combine(matrix, [x[:, i : i + reach[0] : TILE] for i in offsets]))
@@ -217,18 +248,28 @@ def _transform_tiles(x, matrix, pads):
     return x.reshape(SPAN**2, -1, x.shape[-1])
 
 
+def _transform_kernel(w, matrix):
+    """matrix @ w @ matrixᵀ over the two leading axes of w, in two steps as above."""
+    w = lax.optimization_barrier(jnp.stack(_combine(matrix, w)))
+    return jnp.stack(_combine(matrix, jnp.moveaxis(w, 1, 0)), 1)
+
+
 def _combine(matrix, xs):
     """matrix @ xs over the leading axis, written out so that XLA fuses it, zeros skipped."""
     return [
-        sum((x * float(c) if c != 1 else x for c, x in zip(row, xs, strict=True) if c), start=0.0)
+        reduce(add, (x if c == 1 else x * float(c) for c, x in zip(row, xs, strict=True) if c))
         for row in matrix
     ]
 
 
-def _transform_2d(x, matrix):
-    """matrix @ x @ matrixᵀ over the two leading axes of x."""
-    matrix = matrix.astype(x.dtype)
-    return jnp.einsum("ik,kl...,jl->ij...", matrix, x, matrix, precision="highest")
+def _pad(x, pads):
+    """Zeros around height and width. XLA's CPU copies a concatenation faster than it pads."""
+    for axis, (low, high) in enumerate(pads, start=1):
+        zeros = [
+            jnp.zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), x.dtype) for n in (low, high)
+        ]
+        x = jnp.concatenate([zeros[0], x, zeros[1]], axis)
+    return x
 
 
 def _few_channels(x, w, border, precision):
@@ -241,7 +282,7 @@ def _few_channels(x, w, border, precision):
 
 def _few_channels_dw(x, g, border, precision):
     height, width = g.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+    x = _pad(x, [(border, border)] * 2)
     patches = jnp.stack(
         [x[:, i : i + height, j : j + width, 0] for i in range(3) for j in range(3)]
     )  # (9, batch, height, width)
