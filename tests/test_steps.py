@@ -21,14 +21,15 @@ SIZE, BATCH_SIZE = 10, 4  # an epoch of batches of 4, 4 and 2
 MODELS = {
     "logistic": models.LogisticRegression(),
     "mlp": models.MLP(hidden_sizes=(32, 16), dropout=0.5),
-    "cnn": models.CNN(),
+    "cnn": models.CNN(dropout=0.0),
 }
 
 
 def make_split(size: int = SIZE, seed: int = 0) -> Split:
-    """Random images, whose first pixel is their index."""
+    """Images of 4x4 squares in random shades, whose first pixel is their index."""
     rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (size, 28, 28, 1)).astype(np.uint8)
+    image = rng.integers(0, 256, (size, 4, 4, 1)).astype(np.uint8)
+    image = image.repeat(7, axis=1).repeat(7, axis=2)
     image[:, 0, 0, 0] = np.arange(size)
     return Split(image, rng.integers(0, 10, size).astype(np.int32))
 
@@ -39,8 +40,8 @@ def make_batch(split: Split, index=slice(None)) -> steps.Batch:
 
 
 @functools.cache
-def initial(model: nn.Module) -> steps.TrainState:
-    return jax.jit(partial(steps.init_state, model=model, tx=TX))(ROOT)
+def initial(model: nn.Module, tx: optax.GradientTransformation = TX) -> steps.TrainState:
+    return jax.jit(partial(steps.init_state, model=model, tx=tx))(ROOT)
 
 
 @functools.cache
@@ -59,7 +60,10 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 
 
 def assert_close(ours: Any, theirs: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), ours, theirs)
+    def check(a, b):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol)
+
+    jax.tree.map(check, ours, theirs)
 
 
 # --- One batch
@@ -104,11 +108,11 @@ def test_the_loss_is_the_mean_cross_entropy_and_the_sums_are_behind_it():
     "call", ["loss_fn", "eval_step", "train_step", "train_steps", "eval_steps"]
 )
 def test_without_normalizing_the_model_sees_0_to_255(call):
-    model, split = MODELS["logistic"], make_split(BATCH_SIZE)
+    model, split = MODELS["logistic"], jax.device_put(make_split(BATCH_SIZE))
     state, batch, zeros = initial(model), make_batch(split), MetricSums.zeros()
     by_hand = {**batch, "image": np.float32(batch["image"])}
     _, expected = steps.loss_fn(state.params, by_hand, model=model)
-    order = np.arange(BATCH_SIZE)
+    order = jnp.arange(BATCH_SIZE)
     options = {"model": model, "normalize": False}
     sums = {
         "loss_fn": lambda: steps.loss_fn(state.params, batch, **options)[1],
@@ -135,7 +139,7 @@ def test_in_bfloat16_the_loss_and_the_gradients_are_float32():
         assert {a.dtype for a in (loss, sums.loss_sum, *jax.tree.leaves(grads))} == {
             jnp.dtype("float32")
         }
-        results[model.dtype] = loss
+        results[model.dtype] = float(loss)
     assert results[jnp.bfloat16] != results[None]
     assert results[jnp.bfloat16] == pytest.approx(results[None], rel=0.01)
 
@@ -194,7 +198,7 @@ def test_dropout_is_addressed_by_the_step_and_the_root_key():
         new, sums = step(state, batch, ROOT)
         assert_equal((new, sums), step(state, batch, ROOT))
         key = steps.address_key(ROOT, steps.DROPOUT, place)
-        assert sums.loss_sum == pytest.approx(loss(state.params, batch, key)[1].loss_sum, rel=1e-6)
+        assert_close(sums, loss(state.params, batch, key)[1])
         assert new.step == place + 1
         losses.add(float(sums.loss_sum))
     losses.add(float(step(start, batch, jax.random.key(1))[1].loss_sum))
@@ -262,6 +266,13 @@ def test_every_example_is_as_likely_at_every_place():
     expected = epochs / size
     chi_squared = np.sum((counts - expected) ** 2 / expected)
     assert chi_squared < 52.6  # 25 degrees of freedom: one seed in a thousand lies above
+
+
+def test_neighbours_in_the_order_ascend_as_often_as_they_descend():
+    """Ties between the random numbers sorted by would show as too many ascents."""
+    size = 60_000
+    ascents = np.sum(np.diff(np.asarray(order_of(0, size))) > 0)
+    assert abs(ascents - (size - 1) / 2) < 4 * np.sqrt((size + 1) / 12)
 
 
 # --- Many steps
@@ -339,22 +350,17 @@ def test_the_step_is_traced_once_over_epochs_whose_last_batch_is_smaller():
     assert Traced.seen == [BATCH_SIZE]
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("logistic", 300), ("mlp", 150), ("cnn", 12)])
-def test_a_fixed_batch_is_learned(name, epochs):
-    """Ten random images with random labels: nothing to find but the ten themselves."""
-    # Dropout would blur what is learned; the CNN keeps its own, to share its program.
-    model = models.MLP() if name == "mlp" else MODELS[name]
+@pytest.mark.parametrize(("name", "epochs"), [("logistic", 200), ("mlp", 60), ("cnn", 15)])
+def test_ten_images_with_random_labels_are_learned(name, epochs):
+    model = models.MLP() if name == "mlp" else MODELS[name]  # each without dropout
     split, program = make_split(), compiled(model)
-    state = initial(model)
+    state = start = initial(model)
     for epoch in range(epochs):
         state, _ = program(state, MetricSums.zeros(), split, order_of(epoch), ROOT, 0, 3)
-    first, last = (
-        jax.jit(partial(steps.eval_step, model=model))(params, make_batch(split))
-        for params in (initial(model).params, state.params)
-    )
-    assert first.loss > 1.5
-    print("LOSS", name, last.loss)
-    assert last.loss < 0.1
+    evaluate = jax.jit(partial(steps.eval_step, model=model))
+    first, last = (evaluate(params, make_batch(split)) for params in (start.params, state.params))
+    assert first.loss > 2
+    assert last.loss < 0.03
     assert last.correct == SIZE
 
 
@@ -364,14 +370,15 @@ def test_the_first_step_whose_loss_is_not_finite_is_named(bad_step):
     model, split = MODELS["logistic"], make_split()
     tx = optax.adam(lambda count: jnp.where(count < bad_step - 2, 1e-3, 1e38))
     program = compiled(model, tx)
-    carry = initial(model), MetricSums.zeros()
+    carry = initial(model, tx), MetricSums.zeros()
     named = []
     for step in range(1, 8):
         carry = program(*carry, split, order_of(0), ROOT, (step - 1) % 3, 1)
         named.append(int(carry[1].first_nonfinite))
     assert named == [NEVER] * (bad_step - 1) + [bad_step] * (8 - bad_step)
-    in_one_call = program(initial(model), MetricSums.zeros(), split, order_of(0), ROOT, 0, 7)
-    assert in_one_call[1].first_nonfinite == bad_step
+    state, _ = program(initial(model, tx), MetricSums.zeros(), split, order_of(0), ROOT, 0, 3)
+    _, sums = program(state, MetricSums.zeros(), split, order_of(1), ROOT, 0, 3)
+    assert sums.first_nonfinite == max(bad_step, 4)  # of these sums' own steps, 4 to 6
 
 
 # --- Evaluation
