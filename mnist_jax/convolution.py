@@ -10,15 +10,19 @@ takes 144:
 
 Summed over input channels, the ⊙ at one of the 36 places is a matrix product: all tiles of the
 batch × input channels, times input channels × output channels. The three small matrices come from
-interpolating a polynomial product at the points 0, ±1, ±2 and ∞. They are exact; the rounding
-error in float32 is about ten times that of the definition.
+interpolating a polynomial product at the points 0, ±1, ±2 and ∞. The formula is exact; in float32
+it rounds somewhat more than the definition does. The gradients are the formula's transposes: with
+D = A g Aᵀ of each tile of the output's gradient g, they are
+
+    of d:  B [ (G w Gᵀ) ⊙ D ] Bᵀ, overlapping tiles summed
+    of w:  Gᵀ [ Σ over tiles (Bᵀ d B) ⊙ D ] G
 
 [1] A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2015,
     arXiv:1509.09308. Matrices for F(4×4, 3×3): section 4.3.
 """
 
+from collections.abc import Sequence
 from functools import partial, reduce
-from operator import add
 
 import jax
 import jax.numpy as jnp
@@ -55,16 +59,16 @@ A_T = np.array([
 
 
 def conv_general_dilated(
-    lhs,
-    rhs,
-    window_strides,
-    padding,
-    lhs_dilation=None,
-    rhs_dilation=None,
-    dimension_numbers=None,
-    feature_group_count=1,
-    precision=None,
-):
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
+    feature_group_count: int = 1,
+    precision: lax.PrecisionLike = None,
+) -> jax.Array:
     """`jax.lax.conv_general_dilated`, with the faster route on a CPU for the shapes it serves.
 
     For `flax.linen.Conv(..., conv_general_dilated=conv_general_dilated)`. The shapes served are
@@ -99,7 +103,9 @@ def conv_general_dilated(
 # The derivative is given outermost and the platform chosen inside it: differentiating through
 # `platform_dependent` would keep the residuals of every branch.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv3x3(x, w, padding, precision=None):
+def conv3x3(
+    x: jax.Array, w: jax.Array, padding: str, precision: lax.PrecisionLike = None
+) -> jax.Array:
     """A 3×3 convolution (cross-correlation, as everywhere in deep learning) of stride 1.
 
     Args:
@@ -149,7 +155,7 @@ def _on_cpu(x, w, padding, precision):
     dtype = x.dtype
     x, w = _wide(x), _wide(w)
     border = 1 if padding == "SAME" else 0
-    convolve = _few_channels if x.shape[3] == 1 else _winograd
+    convolve = _one_channel if x.shape[3] == 1 else _winograd
     return convolve(x, w, border, precision).astype(dtype)
 
 
@@ -160,7 +166,7 @@ def _gradients_on_cpu(x, w, g, padding, precision):
     d = _transform_tiles(g, A_T.T, [(0, -n % TILE) for n in g.shape[1:3]])
     dx = _winograd_dx(d, w, x.shape, border, precision)
     if x.shape[3] == 1:
-        dw = _few_channels_dw(x, g, border, precision)
+        dw = _one_channel_dw(x, g, border, precision)
     else:
         dw = _winograd_dw(x, d, border, precision)
     return dx.astype(dtype), dw.astype(dtype)
@@ -257,7 +263,7 @@ def _transform_kernel(w, matrix):
 def _combine(matrix, xs):
     """matrix @ xs over the leading axis, written out so that XLA fuses it, zeros skipped."""
     return [
-        reduce(add, (x if c == 1 else x * float(c) for c, x in zip(row, xs, strict=True) if c))
+        reduce(jnp.add, (x if c == 1 else x * float(c) for c, x in zip(row, xs, strict=True) if c))
         for row in matrix
     ]
 
@@ -272,7 +278,7 @@ def _pad(x, pads):
     return x
 
 
-def _few_channels(x, w, border, precision):
+def _one_channel(x, w, border, precision) -> jax.Array:
     """The definition as one fused sum: for one input channel there is nothing to multiply out."""
     del precision
     height, width = (n + 2 * border - 2 for n in x.shape[1:3])
@@ -280,7 +286,7 @@ def _few_channels(x, w, border, precision):
     return sum(x[:, i : i + height, j : j + width] * w[i, j, 0] for i in range(3) for j in range(3))
 
 
-def _few_channels_dw(x, g, border, precision):
+def _one_channel_dw(x, g, border, precision):
     height, width = g.shape[1:3]
     x = _pad(x, [(border, border)] * 2)
     patches = jnp.stack(
@@ -290,7 +296,7 @@ def _few_channels_dw(x, g, border, precision):
     return dw.reshape(3, 3, 1, -1)
 
 
-def max_pool_2x2(x):
+def max_pool_2x2(x: jax.Array) -> jax.Array:
     """The maximum of each 2×2 window: (batch, height, width, c) → (batch, ⌊h/2⌋, ⌊w/2⌋, c).
 
     Where several pixels of a window share the maximum, the gradient goes to the first of them in
