@@ -92,6 +92,9 @@ class Config:
     compilation_cache: Path | None = _execution(Path("~/.cache/mnist_jax/compiled"))
     """Compiled programs are kept here, so that the next start need not compile. None: nowhere."""
 
+    tensorboard: bool = _execution(False)
+    """Also write the metrics of each epoch for TensorBoard, into the run's folder."""
+
     debug: bool = _execution(False)
     """Show the traceback of an error."""
 

@@ -278,12 +278,13 @@ def _pad(x, pads):
     return x
 
 
-def _one_channel(x, w, border, precision) -> jax.Array:
+def _one_channel(x: jax.Array, w: jax.Array, border, precision) -> jax.Array:
     """The definition as one fused sum: for one input channel there is nothing to multiply out."""
     del precision
     height, width = (n + 2 * border - 2 for n in x.shape[1:3])
-    x = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
-    return sum(x[:, i : i + height, j : j + width] * w[i, j, 0] for i in range(3) for j in range(3))
+    x = _pad(x, [(border, border)] * 2)
+    places = [(i, j) for i in range(3) for j in range(3)]
+    return reduce(jnp.add, [x[:, i : i + height, j : j + width] * w[i, j, 0] for i, j in places])
 
 
 def _one_channel_dw(x, g, border, precision):
@@ -300,8 +301,9 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     """The maximum of each 2×2 window: (batch, height, width, c) → (batch, ⌊h/2⌋, ⌊w/2⌋, c).
 
     Where several pixels of a window share the maximum, the gradient goes to the first of them in
-    reading order, as in TensorFlow's and PyTorch's pooling. Comparing four slices is the same
-    function as a window reduction and has a gradient that a CPU computes quickly.
+    reading order, as in TensorFlow's and PyTorch's pooling. Comparing four slices has a gradient
+    that a CPU computes quickly, which a window reduction has not. Unlike one, it may pass over a
+    NaN that stands beside a number.
     """
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     a, b, c, d = (x[:, i:height:2, j:width:2] for i in range(2) for j in range(2))

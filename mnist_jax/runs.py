@@ -33,6 +33,7 @@ class Run:
     def __init__(self, folder: Path, config: Config):
         self.folder = folder
         self.result: dict[str, Any] | None = None
+        self.tensorboard: Any = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / "config.json").exists():
@@ -46,6 +47,8 @@ class Run:
                 )
             self._write_json("config.json", config.to_json())
             (folder / "metrics.jsonl").write_text("")
+            if config.tensorboard:
+                self.tensorboard = _tensorboard(folder)
         except OSError as error:
             raise _unwritable(folder, error) from error
         except ValueError as error:
@@ -74,6 +77,10 @@ class Run:
         try:
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
+            if self.tensorboard is not None:
+                for name, value in row.items():
+                    self.tensorboard.add_scalar(name, value, row["step"])
+                self.tensorboard.flush()
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
@@ -87,6 +94,17 @@ class Run:
             write_atomically(self.folder / name, (json.dumps(value, indent=1) + "\n").encode())
         except OSError as error:
             raise _unwritable(self.folder, error) from error
+
+
+def _tensorboard(folder: Path) -> Any:
+    """A writer of TensorBoard's files."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UsageError(
+            "--tensorboard needs tensorboardX; pip install '.[tensorboard]' or leave it out"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
 
 
 def _unwritable(folder: Path, error: OSError) -> DeviceError:

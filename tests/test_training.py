@@ -1,6 +1,7 @@
 """`fit` from end to end, on the digits that ship with scikit-learn: small, and no network."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -174,3 +175,13 @@ def test_params_sha256_depends_on_names_shapes_dtypes_and_values():
     ]
     assert len({runs.params_sha256(v) for v in variants}) == len(variants)
     assert runs.params_sha256({"b": base["b"], "a": base["a"]}) == runs.params_sha256(base)
+
+
+def test_tensorboard_gets_each_epoch_and_its_absence_is_explained(config, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    result = fit(config(tensorboard=True))
+    assert list((result.workdir / "tensorboard").glob("events.*"))
+    assert fit(config(tensorboard=True)).record == result.record
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UsageError, match=r"pip install '\.\[tensorboard\]'"):
+        fit(config(tensorboard=True, workdir=tmp_path / "another"))

@@ -1,0 +1,86 @@
+"""Flax Linen as its examples write it: `nn.Conv`, `nn.max_pool`, one jitted call a step.
+
+Batches are taken on the host from float32 arrays; calls are queued, and a sample waits for the
+last of them.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax.training.train_state import TrainState
+
+from benchmarks.peer_workers import job as jobs
+
+
+class Net(nn.Module):
+    """The tutorial's network of that name."""
+
+    model: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(batch, 28, 28, 1) → logits (batch, 10)."""
+        if self.model == "cnn":
+            x = nn.relu(nn.Conv(64, (3, 3))(x))
+            x = nn.relu(nn.Conv(64, (3, 3))(x))
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = nn.relu(nn.Conv(128, (3, 3))(x))
+            x = nn.relu(nn.Conv(256, (3, 3), padding="VALID")(x))
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape((x.shape[0], -1))
+        for size in jobs.HIDDEN_SIZES[self.model]:
+            x = nn.relu(nn.Dense(size)(x))
+            if self.model == "cnn":
+                x = nn.Dropout(jobs.DROPOUT, deterministic=not train)(x)
+        return nn.Dense(jobs.NUM_CLASSES)(x)
+
+
+@jax.jit
+def train_step(state: TrainState, image: Any, label: Any, key: jax.Array) -> TrainState:
+    """One update."""
+
+    def loss_fn(params):
+        rngs = {"dropout": jax.random.fold_in(key, state.step)}
+        logits = state.apply_fn({"params": params}, image, train=True, rngs=rngs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+    return state.apply_gradients(grads=jax.grad(loss_fn)(state.params))
+
+
+@jax.jit
+def eval_step(state: TrainState, image: Any, label: Any) -> tuple[jax.Array, jax.Array]:
+    """Loss and hits, summed over the batch."""
+    logits = state.apply_fn({"params": state.params}, image, train=False)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    return losses.sum(), (logits.argmax(-1) == label).sum()
+
+
+def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
+    """The network with `optax.adam`."""
+    data = data.as_float()
+    net, key = Net(job.model), jax.random.key(0)
+    params = net.init(key, jnp.zeros((1, 28, 28, 1)), train=False)["params"]
+    tx = optax.adam(jobs.LEARNING_RATE, eps=jobs.EPSILON)
+    start = TrainState.create(apply_fn=net.apply, params=params, tx=tx)
+    done = 0
+
+    def train(state: TrainState, steps: int) -> TrainState:
+        nonlocal done
+        for _ in range(steps):
+            index = data.batch_index(done, job.batch_size)
+            state = train_step(state, data.image[index], data.label[index], key)
+            done += 1
+        return state
+
+    def evaluate(state: TrainState, batches: int) -> list[tuple[jax.Array, jax.Array]]:
+        places = [slice(i * n, (i + 1) * n) for n in [jobs.EVAL_BATCH_SIZE] for i in range(batches)]
+        return [eval_step(state, data.test_image[i], data.test_label[i]) for i in places]
+
+    return jobs.Workload(start, train, evaluate, jax.block_until_ready, {})
+
+
+if __name__ == "__main__":
+    jobs.main(make)

@@ -1,0 +1,125 @@
+"""The file that every benchmark writes, and the one reader of it.
+
+    {"version": 1, "context": {...}, "benchmarks": [{"name": ..., "samples_s": [...], ...}]}
+
+`context` is the environment and the command. The entries are `Benchmark`s: one schema, by which
+the writer writes and the reader checks.
+"""
+
+import dataclasses
+import datetime
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import timing
+from mnist_jax.errors import DataError, DeviceError
+from mnist_jax.storage import write_atomically
+
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One thing measured in one process. Every time is in seconds."""
+
+    name: str
+    """What was measured, such as train_step or evaluate."""
+    framework: str
+    model: str
+    batch_size: int
+    precision: str
+    mode: str
+    """How the framework was used, such as eager."""
+    warmup_s: list[float]
+    samples_s: list[float]
+    median_s: float
+    iqr_s: float
+    ci95_s: list[float]
+    warning: str
+    """Why the samples should not be trusted; "" where nothing speaks against them."""
+    details: dict[str, Any]
+    """What only this kind of benchmark has, such as the round it belongs to."""
+
+    @classmethod
+    def of(
+        cls, samples_s: Sequence[float], warmup_s: Sequence[float] = (), **fields: Any
+    ) -> "Benchmark":
+        """A benchmark from its samples, which are summarized, and the fields that name it."""
+        summary = timing.summarize(samples_s)._asdict()
+        return cls(warmup_s=list(warmup_s), samples_s=list(samples_s), **summary, **fields)
+
+
+def check_writable(path: Path) -> None:
+    """To be called before measuring, so that nothing is measured in vain.
+
+    Raises:
+        DeviceError: no file can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def write(path: Path, context: Mapping[str, Any], benchmarks: Sequence[Benchmark]) -> None:
+    """Writes `path`, whole or not at all; adds the UTC time to the context.
+
+    Raises:
+        DeviceError: it cannot be written.
+    """
+    content = {
+        "version": VERSION,
+        "context": {**context, "date": datetime.datetime.now(datetime.UTC).isoformat()},
+        "benchmarks": [dataclasses.asdict(benchmark) for benchmark in benchmarks],
+    }
+    try:
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Benchmark]]:
+    """The context and the benchmarks of a file that `write` wrote.
+
+    Raises:
+        DataError: there is no such file, or it is truncated, of another version or not ours.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror}); name a result file") from error
+    except ValueError as error:
+        raise DataError(f"{path} is truncated or not JSON ({error}); measure again") from error
+    if not isinstance(content, dict) or "version" not in content or "benchmarks" not in content:
+        raise DataError(f"{path} is not a result file of these benchmarks; name one that is")
+    if content["version"] != VERSION:
+        raise DataError(
+            f"{path} is of version {content['version']!r}; this program reads {VERSION}; "
+            "measure again, or read it with the commit in its context"
+        )
+    try:
+        return dict(content["context"]), [_benchmark(entry) for entry in content["benchmarks"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); measure again") from error
+
+
+def _benchmark(entry: Any) -> Benchmark:
+    benchmark = Benchmark(**entry)  # refuses missing and unknown fields
+    kinds = {"name": str, "framework": str, "model": str, "mode": str, "samples_s": list}
+    for field, kind in kinds.items():
+        if not isinstance(value := getattr(benchmark, field), kind):
+            raise TypeError(f"{field} is {value!r}")
+    if not benchmark.samples_s or not all(sample > 0 for sample in benchmark.samples_s):
+        raise ValueError(f"samples_s of {benchmark.name} is {benchmark.samples_s}")
+    return benchmark
+
+
+def _unwritable(path: Path, error: OSError) -> DeviceError:
+    return DeviceError(f"cannot write {path} ({error.strerror}); choose another --output")
