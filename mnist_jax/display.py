@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.status import Status
 from rich.table import Table
 
 from mnist_jax.config import Config
@@ -36,10 +37,17 @@ class Display(Observer):
 
     def __init__(self):
         self.console = PipeConsole(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.loading: Status | None = None
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.epochs = 0
         self.notices: list[str] = []
+
+    def on_load(self, config: Config) -> None:
+        """A sign of life on a terminal."""
+        if self.console.is_terminal:
+            self.loading = self.console.status(f"loading the data set {config.dataset}")
+            self.loading.start()
 
     def on_notice(self, text: str) -> None:
         """Shows it now, and again at the end, where it is not scrolled away."""
@@ -50,6 +58,7 @@ class Display(Observer):
         self, config: Config, dataset: Dataset, model: nn.Module, device: jax.Device, workdir: Path
     ) -> None:
         """What runs on what, and the table of layers."""
+        self.close()
         train, test = len(dataset.train.label), len(dataset.test.label)
         rows = {
             "data": f"{dataset.name}, {train:,} train and {test:,} test images, {dataset.source}",
@@ -73,7 +82,9 @@ class Display(Observer):
             self.task = self.progress.add_task("compiling", total=None, metrics="")
             self.progress.start()
 
-    def on_call(self, epoch: int, step: int, last_step: int, sums: MetricSums) -> None:
+    def on_call(
+        self, epoch: int, step: int, last_step: int, sums: MetricSums, train_s: float
+    ) -> None:
         """Moves the bar."""
         if self.progress is None or self.task is None:
             return
@@ -82,10 +93,9 @@ class Display(Observer):
             self.progress.reset(self.task, total=last_step, metrics=metrics)
             self.progress.update(self.task, description=f"epoch {epoch}/{self.epochs}")
             return
-        elapsed = self.progress.tasks[0].elapsed or 1e-9
-        rate, left = int(sums.count) / elapsed, (last_step - step) * elapsed / step
+        rate, left_s = int(sums.count) / train_s, (last_step - step) * train_s / step
         text = (
-            f"{rate:,.0f} images/s  {left:.0f} s left  "
+            f"{rate:,.0f} images/s  {left_s:.0f} s left  "
             f"loss {sums.loss:.4f}  accuracy {sums.accuracy:.4f}"
         )
         self.progress.update(self.task, completed=step, metrics=text)
@@ -117,8 +127,9 @@ class Display(Observer):
 
     def close(self) -> None:
         """Takes the bar away, also when the run ends early."""
-        if self.progress is not None:
-            self.progress.stop()
+        for live in (self.loading, self.progress):
+            if live is not None:
+                live.stop()
 
 
 def layer_table(name: str, model: nn.Module) -> Table:

@@ -20,6 +20,11 @@ CALL_S = 1.0  # what one call aims to last on a CPU, so that progress shows and 
 CALIBRATION_STEPS = 2
 
 
+def takes_any_length(device: jax.Device) -> bool:
+    """Whether a loop's length is an argument of the program there, and not a part of it."""
+    return device.platform == "cpu"
+
+
 class Programs:
     """Everything of a run that is compiled, and the data it works on, on one device.
 
@@ -44,7 +49,7 @@ class Programs:
         device: jax.Device,
     ):
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
-        self.any_length = device.platform == "cpu"
+        self.any_length = takes_any_length(device)
         self.steps_per_call = steps_per_call
         self.train_size, self.test_size = len(dataset.train.label), len(dataset.test.label)
         self.batch_size = batch_size

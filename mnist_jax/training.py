@@ -37,6 +37,9 @@ class Result:
 class Observer:
     """Watches a run; cannot change it. The methods do nothing here and are called in this order."""
 
+    def on_load(self, config: Config) -> None:
+        """The data set is loaded next, or made: that takes ten seconds once."""
+
     def on_notice(self, text: str) -> None:
         """Something the user must be told, such as another data set than asked for."""
 
@@ -45,8 +48,13 @@ class Observer:
     ) -> None:
         """All is loaded; compilation comes next."""
 
-    def on_call(self, epoch: int, step: int, last_step: int, sums: MetricSums) -> None:
-        """Training stands at `step` of the epoch's `last_step` (0: the epoch begins)."""
+    def on_call(
+        self, epoch: int, step: int, last_step: int, sums: MetricSums, train_s: float
+    ) -> None:
+        """Training stands at `step` of the epoch's `last_step` (0: the epoch begins).
+
+        `sums` and `train_s`, seconds without compilation, are the epoch's so far.
+        """
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         """An epoch has been trained and evaluated; `row` is its line of metrics.jsonl."""
@@ -88,6 +96,7 @@ def fit(config: Config, *, observer: Observer | None = None, import_s: float = 0
 def _fit(config: Config, observer: Observer, device: jax.Device, import_s: float) -> Result:
     started = time.perf_counter()
     dtype = devices.compute_dtype(config.precision, device)
+    observer.on_load(config)
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir)
     data_s = time.perf_counter() - started
     notices = [
@@ -127,24 +136,24 @@ def _fit(config: Config, observer: Observer, device: jax.Device, import_s: float
     if config.max_steps is not None:
         last_step = min(last_step, config.max_steps)
     state = programs.init()
-    step, epoch, row, test = 0, 0, {}, MetricSums.zeros()
+    step, epoch, row, test, train_s = 0, 0, {}, MetricSums.zeros(), 0.0
     while step < last_step:
         epoch += 1
         epoch_steps = min(programs.steps_per_epoch, last_step - step)
-        observer.on_call(epoch, 0, epoch_steps, MetricSums.zeros())
         before = dict(programs.seconds)
+        observer.on_call(epoch, 0, epoch_steps, MetricSums.zeros(), 0.0)
         order = programs.order(epoch - 1)
         train, i = MetricSums.zeros(), 0
         while i < epoch_steps:
             state, train, i = programs.train(state, train, order, i, epoch_steps)
             # The host reads three numbers of each call: its only wait for the device.
             _check_finite(train, config)
-            observer.on_call(epoch, i, epoch_steps, train)
+            train_s = programs.seconds["train_s"] - before["train_s"]
+            observer.on_call(epoch, i, epoch_steps, train, train_s)
         step += epoch_steps
         test = programs.evaluate(state.params)
         if not math.isfinite(test.loss):
             raise _not_finite(step, config)
-        train_s = programs.seconds["train_s"] - before["train_s"]
         row = {
             "epoch": epoch,
             "step": step,

@@ -67,6 +67,20 @@ def test_the_number_of_steps_in_a_call_changes_no_bit(config, tmp_path, model):
     assert len({record["train_accuracy"] for record in records}) == 1
 
 
+@pytest.mark.parametrize("steps_per_call", [7, "auto"])
+def test_programs_of_known_length_give_the_same_result(
+    config, tmp_path, monkeypatch, steps_per_call
+):
+    """As on an accelerator: an epoch and a rest of another length, each compiled for itself."""
+    expected = fit(config(model="mlp", max_steps=20)).record
+    monkeypatch.setattr("mnist_jax.programs.takes_any_length", lambda device: False)
+    calls = {"steps_per_call": steps_per_call, "workdir": tmp_path / "static"}
+    record = fit(config(model="mlp", max_steps=20, **calls)).record
+    assert record["steps"] == 20
+    assert record["train_accuracy"] == pytest.approx(expected["train_accuracy"], abs=0.01)
+    assert record["test_accuracy"] == pytest.approx(expected["test_accuracy"], abs=0.02)
+
+
 def test_max_steps_ends_inside_an_epoch_with_its_metrics(config):
     result = fit(config(max_steps=20))
     rows = [
@@ -144,7 +158,8 @@ def test_observers_hear_of_every_step_and_epoch_in_order(config):
         def on_start(self, config, dataset, model, device, workdir):
             heard.append(("start", dataset.name))
 
-        def on_call(self, epoch, step, last_step, sums):
+        def on_call(self, epoch, step, last_step, sums, train_s):
+            assert (train_s > 0) == (step > 0)
             heard.append(("call", epoch, step, last_step, int(sums.count)))
 
         def on_epoch(self, row):
