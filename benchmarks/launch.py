@@ -43,6 +43,7 @@ def run(python: Path, arguments: Sequence[str]) -> Finished:
         ProcessError: it did not exit with 0.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment["JAX_PLATFORMS"] = "cpu"  # where the peers run too
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # compiling is part of what is measured
     command = [str(python), *arguments]
     before_s, started = _others_s(), time.perf_counter()

@@ -26,7 +26,7 @@ class Benchmark:
     """One thing measured in one process. Every time is in seconds."""
 
     name: str
-    """What was measured, such as train_step or evaluate."""
+    """What was measured, such as train_step or evaluation."""
     framework: str
     model: str
     batch_size: int

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import os
 import re
@@ -68,6 +69,8 @@ def _flags(argv: Sequence[str]) -> dict[str, str | None]:
 
 def exit_status(command: Callable[[], None], *, debug: bool) -> int:
     """Runs `command`; returns the process's exit status, after one line on stderr if not 0."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without × gets a ? and no error
+        sys.stdout.reconfigure(errors="replace")
     try:
         command()
     except KeyboardInterrupt:
@@ -85,6 +88,8 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
                 f"error: out of memory ({_first_line(error)}); a smaller --batch_size helps",
                 DeviceError.exit_status,
             )
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            return _report(f"error: {error}; free some space on the disk", DeviceError.exit_status)
         return _report(
             f"error: {type(error).__name__}: {_first_line(error)}; this is a bug in mnist_jax; "
             "--debug shows where",

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os.path
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from mnist_jax.models import MODELS
 PRESETS: dict[str, dict[str, Any]] = {
     "post": {"epochs": 10, "batch_size": 100, "learning_rate": 1e-3, "normalize": True},
 }
+MODEL_OPTIONS = ("hidden_sizes", "dropout")  # fields that a model's class may have as well
 PRECISIONS = ("float32", "tf32", "bfloat16")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 
@@ -90,7 +93,8 @@ class Config:
     on an accelerator. Never changes the result."""
 
     compilation_cache: Path | None = _execution(Path("~/.cache/mnist_jax/compiled"))
-    """Compiled programs are kept here, so that the next start need not compile. None: nowhere."""
+    """train.py keeps compiled programs here, so that the next start need not compile. None:
+    nowhere. From Python, set jax_compilation_cache_dir yourself: it belongs to the process."""
 
     tensorboard: bool = _execution(False)
     """Also write the metrics of each epoch for TensorBoard, into the run's folder."""
@@ -101,44 +105,53 @@ class Config:
     def __post_init__(self):
         if self.preset not in PRESETS:
             raise unknown_choice("preset", self.preset, PRESETS)
-        for name, value in PRESETS[self.preset].items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        self._fill_in(PRESETS[self.preset])
         for name in ("data_dir", "manual_dir", "workdir", "compilation_cache"):
             if (path := getattr(self, name)) is not None:
-                object.__setattr__(self, name, Path(path).expanduser())
+                # Unlike Path's, this leaves ~ alone where the user has no home.
+                object.__setattr__(self, name, Path(os.path.expanduser(path)))  # noqa: PTH111
         if self.model not in MODELS:
             raise unknown_choice("model", self.model, MODELS)
+        self._fill_in(_model_defaults(self.model))
         if self.dataset not in ("auto", *DATASETS):
             raise unknown_choice("dataset", self.dataset, ("auto", *DATASETS))
         if self.precision not in PRECISIONS:
             raise unknown_choice("precision", self.precision, PRECISIONS)
         if self.platform not in PLATFORMS:
             raise unknown_choice("platform", self.platform, PLATFORMS)
-        _check("epochs", self.epochs, self.epochs >= 1, "1 or more")
-        _check("batch_size", self.batch_size, self.batch_size >= 1, "1 or more")
-        rate = self.learning_rate
-        _check("learning_rate", rate, 0 < rate < math.inf, "any finite number above 0")
-        _check("seed", self.seed, 0 <= self.seed < 2**32, "0 to 4294967295")
+        for name in ("epochs", "batch_size"):
+            _check(self, name, lambda n: _is_int(n, 1), "a whole number, 1 or more")
+        _check(self, "seed", lambda n: _is_int(n, 0) and n < 2**32, "0 to 4294967295")
+        _check(
+            self,
+            "learning_rate",
+            lambda x: _is_number(x) and 0 < x < math.inf,
+            "any finite number above 0",
+        )
         if self.max_steps is not None:
-            _check("max_steps", self.max_steps, self.max_steps >= 1, "1 or more")
+            _check(self, "max_steps", lambda n: _is_int(n, 1), "a whole number, 1 or more")
         if self.steps_per_call != "auto":
-            calls = self.steps_per_call
-            _check("steps_per_call", calls, calls >= 1, "'auto', or 1 or more")
+            legal = "'auto' or a whole number, 1 or more"
+            _check(self, "steps_per_call", lambda n: _is_int(n, 1), legal)
         if self.dropout is not None:
-            _check("dropout", self.dropout, 0 <= self.dropout < 1, "0 or more and less than 1")
+            legal = "0 or more and less than 1"
+            _check(self, "dropout", lambda x: _is_number(x) and 0 <= x < 1, legal)
         if self.hidden_sizes is not None:
-            positive = all(size >= 1 for size in self.hidden_sizes)
-            _check("hidden_sizes", self.hidden_sizes, positive, "sizes of 1 or more")
-        fields = {field.name for field in dataclasses.fields(MODELS[self.model])}
-        for name in self.model_options():
-            if name not in fields:
+            legal = "whole numbers, 1 or more"
+            _check(self, "hidden_sizes", lambda s: all(_is_int(n, 1) for n in s), legal)
+        for name in MODEL_OPTIONS:
+            if getattr(self, name) is not None and name not in _model_defaults(self.model):
                 raise UsageError(f"the model {self.model!r} has no {name}; leave --{name} out")
 
+    def _fill_in(self, values: dict[str, Any]) -> None:
+        """Sets the fields that were not given."""
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
     def model_options(self) -> dict[str, Any]:
-        """The fields that were given and belong to the model's class."""
-        given = {"hidden_sizes": self.hidden_sizes, "dropout": self.dropout}
-        return {name: value for name, value in given.items() if value is not None}
+        """The arguments that the model's class is made with."""
+        return {name: getattr(self, name) for name in _model_defaults(self.model)}
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON can hold them."""
@@ -153,6 +166,21 @@ class Config:
         return {name: value for name, value in self.to_json().items() if name not in execution}
 
 
-def _check(name: str, value: Any, allowed: bool, legal: str) -> None:
-    if not allowed:
+def _model_defaults(model: str) -> dict[str, Any]:
+    """Those of the options that the model's class has, with its own values."""
+    fields = dataclasses.fields(MODELS[model])
+    return {field.name: field.default for field in fields if field.name in MODEL_OPTIONS}
+
+
+def _is_int(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least  # a bool is no count
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _check(config: Config, name: str, allowed: Callable[[Any], bool], legal: str) -> None:
+    value = getattr(config, name)
+    if not allowed(value):
         raise UsageError(f"{name} is {value!r}; allowed is {legal}; change --{name}")

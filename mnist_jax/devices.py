@@ -1,5 +1,6 @@
 """Which device runs, how exactly it multiplies, and where its compiled programs are kept."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -23,11 +24,16 @@ def select_device(platform: str) -> jax.Device:
     """
     try:
         return jax.devices(None if platform == "auto" else platform)[0]
-    except RuntimeError as error:
-        found = ", ".join(sorted({device.platform for device in jax.devices()}))
+    except (RuntimeError, AssertionError) as error:  # an assertion where no backend starts at all
+        try:
+            found = ", ".join(sorted({device.platform for device in jax.devices()}))
+        except (RuntimeError, AssertionError):
+            found = "none"
+        told = os.environ.get("JAX_PLATFORMS")
+        limit = f" with JAX_PLATFORMS={told}" if told else ""
         raise DeviceError(
-            f"no {platform} device; JAX finds {found}; "
-            f"install JAX for it (the extras cuda12, cuda13, tpu) or leave --platform out"
+            f"no {platform} device; JAX finds {found}{limit}; "
+            "install JAX for it (the extras cuda12, cuda13, tpu) or leave --platform out"
         ) from error
 
 
@@ -54,6 +60,8 @@ def slow_precision(precision: str, device: jax.Device) -> list[str]:
 
 def keep_compiled(folder: Path | None) -> list[str]:
     """Keeps compiled programs in `folder` across processes, unless JAX was told where already.
+
+    For the process's owner to call, before anything is compiled.
 
     Returns:
         Notices: why the folder cannot be used, in which case programs are compiled every time.

@@ -14,7 +14,7 @@ from rich.table import Table
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.metrics import MetricSums
-from mnist_jax.models import layers
+from mnist_jax.models import count_parameters, layers, params_of
 from mnist_jax.training import Observer, Result
 
 
@@ -135,7 +135,7 @@ class Display(Observer):
 def layer_table(name: str, model: nn.Module) -> Table:
     """Layer, output shape and parameters of a model, with the totals below."""
     rows = layers(model)
-    total = sum(layer.parameters for layer in rows)
+    total = count_parameters(params_of(model))
     table = Table(title=f"model {name}", title_justify="left", show_footer=True, pad_edge=False)
     table.add_column("layer", footer="total\ntrainable\nnon-trainable")
     table.add_column("kind")

@@ -1,11 +1,13 @@
 """Metrics as sums: merged freely, divided once, so that no average is an average of averages."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-NEVER = jnp.iinfo(jnp.int32).max
+NEVER = np.iinfo(np.int32).max
 
 
 @jax.tree_util.register_dataclass
@@ -28,8 +30,9 @@ class MetricSums:
     @classmethod
     def zeros(cls) -> "MetricSums":
         """No examples yet."""
-        zero = jnp.zeros((), jnp.int32)
-        return cls(jnp.zeros((), jnp.float32), zero, zero, jnp.full((), NEVER, jnp.int32))
+        # NumPy's scalars: the device is not asked, and nothing is compiled.
+        zeros: Any = np.float32(0), np.int32(0), np.int32(0), np.int32(NEVER)
+        return cls(*zeros)
 
     def merge(self, other: "MetricSums") -> "MetricSums":
         """The sums over both sets of examples."""

@@ -1,8 +1,8 @@
 """The three networks, from a linear one to a convolutional one. All return logits.
 
 Kernels start Glorot-uniform (Glorot and Bengio, 2010) and biases at zero, as in Keras. A new
-network is a class here and a line in `MODELS`; its fields become settable by the flags of the
-same names.
+network is a class here and a line in `MODELS`; of its fields, `hidden_sizes` and `dropout` become
+settable by flags.
 """
 
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from mnist_jax import convolution
+from mnist_jax.data.split import NUM_CLASSES
 
-NUM_CLASSES = 10
 IMAGE_SHAPE = (28, 28, 1)
 
 
@@ -117,6 +117,11 @@ def init_params(model: nn.Module, key: jax.Array) -> Any:
     return model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))["params"]
 
 
+def params_of(model: nn.Module) -> Any:
+    """The shapes and dtypes of the model's parameters; nothing is computed."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
 def count_parameters(params: Any) -> int:
     """How many numbers the tree holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -133,22 +138,17 @@ class Layer(NamedTuple):
 
 def layers(model: nn.Module) -> list[Layer]:
     """The model's layers in the order they run, found by tracing it: nothing is computed."""
-    seen: list[Layer] = []
+    seen: dict[str, Layer] = {}  # a layer used twice is one row
 
     def record(call, args, kwargs, context):
         output = call(*args, **kwargs)
         if context.module.scope is not None and len(context.module.path) == 1:
             params = context.module.variables.get("params", {})
-            seen.append(
-                Layer(
-                    context.module.name or "",
-                    type(context.module).__name__,
-                    output.shape[1:],
-                    count_parameters(params),
-                )
-            )
+            name, kind = context.module.name or "", type(context.module).__name__
+            shape = getattr(output, "shape", ())[1:]
+            seen[name] = Layer(name, kind, shape, count_parameters(params))
         return output
 
     with nn.intercept_methods(record):
-        jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return seen
+        params_of(model)
+    return list(seen.values())

@@ -53,7 +53,7 @@ class Programs:
         self.steps_per_call = steps_per_call
         self.train_size, self.test_size = len(dataset.train.label), len(dataset.test.label)
         self.batch_size = batch_size
-        self.root_key = jax.random.key(seed)
+        self.root_key = jax.random.key(seed, impl="threefry2x32")
         # The one transfer of images: from here on they stay on the device, as uint8.
         self.train_split, self.test_split = jax.device_put((dataset.train, dataset.test), device)
 
@@ -74,13 +74,13 @@ class Programs:
         return steps.num_batches(self.train_size, self.batch_size)
 
     def init(self) -> steps.TrainState:
-        """Fresh parameters and optimizer, and everything compiled for a first epoch."""
-        return self._timed("train_s", self._compile(self._init, self.root_key), self.root_key)
+        """Fresh parameters and optimizer."""
+        return self._compile(self._init, self.root_key)(self.root_key)
 
     def order(self, epoch: int) -> jax.Array:
         """The epoch's order of the training images; epochs count from 0."""
         args = self.root_key, jnp.int32(epoch)
-        return self._timed("train_s", self._compile(self._order, *args), *args)
+        return self._compile(self._order, *args)(*args)  # its time is part of the next call's
 
     def train(
         self, state: steps.TrainState, sums: MetricSums, order: jax.Array, first: int, end: int
@@ -105,20 +105,27 @@ class Programs:
         return sums
 
     def _call(self, name: str, program: Any, *args, most: int) -> tuple[Any, int]:
-        """Runs `program` for as many steps as suit one call, at most `most`."""
+        """Runs `program` for as many steps as suit one call, at most `most`.
+
+        Returns:
+            Its result, finished, and how many steps it ran. The time is added to `name`.
+        """
         count = most
         if isinstance(self.steps_per_call, int):
             count = min(most, self.steps_per_call)
         elif self.any_length:
             count = min(most, self._calibrated.get(program, CALIBRATION_STEPS))
         compiled = self._compile(program, *args, steps=count)
-        before = self.seconds[name]
-        result = self._timed(name, compiled, *args, *([jnp.int32(count)] * self.any_length))
-        seconds = max(self.seconds[name] - before, 1e-9)
-        self._calibrated[program] = max(1, round(count * CALL_S / seconds))
+        length = (jnp.int32(count),) if self.any_length else ()
+        started = time.perf_counter()
+        result = jax.block_until_ready(compiled(*args, *length))  # here the host waits
+        elapsed_s = time.perf_counter() - started
+        self.seconds[name] += elapsed_s
+        self._calibrated[program] = max(1, round(count * CALL_S / max(elapsed_s, 1e-9)))
         return result, count
 
     def _compile(self, program: Any, *args, steps: int | None = None) -> Any:
+        """`program` compiled for these arguments: once, or once for each static number of steps."""
         key = (program, None if self.any_length else steps)
         if key not in self._compiled:
             started = time.perf_counter()
@@ -126,9 +133,3 @@ class Programs:
             self._compiled[key] = program.lower(*args, *length).compile()
             self.seconds["compile_s"] += time.perf_counter() - started
         return self._compiled[key]
-
-    def _timed(self, name: str, compiled: Any, *args) -> Any:
-        started = time.perf_counter()
-        result = jax.block_until_ready(compiled(*args))  # the host waits for the device here
-        self.seconds[name] += time.perf_counter() - started
-        return result

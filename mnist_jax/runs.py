@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from filelock import FileLock, Timeout
 
 from mnist_jax.config import Config
 from mnist_jax.errors import DeviceError, UsageError
@@ -19,40 +20,72 @@ from mnist_jax.storage import write_atomically
 
 
 class Run:
-    """The folder of one run.
+    """The folder of one run, which one process at a time may hold. Close it in the end.
 
     Args:
         folder: created if absent.
         config: what the run is; must be that of an earlier run in this folder, if there was one.
 
+    Attributes:
+        result: the content of result.json if the run is complete, else None.
+
     Raises:
-        UsageError: the folder holds another run or something else.
+        UsageError: the folder is in use, or holds another run, a part of one or something else.
         DeviceError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, config: Config):
         self.folder = folder
         self.result: dict[str, Any] | None = None
-        self.tensorboard: Any = None
+        self._tensorboard: Any = None
+        self._lock = FileLock(folder / ".lock", timeout=0)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if (folder / "config.json").exists():
+            ours = (".lock", "config.json")
+            if any(folder.iterdir()) and not any((folder / name).exists() for name in ours):
+                raise UsageError(
+                    f"{folder} is not empty and holds no run; choose another --workdir"
+                )
+            self._lock.acquire()
+            self._open(config)
+        except Timeout as error:
+            raise UsageError(
+                f"{folder} is in use by another process; wait for it or choose another --workdir"
+            ) from error
+        except OSError as error:
+            self.close()
+            raise _unwritable(folder, error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets other processes have the folder."""
+        self._lock.release()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _open(self, config: Config) -> None:
+        folder = self.folder
+        if (folder / "config.json").exists():
+            try:
                 self._check_same(config)
                 if (folder / "result.json").exists():
                     self.result = json.loads((folder / "result.json").read_text())
                     return
-            elif any(folder.iterdir()):
+            except (ValueError, AttributeError) as error:
                 raise UsageError(
-                    f"{folder} is not empty and holds no run; choose another --workdir"
+                    f"{folder} holds no readable run ({error}); choose another --workdir"
+                ) from error
+            if (folder / "metrics.jsonl").read_text():
+                raise UsageError(
+                    f"{folder} holds a run that was interrupted, and runs are not resumed yet; "
+                    "choose another --workdir, or remove that folder to start again"
                 )
-            self._write_json("config.json", config.to_json())
-            (folder / "metrics.jsonl").write_text("")
-            if config.tensorboard:
-                self.tensorboard = _tensorboard(folder)
-        except OSError as error:
-            raise _unwritable(folder, error) from error
-        except ValueError as error:
-            raise UsageError(f"{folder}: {error}; choose another --workdir") from error
+        self._write_json("config.json", config.to_json())
+        (folder / "metrics.jsonl").write_text("")
+        if config.tensorboard:
+            self._tensorboard = _tensorboard(folder)
 
     def _check_same(self, config: Config) -> None:
         before = json.loads((self.folder / "config.json").read_text())
@@ -77,10 +110,10 @@ class Run:
         try:
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            if self.tensorboard is not None:
+            if self._tensorboard is not None:
                 for name, value in row.items():
-                    self.tensorboard.add_scalar(name, value, row["step"])
-                self.tensorboard.flush()
+                    self._tensorboard.add_scalar(name, value, row["step"])
+                self._tensorboard.flush()
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
@@ -115,14 +148,23 @@ def _unwritable(folder: Path, error: OSError) -> DeviceError:
 
 
 def default_folder(config: Config) -> Path:
-    """runs/<dataset>-<model>-<UTC time>, with a number behind it if that exists already."""
+    """Makes runs/<dataset>-<model>-<UTC time>, with a number behind it if that exists already.
+
+    Raises:
+        DeviceError: it cannot be made.
+    """
     time = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     first = Path("runs") / f"{config.dataset}-{config.model}-{time}"
     folder, number = first, 1
-    while folder.exists():
-        number += 1
-        folder = first.with_name(f"{first.name}-{number}")
-    return folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = first.with_name(f"{first.name}-{number}")
+        except OSError as error:
+            raise _unwritable(folder, error) from error
 
 
 def environment(device: jax.Device) -> dict[str, Any]:
@@ -158,7 +200,7 @@ def _cpu_model() -> str:
 
 
 def _git_commit() -> dict[str, Any]:
-    """The commit of this source tree; None where it is not a git checkout."""
+    """The commit of this source tree; None where git does not track this file."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -170,6 +212,7 @@ def _git_commit() -> dict[str, Any]:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "-s"))}
     except (OSError, subprocess.SubprocessError):
         return {"git_commit": None, "git_dirty": None}
@@ -181,7 +224,7 @@ def params_sha256(params: Any) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     for name in sorted(named):
-        array = np.ascontiguousarray(named[name])
+        array = np.asarray(named[name], order="C")
         little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
         digest.update(little_endian.tobytes())

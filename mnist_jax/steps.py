@@ -134,7 +134,7 @@ def epoch_order(root_key: jax.Array, epoch: jax.Array | int, *, size: int) -> ja
     sort to break ties at random. Of 60,000 numbers a pair ties in one epoch of three; the
     two examples then keep the order of the file.
     """
-    bits = jax.random.bits(address_key(root_key, SHUFFLE, epoch), (size,))
+    bits = jax.random.bits(address_key(root_key, SHUFFLE, epoch), (size,), jnp.uint32)
     return jnp.argsort(bits).astype(jnp.int32)
 
 
@@ -176,7 +176,7 @@ def train_steps(
         state: donated by the callers; rebind it.
         sums: the epoch's metrics so far.
         split: the training images and labels, on the device.
-        order: the epoch's order, from `epoch_order`.
+        order: the epoch's order, (size,) int32, from `epoch_order`.
         root_key: the run's key.
         first: int32, the place of the first batch in the epoch.
         steps: int32, how many batches.
@@ -208,7 +208,10 @@ def eval_steps(
     batch_size: int,
     normalize: bool = True,
 ) -> MetricSums:
-    """Adds the metrics of batches first … first + steps - 1 of a split to `sums`."""
+    """Adds the metrics of batches first … first + steps - 1 of a split to `sums`.
+
+    Args: as for `train_steps`; the batches are those of the split as it stands.
+    """
 
     def body(i, sums):
         batch = take_batch(split, None, first + i, batch_size=batch_size)

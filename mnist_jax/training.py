@@ -1,5 +1,6 @@
 """`fit`: from a Config to trained parameters, with every epoch measured and written down."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -17,6 +18,7 @@ from mnist_jax.errors import NonFiniteError, UsageError
 from mnist_jax.metrics import NEVER, MetricSums
 from mnist_jax.models import MODELS, count_parameters
 from mnist_jax.programs import Programs
+from mnist_jax.steps import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,114 +89,147 @@ def fit(config: Config, *, observer: Observer | None = None, import_s: float = 0
         NonFiniteError: the loss became NaN or infinite.
         DeviceError: the platform is absent, or the run's folder cannot be written.
     """
+    started = time.perf_counter() - import_s
     device = devices.select_device(config.platform)
     precision = devices.MATMUL_PRECISION[config.precision]
     with jax.default_device(device), jax.default_matmul_precision(precision):
-        return _fit(config, observer or Observer(), device, import_s)
+        return _fit(config, observer or Observer(), device, {"import_s": import_s}, started)
 
 
-def _fit(config: Config, observer: Observer, device: jax.Device, import_s: float) -> Result:
-    started = time.perf_counter()
+def _fit(
+    config: Config,
+    observer: Observer,
+    device: jax.Device,
+    timings: dict[str, float],
+    started: float,
+) -> Result:
     dtype = devices.compute_dtype(config.precision, device)
     observer.on_load(config)
+    data_started = time.perf_counter()
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir)
-    data_s = time.perf_counter() - started
-    notices = [
-        *dataset.notices,
-        *devices.keep_compiled(config.compilation_cache),
-        *devices.slow_precision(config.precision, device),
-    ]
+    timings["data_s"] = time.perf_counter() - data_started
+    notices = [*dataset.notices, *devices.slow_precision(config.precision, device)]
+    for notice in notices:
+        observer.on_notice(notice)
     config = dataclasses.replace(config, dataset=dataset.name)
     if config.batch_size > (size := len(dataset.train.label)):
         raise UsageError(
             f"batch_size is {config.batch_size}; allowed is 1 to {size}, the number of training "
             f"images in {dataset.name}; change --batch_size"
         )
-    run = runs.Run(config.workdir or runs.default_folder(config), config)
-    if run.result is not None:
-        result = Result(None, run.result, run.folder)
+    with contextlib.closing(runs.Run(config.workdir or runs.default_folder(config), config)) as run:
+        if run.result is not None:
+            result = Result(None, run.result, run.folder)
+            observer.on_end(result)
+            return result
+        environment = runs.environment(device)
+        run.write_environment(environment)
+        model = MODELS[config.model](dtype=dtype, **config.model_options())
+        observer.on_start(config, dataset, model, device, run.folder)
+        programs = Programs(
+            model,
+            make_optimizer(config),
+            dataset,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            normalize=config.normalize,
+            steps_per_call=config.steps_per_call,
+            device=device,
+        )
+        last_step = config.epochs * programs.steps_per_epoch
+        if config.max_steps is not None:
+            last_step = min(last_step, config.max_steps)
+
+        state, epoch, end = programs.init(), 0, {}
+        while (step := epoch * programs.steps_per_epoch) < last_step:
+            epoch += 1
+            steps = min(programs.steps_per_epoch, last_step - step)
+            state, row, end = run_epoch(programs, state, epoch, steps, config, observer)
+            run.append_metrics(row)
+            observer.on_epoch(row)
+
+        record = {
+            "model": config.model,
+            "dataset": dataset.name,
+            "parameters": count_parameters(state.params),
+            "epochs": epoch,
+            "steps": last_step,
+            "seed": config.seed,
+            **end,
+            "params_sha256": runs.params_sha256(state.params),
+            "timings": {
+                **timings,
+                **programs.seconds,
+                "total_s": time.perf_counter() - started,
+            },
+            "notices": notices,
+            "devices": [str(device)],
+            "config": config.to_json(),
+            "environment": environment,
+        }
+        run.finish(record)
+        result = Result(state.params, record, run.folder)
         observer.on_end(result)
         return result
-    environment = runs.environment(device)
-    run.write_environment(environment)
-    model = MODELS[config.model](dtype=dtype, **config.model_options())
-    for notice in notices:
-        observer.on_notice(notice)
-    observer.on_start(config, dataset, model, device, run.folder)
 
-    programs = Programs(
-        model,
-        make_optimizer(config),
-        dataset,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        normalize=config.normalize,
-        steps_per_call=config.steps_per_call,
-        device=device,
-    )
-    last_step = config.epochs * programs.steps_per_epoch
-    if config.max_steps is not None:
-        last_step = min(last_step, config.max_steps)
-    state = programs.init()
-    step, epoch, row, test, train_s = 0, 0, {}, MetricSums.zeros(), 0.0
-    while step < last_step:
-        epoch += 1
-        epoch_steps = min(programs.steps_per_epoch, last_step - step)
-        before = dict(programs.seconds)
-        observer.on_call(epoch, 0, epoch_steps, MetricSums.zeros(), 0.0)
-        order = programs.order(epoch - 1)
-        train, i = MetricSums.zeros(), 0
-        while i < epoch_steps:
-            state, train, i = programs.train(state, train, order, i, epoch_steps)
-            # The host reads three numbers of each call: its only wait for the device.
-            _check_finite(train, config)
-            train_s = programs.seconds["train_s"] - before["train_s"]
-            observer.on_call(epoch, i, epoch_steps, train, train_s)
-        step += epoch_steps
-        test = programs.evaluate(state.params)
-        if not math.isfinite(test.loss):
-            raise _not_finite(step, config)
-        row = {
-            "epoch": epoch,
-            "step": step,
-            "train/loss": train.loss,
-            "train/accuracy": train.accuracy,
-            "test/loss": test.loss,
-            "test/accuracy": test.accuracy,
-            "train_s": train_s,
-            "eval_s": programs.seconds["eval_s"] - before["eval_s"],
-            "images_per_s": int(train.count) / train_s,
-        }
-        run.append_metrics(row)
-        observer.on_epoch(row)
 
-    record = {
-        "model": config.model,
-        "dataset": dataset.name,
-        "parameters": count_parameters(state.params),
-        "epochs": epoch,
-        "steps": step,
-        "seed": config.seed,
-        "test_accuracy": row["test/accuracy"],
+def run_epoch(
+    programs: Programs,
+    state: TrainState,
+    epoch: int,
+    steps: int,
+    config: Config,
+    observer: Observer,
+) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+    """Trains for the first `steps` batches of an epoch and evaluates on all test images.
+
+    Args:
+        programs: what is compiled, and the data.
+        state: is donated.
+        epoch: counts from 1.
+        steps: all of the epoch's, or fewer where the run ends.
+        config: named in the error.
+        observer: is told of every call.
+
+    Returns:
+        The new state, the epoch's line of metrics.jsonl, and what result.json says of the run if
+        it ends here.
+
+    Raises:
+        NonFiniteError: a training loss, or the test loss, is NaN or infinite.
+    """
+    train_before, eval_before = programs.seconds["train_s"], programs.seconds["eval_s"]
+    train, done, train_s = MetricSums.zeros(), 0, 0.0
+    observer.on_call(epoch, 0, steps, train, train_s)
+    order = programs.order(epoch - 1)
+    while done < steps:
+        state, train, done = programs.train(state, train, order, done, steps)
+        train = jax.device_get(train)
+        _check_finite(train, config)
+        train_s = programs.seconds["train_s"] - train_before
+        observer.on_call(epoch, done, steps, train, train_s)
+    test = jax.device_get(programs.evaluate(state.params))
+    step = (epoch - 1) * programs.steps_per_epoch + steps
+    if not math.isfinite(test.loss):
+        raise _not_finite(step, config)
+    row = {
+        "epoch": epoch,
+        "step": step,
+        "train/loss": train.loss,
+        "train/accuracy": train.accuracy,
+        "test/loss": test.loss,
+        "test/accuracy": test.accuracy,
+        "train_s": train_s,
+        "eval_s": programs.seconds["eval_s"] - eval_before,
+        "images_per_s": int(train.count) / train_s,
+    }
+    end = {
+        "test_accuracy": test.accuracy,
         "test_correct": int(test.correct),
         "test_count": int(test.count),
-        "train_accuracy": row["train/accuracy"],
-        "params_sha256": runs.params_sha256(state.params),
-        "timings": {
-            "import_s": import_s,
-            "data_s": data_s,
-            **programs.seconds,
-            "total_s": import_s + time.perf_counter() - started,
-        },
-        "notices": notices,
-        "devices": [str(device)],
-        "config": config.to_json(),
-        "environment": environment,
+        "train_accuracy": train.accuracy,
     }
-    run.finish(record)
-    result = Result(state.params, record, run.folder)
-    observer.on_end(result)
-    return result
+    return state, row, end
 
 
 def _check_finite(sums: MetricSums, config: Config) -> None:

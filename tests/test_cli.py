@@ -165,3 +165,33 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(data_dir, tmp_path):
     )
     assert done.stdout.splitlines()[-1] == "141"
     assert done.stderr == ""
+
+
+def test_compiled_programs_are_kept_for_the_next_start(data_dir, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k}
+    kept = tmp_path / "compiled"
+
+    def files(number: int, flag: str) -> set[str]:
+        words = digits(data_dir, tmp_path / str(number), flag)
+        command = [sys.executable, "train.py", *words]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+        return {path.name for path in kept.glob("*-cache")}
+
+    first = files(1, f"--compilation_cache={kept}")
+    assert first
+    assert files(2, f"--compilation_cache={kept}") == first
+
+
+def test_a_platform_that_the_environment_rules_out_is_a_device_error(data_dir, tmp_path):
+    words = digits(data_dir, tmp_path / "run", "--platform=gpu")
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    done = subprocess.run(
+        [sys.executable, "train.py", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 6
+    assert "JAX_PLATFORMS=cuda" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

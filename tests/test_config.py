@@ -50,7 +50,14 @@ def test_config_is_frozen():
         ("steps_per_call", -5, "1 or more"),
         ("dropout", 1.0, "less than 1"),
         ("dropout", math.nan, "less than 1"),
-        ("hidden_sizes", (3, 0), "sizes of 1 or more"),
+        ("hidden_sizes", (3, 0), "whole numbers, 1 or more"),
+        ("epochs", 1.5, "whole number"),
+        ("epochs", "3", "whole number"),
+        ("batch_size", 100.0, "whole number"),
+        ("steps_per_call", True, "whole number"),
+        ("seed", 1.5, "0 to 4294967295"),
+        ("learning_rate", "fast", "above 0"),
+        ("model", None, "choose from"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_with_what_is(field, value, message):
@@ -62,7 +69,16 @@ def test_a_value_that_is_not_allowed_is_refused_with_what_is(field, value, messa
 def test_options_a_model_does_not_have_are_refused():
     with pytest.raises(UsageError, match="'logistic' has no dropout"):
         Config(model="logistic", dropout=0.5)
-    assert Config(model="mlp", hidden_sizes=()).model_options() == {"hidden_sizes": ()}
+    assert Config(model="mlp", hidden_sizes=()).hidden_sizes == ()
+
+
+def test_the_models_own_options_stand_in_for_those_not_given():
+    assert Config(model="mlp").model_options() == {
+        "hidden_sizes": (256, 128, 64, 32),
+        "dropout": 0.0,
+    }
+    assert Config(model="cnn", dropout=0.5).identity() == Config(model="cnn").identity()
+    assert Config(model="logistic").model_options() == {}
 
 
 def test_the_largest_seed_and_any_positive_rate_are_legal():

@@ -26,9 +26,8 @@ def config(data_dir, tmp_path):
 def test_a_run_learns_and_leaves_its_files(config):
     result = fit(config(model="mlp", epochs=10))
     folder, record = result.workdir, result.record
-    assert {p.name for p in folder.iterdir()} == {
-        *("config.json", "environment.json", "metrics.jsonl", "result.json"),
-    }
+    files = {"config.json", "environment.json", "metrics.jsonl", "result.json"}
+    assert {p.name for p in folder.iterdir()} - {".lock"} == files
     assert record == json.loads((folder / "result.json").read_text())
     assert record["test_count"] == 360
     assert record["test_accuracy"] == record["test_correct"] / 360 > 0.9
@@ -72,13 +71,40 @@ def test_programs_of_known_length_give_the_same_result(
     config, tmp_path, monkeypatch, steps_per_call
 ):
     """As on an accelerator: an epoch and a rest of another length, each compiled for itself."""
-    expected = fit(config(model="mlp", max_steps=20)).record
+    leaves = jax.tree.leaves(fit(config(model="mlp", max_steps=20)).params)
     monkeypatch.setattr("mnist_jax.programs.takes_any_length", lambda device: False)
     calls = {"steps_per_call": steps_per_call, "workdir": tmp_path / "static"}
-    record = fit(config(model="mlp", max_steps=20, **calls)).record
-    assert record["steps"] == 20
-    assert record["train_accuracy"] == pytest.approx(expected["train_accuracy"], abs=0.01)
-    assert record["test_accuracy"] == pytest.approx(expected["test_accuracy"], abs=0.02)
+    result = fit(config(model="mlp", max_steps=20, **calls))
+    assert result.record["steps"] == 20
+    for leaf, want in zip(jax.tree.leaves(result.params), leaves, strict=True):
+        np.testing.assert_allclose(leaf, want, rtol=1e-4, atol=1e-6)
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(config, tmp_path):
+    class Second(Observer):
+        def on_epoch(self, row):
+            with pytest.raises(UsageError, match="is in use by another process"):
+                fit(config())
+
+    result = fit(config(), observer=Second())
+    assert len((result.workdir / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_an_interrupted_run_is_not_overwritten(config):
+    class Impatient(Observer):
+        def on_epoch(self, row):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(config(), observer=Impatient())
+    with pytest.raises(UsageError, match="was interrupted"):
+        fit(config())
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = {fit(config(workdir=None, epochs=1)).workdir for _ in range(3)}
+    assert len(folders) == 3
 
 
 def test_max_steps_ends_inside_an_epoch_with_its_metrics(config):

@@ -83,4 +83,5 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
 
 
 if __name__ == "__main__":
-    jobs.main(make)
+    with jax.default_matmul_precision("highest"):
+        jobs.main(make)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import filelock
@@ -111,10 +110,8 @@ def test_after_a_kill_the_next_start_just_works(folder, data_dir, interruption, 
 def test_a_lock_that_is_never_given_up_is_an_error_with_an_end(originals, data_dir, monkeypatch):
     monkeypatch.setattr(cache, "LOCK_TIMEOUT_S", 0.2)
     data_dir.mkdir()
-    begin = time.monotonic()
     with (
         filelock.FileLock(data_dir / ".mnist.lock"),
         pytest.raises(DataError, match="another process has been preparing mnist"),
     ):
         load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
-    assert time.monotonic() - begin < 5
