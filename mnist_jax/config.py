@@ -155,10 +155,9 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON can hold them."""
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
+        as_json = {type(Path()): str, tuple: list}
+        fields = dataclasses.asdict(self).items()
+        return {name: as_json.get(type(value), lambda x: x)(value) for name, value in fields}
 
     def identity(self) -> dict[str, Any]:
         """The fields that can change a number in the run, as JSON can hold them."""

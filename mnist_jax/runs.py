@@ -89,7 +89,7 @@ class Run:
 
     def _check_same(self, config: Config) -> None:
         before = json.loads((self.folder / "config.json").read_text())
-        now = json.loads(json.dumps(config.identity()))
+        now = config.identity()
         different = [
             f"{name} (was {before.get(name)!r}, now {value!r})"
             for name, value in now.items()
