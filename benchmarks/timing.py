@@ -105,10 +105,13 @@ def measure(
         else:
             before_s = elapsed_s
 
-    steps = math.ceil(steps / multiple_of) * multiple_of
+    warm_steps, steps = steps, math.ceil(steps / multiple_of) * multiple_of
     samples_s: list[float] = []
     spent_s = 0.0
     while len(samples_s) < samples and (not samples_s or spent_s < budget_s):
+        if steps != warm_steps:  # a length met for the first time may be compiled first
+            warmup.append(timed(steps) / steps)
+            warm_steps = steps
         elapsed_s = timed(steps)
         spent_s += elapsed_s
         samples_s.append(elapsed_s / steps)

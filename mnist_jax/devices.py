@@ -43,12 +43,18 @@ def compute_dtype(precision: str, device: jax.Device) -> Dtype | None:
     Raises:
         UsageError: the device has no such precision.
     """
-    if precision == "tf32" and device.platform != "gpu":
+    if precision == "tf32" and not _has_tf32(device):
         raise UsageError(
-            f"precision is 'tf32', which {device.platform} devices do not have; "
+            f"precision is 'tf32', which this device ({device.device_kind}) does not have; "
             "allowed here are bfloat16, float32; change --precision"
         )
     return jnp.bfloat16 if precision == "bfloat16" else None
+
+
+def _has_tf32(device: jax.Device) -> bool:
+    """NVIDIA's GPUs have it from Ampere on, which is compute capability 8.0."""
+    major, _, _ = str(getattr(device, "compute_capability", "")).partition(".")
+    return device.platform == "gpu" and major.isdecimal() and int(major) >= 8
 
 
 def slow_precision(precision: str, device: jax.Device) -> list[str]:

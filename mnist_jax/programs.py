@@ -2,7 +2,7 @@
 
 import time
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,41 @@ CALIBRATION_STEPS = 2
 def takes_any_length(device: jax.Device) -> bool:
     """Whether a loop's length is an argument of the program there, and not a part of it."""
     return device.platform == "cpu"
+
+
+class Jitted(NamedTuple):
+    """The functions of `steps` that a run compiles, with model, optimizer and sizes filled in.
+
+    `train_steps` donates its state. Their last argument, `steps`, is an int32 array where a loop
+    takes any length, and otherwise a Python int.
+    """
+
+    init_state: Any
+    epoch_order: Any
+    train_steps: Any
+    eval_steps: Any
+
+
+def jitted(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    device: jax.Device,
+    *,
+    train_size: int,
+    batch_size: int,
+    normalize: bool,
+) -> Jitted:
+    """The programs of a run on `device`, compiled when they are first called."""
+    static = () if takes_any_length(device) else ("steps",)
+    common = {"model": model, "normalize": normalize}
+    train_steps = partial(steps.train_steps, tx=tx, batch_size=batch_size, **common)
+    eval_steps = partial(steps.eval_steps, batch_size=EVAL_BATCH_SIZE, **common)
+    return Jitted(
+        jax.jit(partial(steps.init_state, model=model, tx=tx)),
+        jax.jit(partial(steps.epoch_order, size=train_size)),
+        jax.jit(train_steps, static_argnames=static, donate_argnames="state"),
+        jax.jit(eval_steps, static_argnames=static),
+    )
 
 
 class Programs:
@@ -56,15 +91,14 @@ class Programs:
         self.root_key = jax.random.key(seed, impl="threefry2x32")
         # The one transfer of images: from here on they stay on the device, as uint8.
         self.train_split, self.test_split = jax.device_put((dataset.train, dataset.test), device)
-
-        static = () if self.any_length else ("steps",)
-        common = {"model": model, "normalize": normalize}
-        train_steps = partial(steps.train_steps, tx=tx, batch_size=batch_size, **common)
-        eval_steps = partial(steps.eval_steps, batch_size=EVAL_BATCH_SIZE, **common)
-        self._init = jax.jit(partial(steps.init_state, model=model, tx=tx))
-        self._order = jax.jit(partial(steps.epoch_order, size=self.train_size))
-        self._train = jax.jit(train_steps, static_argnames=static, donate_argnames="state")
-        self._eval = jax.jit(eval_steps, static_argnames=static)
+        self._jitted = jitted(
+            model,
+            tx,
+            device,
+            train_size=self.train_size,
+            batch_size=batch_size,
+            normalize=normalize,
+        )
         self._compiled: dict[tuple[Any, int | None], Any] = {}
         self._calibrated: dict[Any, int] = {}
 
@@ -75,12 +109,13 @@ class Programs:
 
     def init(self) -> steps.TrainState:
         """Fresh parameters and optimizer."""
-        return self._compile(self._init, self.root_key)(self.root_key)
+        return self._compile(self._jitted.init_state, self.root_key)(self.root_key)
 
     def order(self, epoch: int) -> jax.Array:
         """The epoch's order of the training images; epochs count from 0."""
         args = self.root_key, jnp.int32(epoch)
-        return self._compile(self._order, *args)(*args)  # its time is part of the next call's
+        compiled = self._compile(self._jitted.epoch_order, *args)
+        return compiled(*args)  # its time is part of the next call's
 
     def train(
         self, state: steps.TrainState, sums: MetricSums, order: jax.Array, first: int, end: int
@@ -91,7 +126,8 @@ class Programs:
             The new state (the old one is donated), the sums, and the next batch to train on.
         """
         args = state, sums, self.train_split, order, self.root_key, jnp.int32(first)
-        (state, sums), done = self._call("train_s", self._train, *args, most=end - first)
+        program = self._jitted.train_steps
+        (state, sums), done = self._call("train_s", program, *args, most=end - first)
         return state, sums, first + done
 
     def evaluate(self, params: Any) -> MetricSums:
@@ -100,7 +136,7 @@ class Programs:
         end = steps.num_batches(self.test_size, EVAL_BATCH_SIZE)
         while first < end:
             args = params, sums, self.test_split, jnp.int32(first)
-            sums, done = self._call("eval_s", self._eval, *args, most=end - first)
+            sums, done = self._call("eval_s", self._jitted.eval_steps, *args, most=end - first)
             first += done
         return sums
 

@@ -4,9 +4,6 @@ The images lie on the device as uint8; a call gathers, normalises and trains on 
 a sample has steps, with the state donated and the metrics summed.
 """
 
-from functools import partial
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 
@@ -16,28 +13,19 @@ from mnist_jax.config import Config
 from mnist_jax.data import Split
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
+from mnist_jax.programs import Jitted, jitted
 from mnist_jax.training import make_optimizer
 
 
-class Programs(NamedTuple):
-    """The jitted functions; `steps` is a run-time number on a CPU and static elsewhere."""
-
-    init: Any
-    train_steps: Any
-    eval_steps: Any
-
-
-def programs(config: Config, device: jax.Device) -> Programs:
+def programs(config: Config, device: jax.Device, train_size: int) -> Jitted:
     """Those of a run, not yet compiled."""
-    model, tx = MODELS[config.model](), make_optimizer(config)
-    static = () if device.platform == "cpu" else ("steps",)
-    common = {"model": model, "normalize": config.normalize}
-    train_steps = partial(steps.train_steps, tx=tx, batch_size=config.batch_size, **common)
-    eval_steps = partial(steps.eval_steps, batch_size=jobs.EVAL_BATCH_SIZE, **common)
-    return Programs(
-        jax.jit(partial(steps.init_state, model=model, tx=tx)),
-        jax.jit(train_steps, static_argnames=static, donate_argnames="state"),
-        jax.jit(eval_steps, static_argnames=static),
+    return jitted(
+        MODELS[config.model](),
+        make_optimizer(config),
+        device,
+        train_size=train_size,
+        batch_size=config.batch_size,
+        normalize=config.normalize,
     )
 
 
@@ -45,7 +33,7 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     """The package's own training and evaluation, at the default recipe."""
     config = Config(model=job.model, batch_size=job.batch_size)
     device = jax.devices()[0]
-    init, train_steps, eval_steps = programs(config, device)
+    init_state, _, train_steps, eval_steps = programs(config, device, job.train_size)
     root_key, zero = jax.random.key(config.seed), jnp.int32(0)
     split, test, order = jax.device_put(
         (Split(data.image, data.label), Split(data.test_image, data.test_label), data.order), device
@@ -62,7 +50,7 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
         return eval_steps(state.params, MetricSums.zeros(), test, zero, steps=batches)
 
     context = runs.environment(device)
-    return jobs.Workload(init(root_key), train, evaluate, jax.block_until_ready, context)
+    return jobs.Workload(init_state(root_key), train, evaluate, jax.block_until_ready, context)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from benchmarks.peer_workers import ours
-    from mnist_jax import devices, load_dataset, runs, steps
+    from mnist_jax import devices, load_dataset, runs
     from mnist_jax.config import Config
     from mnist_jax.metrics import MetricSums
 
@@ -32,10 +31,13 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
     devices.keep_compiled(Path(question["cache"]))
     config = Config(model=question["model"])
     device = jax.devices()[0]
-    programs = ours.programs(config, device)
+    programs = ours.programs(config, device, len(dataset.train.label))
     key = jax.random.key(config.seed)
-    order = jax.jit(partial(steps.epoch_order, size=len(dataset.train.label)))(key, 0)
-    start = programs.init(key), jax.device_put(dataset.train, device), order
+    start = (
+        programs.init_state(key),
+        jax.device_put(dataset.train, device),
+        programs.epoch_order(key, 0),
+    )
     state, split, order = jax.block_until_ready(start)
     one = jnp.int32(1) if device.platform == "cpu" else 1
     args = (state, MetricSums.zeros(), split, order, key, jnp.int32(0))

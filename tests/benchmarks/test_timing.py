@@ -54,6 +54,18 @@ def test_a_sample_has_steps_enough_to_last_ten_milliseconds():
     assert device.calls[-3:] == [times.steps_per_sample] * 3
 
 
+def test_a_number_of_steps_met_for_the_first_time_is_kept_in_the_warm_up():
+    class Compiles(Device):
+        def call(self, state, steps):
+            if steps not in self.calls:
+                self.pending_s += 5.0
+            return super().call(state, steps)
+
+    times = Compiles(steady(1e-3, first_s=1e-3)).measure(samples=3, multiple_of=7)
+    assert times.steps_per_sample % 7 == 0
+    assert times.samples_s == pytest.approx([1e-3] * 3)
+
+
 def test_warming_up_lasts_until_two_samples_agree_or_time_is_up():
     def slow_start():
         yield from (1.0, 0.08, 0.05, 0.03, 0.021)
