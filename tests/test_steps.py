@@ -349,11 +349,17 @@ def test_the_step_is_traced_once_over_epochs_whose_last_batch_is_smaller():
     assert Traced.seen == [BATCH_SIZE]
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("logistic", 200), ("mlp", 60), ("cnn", 15)])
-def test_ten_images_with_random_labels_are_learned(name, epochs):
+# The CNN at a rate low enough that a rounding difference between machines changes nothing: at 1e-3
+# its loss on so few images leaps up again now and then.
+@pytest.mark.parametrize(
+    ("name", "epochs", "learning_rate"),
+    [("logistic", 200, 1e-3), ("mlp", 60, 1e-3), ("cnn", 25, 3e-4)],
+)
+def test_ten_images_with_random_labels_are_learned(name, epochs, learning_rate):
     model = models.MLP() if name == "mlp" else MODELS[name]  # each without dropout
-    split, program = make_split(), compiled(model)
-    state = start = initial(model)
+    tx = optax.adam(learning_rate)
+    split, program = make_split(), compiled(model, tx)
+    state = start = initial(model, tx)
     for epoch in range(epochs):
         state, _ = program(state, MetricSums.zeros(), split, order_of(epoch), ROOT, 0, 3)
     evaluate = jax.jit(partial(steps.eval_step, model=model))
