@@ -3,22 +3,29 @@
 Ends with the accuracy on the test images. `--help` lists the flags.
 """
 
+import os
+import signal
 import sys
 import time
+
+
+def _leave(*_: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit status."""
     started = time.perf_counter()
+    # Importing JAX takes a second, and an exception in the middle of it can be lost.
+    signal.signal(signal.SIGINT, _leave)
     try:
         from mnist_jax import cli, devices, fit
         from mnist_jax.display import Display
     except ImportError as error:
         print(f"error: {error}; install what is needed with: pip install .", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # importing JAX takes a second
-        print("interrupted", file=sys.stderr)
-        return 130
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def train() -> None:
         config = cli.parse_config(argv, prog="train.py", description="Train a network on MNIST.")

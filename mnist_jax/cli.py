@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 
@@ -44,26 +45,59 @@ def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
     except SystemExit as stop:
         if not stop.code:
             raise
-        text = re.sub(r"[^\x20-\x7e]+", " ", message.getvalue())  # tyro draws a box around it
-        text = re.sub(r"^.*?Parsing error|For full helptext.*$", "", re.sub(r"\s+", " ", text))
-        raise UsageError(f"{text.strip()}; see --help") from None
+        raise UsageError(f"{_reason(message.getvalue(), given)}; see --help") from None
 
 
-def _flags(argv: Sequence[str]) -> dict[str, str | None]:
-    """The flags among the words, with their values; refuses those that do not exist."""
-    fields = {field.name: field for field in dataclasses.fields(Config)}
-    legal = {*fields, *(f"no_{name}" for name, field in fields.items() if field.type is bool)}
-    given: dict[str, str | None] = {}
-    for i, word in enumerate(argv):
-        if not word.startswith("--"):
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+KINDS: dict[Any, str] = {
+    int: "a whole number",
+    int | None: "a whole number",
+    float: "a number",
+    float | None: "a number",
+    tuple[int, ...] | None: "whole numbers with spaces between them",
+    int | Literal["auto"]: "auto or a whole number",
+}
+
+
+def _reason(message: str, given: dict[str, str]) -> str:
+    """What tyro says in a box of several lines, in one: what was found; what is allowed."""
+    text = " ".join(re.sub(r"[^\x20-\x7e]", " ", message).split())
+    if found := re.search(r"(?:Error parsing|Missing value for argument) '?--(\w+)", text):
+        value, kind = given[found[1]], KINDS.get(FIELDS[found[1]].type, "a text")
+        got = f"is {value!r}" if value else "has no value"
+        return f"--{found[1]} {got}; allowed is {kind}"
+    if found := re.search(r"Unrecognized options: (.*?)(?: For full|$)", text):
+        return f"{found[1]!r} belongs to no flag; a flag is written --name=value"
+    return text
+
+
+def _flags(argv: Sequence[str]) -> dict[str, str]:
+    """The flags among the words, with their values; refuses those that do not exist.
+
+    Raises:
+        UsageError: an unknown flag, an empty value, or a value for a flag that takes none.
+    """
+    switches = {name for name, field in FIELDS.items() if field.type is bool}
+    legal = {*FIELDS, *(f"no_{name}" for name in switches)}
+    given: dict[str, str] = {}
+    name = ""
+    for word in argv:
+        if not re.match(r"--?[A-Za-z]", word):  # the value, or one of several, of a flag before it
+            given[name] = f"{given.get(name, '')} {word}".lstrip()
             continue
-        name, equals, value = word[2:].partition("=")
+        name, equals, value = word.lstrip("-").partition("=")
         name = name.replace("-", "_")
-        if name not in legal | {"help"}:
+        if word in ("--help", "-h"):
+            continue
+        if name not in legal or not word.startswith("--"):
             near = difflib.get_close_matches(name, legal, n=1)
             hint = f"did you mean --{near[0]}? " if near else ""
-            raise UsageError(f"unknown flag '--{name}'; {hint}see --help")
-        given[name] = value if equals else next(iter(argv[i + 1 : i + 2]), None)
+            raise UsageError(f"unknown flag {word.partition('=')[0]!r}; {hint}see --help")
+        if equals and (base := name.removeprefix("no_")) in switches:
+            raise UsageError(f"--{name} takes no value; write --{base} or --no_{base}")
+        if equals and not value:
+            raise UsageError(f"--{name}= has no value; give one or leave the flag out")
+        given[name] = value
     return given
 
 

@@ -60,10 +60,11 @@ class Display(Observer):
         """What runs on what, and the table of layers."""
         self.close()
         train, test = len(dataset.train.label), len(dataset.test.label)
+        limit = f", at most {config.max_steps:,} steps" if config.max_steps else ""
         rows = {
             "data": f"{dataset.name}, {train:,} train and {test:,} test images, {dataset.source}",
             "device": f"{device.platform} ({device.device_kind}), {config.precision}",
-            "recipe": f"{config.preset}: {config.epochs} epochs, batch {config.batch_size}, "
+            "recipe": f"{config.preset}: {config.epochs} epochs{limit}, batch {config.batch_size}, "
             f"Adam {config.learning_rate:g}, seed {config.seed}",
             "run": f"{workdir}",
         }
@@ -75,11 +76,11 @@ class Display(Observer):
             self.progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[metrics]}"),
+                TextColumn("{task.fields[text]}"),
                 console=self.console,
                 transient=True,
             )
-            self.task = self.progress.add_task("compiling", total=None, metrics="")
+            self.task = self.progress.add_task("compiling", total=None, text="")
             self.progress.start()
 
     def on_call(
@@ -89,35 +90,36 @@ class Display(Observer):
         if self.progress is None or self.task is None:
             return
         if step == 0:
-            metrics = "compiling" if epoch == 1 else ""
-            self.progress.reset(self.task, total=last_step, metrics=metrics)
+            text = "compiling" if epoch == 1 else ""
+            self.progress.reset(self.task, total=last_step, text=text)
             self.progress.update(self.task, description=f"epoch {epoch}/{self.epochs}")
             return
         rate, left_s = int(sums.count) / train_s, (last_step - step) * train_s / step
         text = (
-            f"{rate:,.0f} images/s  {left_s:.0f} s left  "
-            f"loss {sums.loss:.4f}  accuracy {sums.accuracy:.4f}"
+            f"{step}/{last_step}  {rate:,.0f} images/s  {left_s:.0f} s left  "
+            f"loss {_short(sums.loss)}  accuracy {sums.accuracy:.4f}"
         )
-        self.progress.update(self.task, completed=step, metrics=text)
+        self.progress.update(self.task, completed=step, text=text)
         self.progress.refresh()
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         """One line an epoch."""
         self.console.print(
             f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  "
-            f"train loss {row['train/loss']:.4f} accuracy {row['train/accuracy']:.4f}  "
-            f"test loss {row['test/loss']:.4f} accuracy {row['test/accuracy']:.4f}  "
-            f"{row['train_s']:.1f} s + {row['eval_s']:.1f} s  {row['images_per_s']:,.0f} images/s"
+            f"train loss {_short(row['train/loss'])} accuracy {row['train/accuracy']:.4f}  "
+            f"test loss {_short(row['test/loss'])} accuracy {row['test/accuracy']:.4f}  "
+            f"{row['train_s']:.1f} s, test {row['eval_s']:.1f} s, "
+            f"{row['images_per_s']:,.0f} images/s"
         )
 
     def on_end(self, result: Result) -> None:
         """The summary, ending in the accuracy."""
         self.close()
-        record, timings = result.record, result.record["timings"]
+        record = result.record
         if result.params is None:
             print(f"{result.workdir} holds this run, complete: nothing to do")
         else:
-            parts = "  ".join(f"{name[:-2]} {s:.1f} s" for name, s in timings.items())
+            parts = "  ".join(f"{name[:-2]} {s:.1f} s" for name, s in record["timings"].items())
             print(f"time    {parts}")
             print(f"params  sha256 {record['params_sha256']}")
             print(f"files   {result.workdir}")
@@ -130,6 +132,11 @@ class Display(Observer):
         for live in (self.loading, self.progress):
             if live is not None:
                 live.stop()
+
+
+def _short(loss: float) -> str:
+    """Four decimals; a loss that has exploded in powers of ten."""
+    return f"{loss:.4f}" if loss < 1e4 else f"{loss:.3e}"
 
 
 def layer_table(name: str, model: nn.Module) -> Table:

@@ -47,6 +47,6 @@ class DeviceError(MnistJaxError):
 def unknown_choice(what: str, got: object, choices: Iterable[str]) -> UsageError:
     """The error for a name outside `choices`, with the nearest name that exists."""
     choices = sorted(choices)
-    near = difflib.get_close_matches(str(got), choices, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(got).lower(), choices, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return UsageError(f"unknown {what} {got!r}; choose from {', '.join(choices)}{hint}")

@@ -1,6 +1,7 @@
 """A run's folder: what was asked, where it ran, what came out. Plain JSON, whole or absent."""
 
 import datetime
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -41,8 +42,8 @@ class Run:
         self._lock = FileLock(folder / ".lock", timeout=0)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            ours = (".lock", "config.json")
-            if any(folder.iterdir()) and not any((folder / name).exists() for name in ours):
+            names = {path.name for path in folder.iterdir()}
+            if names - {".lock"} and "config.json" not in names:
                 raise UsageError(
                     f"{folder} is not empty and holds no run; choose another --workdir"
                 )
@@ -71,13 +72,13 @@ class Run:
             try:
                 self._check_same(config)
                 if (folder / "result.json").exists():
-                    self.result = json.loads((folder / "result.json").read_text())
+                    self.result = _read_json(folder / "result.json")
                     return
-            except (ValueError, AttributeError) as error:
+            except ValueError as error:
                 raise UsageError(
                     f"{folder} holds no readable run ({error}); choose another --workdir"
                 ) from error
-            if (folder / "metrics.jsonl").read_text():
+            if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text():
                 raise UsageError(
                     f"{folder} holds a run that was interrupted, and runs are not resumed yet; "
                     "choose another --workdir, or remove that folder to start again"
@@ -85,10 +86,10 @@ class Run:
         self._write_json("config.json", config.to_json())
         (folder / "metrics.jsonl").write_text("")
         if config.tensorboard:
-            self._tensorboard = _tensorboard(folder)
+            self._tensorboard = summary_writer()(str(folder / "tensorboard"), write_to_disk=True)
 
     def _check_same(self, config: Config) -> None:
-        before = json.loads((self.folder / "config.json").read_text())
+        before = _read_json(self.folder / "config.json")
         now = config.identity()
         different = [
             f"{name} (was {before.get(name)!r}, now {value!r})"
@@ -129,21 +130,34 @@ class Run:
             raise _unwritable(self.folder, error) from error
 
 
-def _tensorboard(folder: Path) -> Any:
-    """A writer of TensorBoard's files."""
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in one of a run's files. Raises ValueError where there is another thing."""
+    content = json.loads(path.read_bytes())
+    needed = {"config.json": "model", "result.json": "test_correct"}[path.name]
+    if not isinstance(content, dict) or needed not in content:
+        raise ValueError(f"{path.name} has no {needed}")
+    return content
+
+
+def summary_writer() -> Any:
+    """The class that writes TensorBoard's files.
+
+    Raises:
+        UsageError: it is not installed.
+    """
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise UsageError(
             "--tensorboard needs tensorboardX; pip install '.[tensorboard]' or leave it out"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
+    return SummaryWriter
 
 
 def _unwritable(folder: Path, error: OSError) -> DeviceError:
+    full = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     return DeviceError(
-        f"cannot write the run's folder {folder} ({error.strerror}); "
-        "free some space or choose another --workdir"
+        f"cannot write the run's folder {folder} ({error.strerror}); {full}choose another --workdir"
     )
 
 

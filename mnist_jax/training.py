@@ -104,6 +104,8 @@ def _fit(
     started: float,
 ) -> Result:
     dtype = devices.compute_dtype(config.precision, device)
+    if config.tensorboard:
+        runs.summary_writer()  # its absence is better found before a folder is made
     observer.on_load(config)
     data_started = time.perf_counter()
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir)

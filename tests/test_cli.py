@@ -1,6 +1,8 @@
 """`train.py` as a person meets it: flags, messages and exit statuses."""
 
+import contextlib
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -37,10 +39,20 @@ def test_flags_reach_the_config_in_either_spelling():
         (["--modle=cnn"], "unknown flag '--modle'; did you mean --model"),
         (["--no-normalise"], "did you mean --no_normalize"),
         (["--frobnicate"], "unknown flag '--frobnicate'; see --help"),
-        (["--epochs=abc"], "--epochs.*'abc'"),
-        (["--epochs=1.5"], "--epochs.*'1.5'"),
-        (["--epochs"], "--epochs"),
-        (["cnn"], "unrecognized.*cnn"),
+        (["--epochs=abc"], "^--epochs is 'abc'; allowed is a whole number; see --help$"),
+        (["--epochs=1.5"], "^--epochs is '1.5'"),
+        (["--epochs"], "^--epochs has no value; allowed is a whole number"),
+        (["--epochs="], "^--epochs= has no value"),
+        (["--model="], "^--model= has no value"),
+        (["-epochs", "3"], "^unknown flag '-epochs'; did you mean --epochs"),
+        (["--learning_rate=fast"], "is 'fast'; allowed is a number"),
+        (["--steps_per_call=foo"], "is 'foo'; allowed is auto or a whole number"),
+        (["--model=mlp", "--hidden_sizes=64,32"], "'64,32'; allowed is whole numbers with spaces"),
+        (["--hidden_sizes", "64", "b"], "'64 b'"),
+        (["--normalize=false"], "takes no value; write --normalize or --no_normalize"),
+        (["--seed", "1", "2"], "^'2' belongs to no flag"),
+        (["cnn"], "^'cnn' belongs to no flag"),
+        (["--model=CNNN"], "did you mean cnn"),
         (["--learning_rate=nan"], "learning_rate is nan; allowed is any finite number above 0"),
         (["--seed=-1"], "seed is -1"),
     ],
@@ -155,6 +167,51 @@ def test_ctrl_c_exits_with_130_and_no_traceback(data_dir, tmp_path):
     assert process.returncode == 130
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
+
+
+INTERRUPT_AT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+import train
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("module", ["jax", "flax.linen", "rich.progress"])
+def test_ctrl_c_while_importing_exits_with_130(module, data_dir, tmp_path):
+    words = [module, *digits(data_dir, tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPT_AT, *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_a_terminal_shows_a_bar_and_the_same_lines(data_dir, tmp_path):
+    words = digits(data_dir, tmp_path / "run", "--epochs=3", "--steps_per_call=3")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *words],
+        cwd=ROOT,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux ends the reading once the process has gone
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert process.wait() == 0, text
+    assert "compiling" in text
+    assert re.search(r"epoch 2/3 .*\d+/15  [\d,]+ images/s  \d+ s left  loss \d", text), text
+    assert re.search(r"epoch 3/3  train loss [\d.]+ accuracy [\d.]+  test loss", text)
+    assert text.splitlines()[-1].startswith("test accuracy: ")
 
 
 def test_a_reader_that_goes_away_ends_the_run_quietly(data_dir, tmp_path):

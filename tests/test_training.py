@@ -101,6 +101,39 @@ def test_an_interrupted_run_is_not_overwritten(config):
         fit(config())
 
 
+def test_a_run_killed_before_its_first_epoch_starts_again(config):
+    result = fit(config())
+    for name in ("result.json", "metrics.jsonl"):
+        (result.workdir / name).unlink()
+    assert fit(config()).record["params_sha256"] == result.record["params_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("result.json", "{}"), ("result.json", "{"), ("config.json", "[]"), ("config.json", "\xff")],
+)
+def test_a_folder_whose_files_say_nothing_is_refused(config, name, content):
+    folder = fit(config()).workdir
+    (folder / name).write_text(content, encoding="latin-1")
+    with pytest.raises(UsageError, match=r"holds no readable run .*choose another --workdir"):
+        fit(config())
+
+
+@pytest.mark.parametrize("more", [(), (".lock",)])
+def test_a_folder_with_other_files_is_left_alone(config, tmp_path, more):
+    (tmp_path / "run").mkdir()
+    for name in ("important", *more):
+        (tmp_path / "run" / name).write_text("")
+    with pytest.raises(UsageError, match="is not empty and holds no run"):
+        fit(config())
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_reason(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DeviceError, match=r"\(Not a directory\); choose another --workdir"):
+        fit(config(workdir=tmp_path / "file" / "run"))
+
+
 def test_runs_of_the_same_second_get_folders_of_their_own(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = {fit(config(workdir=None, epochs=1)).workdir for _ in range(3)}
@@ -226,3 +259,4 @@ def test_tensorboard_gets_each_epoch_and_its_absence_is_explained(config, tmp_pa
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UsageError, match=r"pip install '\.\[tensorboard\]'"):
         fit(config(tensorboard=True, workdir=tmp_path / "another"))
+    assert not (tmp_path / "another").exists()

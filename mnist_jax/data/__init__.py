@@ -110,7 +110,7 @@ def _load_idx(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
             try:
                 return *builders.read(name, data_dir), f"prepared folder {folder}"
             except DataError as error:
-                notices.append(f"{error}; left as it is, and not used; remove it to rebuild it")
+                notices.append(f"{error}; left as it is, and not used")
             except ImportError as error:
                 notices.append(f"tensorflow-datasets is not installed ({error}); {folder} not read")
         elif folder.exists():

@@ -109,24 +109,23 @@ def read_originals(name: str, paths: Mapping[str, Path]) -> dict[str, bytes]:
                 f"cannot read {path}: {error.strerror}; the four files of {name} are needed: "
                 f"{', '.join(SOURCES[name].files)}"
             ) from error
-        actual = hashlib.sha256(data).hexdigest()
-        if actual != expected.sha256:
-            size = f"over {expected.size}" if len(data) > expected.size else str(len(data))
+        if hashlib.sha256(data).hexdigest() != expected.sha256:
+            with path.open("rb") as file:  # all of it, however large, to name it by its hash
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
             raise DataError(
-                f"{path} is not {name}'s {filename}: it has {size} bytes and SHA-256 {actual}"
-                f"{_whose(path)}; expected {expected.size} bytes and {expected.sha256}; "
-                f"get it again from {SOURCES[name].url}{filename}"
+                f"{path} is not {name}'s {filename}: it has {path.stat().st_size} bytes and "
+                f"SHA-256 {actual}{_whose(actual)}; expected {expected.size} bytes and "
+                f"{expected.sha256}; get it again from {SOURCES[name].url}{filename}"
             )
         contents[filename] = data
     return contents
 
 
-def _whose(path: Path) -> str:
-    """Whether `path` is a file of another data set: they all use the same four names."""
-    size = path.stat().st_size
+def _whose(sha256: str) -> str:
+    """Whether it is a file of another data set: they all use the same four names."""
     for name, source in SOURCES.items():
         for filename, file in source.files.items():
-            if size == file.size and hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256:
+            if file.sha256 == sha256:
                 return f" (that is {name}'s {filename})"
     return ""
 

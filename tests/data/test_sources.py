@@ -1,6 +1,7 @@
 """Original files: known to the byte, read within bounds, refused in one line."""
 
 import gzip
+import hashlib
 import tracemalloc
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def test_a_damaged_original_is_refused_by_name(originals, name, damage):
     assert str(path) in message
     assert "\n" not in message
     if damage != "remove":
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in message
+        assert f"has {path.stat().st_size} bytes" in message
         assert sources.SOURCES["mnist"].files[name].sha256 in message
 
 
