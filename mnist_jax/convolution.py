@@ -9,7 +9,9 @@ takes 144:
     y = Aᵀ [ (G w Gᵀ) ⊙ (Bᵀ d B) ] A
 
 Summed over input channels, the ⊙ at one of the 36 places is a matrix product: all tiles of the
-batch × input channels, times input channels × output channels. The three small matrices come from
+batch × input channels, times input channels × output channels. The 36 are kept as a list of the
+6 rows, each an array (6, …): what one step makes of a row is still in the cache when the next
+takes it, which a single array of all 36 would not be. The three small matrices come from
 interpolating a polynomial product at the points 0, ±1, ±2 and ∞. The formula is exact; in float32
 it rounds somewhat more than the definition does. The gradients are the formula's transposes: with
 D = A g Aᵀ of each tile of the output's gradient g, they are
@@ -182,10 +184,9 @@ def _winograd(x, w, border, precision):
     batch, height, width, _ = x.shape
     height, width = height + 2 * border - 2, width + 2 * border - 2
     rows, columns = _tiles(height), _tiles(width)
-    v = _input_tiles(x, border)  # (36, batch · rows · columns, in)
-    u = _transform_kernel(w, G).reshape(SPAN**2, *w.shape[2:])  # (36, in, out)
-    m = lax.dot_general(v, u, (((2,), (1,)), ((0,), (0,))), precision)
-    m = m.reshape(SPAN, SPAN, batch, rows, columns, -1)
+    u = _transform_kernel(w, G)  # (6, 6, in, out)
+    m = _products(_input_tiles(x, border), u, 2, 1, precision)
+    m = [row.reshape(SPAN, batch, rows, columns, -1) for row in m]
     y = [lax.optimization_barrier(line) for line in _combine(A_T, m)]  # 4 × (6, b, r, c, out)
     y = [lax.optimization_barrier(jnp.stack(_combine(A_T, line), 3)) for line in y]
     y = jnp.stack(y, 2)  # (batch, rows, 4, columns, 4, out)
@@ -195,13 +196,13 @@ def _winograd(x, w, border, precision):
 def _winograd_dx(d, w, shape, border, precision):
     """The input's gradient: Σ over tiles B [ (G w Gᵀ) ⊙ (A g Aᵀ) ] Bᵀ, each where its tile lay.
 
-    d holds A g Aᵀ of every tile, (36, batch · rows · columns, out); shape is the input's.
+    d holds A g Aᵀ of every tile, 6 × (6, batch · rows · columns, out); shape is the input's.
     """
     batch, height, width, _ = shape
     rows, columns = (_tiles(n + 2 * border - 2) for n in (height, width))
-    u = jnp.swapaxes(_transform_kernel(w, G), 2, 3).reshape(SPAN**2, *w.shape[:1:-1])
-    m = lax.dot_general(d, u, (((2,), (1,)), ((0,), (0,))), precision)  # (36, b · r · c, in)
-    m = m.reshape(SPAN, SPAN, batch, rows, columns, -1)
+    u = jnp.swapaxes(_transform_kernel(w, G), 2, 3)  # (6, 6, out, in)
+    m = _products(d, u, 2, 1, precision)
+    m = [row.reshape(SPAN, batch, rows, columns, -1) for row in m]
     dx = _overlap_add(_combine(B_T.T, m), 2)  # (6, batch, 4 (rows + 1), columns, in)
     dx = lax.optimization_barrier(dx[:, :, border : border + height])
     return _overlap_add(_combine(B_T.T, dx), 2)[:, :, border : border + width]
@@ -223,9 +224,14 @@ def _overlap_add(lines, axis):
 
 def _winograd_dw(x, d, border, precision):
     """The kernel's gradient: Gᵀ [ Σ over tiles (Bᵀ x B) ⊙ (A g Aᵀ) ] G, with d as above."""
-    v = _input_tiles(x, border)
-    du = lax.dot_general(v, d, (((1,), (1,)), ((0,), (0,))), precision)  # (36, in, out)
-    return _transform_kernel(du.reshape(SPAN, SPAN, *du.shape[1:]), G.T)
+    du = _products(_input_tiles(x, border), d, 1, 1, precision)
+    return _transform_kernel(jnp.stack(du), G.T)
+
+
+def _products(a, b, axis_a, axis_b, precision):
+    """Of each row the 6 matrix products of a and b, contracted over these axes: 6 × (6, …)."""
+    numbers = ((axis_a,), (axis_b,)), ((0,), (0,))
+    return [lax.dot_general(a[i], b[i], numbers, precision) for i in range(SPAN)]
 
 
 def _tiles(size):
@@ -234,13 +240,13 @@ def _tiles(size):
 
 
 def _input_tiles(x, border):
-    """Bᵀ d B of every tile d of x padded by `border`, (36, batch · rows · columns, channels)."""
+    """Bᵀ d B of every tile d of x padded by `border`, 6 × (6, batch · rows · columns, channels)."""
     pads = [(border, _tiles(n + 2 * border - 2) * TILE + 2 - n - border) for n in x.shape[1:3]]
     return _transform_tiles(x, B_T, pads)
 
 
 def _transform_tiles(x, matrix, pads):
-    """matrix @ tile @ matrixᵀ of every tile of x, padded: (36, batch · rows · columns, channels).
+    """matrix @ tile @ matrixᵀ of every tile of x: 6 × (6, batch · rows · columns, channels).
 
     A tile begins every 4 pixels and is as wide as the matrix: for 6 columns tiles overlap by 2.
     The barrier keeps XLA from recomputing the first product inside each part of the second.
@@ -248,10 +254,10 @@ def _transform_tiles(x, matrix, pads):
     x = _pad(x, pads)
     reach = [n - matrix.shape[1] + 1 for n in x.shape[1:3]]
     offsets = range(matrix.shape[1])
-    x = jnp.stack(_combine(matrix, [x[:, i : i + reach[0] : TILE] for i in offsets]))
-    x = lax.optimization_barrier(x)  # (6, batch, rows, width, channels)
-    x = jnp.stack(_combine(matrix, [x[:, :, :, j : j + reach[1] : TILE] for j in offsets]), 1)
-    return x.reshape(SPAN**2, -1, x.shape[-1])
+    xs = _combine(matrix, [x[:, i : i + reach[0] : TILE] for i in offsets])
+    xs = [lax.optimization_barrier(x) for x in xs]  # 6 × (batch, rows, width, channels)
+    xs = [_combine(matrix, [x[:, :, j : j + reach[1] : TILE] for j in offsets]) for x in xs]
+    return [jnp.stack(row).reshape(SPAN, -1, x.shape[-1]) for row in xs]
 
 
 def _transform_kernel(w, matrix):
