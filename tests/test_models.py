@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,3 +162,34 @@ def test_the_cnn_drops_half_of_both_hidden_layers():
         assert output.shape == (2, size)
         assert set(np.unique(output)) == {0, 2}
         assert abs(np.mean(output == 0) - 0.5) < 4 * 0.5 / np.sqrt(2 * size)
+
+
+@pytest.mark.parametrize("features", [10, models.NARROW, models.NARROW + 1])
+@pytest.mark.parametrize("batch", [(), (1,), (100,), (3, 4)])
+def test_a_dense_layer_is_flax_own(features, batch):
+    x = jax.random.normal(KEY, (*batch, 784))
+    ours, theirs = models.dense(features), nn.Dense(features)
+    params = ours.init(KEY, x)
+
+    def derivatives(layer, params, x):
+        """Value, both gradients, and the derivative along (params, x)."""
+
+        def loss(*args):
+            return jnp.sum(jnp.sin(layer.apply(*args)))
+
+        along = jax.jvp(loss, (params, x), (params, x))
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, x), along
+
+    with jax.default_matmul_precision("highest"):
+        got, want = (jax.jit(partial(derivatives, layer))(params, x) for layer in (ours, theirs))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, want)
+
+
+def test_only_a_cpu_transposes_a_narrow_kernel():
+    layer = models.dense(10)
+    x = jnp.ones((100, 784))
+    params = jax.eval_shape(layer.init, KEY, x)
+    gradient = jax.jit(jax.grad(lambda params, x: jnp.sum(layer.apply(params, x) ** 2)))
+    for platform, transposes in (("cpu", True), ("cuda", False), ("tpu", False)):
+        text = gradient.trace(params, x).lower(lowering_platforms=(platform,)).as_text()
+        assert ("optimization_barrier" in text) == transposes, platform
