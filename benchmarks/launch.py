@@ -86,8 +86,9 @@ def check_options(options: Any) -> None:
     for name, value in vars(options).items():
         if isinstance(value, int) and value < 1:
             raise UsageError(f"{name} is {value}; allowed is 1 or more; change --{name}")
-    if not options.peers_python.is_file():
-        raise UsageError(f"no Python at {options.peers_python}; change --peers_python")
+    python = getattr(options, "peers_python", None)
+    if python is not None and not python.is_file():
+        raise UsageError(f"no Python at {python}; change --peers_python")
 
 
 def command(kind: type[Options], measure: Callable[[Options], None], prog: str, doc: str) -> int:
