@@ -118,7 +118,7 @@ def measure(options: Options) -> None:
                 if not what or who in context["left_out"]:
                     continue
                 try:
-                    done = ask(contender, model, what, options)
+                    done = ask(contender, model, what, options.batch_size, options.peers_python)
                 except launch.ProcessError as error:
                     if contender == OURS:
                         raise
@@ -148,14 +148,18 @@ def show_doubts(context: dict[str, Any], benchmarks: Sequence[Benchmark]) -> Non
 
 
 def ask(
-    contender: Contender, model: str, what: tuple[str, ...], options: Options
+    contender: Contender,
+    model: str,
+    what: tuple[str, ...],
+    batch_size: int,
+    peers_python: Path = Path(sys.executable),
 ) -> launch.Finished:
     """One process; its output is the worker's answer."""
-    job = Job(model=model, mode=contender.mode, what=what, batch_size=options.batch_size)
+    job = Job(model=model, mode=contender.mode, what=what, batch_size=batch_size)
     if model == "cnn":  # a call of ours lasts a second in training; an evaluation, several
         job = dataclasses.replace(job, min_sample_s=0.5, budget_s=4.0, warmup_s=5.0)
     ours = contender.worker in ("ours", "plain_flax")
-    python = Path(sys.executable) if ours else options.peers_python
+    python = Path(sys.executable) if ours else peers_python
     module = f"benchmarks.peer_workers.{contender.worker}"
     return launch.ask(python, module, dataclasses.asdict(job))
 

@@ -56,5 +56,5 @@ def test_the_table_shows_limits_below_times(tmp_path, capsys, monkeypatch):
     assert "logistic" in capsys.readouterr().out
     _, benchmarks = results.read(file)
     assert [b.name for b in benchmarks] == ["matrix_product", "copy", "train_step"]
-    assert all(len(b.samples_s) == 2 for b in benchmarks)
+    assert [len(b.samples_s) for b in benchmarks[:2]] == [2, 2]
     assert benchmarks[2].details["limit_s"] > 0
