@@ -3,6 +3,7 @@
 Ends with the accuracy on the test images. `--help` lists the flags.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
     # Importing JAX takes a second, and an exception in the middle of it can be lost.
     signal.signal(signal.SIGINT, _leave)
     try:
-        from mnist_jax import cli, devices, fit
+        from mnist_jax import cli, devices, fit, signals
         from mnist_jax.display import Display
     except ImportError as error:
         print(f"error: {error}; install what is needed with: pip install .", file=sys.stderr)
@@ -32,10 +33,8 @@ def main(argv: list[str]) -> int:
         display = Display()
         for notice in devices.keep_compiled(config.compilation_cache):
             display.on_notice(notice)
-        try:
-            fit(config, observer=display, import_s=time.perf_counter() - started)
-        finally:
-            display.close()
+        with signals.heard() as stop, contextlib.closing(display):
+            fit(config, observer=display, import_s=time.perf_counter() - started, stop=stop)
 
     return cli.exit_status(train, debug="--debug" in argv)
 

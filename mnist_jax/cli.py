@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import jax
 
+from mnist_jax import signals
 from mnist_jax.config import Config
-from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
+from mnist_jax.errors import DeviceError, InterruptedRunError, MnistJaxError, UsageError
 
 
 def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
@@ -108,7 +109,11 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
     try:
         command()
     except KeyboardInterrupt:
-        return _report("interrupted", 130)
+        return _report("interrupted", 128 + signal.SIGINT)
+    except signals.Terminated:
+        return _report("terminated", 128 + signal.SIGTERM)
+    except InterruptedRunError as interruption:
+        return _report(str(interruption), interruption.exit_status)
     except BrokenPipeError:  # whoever read our output has gone: stop, as other commands do
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -92,6 +92,10 @@ class Config:
     """Steps in one call of the compiled program. auto: about a second's worth on a CPU, an epoch
     on an accelerator. Never changes the result."""
 
+    checkpoint_every: float = _execution(60.0)
+    """Seconds between checkpoints inside an epoch; one follows each epoch in any case. 0: one after
+    every call."""
+
     compilation_cache: Path | None = _execution(Path("~/.cache/mnist_jax/compiled"))
     """train.py keeps compiled programs here, so that the next start need not compile. None:
     nowhere. From Python, set jax_compilation_cache_dir yourself: it belongs to the process."""
@@ -133,6 +137,8 @@ class Config:
         if self.steps_per_call != "auto":
             legal = "'auto' or a whole number, 1 or more"
             _check(self, "steps_per_call", lambda n: _is_int(n, 1), legal)
+        legal = "any number of seconds from 0"
+        _check(self, "checkpoint_every", lambda s: _is_number(s) and s >= 0, legal)
         if self.dropout is not None:
             legal = "0 or more and less than 1"
             _check(self, "dropout", lambda x: _is_number(x) and 0 <= x < 1, legal)

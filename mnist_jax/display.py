@@ -40,7 +40,7 @@ class Display(Observer):
         self.loading: Status | None = None
         self.progress: Progress | None = None
         self.task: TaskID | None = None
-        self.epochs = 0
+        self.epochs = self.epoch = 0
         self.notices: list[str] = []
 
     def on_load(self, config: Config) -> None:
@@ -83,16 +83,21 @@ class Display(Observer):
             self.task = self.progress.add_task("compiling", total=None, text="")
             self.progress.start()
 
+    def on_resume(self, step: int) -> None:
+        """Where the run goes on."""
+        self.console.print(f"resumed after {step:,} steps")
+
     def on_call(
         self, epoch: int, step: int, last_step: int, sums: MetricSums, train_s: float
     ) -> None:
         """Moves the bar."""
         if self.progress is None or self.task is None:
             return
-        if step == 0:
-            text = "compiling" if epoch == 1 else ""
-            self.progress.reset(self.task, total=last_step, text=text)
+        if epoch != self.epoch:
+            text = "compiling" if self.epoch == 0 else ""
+            self.progress.reset(self.task, total=last_step, completed=step, text=text)
             self.progress.update(self.task, description=f"epoch {epoch}/{self.epochs}")
+            self.epoch = epoch
             return
         rate, left_s = int(sums.count) / train_s, (last_step - step) * train_s / step
         text = (

@@ -44,6 +44,19 @@ class DeviceError(MnistJaxError):
     exit_status = 6
 
 
+class InterruptedRunError(MnistJaxError):
+    """A signal ended the run, which can be continued.
+
+    Args:
+        message: where it stands.
+        signal: the signal's number.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.exit_status = 128 + signal
+
+
 def unknown_choice(what: str, got: object, choices: Iterable[str]) -> UsageError:
     """The error for a name outside `choices`, with the nearest name that exists."""
     choices = sorted(choices)

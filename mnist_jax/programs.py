@@ -1,6 +1,7 @@
 """A run's compiled programs, with the time to compile them kept apart from the time they take."""
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -130,15 +131,15 @@ class Programs:
         (state, sums), done = self._call("train_s", program, *args, most=end - first)
         return state, sums, first + done
 
-    def evaluate(self, params: Any) -> MetricSums:
-        """The metrics of all test images."""
+    def evaluate(self, params: Any) -> Iterator[MetricSums]:
+        """The metrics of the test images, call by call; the last are those of all."""
         sums, first = MetricSums.zeros(), 0
         end = steps.num_batches(self.test_size, EVAL_BATCH_SIZE)
         while first < end:
             args = params, sums, self.test_split, jnp.int32(first)
             sums, done = self._call("eval_s", self._jitted.eval_steps, *args, most=end - first)
             first += done
-        return sums
+            yield sums
 
     def _call(self, name: str, program: Any, *args, most: int) -> tuple[Any, int]:
         """Runs `program` for as many steps as suit one call, at most `most`.

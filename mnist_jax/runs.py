@@ -1,5 +1,6 @@
 """A run's folder: what was asked, where it ran, what came out. Plain JSON, whole or absent."""
 
+import contextlib
 import datetime
 import errno
 import hashlib
@@ -8,6 +9,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import jax
 import numpy as np
 from filelock import FileLock, Timeout
 
+from mnist_jax.checkpoint import Checkpoints, names_of
 from mnist_jax.config import Config
-from mnist_jax.errors import DeviceError, UsageError
+from mnist_jax.errors import CheckpointError, DeviceError, UsageError
 from mnist_jax.storage import write_atomically
 
 
@@ -39,19 +42,22 @@ class Run:
         self.folder = folder
         self.result: dict[str, Any] | None = None
         self._tensorboard: Any = None
+        self.checkpoints = Checkpoints(folder / "checkpoints")
         self._lock = FileLock(folder / ".lock", timeout=0)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             names = {path.name for path in folder.iterdir()}
-            if names - {".lock"} and "config.json" not in names:
+            if names - {".lock", ".pid"} and "config.json" not in names:
                 raise UsageError(
                     f"{folder} is not empty and holds no run; choose another --workdir"
                 )
             self._lock.acquire()
+            (folder / ".pid").write_text(str(os.getpid()))  # the lock truncates its own file
             self._open(config)
         except Timeout as error:
             raise UsageError(
-                f"{folder} is in use by another process; wait for it or choose another --workdir"
+                f"{folder} is in use by process {_holder(folder)}; wait for it or choose another "
+                "--workdir"
             ) from error
         except OSError as error:
             self.close()
@@ -62,6 +68,7 @@ class Run:
 
     def close(self) -> None:
         """Lets other processes have the folder."""
+        self.checkpoints.close()
         self._lock.release()
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -78,13 +85,7 @@ class Run:
                 raise UsageError(
                     f"{folder} holds no readable run ({error}); choose another --workdir"
                 ) from error
-            if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text():
-                raise UsageError(
-                    f"{folder} holds a run that was interrupted, and runs are not resumed yet; "
-                    "choose another --workdir, or remove that folder to start again"
-                )
         self._write_json("config.json", config.to_json())
-        (folder / "metrics.jsonl").write_text("")
         if config.tensorboard:
             self._tensorboard = summary_writer()(str(folder / "tensorboard"), write_to_disk=True)
 
@@ -106,17 +107,48 @@ class Run:
         """Writes environment.json."""
         self._write_json("environment.json", record)
 
+    def restore(self, template: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
+        """What `Checkpoints.load` finds; None for a run that has not begun.
+
+        Raises:
+            CheckpointError: none of the run's checkpoints can be used, or they are gone.
+        """
+        found = self.checkpoints.load(template)
+        metrics = self.folder / "metrics.jsonl"
+        if found is None and metrics.exists() and metrics.read_bytes():
+            raise CheckpointError(
+                f"{self.folder} holds a run without its checkpoints; restore them, or remove "
+                f"{metrics} to start again"
+            )
+        return found
+
+    def save(self, epoch: int, step: int, arrays: Any, rest: dict[str, Any]) -> None:
+        """Saves a checkpoint while the caller goes on; see `Checkpoints.save`."""
+        with self._writing():
+            self.checkpoints.save(epoch, step, arrays, rest)
+
+    def finish_saving(self) -> None:
+        """Returns once the last checkpoint is on the disk."""
+        with self._writing():
+            self.checkpoints.wait()
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Makes metrics.jsonl hold these lines, one an epoch."""
+        with self._writing():
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            write_atomically(self.folder / "metrics.jsonl", lines.encode())
+
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds one epoch's line to metrics.jsonl."""
-        try:
+        with self._writing():
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
             if self._tensorboard is not None:
                 for name, value in row.items():
                     self._tensorboard.add_scalar(name, value, row["step"])
                 self._tensorboard.flush()
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
 
     def finish(self, record: dict[str, Any]) -> None:
         """Writes result.json, which marks the run as complete."""
@@ -124,10 +156,22 @@ class Run:
         self.result = record
 
     def _write_json(self, name: str, value: Any) -> None:
-        try:
+        with self._writing():
             write_atomically(self.folder / name, (json.dumps(value, indent=1) + "\n").encode())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise _unwritable(self.folder, error) from error
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / ".pid").read_text()[:20]
+    except OSError:
+        return "unknown"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -235,8 +279,7 @@ def _git_commit() -> dict[str, Any]:
 def params_sha256(params: Any) -> str:
     """SHA-256 over every parameter's name, dtype, shape and bytes, in the order of the names."""
     digest = hashlib.sha256()
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    named = names_of(params)
     for name in sorted(named):
         array = np.asarray(named[name], order="C")
         little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from mnist_jax.errors import NonFiniteError, UsageError
 from mnist_jax.metrics import NEVER, MetricSums
 from mnist_jax.models import MODELS, count_parameters
 from mnist_jax.programs import Programs
-from mnist_jax.steps import TrainState
+from mnist_jax.progress import Keeper, Progress
+from mnist_jax.signals import Stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +52,14 @@ class Observer:
     ) -> None:
         """All is loaded; compilation comes next."""
 
+    def on_resume(self, step: int) -> None:
+        """The run goes on after `step` updates, from a checkpoint."""
+
     def on_call(
         self, epoch: int, step: int, last_step: int, sums: MetricSums, train_s: float
     ) -> None:
-        """Training stands at `step` of the epoch's `last_step` (0: the epoch begins).
+        """Training stands at `step` of the epoch's `last_step`; it begins or goes on there, or a
+        call has ended there.
 
         `sums` and `train_s`, seconds without compilation, are the epoch's so far.
         """
@@ -70,15 +76,23 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.adam(config.learning_rate, eps=1e-7)
 
 
-def fit(config: Config, *, observer: Observer | None = None, import_s: float = 0.0) -> Result:
+def fit(
+    config: Config,
+    *,
+    observer: Observer | None = None,
+    import_s: float = 0.0,
+    stop: Stop | None = None,
+) -> Result:
     """Trains as `config` says and evaluates on the test images after every epoch.
 
-    The last epoch's parameters are the result: the test images choose nothing.
+    The last epoch's parameters are the result: the test images choose nothing. A run that was
+    interrupted goes on from its newest checkpoint, to the same bits, when its `workdir` is given.
 
     Args:
         config: what to train on what, and how.
         observer: is told what happens.
         import_s: seconds the caller spent on imports, for the record of timings.
+        stop: asks the run to end early, with a checkpoint.
 
     Returns:
         The trained parameters, and the record that also stands in result.json.
@@ -86,19 +100,23 @@ def fit(config: Config, *, observer: Observer | None = None, import_s: float = 0
     Raises:
         UsageError: the config does not fit the data set, the device or the run's folder.
         DataError: the data set cannot be had.
+        CheckpointError: the run's checkpoints cannot be used.
         NonFiniteError: the loss became NaN or infinite.
         DeviceError: the platform is absent, or the run's folder cannot be written.
+        InterruptedRunError: `stop` had a signal.
     """
     started = time.perf_counter() - import_s
     device = devices.select_device(config.platform)
     precision = devices.MATMUL_PRECISION[config.precision]
     with jax.default_device(device), jax.default_matmul_precision(precision):
-        return _fit(config, observer or Observer(), device, {"import_s": import_s}, started)
+        timings = {"import_s": import_s}
+        return _fit(config, observer or Observer(), stop or Stop(), device, timings, started)
 
 
 def _fit(
     config: Config,
     observer: Observer,
+    stop: Stop,
     device: jax.Device,
     timings: dict[str, float],
     started: float,
@@ -142,76 +160,89 @@ def _fit(
         if config.max_steps is not None:
             last_step = min(last_step, config.max_steps)
 
-        state, epoch, end = programs.init(), 0, {}
-        while (step := epoch * programs.steps_per_epoch) < last_step:
-            epoch += 1
+        stop.heeded = True
+        keeper = Keeper(run, config, stop, programs.root_key)
+        progress, unusable = keeper.restore(programs.init())
+        for notice in unusable:
+            observer.on_notice(notice)
+        if progress.state.step:  # here the host waits
+            observer.on_resume(int(progress.state.step))
+        earlier = progress.seconds
+
+        def seconds() -> dict[str, float]:
+            """Of this process and those before it."""
+            now = {**timings, **programs.seconds, "total_s": time.perf_counter() - started}
+            return {name: earlier.get(name, 0.0) + s for name, s in now.items()}
+
+        while (step := progress.epoch * programs.steps_per_epoch) < last_step:
             steps = min(programs.steps_per_epoch, last_step - step)
-            state, row, end = run_epoch(programs, state, epoch, steps, config, observer)
-            run.append_metrics(row)
-            observer.on_epoch(row)
+            for _ in run_epoch(programs, progress, steps, config, observer):
+                progress.seconds = seconds()
+                keeper.look(progress)
+            run.append_metrics(progress.rows[-1])
+            progress.seconds = seconds()
+            keeper.save(progress)
+            observer.on_epoch(progress.rows[-1])
+        run.finish_saving()
 
         record = {
             "model": config.model,
             "dataset": dataset.name,
-            "parameters": count_parameters(state.params),
-            "epochs": epoch,
+            "parameters": count_parameters(progress.state.params),
+            "epochs": progress.epoch,
             "steps": last_step,
             "seed": config.seed,
-            **end,
-            "params_sha256": runs.params_sha256(state.params),
-            "timings": {
-                **timings,
-                **programs.seconds,
-                "total_s": time.perf_counter() - started,
-            },
+            **progress.end,
+            "params_sha256": runs.params_sha256(progress.state.params),
+            "timings": seconds(),
             "notices": notices,
             "devices": [str(device)],
             "config": config.to_json(),
             "environment": environment,
         }
         run.finish(record)
-        result = Result(state.params, record, run.folder)
+        result = Result(progress.state.params, record, run.folder)
         observer.on_end(result)
         return result
 
 
 def run_epoch(
-    programs: Programs,
-    state: TrainState,
-    epoch: int,
-    steps: int,
-    config: Config,
-    observer: Observer,
-) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+    programs: Programs, progress: Progress, steps: int, config: Config, observer: Observer
+) -> Iterator[None]:
     """Trains for the first `steps` batches of an epoch and evaluates on all test images.
+
+    Yields between calls, where `progress` is fit to be saved. At the end the epoch is completed:
+    its line is added to `progress.rows`.
 
     Args:
         programs: what is compiled, and the data.
-        state: is donated.
-        epoch: counts from 1.
+        progress: where the run stands, inside the epoch or before it; moved on.
         steps: all of the epoch's, or fewer where the run ends.
         config: named in the error.
         observer: is told of every call.
 
-    Returns:
-        The new state, the epoch's line of metrics.jsonl, and what result.json says of the run if
-        it ends here.
-
     Raises:
         NonFiniteError: a training loss, or the test loss, is NaN or infinite.
     """
-    train_before, eval_before = programs.seconds["train_s"], programs.seconds["eval_s"]
-    train, done, train_s = MetricSums.zeros(), 0, 0.0
-    observer.on_call(epoch, 0, steps, train, train_s)
-    order = programs.order(epoch - 1)
-    while done < steps:
-        state, train, done = programs.train(state, train, order, done, steps)
-        train = jax.device_get(train)
-        _check_finite(train, config)
-        train_s = programs.seconds["train_s"] - train_before
-        observer.on_call(epoch, done, steps, train, train_s)
-    test = jax.device_get(programs.evaluate(state.params))
-    step = (epoch - 1) * programs.steps_per_epoch + steps
+    epoch, before_s = progress.epoch + 1, progress.train_s
+    before = dict(programs.seconds)
+    observer.on_call(epoch, progress.batch, steps, progress.sums, progress.train_s)
+    order = programs.order(progress.epoch)
+    while progress.batch < steps:
+        state, sums, batch = programs.train(
+            progress.state, progress.sums, order, progress.batch, steps
+        )
+        sums = jax.device_get(sums)
+        _check_finite(sums, config)
+        progress.state, progress.sums, progress.batch = state, sums, batch
+        progress.train_s = before_s + programs.seconds["train_s"] - before["train_s"]
+        observer.on_call(epoch, batch, steps, sums, progress.train_s)
+        yield
+    train, test = progress.sums, MetricSums.zeros()
+    for so_far in programs.evaluate(progress.state.params):
+        test = jax.device_get(so_far)
+        yield
+    step = progress.epoch * programs.steps_per_epoch + steps
     if not math.isfinite(test.loss):
         raise _not_finite(step, config)
     row = {
@@ -221,17 +252,19 @@ def run_epoch(
         "train/accuracy": train.accuracy,
         "test/loss": test.loss,
         "test/accuracy": test.accuracy,
-        "train_s": train_s,
-        "eval_s": programs.seconds["eval_s"] - eval_before,
-        "images_per_s": int(train.count) / train_s,
+        "train_s": progress.train_s,
+        "eval_s": programs.seconds["eval_s"] - before["eval_s"],
+        "images_per_s": int(train.count) / progress.train_s,
     }
-    end = {
+    progress.rows.append(row)
+    progress.end = {
         "test_accuracy": test.accuracy,
         "test_correct": int(test.correct),
         "test_count": int(test.count),
         "train_accuracy": train.accuracy,
     }
-    return state, row, end
+    progress.epoch, progress.batch, progress.train_s = epoch, 0, 0.0
+    progress.sums = MetricSums.zeros()
 
 
 def _check_finite(sums: MetricSums, config: Config) -> None:

@@ -19,6 +19,11 @@ MNIST_FILES = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=10, help="SIGKILLs in tests/faults, in all")
+    parser.addoption("--faults_record", help="file that tests/faults add a line of JSON to, each")
+
+
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """The folder of the four original MNIST files. Tests that use it carry `pytest.mark.mnist`."""

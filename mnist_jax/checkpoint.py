@@ -1,0 +1,166 @@
+"""Checkpoints: all a run needs to go on as if it had never stopped, one safetensors file each.
+
+    checkpoints/epoch-0001-step-00000600.safetensors   arrays, and the rest as JSON in its metadata
+    checkpoints/…same name….sha256                     its digest, as `sha256sum --check` reads it
+
+A file is written beside its place, synced and renamed, so it is whole or absent, and its digest
+proves it. Nothing in it can run code, and nothing outside the folder is ever read or written.
+"""
+
+import concurrent.futures
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mnist_jax import storage
+from mnist_jax.errors import CheckpointError
+
+VERSION = "1"
+KEPT = 3  # the newest ones
+MAX_HEADER_BYTES = 1_000_000
+NAME = re.compile(r"epoch-(\d{4,})-step-(\d{8,})\.safetensors")
+
+Tree = Any
+"""Nested tuples and dicts of arrays."""
+
+
+def names_of(tree: Tree) -> dict[str, Any]:
+    """The tree's leaves by their paths, such as "state/params/dense1/kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+class Checkpoints:
+    """The checkpoints in one folder; one process at a time may hold it. Close it in the end.
+
+    `save` returns at once and writes behind the caller's back, one file at a time. A write that
+    failed is raised by the next `save` or `wait`.
+
+    Args:
+        folder: made with the first save.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def save(self, epoch: int, step: int, arrays: Tree, rest: Mapping[str, Any]) -> None:
+        """Saves the state after so many epochs and updates; all but the newest `KEPT` are removed.
+
+        Args:
+            epoch: epochs completed.
+            step: updates completed. The two name the file, which must not be there yet.
+            arrays: copied before this returns, so the caller may donate them.
+            rest: what JSON can hold.
+
+        Raises:
+            OSError: this save could not be begun, or the last one failed.
+        """
+        self.wait()
+        # Copies: on a CPU `device_get` may give views of buffers that the next step reuses.
+        copies = {name: np.array(leaf) for name, leaf in names_of(jax.device_get(arrays)).items()}
+        self._pending = self._writer.submit(self._write, epoch, step, copies, dict(rest))
+
+    def wait(self) -> None:
+        """Returns once the last save is on the disk.
+
+        Raises:
+            OSError: it failed.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits for the last save, whatever becomes of it, and lets the thread go."""
+        self._writer.shutdown(wait=True)
+
+    def _write(
+        self, epoch: int, step: int, arrays: dict[str, np.ndarray], rest: dict[str, Any]
+    ) -> None:
+        import safetensors.numpy
+
+        metadata = {"format": VERSION, "rest": json.dumps(rest)}
+        path = self.folder / f"epoch-{epoch:04d}-step-{step:08d}.safetensors"
+        self.folder.mkdir(exist_ok=True)
+        storage.write_verified(path, safetensors.numpy.save(arrays, metadata))
+        for old in self._paths()[KEPT:]:
+            old.unlink(missing_ok=True)  # first the file, so that none is without its digest
+            storage.digest_path(old).unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        """The files, newest first."""
+        if not self.folder.is_dir():
+            return []
+        found = {path: NAME.fullmatch(path.name) for path in self.folder.iterdir()}
+        numbers = {path: (int(m[2]), int(m[1])) for path, m in found.items() if m}
+        return sorted(numbers, key=lambda path: numbers[path], reverse=True)
+
+    def load(self, template: Tree) -> tuple[Tree, dict[str, Any], list[str]] | None:
+        """The newest checkpoint that proves whole, or None where there has never been one.
+
+        Args:
+            template: the tree of arrays, or of their shapes and dtypes, that was saved.
+
+        Returns:
+            The arrays as NumPy's, the rest, and a notice for each damaged file passed over.
+
+        Raises:
+            CheckpointError: there are checkpoints and none can be used.
+        """
+        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
+        notices = []
+        for path in self._paths():
+            try:
+                return *self._read(path, template), notices
+            except (CheckpointError, OSError) as error:
+                notices.append(f"the checkpoint {path} cannot be used ({error})")
+        if notices:
+            raise CheckpointError(
+                f"{'; '.join(notices)}; restore one of them, or remove {self.folder.parent} to "
+                "start again"
+            )
+        return None
+
+    def _read(self, path: Path, template: Tree) -> tuple[Tree, dict[str, Any]]:
+        import safetensors
+        import safetensors.numpy
+
+        if self.folder.is_symlink() or path.is_symlink():
+            raise CheckpointError("it is a symbolic link")
+        wanted = names_of(template)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in wanted.values())
+        try:
+            data = storage.read_verified(path, max_bytes=size + MAX_HEADER_BYTES)
+            arrays = safetensors.numpy.load(data)
+            metadata = _metadata(data)
+            rest = json.loads(metadata["rest"]) if metadata.get("format") == VERSION else None
+        except (storage.IntegrityError, safetensors.SafetensorError, ValueError, KeyError) as error:
+            raise CheckpointError(str(error)) from error
+        if not isinstance(rest, dict):
+            raise CheckpointError(
+                f"it is of format version {metadata.get('format')!r}; this program reads {VERSION}"
+            )
+        for name in sorted(wanted.keys() | arrays.keys()):
+            if name not in arrays or name not in wanted:
+                raise CheckpointError(f"{name} is {'missing' if name in wanted else 'unknown'}")
+            found, leaf = arrays[name], wanted[name]
+            if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+                raise CheckpointError(
+                    f"{name} is {found.dtype}{list(found.shape)}, expected "
+                    f"{leaf.dtype}{list(leaf.shape)}"
+                )
+        return jax.tree.unflatten(jax.tree.structure(template), list(map(arrays.get, wanted))), rest
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The text that safetensors keeps beside the arrays: 8 bytes of length, then a JSON header."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header.get("__metadata__") or {}

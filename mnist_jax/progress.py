@@ -1,0 +1,105 @@
+"""How far a run has come: saved while it goes on, found again when it is continued."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+
+from mnist_jax.config import Config
+from mnist_jax.errors import CheckpointError, InterruptedRunError
+from mnist_jax.metrics import MetricSums
+from mnist_jax.runs import Run
+from mnist_jax.signals import Stop
+from mnist_jax.steps import TrainState
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come: what a checkpoint holds.
+
+    Attributes:
+        state: after the last update.
+        sums: the metrics of the epoch begun.
+        epoch: epochs completed.
+        batch: updates of the epoch begun.
+        train_s: seconds they took.
+        rows: the lines of metrics.jsonl.
+        end: what result.json says of the run if it ends here.
+        seconds: timings so far, of all processes that worked on the run.
+    """
+
+    state: TrainState
+    sums: MetricSums = dataclasses.field(default_factory=MetricSums.zeros)
+    epoch: int = 0
+    batch: int = 0
+    train_s: float = 0.0
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    end: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    ARRAYS = ("state", "sums")
+
+    def split(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The arrays, and what JSON can hold."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        arrays = {name: fields.pop(name) for name in self.ARRAYS}
+        return arrays, fields
+
+
+class Keeper:
+    """Saves a run's progress when it is time to, and ends the run when it is asked to."""
+
+    def __init__(self, run: Run, config: Config, stop: Stop, key: jax.Array):
+        self._run, self._every_s, self._stop = run, config.checkpoint_every, stop
+        self._key = jax.random.key_data(key).tolist()
+        self._saved: tuple[int, int] | None = None  # epochs and updates completed
+        self._saved_at = time.monotonic()
+
+    def restore(self, start: TrainState) -> tuple[Progress, list[str]]:
+        """The progress of the newest checkpoint, or that of a run not begun, which is at `start`.
+
+        Returns:
+            The progress, and a notice for each checkpoint that could not be used.
+
+        Raises:
+            CheckpointError: there was a checkpoint and none can be used.
+        """
+        progress, notices = Progress(start), []
+        if found := self._run.restore(progress.split()[0]):
+            arrays, rest, notices = found
+            if rest.pop("key") != self._key:
+                raise CheckpointError("the checkpoint is of another seed; choose another --workdir")
+            arrays["state"] = jax.tree.map(
+                lambda leaf, like: jax.device_put(leaf, like.sharding), arrays["state"], start
+            )
+            progress = Progress(**arrays, **rest)
+            self._saved = progress.epoch, int(progress.state.step)
+        self._run.write_metrics(progress.rows)
+        return progress, notices
+
+    def save(self, progress: Progress) -> None:
+        """Saves it in the background, unless it has not moved since the last time."""
+        place = progress.epoch, int(progress.state.step)
+        if place != self._saved:
+            arrays, rest = progress.split()
+            self._run.save(*place, arrays, {**rest, "key": self._key})
+        self._saved = place
+        self._saved_at = time.monotonic()
+
+    def look(self, progress: Progress) -> None:
+        """To be called between calls.
+
+        Raises:
+            InterruptedRunError: a signal has come; the progress is saved.
+        """
+        signal = self._stop.signal
+        if signal is not None or time.monotonic() - self._saved_at >= self._every_s:
+            self.save(progress)
+        if signal is not None:
+            self._run.finish_saving()
+            raise InterruptedRunError(
+                f"interrupted at step {int(progress.state.step)}; the same command with "
+                f"--workdir={self._run.folder} goes on from there",
+                signal,
+            )

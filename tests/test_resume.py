@@ -1,0 +1,178 @@
+"""A run that was cut anywhere ends as if it had not been."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from mnist_jax import Config, fit, runs, storage
+from mnist_jax.errors import CheckpointError, DeviceError, InterruptedRunError, UsageError
+from mnist_jax.signals import Stop
+from mnist_jax.training import Observer
+
+
+@pytest.fixture
+def config(data_dir, tmp_path):
+    def make(**fields) -> Config:
+        defaults = {"model": "mlp", "dataset": "digits", "epochs": 2, "steps_per_call": 4}
+        where = {"data_dir": data_dir, "workdir": tmp_path / "run"}
+        return Config(**{**defaults, **where, **fields})
+
+    return make
+
+
+class StopAfter(Observer):
+    """Asks for the end at the n-th thing that happens."""
+
+    def __init__(self, stop: Stop, events: int):
+        self.stop, self.events, self.resumed_at = stop, events, None
+
+    def tick(self) -> None:
+        self.events -= 1
+        if self.events == 0:
+            self.stop.signal = signal.SIGTERM
+
+    def on_resume(self, step):
+        self.resumed_at = step
+
+    def on_call(self, epoch, step, last_step, sums, train_s):
+        self.tick()
+
+    def on_epoch(self, row):
+        self.tick()
+
+
+def metrics_of(folder) -> list[dict]:
+    """Without the times."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows]
+
+
+MODELS = {
+    "logistic": {},
+    "mlp": {"dropout": 0.3},
+    "cnn": {"batch_size": 400, "steps_per_call": 2, "hidden_sizes": (16,)},
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_cut_after_every_event_ends_as_one_that_was_not(config, tmp_path, model):
+    fields = {"model": model, **MODELS[model]}
+    whole = fit(config(workdir=tmp_path / "whole", **fields))
+    cuts, resumed_at = 0, set()
+    while True:
+        stop = Stop()
+        observer = StopAfter(stop, events=2)  # the first call of each process, and the one before
+        try:
+            result = fit(config(**fields), observer=observer, stop=stop)
+            break
+        except InterruptedRunError as interruption:
+            assert interruption.exit_status == 143
+            cuts += 1
+            resumed_at.add(observer.resumed_at)
+    assert cuts >= 4
+    assert len(resumed_at) >= 4
+    assert result.record["params_sha256"] == whole.record["params_sha256"]
+    assert result.record["test_correct"] == whole.record["test_correct"]
+    assert metrics_of(result.workdir) == metrics_of(whole.workdir)
+
+
+def test_the_optimizer_is_restored_with_the_parameters(config, tmp_path):
+    """Adam's moments, without which a resumed run would leap."""
+    whole = fit(config(workdir=tmp_path / "whole"))
+    stop = Stop()
+    with pytest.raises(InterruptedRunError, match=r"at step 4; .*--workdir=.*run goes on"):
+        fit(config(), observer=StopAfter(stop, events=2), stop=stop)
+    again = fit(config(steps_per_call=1))  # how many steps a call has, changes nothing
+    assert again.record["params_sha256"] == whole.record["params_sha256"]
+
+
+def test_times_add_up_over_the_processes(config):
+    stop = Stop()
+    with pytest.raises(InterruptedRunError):
+        fit(config(), observer=StopAfter(stop, events=3), stop=stop)
+    seen = []
+
+    class Clock(Observer):
+        def on_call(self, epoch, step, last_step, sums, train_s):
+            seen.append(train_s)
+
+    record = fit(config(epochs=2), observer=Clock()).record
+    assert seen[0] > 0
+    assert record["timings"]["train_s"] > seen[0]
+
+
+def cut(config, **fields):
+    stop = Stop()
+    with pytest.raises(InterruptedRunError):
+        fit(config(**fields), observer=StopAfter(stop, events=6), stop=stop)
+    return config().workdir
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_continues(config, tmp_path):
+    whole = fit(config(workdir=tmp_path / "whole"))
+    folder = cut(config, checkpoint_every=0)
+    newest = max((folder / "checkpoints").glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    told = []
+
+    class Listener(Observer):
+        def on_notice(self, text):
+            told.append(text)
+
+    record = fit(config(), observer=Listener()).record
+    assert newest.name in told[0]
+    assert record["params_sha256"] == whole.record["params_sha256"]
+    assert metrics_of(folder) == metrics_of(whole.workdir)
+
+
+@pytest.mark.parametrize("loss", ["damaged", "removed"])
+def test_there_is_never_a_silent_fresh_start(config, loss):
+    folder = cut(config)
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(b"") if loss == "damaged" else path.unlink()
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert before
+    with pytest.raises(CheckpointError, match="start again"):
+        fit(config())
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_is_refused_with_what_differs(config):
+    cut(config)
+    with pytest.raises(UsageError, match=r"differs in dropout \(was 0.0, now 0.1\)"):
+        fit(config(dropout=0.1))
+
+
+def test_a_line_too_many_is_taken_back(config, tmp_path):
+    """A process killed between writing an epoch's line and its checkpoint."""
+    whole = fit(config(workdir=tmp_path / "whole"))
+    folder = cut(config)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "step": 3')
+    fit(config())
+    assert metrics_of(folder) == metrics_of(whole.workdir)
+
+
+def test_a_save_that_fails_ends_the_run(config, monkeypatch):
+    write = storage.write_verified
+
+    def full(path, data):
+        if "checkpoints" in str(path):
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(storage, "write_verified", full)
+    with pytest.raises(DeviceError, match=r"No space left.*free some space"):
+        fit(config())
+    assert not (config().workdir / "result.json").exists()
+
+
+def test_the_process_that_holds_the_folder_is_named(config):
+    run = runs.Run(config().workdir, config())
+    try:
+        with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
+            fit(config())
+    finally:
+        run.close()
