@@ -10,23 +10,20 @@ import sys
 import time
 
 
-def _leave(*_: object) -> None:
-    os.write(2, b"interrupted\n")
-    os._exit(130)
+def _leave(number: int, _: object) -> None:
+    os.write(2, b"interrupted\n" if number == signal.SIGINT else b"terminated\n")
+    os._exit(128 + number)
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit status."""
     started = time.perf_counter()
-    # Importing JAX takes a second, and an exception in the middle of it can be lost.
-    signal.signal(signal.SIGINT, _leave)
     try:
         from mnist_jax import cli, devices, fit, signals
         from mnist_jax.display import Display
     except ImportError as error:
         print(f"error: {error}; install what is needed with: pip install .", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def train() -> None:
         config = cli.parse_config(argv, prog="train.py", description="Train a network on MNIST.")
@@ -40,4 +37,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # Importing JAX takes a second, and an exception in the middle of it can be lost.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,9 @@
 """Which device runs, how exactly it multiplies, and where its compiled programs are kept."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -13,6 +15,9 @@ from mnist_jax.errors import DeviceError, UsageError
 # 'highest' keeps all 24 bits of a float32 product, also where the hardware's default is TF32 or,
 # on TPU, bfloat16.
 MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
+# Forbids operations whose sums come in any order, and the choice of algorithms by their speed of
+# the day: either would give other bits from process to process.
+DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True}
 CACHE_BYTES = 512 * 2**20  # the least recently used programs go first
 
 
@@ -35,6 +40,19 @@ def select_device(platform: str) -> jax.Device:
             f"no {platform} device; JAX finds {found}{limit}; "
             "install JAX for it (the extras cuda12, cuda13, tpu) or leave --platform out"
         ) from error
+
+
+@contextlib.contextmanager
+def running_on(platform: str, precision: str) -> Iterator[jax.Device]:
+    """Selects the device, as `select_device` does, and makes its products that precise inside."""
+    device = select_device(platform)
+    with jax.default_device(device), jax.default_matmul_precision(MATMUL_PRECISION[precision]):
+        yield device
+
+
+def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bool] | None:
+    """What XLA is told for `--deterministic`: CPU and TPU are so by themselves."""
+    return DETERMINISTIC_OPTIONS if deterministic and device.platform == "gpu" else None
 
 
 def compute_dtype(precision: str, device: jax.Device) -> Dtype | None:

@@ -27,13 +27,13 @@ class DataError(MnistJaxError):
 
 
 class CheckpointError(MnistJaxError):
-    """A checkpoint that cannot be used."""
+    """A checkpoint, or another file that a run left, that cannot be used."""
 
     exit_status = 4
 
 
 class NonFiniteError(MnistJaxError):
-    """The loss became NaN or infinite."""
+    """The loss or a gradient became NaN or infinite."""
 
     exit_status = 5
 

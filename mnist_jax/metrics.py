@@ -19,7 +19,8 @@ class MetricSums:
         loss_sum: float32, cross-entropy in nats, summed.
         correct: int32, examples whose largest logit is the label's.
         count: int32, examples.
-        first_nonfinite: int32, the first step whose loss was NaN or infinite, or `NEVER`.
+        first_nonfinite: int32, the first step whose loss or gradient was NaN or infinite, or
+            `NEVER`.
     """
 
     loss_sum: jax.Array

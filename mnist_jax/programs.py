@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mnist_jax import steps
+from mnist_jax import devices, steps
 from mnist_jax.data import Dataset
 from mnist_jax.metrics import MetricSums
 
@@ -29,8 +29,8 @@ def takes_any_length(device: jax.Device) -> bool:
 class Jitted(NamedTuple):
     """The functions of `steps` that a run compiles, with model, optimizer and sizes filled in.
 
-    `train_steps` donates its state. Their last argument, `steps`, is an int32 array where a loop
-    takes any length, and otherwise a Python int.
+    `train_steps` donates its state, unless told not to. Their last argument, `steps`, is an int32
+    array where a loop takes any length, and otherwise a Python int.
     """
 
     init_state: Any
@@ -47,6 +47,7 @@ def jitted(
     train_size: int,
     batch_size: int,
     normalize: bool,
+    donate: bool = True,
 ) -> Jitted:
     """The programs of a run on `device`, compiled when they are first called."""
     static = () if takes_any_length(device) else ("steps",)
@@ -56,7 +57,7 @@ def jitted(
     return Jitted(
         jax.jit(partial(steps.init_state, model=model, tx=tx)),
         jax.jit(partial(steps.epoch_order, size=train_size)),
-        jax.jit(train_steps, static_argnames=static, donate_argnames="state"),
+        jax.jit(train_steps, static_argnames=static, donate_argnames="state" if donate else ()),
         jax.jit(eval_steps, static_argnames=static),
     )
 
@@ -83,6 +84,8 @@ class Programs:
         normalize: bool,
         steps_per_call: int | Literal["auto"],
         device: jax.Device,
+        deterministic: bool = False,
+        debug: bool = False,
     ):
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
         self.any_length = takes_any_length(device)
@@ -99,7 +102,10 @@ class Programs:
             train_size=self.train_size,
             batch_size=batch_size,
             normalize=normalize,
+            donate=not debug,  # so that a step can be run again
         )
+        self._compiler_options = devices.compiler_options(device, deterministic=deterministic)
+        self._train_step = partial(steps.train_step, model=model, tx=tx, normalize=normalize)
         self._compiled: dict[tuple[Any, int | None], Any] = {}
         self._calibrated: dict[Any, int] = {}
 
@@ -130,6 +136,26 @@ class Programs:
         program = self._jitted.train_steps
         (state, sums), done = self._call("train_s", program, *args, most=end - first)
         return state, sums, first + done
+
+    def locate_nan(self, state: steps.TrainState, order: jax.Array, bad_step: int) -> None:
+        """Runs update `bad_step` of the run operation by operation.
+
+        Args:
+            state: from before it, in the same epoch.
+            order: the epoch's.
+            bad_step: counted from 1.
+
+        Raises:
+            FloatingPointError: an operation made a NaN; the traceback shows which.
+        """
+        first = int(state.step) % self.steps_per_epoch
+        while (behind := bad_step - 1 - int(state.step)) > 0:
+            state, _, first = self.train(state, MetricSums.zeros(), order, first, first + behind)
+        with jax.disable_jit(), jax.debug_nans(True):
+            batch = steps.take_batch(
+                self.train_split, order, jnp.int32(first), batch_size=self.batch_size
+            )
+            self._train_step(state, batch, self.root_key)
 
     def evaluate(self, params: Any) -> Iterator[MetricSums]:
         """The metrics of the test images, call by call; the last are those of all."""
@@ -167,6 +193,6 @@ class Programs:
         if key not in self._compiled:
             started = time.perf_counter()
             length = () if steps is None else (jnp.int32(steps) if self.any_length else steps,)
-            self._compiled[key] = program.lower(*args, *length).compile()
+            self._compiled[key] = program.lower(*args, *length).compile(self._compiler_options)
             self.seconds["compile_s"] += time.perf_counter() - started
         return self._compiled[key]

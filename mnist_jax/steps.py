@@ -109,7 +109,10 @@ def train_step(
     tx: optax.GradientTransformation,
     normalize: bool = True,
 ) -> tuple[TrainState, MetricSums]:
-    """One update, and the metrics of its batch from before the update."""
+    """One update, and the metrics of its batch from before the update.
+
+    The metrics name this step as not finite if the loss, or any gradient, is NaN or infinite.
+    """
     dropout_key = address_key(root_key, DROPOUT, state.step)
     (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params, batch, dropout_key, model=model, normalize=normalize
@@ -117,8 +120,10 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    nonfinite = jnp.where(jnp.isfinite(loss), NEVER, step)
-    sums = dataclasses.replace(sums, first_nonfinite=nonfinite)
+    finite = jnp.isfinite(loss)
+    for leaf in jax.tree.leaves(grads):  # infinite ones can come of a finite loss
+        finite &= jnp.all(jnp.isfinite(leaf))
+    sums = dataclasses.replace(sums, first_nonfinite=jnp.where(finite, NEVER, step))
     return TrainState(step, params, opt_state), sums
 
 

@@ -101,14 +101,12 @@ def fit(
         UsageError: the config does not fit the data set, the device or the run's folder.
         DataError: the data set cannot be had.
         CheckpointError: the run's checkpoints cannot be used.
-        NonFiniteError: the loss became NaN or infinite.
+        NonFiniteError: the loss or a gradient became NaN or infinite.
         DeviceError: the platform is absent, or the run's folder cannot be written.
         InterruptedRunError: `stop` had a signal.
     """
     started = time.perf_counter() - import_s
-    device = devices.select_device(config.platform)
-    precision = devices.MATMUL_PRECISION[config.precision]
-    with jax.default_device(device), jax.default_matmul_precision(precision):
+    with devices.running_on(config.platform, config.precision) as device:
         timings = {"import_s": import_s}
         return _fit(config, observer or Observer(), stop or Stop(), device, timings, started)
 
@@ -155,6 +153,8 @@ def _fit(
             normalize=config.normalize,
             steps_per_call=config.steps_per_call,
             device=device,
+            deterministic=config.deterministic,
+            debug=config.debug,
         )
         last_step = config.epochs * programs.steps_per_epoch
         if config.max_steps is not None:
@@ -222,7 +222,7 @@ def run_epoch(
         observer: is told of every call.
 
     Raises:
-        NonFiniteError: a training loss, or the test loss, is NaN or infinite.
+        NonFiniteError: a training loss, its gradient or the test loss is NaN or infinite.
     """
     epoch, before_s = progress.epoch + 1, progress.train_s
     before = dict(programs.seconds)
@@ -233,7 +233,14 @@ def run_epoch(
             progress.state, progress.sums, order, progress.batch, steps
         )
         sums = jax.device_get(sums)
-        _check_finite(sums, config)
+        if (bad_step := int(sums.first_nonfinite)) != NEVER:
+            cause = None
+            if config.debug:
+                try:
+                    programs.locate_nan(progress.state, order, bad_step)
+                except FloatingPointError as error:
+                    cause = error
+            raise _not_finite(bad_step, config) from cause
         progress.state, progress.sums, progress.batch = state, sums, batch
         progress.train_s = before_s + programs.seconds["train_s"] - before["train_s"]
         observer.on_call(epoch, batch, steps, sums, progress.train_s)
@@ -267,13 +274,8 @@ def run_epoch(
     progress.sums = MetricSums.zeros()
 
 
-def _check_finite(sums: MetricSums, config: Config) -> None:
-    if (step := int(sums.first_nonfinite)) != NEVER:
-        raise _not_finite(step, config)
-
-
 def _not_finite(step: int, config: Config) -> NonFiniteError:
     return NonFiniteError(
-        f"the loss is not finite at step {step} (learning_rate {config.learning_rate:g}); "
-        "a smaller --learning_rate usually helps"
+        f"the loss or its gradient is not finite at step {step} "
+        f"(learning_rate {config.learning_rate:g}); a smaller --learning_rate usually helps"
     )

@@ -2,13 +2,17 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax import Config, fit, runs
-from mnist_jax.errors import DeviceError, NonFiniteError, UsageError
+from mnist_jax import MODELS, Config, devices, fit, runs
+from mnist_jax.errors import CheckpointError, DeviceError, NonFiniteError, UsageError
+from mnist_jax.models import LogisticRegression
 from mnist_jax.training import Observer
 
 
@@ -26,8 +30,8 @@ def config(data_dir, tmp_path):
 def test_a_run_learns_and_leaves_its_files(config):
     result = fit(config(model="mlp", epochs=10))
     folder, record = result.workdir, result.record
-    files = {"config.json", "environment.json", "metrics.jsonl", "result.json", "checkpoints"}
-    assert {p.name for p in folder.iterdir()} - {".lock", ".pid"} == files
+    files = {"config.json", "environment.json", "metrics.jsonl", "result.json", "manifest.sha256"}
+    assert {p.name for p in folder.iterdir()} - {".lock", ".pid"} == {*files, "checkpoints"}
     assert record == json.loads((folder / "result.json").read_text())
     assert record["test_count"] == 360
     assert record["test_accuracy"] == record["test_correct"] / 360 > 0.9
@@ -99,7 +103,7 @@ def test_a_run_killed_before_its_first_epoch_starts_again(config):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("result.json", "{}"), ("result.json", "{"), ("config.json", "[]"), ("config.json", "\xff")],
+    [("config.json", "[]"), ("config.json", "\xff"), ("config.json", "[" * 100_000)],
 )
 def test_a_folder_whose_files_say_nothing_is_refused(config, name, content):
     folder = fit(config()).workdir
@@ -172,6 +176,70 @@ def test_a_workdir_that_cannot_be_a_folder_is_refused(config, tmp_path):
 def test_a_loss_that_is_not_finite_names_its_step(config):
     with pytest.raises(NonFiniteError, match=r"at step 2 .*learning_rate 1e\+38"):
         fit(config(model="mlp", learning_rate=1e38))
+
+
+def test_a_gradient_that_is_not_finite_is_one_too(config, monkeypatch):
+    """A square root's at 0 is infinite, where the loss is finite."""
+
+    class Rooted(LogisticRegression):
+        @nn.compact
+        def __call__(self, x, *, train=False):
+            return jnp.sqrt(self.param("logits", nn.initializers.zeros, (10,))) + 0 * x[:, 0, 0]
+
+    monkeypatch.setitem(MODELS, "logistic", Rooted)
+    with pytest.raises(NonFiniteError, match="at step 1 "):
+        fit(config())
+    assert not list((config().workdir / "checkpoints").glob("*"))
+
+
+def test_the_last_finite_checkpoint_is_kept(config):
+    """And the same command fails again, at the same step."""
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match="at step 2 "):
+            fit(config(model="mlp", learning_rate=1e38, steps_per_call=1, checkpoint_every=0))
+        kept = [p.name for p in (config().workdir / "checkpoints").glob("*.safetensors")]
+        assert kept == ["epoch-0000-step-00000001.safetensors"]
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 5])
+def test_debug_shows_the_operation_that_made_a_nan(config, steps_per_call):
+    with pytest.raises(NonFiniteError, match="at step 2 ") as caught:
+        fit(config(model="mlp", learning_rate=1e38, debug=True, steps_per_call=steps_per_call))
+    assert isinstance(caught.value.__cause__, FloatingPointError)
+
+
+def test_debug_changes_no_bit(config, tmp_path):
+    plain = fit(config(model="mlp")).record["params_sha256"]
+    debug = fit(config(model="mlp", debug=True, workdir=tmp_path / "debug")).record
+    assert debug["params_sha256"] == plain
+
+
+def test_deterministic_names_an_option_that_xla_knows(config):
+    """Used on a GPU alone; a wrong name would be refused here too."""
+    options = devices.DETERMINISTIC_OPTIONS
+    jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=options)
+    assert devices.compiler_options(jax.devices()[0], deterministic=True) is None
+    gpu = SimpleNamespace(platform="gpu")
+    assert devices.compiler_options(gpu, deterministic=True) == options
+    assert devices.compiler_options(gpu, deterministic=False) is None
+
+
+@pytest.mark.parametrize("damage", ["flipped", "no manifest", "a folder", "not JSON"])
+def test_a_damaged_result_is_an_error_and_can_be_made_again(config, damage):
+    first = fit(config())
+    path = first.workdir / "result.json"
+    if damage == "no manifest":
+        (first.workdir / "manifest.sha256").unlink()
+    elif damage == "a folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(b"{" if damage == "not JSON" else path.read_bytes().replace(b"1", b"2"))
+    with pytest.raises(CheckpointError, match=r"the result is damaged: .*; remove .*writes it"):
+        fit(config())
+    path.rmdir() if damage == "a folder" else path.unlink()
+    again = fit(config())
+    assert again.record["params_sha256"] == first.record["params_sha256"]
 
 
 def test_a_batch_larger_than_the_split_is_refused(config):
