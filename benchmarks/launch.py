@@ -93,9 +93,8 @@ def check_options(options: Any) -> None:
 
 def command(kind: type[Options], measure: Callable[[Options], None], prog: str, doc: str) -> int:
     """Reads the flags into `kind` and measures; returns the exit status."""
-    import tyro
 
     def run() -> None:
-        measure(tyro.cli(kind, prog=prog, description=doc.partition("\n")[0], use_underscores=True))
+        measure(cli.parse(kind, sys.argv[1:], prog=prog, description=doc.partition("\n")[0]))
 
     return cli.exit_status(run, debug=False)

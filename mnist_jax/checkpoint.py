@@ -102,6 +102,11 @@ class Checkpoints:
         numbers = {path: (int(m[2]), int(m[1])) for path, m in found.items() if m}
         return sorted(numbers, key=lambda path: numbers[path], reverse=True)
 
+    def clean_up(self) -> None:
+        """Removes what a killed process was writing. Only for who holds the folder."""
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
     def load(self, template: Tree) -> tuple[Tree, dict[str, Any], list[str]] | None:
         """The newest checkpoint that proves whole, or None where there has never been one.
 
@@ -114,8 +119,6 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints and none can be used.
         """
-        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
         notices = []
         for path in self._paths():
             try:
@@ -141,13 +144,16 @@ class Checkpoints:
             data = storage.read_verified(path, max_bytes=size + MAX_HEADER_BYTES)
             arrays = safetensors.numpy.load(data)
             metadata = _metadata(data)
-            rest = json.loads(metadata["rest"]) if metadata.get("format") == VERSION else None
-        except (storage.IntegrityError, safetensors.SafetensorError, ValueError, KeyError) as error:
+        except (storage.IntegrityError, safetensors.SafetensorError) as error:
             raise CheckpointError(str(error)) from error
-        if not isinstance(rest, dict):
+        if metadata.get("format") != VERSION:
             raise CheckpointError(
                 f"it is of format version {metadata.get('format')!r}; this program reads {VERSION}"
             )
+        try:
+            rest = storage.parse_json(metadata["rest"], "its metadata")
+        except (storage.IntegrityError, KeyError) as error:
+            raise CheckpointError(f"its metadata cannot be read: {error}") from error
         for name in sorted(wanted.keys() | arrays.keys()):
             if name not in arrays or name not in wanted:
                 raise CheckpointError(f"{name} is {'missing' if name in wanted else 'unknown'}")

@@ -10,14 +10,16 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import jax
 
 from mnist_jax import signals
 from mnist_jax.config import Config
 from mnist_jax.errors import DeviceError, InterruptedRunError, MnistJaxError, UsageError
+
+Options = TypeVar("Options")
 
 
 def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
@@ -27,16 +29,35 @@ def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
         UsageError: a flag or a value that is not allowed.
         SystemExit: after `--help`.
     """
-    import tyro
-
-    given = _flags(argv)
+    given = _flags(argv, _fields(Config))
     # The preset's values, and the model's options, where no flag says otherwise.
     default = Config(preset=given.get("preset") or "post", model=given.get("model") or "cnn")
+    return parse(Config, argv, prog=prog, description=description, default=default)
+
+
+def parse(
+    kind: type[Options],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: Any = None,
+) -> Options:
+    """An object of the dataclass `kind` from command-line words, a flag for each of its fields.
+
+    Raises:
+        UsageError: a flag or a value that is not allowed.
+        SystemExit: after `--help`.
+    """
+    import tyro
+
+    fields = _fields(kind)
+    given = _flags(argv, fields)
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
             return tyro.cli(
-                Config,
+                kind,
                 prog=prog,
                 description=description,
                 args=list(argv),
@@ -46,10 +67,10 @@ def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UsageError(f"{_reason(message.getvalue(), given)}; see --help") from None
+        reason = _reason(message.getvalue(), given, fields)
+        raise UsageError(f"{reason}; see --help") from None
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 KINDS: dict[Any, str] = {
     int: "a whole number",
     int | None: "a whole number",
@@ -60,26 +81,33 @@ KINDS: dict[Any, str] = {
 }
 
 
-def _reason(message: str, given: dict[str, str]) -> str:
+def _fields(kind: type) -> dict[str, Any]:
+    """The names of a dataclass's fields, with their types."""
+    return {field.name: field.type for field in dataclasses.fields(kind)}
+
+
+def _reason(message: str, given: Mapping[str, str], fields: Mapping[str, Any]) -> str:
     """What tyro says in a box of several lines, in one: what was found; what is allowed."""
     text = " ".join(re.sub(r"[^\x20-\x7e]", " ", message).split())
     if found := re.search(r"(?:Error parsing|Missing value for argument) '?--(\w+)", text):
-        value, kind = given[found[1]], KINDS.get(FIELDS[found[1]].type, "a text")
+        value, kind = given.get(found[1]), KINDS.get(fields[found[1]], "a text")
         got = f"is {value!r}" if value else "has no value"
         return f"--{found[1]} {got}; allowed is {kind}"
     if found := re.search(r"Unrecognized options: (.*?)(?: For full|$)", text):
         return f"{found[1]!r} belongs to no flag; a flag is written --name=value"
+    if found := re.search(r"Required options.*?: (\S+) (.*?) \(required\)", text):
+        return f"{found[1]} is missing: {found[2]}"
     return text
 
 
-def _flags(argv: Sequence[str]) -> dict[str, str]:
+def _flags(argv: Sequence[str], fields: Mapping[str, Any]) -> dict[str, str]:
     """The flags among the words, with their values; refuses those that do not exist.
 
     Raises:
         UsageError: an unknown flag, an empty value, or a value for a flag that takes none.
     """
-    switches = {name for name, field in FIELDS.items() if field.type is bool}
-    legal = {*FIELDS, *(f"no_{name}" for name in switches)}
+    switches = {name for name, kind in fields.items() if kind is bool}
+    legal = {*fields, *(f"no_{name}" for name in switches)}
     given: dict[str, str] = {}
     name = ""
     for word in argv:

@@ -103,8 +103,12 @@ class Config:
     tensorboard: bool = _execution(False)
     """Also write the metrics of each epoch for TensorBoard, into the run's folder."""
 
+    deterministic: bool = _execution(False)
+    """The same bits from the same seed on a GPU too, at some cost in speed. CPU and TPU give them
+    in any case."""
+
     debug: bool = _execution(False)
-    """Show the traceback of an error."""
+    """Show the traceback of an error, and of a NaN the operation that made it (jax_debug_nans)."""
 
     def __post_init__(self):
         if self.preset not in PRESETS:
@@ -145,6 +149,8 @@ class Config:
         if self.hidden_sizes is not None:
             legal = "whole numbers, 1 or more"
             _check(self, "hidden_sizes", lambda s: all(_is_int(n, 1) for n in s), legal)
+        for name in ("normalize", "tensorboard", "deterministic", "debug"):
+            _check(self, name, lambda x: type(x) is bool, "true or false")
         for name in MODEL_OPTIONS:
             if getattr(self, name) is not None and name not in _model_defaults(self.model):
                 raise UsageError(f"the model {self.model!r} has no {name}; leave --{name} out")
@@ -164,6 +170,20 @@ class Config:
         as_json = {type(Path()): str, tuple: list}
         fields = dataclasses.asdict(self).items()
         return {name: as_json.get(type(value), lambda x: x)(value) for name, value in fields}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Config":
+        """The Config that `to_json` gave these values.
+
+        Raises:
+            UsageError: a value is not allowed.
+            TypeError: a field is unknown, or of a kind that no Config has.
+        """
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**given)
 
     def identity(self) -> dict[str, Any]:
         """The fields that can change a number in the run, as JSON can hold them."""

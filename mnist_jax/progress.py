@@ -46,6 +46,19 @@ class Progress:
         arrays = {name: fields.pop(name) for name in self.ARRAYS}
         return arrays, fields
 
+    @classmethod
+    def join(cls, arrays: dict[str, Any], rest: dict[str, Any]) -> "Progress":
+        """What `split` made two of.
+
+        Raises:
+            CheckpointError: the rest is not what `split` returns.
+        """
+        kinds = {f.name: type(f.default) for f in dataclasses.fields(cls) if f.name not in arrays}
+        kinds |= {"rows": list, "end": dict, "seconds": dict}
+        if {name: type(value) for name, value in rest.items()} != kinds:
+            raise CheckpointError(f"the checkpoint holds other things than {', '.join(kinds)}")
+        return cls(**arrays, **rest)
+
 
 class Keeper:
     """Saves a run's progress when it is time to, and ends the run when it is asked to."""
@@ -68,12 +81,12 @@ class Keeper:
         progress, notices = Progress(start), []
         if found := self._run.restore(progress.split()[0]):
             arrays, rest, notices = found
-            if rest.pop("key") != self._key:
+            if rest.pop("key", None) != self._key:
                 raise CheckpointError("the checkpoint is of another seed; choose another --workdir")
             arrays["state"] = jax.tree.map(
                 lambda leaf, like: jax.device_put(leaf, like.sharding), arrays["state"], start
             )
-            progress = Progress(**arrays, **rest)
+            progress = Progress.join(arrays, rest)
             self._saved = progress.epoch, int(progress.state.step)
         self._run.write_metrics(progress.rows)
         return progress, notices

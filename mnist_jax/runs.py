@@ -17,10 +17,15 @@ import jax
 import numpy as np
 from filelock import FileLock, Timeout
 
+from mnist_jax import storage
 from mnist_jax.checkpoint import Checkpoints, names_of
 from mnist_jax.config import Config
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
-from mnist_jax.storage import write_atomically
+from mnist_jax.storage import IntegrityError, write_atomically
+
+RECORDS = ("config.json", "environment.json", "metrics.jsonl")
+RESULT = "result.json"
+MANIFEST = "manifest.sha256"  # of the records and the result, as `sha256sum --check` reads it
 
 
 class Run:
@@ -77,20 +82,20 @@ class Run:
         folder = self.folder
         if (folder / "config.json").exists():
             try:
-                self._check_same(config)
-                if (folder / "result.json").exists():
-                    self.result = _read_json(folder / "result.json")
-                    return
-            except ValueError as error:
+                before = storage.read_json(folder / "config.json")
+            except IntegrityError as error:
                 raise UsageError(
                     f"{folder} holds no readable run ({error}); choose another --workdir"
                 ) from error
+            self._check_same(before, config)
+            self.result = read_result(folder)
+            if self.result is not None:
+                return
         self._write_json("config.json", config.to_json())
         if config.tensorboard:
             self._tensorboard = summary_writer()(str(folder / "tensorboard"), write_to_disk=True)
 
-    def _check_same(self, config: Config) -> None:
-        before = _read_json(self.folder / "config.json")
+    def _check_same(self, before: dict[str, Any], config: Config) -> None:
         now = config.identity()
         different = [
             f"{name} (was {before.get(name)!r}, now {value!r})"
@@ -108,14 +113,15 @@ class Run:
         self._write_json("environment.json", record)
 
     def restore(self, template: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
-        """What `Checkpoints.load` finds; None for a run that has not begun.
+        """What `Checkpoints.load` finds, to go on from; None for a run that has not begun.
 
         Raises:
             CheckpointError: none of the run's checkpoints can be used, or they are gone.
         """
+        self.checkpoints.clean_up()
         found = self.checkpoints.load(template)
         metrics = self.folder / "metrics.jsonl"
-        if found is None and metrics.exists() and metrics.read_bytes():
+        if found is None and metrics.exists() and metrics.stat().st_size:
             raise CheckpointError(
                 f"{self.folder} holds a run without its checkpoints; restore them, or remove "
                 f"{metrics} to start again"
@@ -151,13 +157,18 @@ class Run:
                 self._tensorboard.flush()
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Writes result.json, which marks the run as complete."""
-        self._write_json("result.json", record)
+        """Writes result.json, which marks the run as complete, and before it all files' digests."""
+        result = _json_bytes(record)
+        with self._writing():
+            contents = {name: (self.folder / name).read_bytes() for name in RECORDS}
+            digests = storage.digest_lines({**contents, RESULT: result})
+            write_atomically(self.folder / MANIFEST, digests)
+            write_atomically(self.folder / RESULT, result)
         self.result = record
 
     def _write_json(self, name: str, value: Any) -> None:
         with self._writing():
-            write_atomically(self.folder / name, (json.dumps(value, indent=1) + "\n").encode())
+            write_atomically(self.folder / name, _json_bytes(value))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -174,13 +185,28 @@ def _holder(folder: Path) -> str:
         return "unknown"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in one of a run's files. Raises ValueError where there is another thing."""
-    content = json.loads(path.read_bytes())
-    needed = {"config.json": "model", "result.json": "test_correct"}[path.name]
-    if not isinstance(content, dict) or needed not in content:
-        raise ValueError(f"{path.name} has no {needed}")
-    return content
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What result.json says; None where there is none, as in a run that is not complete.
+
+    Raises:
+        CheckpointError: it is not what the run wrote.
+    """
+    path = folder / RESULT
+    try:
+        data = storage.read_bounded(path, max_bytes=storage.MAX_JSON_BYTES)
+        storage.check_digest(path, data, folder / MANIFEST)
+        return storage.parse_json(data, RESULT)
+    except FileNotFoundError:
+        return None
+    except IntegrityError as error:
+        raise CheckpointError(
+            f"the result is damaged: {error}; remove {path}, and the run's own command with "
+            f"--workdir={folder} writes it again"
+        ) from error
 
 
 def summary_writer() -> Any:

@@ -1,9 +1,15 @@
 """Files that are either whole or absent, and that prove it: SHA-256 beside each."""
 
 import hashlib
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+MAX_DIGESTS_BYTES = 10_000
+MAX_JSON_BYTES = 10_000_000
 
 
 class IntegrityError(ValueError):
@@ -22,10 +28,13 @@ def write_atomically(path: Path, data: bytes) -> None:
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(fd, rest) :]  # which may take less than it is given
+            os.fsync(fd)
+        finally:
+            os.close(fd)
         temporary.chmod(0o644)  # mkstemp makes it 0600, which would lock out a shared folder
         temporary.replace(path)
     except BaseException:
@@ -39,15 +48,80 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.close(folder)
 
 
+def read_bounded(path: Path, *, max_bytes: int) -> bytes:
+    """Reads a file that should be small, however large it is.
+
+    Raises:
+        OSError: it cannot be read.
+        IntegrityError: it exceeds `max_bytes`, or is no file at all, such as a pipe.
+    """
+    if path.exists() and not path.is_file():
+        raise IntegrityError(f"{path} is not a file")  # opening a pipe would wait for a writer
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise IntegrityError(f"{path} is larger than {max_bytes} bytes")
+    return data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file that holds a JSON object.
+
+    Raises:
+        OSError: it cannot be read.
+        IntegrityError: it holds something else, or too much.
+    """
+    return parse_json(read_bounded(path, max_bytes=MAX_JSON_BYTES), path.name)
+
+
+def parse_json(data: bytes | str, origin: str) -> dict[str, Any]:
+    """The JSON object in `data`.
+
+    Raises:
+        IntegrityError: it is something else; names `origin`.
+    """
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{origin} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise IntegrityError(f"{origin} is not a JSON object")
+    return content
+
+
+def digest_lines(contents: Mapping[str, bytes]) -> bytes:
+    """The SHA-256 of each of these files, in the format `sha256sum --check` reads."""
+    lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
+    return "".join(lines).encode()
+
+
+def check_digest(path: Path, data: bytes, digests: Path) -> None:
+    """Checks what was read from `path` against the line for it in the file `digests`.
+
+    Raises:
+        IntegrityError: there is no such line, or its SHA-256 is another.
+    """
+    try:
+        lines = read_bounded(digests, max_bytes=MAX_DIGESTS_BYTES).decode("ascii").splitlines()
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path} has no readable digest in {digests.name}") from error
+    found = [
+        digest for digest, _, name in (line.partition("  ") for line in lines) if name == path.name
+    ]
+    actual = hashlib.sha256(data).hexdigest()
+    if found != [actual]:
+        expected = " and ".join(found) or "no line for it"
+        raise IntegrityError(f"{path} has SHA-256 {actual}, in {digests.name} stands {expected}")
+
+
 def digest_path(path: Path) -> Path:
-    """Where the SHA-256 of `path` stands, in the format `sha256sum --check` reads."""
+    """Where the SHA-256 of `path` stands."""
     return path.with_name(path.name + ".sha256")
 
 
 def write_verified(path: Path, data: bytes) -> None:
     """Writes `path` and its digest. The digest goes first: no file is ever without one."""
-    digest = hashlib.sha256(data).hexdigest()
-    write_atomically(digest_path(path), f"{digest}  {path.name}\n".encode())
+    write_atomically(digest_path(path), digest_lines({path.name: data}))
     write_atomically(path, data)
 
 
@@ -58,15 +132,6 @@ def read_verified(path: Path, *, max_bytes: int) -> bytes:
         FileNotFoundError: there is no such file.
         IntegrityError: the digest is missing or differs, or the file exceeds `max_bytes`.
     """
-    with path.open("rb") as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise IntegrityError(f"{path} is larger than {max_bytes} bytes")
-    try:
-        expected = digest_path(path).read_text(encoding="ascii")[:64]
-    except (FileNotFoundError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{path} has no readable digest beside it") from error
-    actual = hashlib.sha256(data).hexdigest()
-    if actual != expected:
-        raise IntegrityError(f"{path} has SHA-256 {actual}, expected {expected}")
+    data = read_bounded(path, max_bytes=max_bytes)
+    check_digest(path, data, digest_path(path))
     return data

@@ -7,7 +7,6 @@ happens inside the functions.
 """
 
 import contextlib
-import json
 import os
 import queue
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mnist_jax import storage
 from mnist_jax.data.sources import SOURCES, TEST_LABELS, parse, read_originals
 from mnist_jax.data.split import Split, check_split
 from mnist_jax.errors import DataError
@@ -34,10 +34,9 @@ def prepared_folder(name: str, data_dir: Path) -> Path:
 def prepared_info(folder: Path) -> dict[str, Any]:
     """What tfds noted about a prepared folder; empty where it is none."""
     try:
-        info = json.loads((folder / "dataset_info.json").read_bytes())
-    except (OSError, ValueError):
+        return storage.read_json(folder / "dataset_info.json")
+    except (OSError, storage.IntegrityError):
         return {}
-    return info if isinstance(info, dict) else {}
 
 
 def read(name: str, data_dir: Path) -> tuple[Split, Split]:

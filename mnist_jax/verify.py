@@ -1,0 +1,152 @@
+"""Whether a run's folder still holds what the run left, and whether its accuracy is true."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mnist_jax import devices, runs, saved, storage
+from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
+from mnist_jax.errors import CheckpointError
+from mnist_jax.models import count_parameters
+
+ELSEWHERE = 0.001  # share of images that rounding may turn on another device or version
+
+
+class Check(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        found: what was found there, or what is wrong.
+        good: whether it is as it should be.
+    """
+
+    name: str
+    found: str
+    good: bool
+
+
+class _WrongError(Exception):
+    """What a check found wrong."""
+
+
+def verify(
+    folder: Path,
+    *,
+    data_dir: Path = DEFAULT_DATA_DIR,
+    manual_dir: Path | None = None,
+    platform: str | None = None,
+) -> Iterator[Check]:
+    """Looks at all that a run left, file by file, and at last evaluates its model again.
+
+    Changes nothing. A run that is not complete is checked as far as it has come.
+
+    Args:
+        folder: the run's.
+        data_dir: where its data set is.
+        manual_dir: where the data set's original files are, if it is not in `data_dir`.
+        platform: the device that evaluates; None for the run's own.
+
+    Raises:
+        UsageError: the folder holds no run.
+        DeviceError: the platform is absent.
+        DataError: the run's data set cannot be had, so the accuracy cannot be computed again.
+    """
+    config = saved.load_config(folder)  # without it nothing else makes sense
+    yield Check("config", f"{config.model} on {config.dataset}, seed {config.seed}", True)
+    yield _check("files", lambda: _files(folder))
+    yield (checkpoints := _check("checkpoints", lambda: _checkpoints(folder)))
+    if not checkpoints.good:
+        return
+    run = saved.load_run(folder)
+    try:
+        record = runs.read_result(folder)
+    except CheckpointError:  # said under "files"
+        return
+    yield _check("metrics", lambda: _metrics(run, complete=record is not None))
+    if record is None:
+        step = int(run.progress.state.step)
+        yield Check("result", f"none yet: the run stands at step {step:,}", True)
+        return
+    yield _check("result", lambda: _result(run, record))
+    dataset = load_dataset(config.dataset, data_dir=data_dir, manual_dir=manual_dir)
+    with devices.running_on(platform or config.platform, config.precision) as device:
+        correct = int(saved.evaluate(run, dataset.test, device).correct)
+        same = runs.environment(device) == record["environment"]
+    yield _check("accuracy", lambda: _accuracy(record, correct, same))
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, look(), True)
+    except (_WrongError, CheckpointError, storage.IntegrityError, OSError) as error:
+        return Check(name, str(error), False)
+
+
+def _files(folder: Path) -> str:
+    """Whether the files of a complete run have the digests of its manifest."""
+    if runs.read_result(folder) is None:
+        storage.read_json(folder / "environment.json")
+        return "no manifest yet"
+    for name in runs.RECORDS:
+        path = folder / name
+        data = storage.read_bounded(path, max_bytes=storage.MAX_JSON_BYTES)
+        storage.check_digest(path, data, folder / runs.MANIFEST)
+    return f"{', '.join((*runs.RECORDS, runs.RESULT))} are what the run wrote"
+
+
+def _checkpoints(folder: Path) -> str:
+    """Whether every checkpoint proves whole."""
+    progress = saved.load_run(folder).progress
+    for path in sorted((folder / "checkpoints").glob("*.safetensors")):
+        storage.read_verified(path, max_bytes=path.stat().st_size)
+    return f"whole; the newest has {progress.epoch} epochs and {int(progress.state.step):,} steps"
+
+
+def _metrics(run: saved.SavedRun, *, complete: bool) -> str:
+    """Whether metrics.jsonl has the lines of the newest checkpoint, and only finite numbers."""
+    path = run.folder / "metrics.jsonl"
+    data = storage.read_bounded(path, max_bytes=storage.MAX_JSON_BYTES)
+    known, lines = run.progress.rows, data.splitlines()
+    rows = [storage.parse_json(line, path.name) for line in lines[: len(known)]]
+    # A run that was killed may have written one line since its newest checkpoint, or a part of it.
+    if rows != known or len(lines) > len(known) + (not complete):
+        raise _WrongError(f"{path.name} does not hold the epochs of the newest checkpoint")
+    if [row["epoch"] for row in known] != list(range(1, run.progress.epoch + 1)):
+        raise _WrongError("the epochs are not those that were trained")
+    for row in known:
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise _WrongError(f"{name} of epoch {row['epoch']} is {value}")
+    return f"{len(known)} epochs"
+
+
+def _result(run: saved.SavedRun, record: dict[str, Any]) -> str:
+    """Whether result.json says of the run what its other files say."""
+    progress, params = run.progress, run.params
+    expected = {
+        "config": run.config.to_json(),
+        "seed": run.config.seed,
+        "epochs": progress.epoch,
+        "steps": int(progress.state.step),
+        "parameters": count_parameters(params),
+        "params_sha256": runs.params_sha256(params),
+        **progress.end,
+    }
+    for name, value in expected.items():
+        if record.get(name) != value:
+            raise _WrongError(f"{name} is {record.get(name)!r}, by the other files {value!r}")
+    return f"{record['params_sha256'][:16]}… is the newest checkpoint's"
+
+
+def _accuracy(record: dict[str, Any], correct: int, same: bool) -> str:
+    """Whether the test accuracy comes out again."""
+    recorded, count = record["test_correct"], record["test_count"]
+    found = f"{correct} of {count} test images, as recorded"
+    if correct == recorded:
+        return found
+    found = f"{correct} of {count} test images; recorded were {recorded}"
+    if same or abs(correct - recorded) > ELSEWHERE * count:
+        raise _WrongError(found)
+    return f"{found}, on another device or with other versions"
