@@ -35,6 +35,12 @@ def names_of(tree: Tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def max_bytes(template: Tree) -> int:
+    """The most that a checkpoint of such arrays can take."""
+    leaves = jax.tree.leaves(template)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + MAX_HEADER_BYTES
+
+
 class Checkpoints:
     """The checkpoints in one folder; one process at a time may hold it. Close it in the end.
 
@@ -88,7 +94,7 @@ class Checkpoints:
 
         metadata = {"format": VERSION, "rest": json.dumps(rest)}
         path = self.folder / f"epoch-{epoch:04d}-step-{step:08d}.safetensors"
-        self.folder.mkdir(exist_ok=True)
+        storage.make_folder(self.folder, exist_ok=True)
         storage.write_verified(path, safetensors.numpy.save(arrays, metadata))
         for old in self._paths()[KEPT:]:
             old.unlink(missing_ok=True)  # first the file, so that none is without its digest
@@ -133,18 +139,14 @@ class Checkpoints:
         return None
 
     def _read(self, path: Path, template: Tree) -> tuple[Tree, dict[str, Any]]:
-        import safetensors
-        import safetensors.numpy
-
         if self.folder.is_symlink() or path.is_symlink():
             raise CheckpointError("it is a symbolic link")
         wanted = names_of(template)
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in wanted.values())
         try:
-            data = storage.read_verified(path, max_bytes=size + MAX_HEADER_BYTES)
-            arrays = safetensors.numpy.load(data)
+            data = storage.read_verified(path, max_bytes=max_bytes(template))
+            arrays = storage.parse_arrays(data)
             metadata = _metadata(data)
-        except (storage.IntegrityError, safetensors.SafetensorError) as error:
+        except storage.IntegrityError as error:
             raise CheckpointError(str(error)) from error
         if metadata.get("format") != VERSION:
             raise CheckpointError(

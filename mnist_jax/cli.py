@@ -82,14 +82,17 @@ KINDS: dict[Any, str] = {
 
 
 def _fields(kind: type) -> dict[str, Any]:
-    """The names of a dataclass's fields, with their types."""
-    return {field.name: field.type for field in dataclasses.fields(kind)}
+    """The names of a dataclass's fields that are flags, with their types."""
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    # What is annotated is given by its place.
+    return {name: kind for name, kind in fields.items() if not hasattr(kind, "__metadata__")}
 
 
 def _reason(message: str, given: Mapping[str, str], fields: Mapping[str, Any]) -> str:
     """What tyro says in a box of several lines, in one: what was found; what is allowed."""
     text = " ".join(re.sub(r"[^\x20-\x7e]", " ", message).split())
-    if found := re.search(r"(?:Error parsing|Missing value for argument) '?--(\w+)", text):
+    found = re.search(r"(?:Error parsing|Missing value for argument) '?--(\w+)", text)
+    if found and found[1] in fields:  # else it is a part of a word that tyro quotes
         value, kind = given.get(found[1]), KINDS.get(fields[found[1]], "a text")
         got = f"is {value!r}" if value else "has no value"
         return f"--{found[1]} {got}; allowed is {kind}"
@@ -97,6 +100,8 @@ def _reason(message: str, given: Mapping[str, str], fields: Mapping[str, Any]) -
         return f"{found[1]!r} belongs to no flag; a flag is written --name=value"
     if found := re.search(r"Required options.*?: (\S+) (.*?) \(required\)", text):
         return f"{found[1]} is missing: {found[2]}"
+    if found := re.search(r"Missing value for argument '(\w+)'", text):
+        return f"{found[1]} is missing"
     return text
 
 
@@ -174,5 +179,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _report(line: str, status: int) -> int:
-    print(line, file=sys.stderr)
+    # One line, and nothing that a terminal obeys, whatever is in a file's name.
+    shown = (c if c.isprintable() else repr(c)[1:-1] for c in line)
+    print("".join(shown), file=sys.stderr)
     return status

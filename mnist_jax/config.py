@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-import os.path
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from mnist_jax import storage
 from mnist_jax.data import DATASETS, DEFAULT_DATA_DIR
 from mnist_jax.errors import UsageError, unknown_choice
 from mnist_jax.models import MODELS
@@ -116,8 +116,12 @@ class Config:
         self._fill_in(PRESETS[self.preset])
         for name in ("data_dir", "manual_dir", "workdir", "compilation_cache"):
             if (path := getattr(self, name)) is not None:
-                # Unlike Path's, this leaves ~ alone where the user has no home.
-                object.__setattr__(self, name, Path(os.path.expanduser(path)))  # noqa: PTH111
+                try:
+                    object.__setattr__(self, name, storage.user_path(path))
+                except ValueError as error:
+                    raise UsageError(
+                        f"{name} is {str(path)!r}, which is no path ({error}); change --{name}"
+                    ) from error
         if self.model not in MODELS:
             raise unknown_choice("model", self.model, MODELS)
         self._fill_in(_model_defaults(self.model))
@@ -147,8 +151,8 @@ class Config:
             legal = "0 or more and less than 1"
             _check(self, "dropout", lambda x: _is_number(x) and 0 <= x < 1, legal)
         if self.hidden_sizes is not None:
-            legal = "whole numbers, 1 or more"
-            _check(self, "hidden_sizes", lambda s: all(_is_int(n, 1) for n in s), legal)
+            legal = "up to 100 whole numbers, 1 to 1000000"  # more could not even be traced
+            _check(self, "hidden_sizes", _are_sizes, legal)
         for name in ("normalize", "tensorboard", "deterministic", "debug"):
             _check(self, name, lambda x: type(x) is bool, "true or false")
         for name in MODEL_OPTIONS:
@@ -199,6 +203,14 @@ def _model_defaults(model: str) -> dict[str, Any]:
 
 def _is_int(value: Any, least: int) -> bool:
     return type(value) is int and value >= least  # a bool is no count
+
+
+def _are_sizes(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) <= 100
+        and all(_is_int(size, 1) and size <= 1_000_000 for size in value)
+    )
 
 
 def _is_number(value: Any) -> bool:

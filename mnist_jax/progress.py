@@ -57,7 +57,23 @@ class Progress:
         kinds |= {"rows": list, "end": dict, "seconds": dict}
         if {name: type(value) for name, value in rest.items()} != kinds:
             raise CheckpointError(f"the checkpoint holds other things than {', '.join(kinds)}")
+        rows, end, seconds = rest["rows"], rest["end"], rest["seconds"]
+        if not all(map(_holds_numbers, (*rows, end, seconds))):
+            raise CheckpointError("the checkpoint's rows, end or seconds hold other than numbers")
+        epochs = [row.get("epoch") for row in rows]
+        if epochs != list(range(1, len(rows) + 1)) or rest["epoch"] != len(rows):
+            raise CheckpointError(f"the checkpoint's rows are not those of {rest['epoch']} epochs")
+        if not 0 <= rest["batch"] <= int(arrays["state"].step):
+            raise CheckpointError(f"the checkpoint stands at batch {rest['batch']} of an epoch")
         return cls(**arrays, **rest)
+
+
+def _holds_numbers(value: Any) -> bool:
+    """Whether it is a dict of numbers, none too large to reckon with."""
+    return isinstance(value, dict) and all(
+        type(number) is float or (type(number) is int and abs(number) < 2**63)
+        for number in value.values()
+    )
 
 
 class Keeper:
@@ -107,7 +123,9 @@ class Keeper:
             InterruptedRunError: a signal has come; the progress is saved.
         """
         signal = self._stop.signal
-        if signal is not None or time.monotonic() - self._saved_at >= self._every_s:
+        due = time.monotonic() - self._saved_at >= self._every_s
+        # The first call is saved in any case, before metrics.jsonl has a line: see `Run.restore`.
+        if due or signal is not None or self._saved is None:
             self.save(progress)
         if signal is not None:
             self._run.finish_saving()

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,18 @@ class Run:
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self._lock = FileLock(folder / ".lock", timeout=0)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            names = {path.name for path in folder.iterdir()}
-            if names - {".lock", ".pid"} and "config.json" not in names:
+            storage.make_folder(folder, parents=True, exist_ok=True)
+            # Hidden are the lock, and what a killed process was writing.
+            names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+            if names and "config.json" not in names:
                 raise UsageError(
                     f"{folder} is not empty and holds no run; choose another --workdir"
                 )
             self._lock.acquire()
-            (folder / ".pid").write_text(str(os.getpid()))  # the lock truncates its own file
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink()
+            # The lock truncates its own file. Whatever is there is replaced, and never opened.
+            write_atomically(folder / ".pid", str(os.getpid()).encode())
             self._open(config)
         except Timeout as error:
             raise UsageError(
@@ -117,9 +122,11 @@ class Run:
 
         Raises:
             CheckpointError: none of the run's checkpoints can be used, or they are gone.
+            DeviceError: their folder cannot be read or cleaned up.
         """
-        self.checkpoints.clean_up()
-        found = self.checkpoints.load(template)
+        with self._writing():
+            self.checkpoints.clean_up()
+            found = self.checkpoints.load(template)
         metrics = self.folder / "metrics.jsonl"
         if found is None and metrics.exists() and metrics.stat().st_size:
             raise CheckpointError(
@@ -145,8 +152,9 @@ class Run:
             write_atomically(self.folder / "metrics.jsonl", lines.encode())
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds one epoch's line to metrics.jsonl."""
+        """Adds one epoch's line to metrics.jsonl, once the last checkpoint is on the disk."""
         with self._writing():
+            self.checkpoints.wait()  # so that no crash leaves lines and no checkpoint
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
@@ -179,10 +187,15 @@ class Run:
 
 
 def _holder(folder: Path) -> str:
-    try:
-        return (folder / ".pid").read_text()[:20]
-    except OSError:
-        return "unknown"
+    """The number of the process that holds a folder."""
+    for _ in range(20):
+        try:
+            pid = int(storage.read_bounded(folder / ".pid", max_bytes=20))
+            os.kill(pid, 0)
+            return str(pid)
+        except (OSError, ValueError, OverflowError):  # not written yet, or an earlier holder's
+            time.sleep(0.05)
+    return "unknown"
 
 
 def _json_bytes(value: Any) -> bytes:
@@ -202,7 +215,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return storage.parse_json(data, RESULT)
     except FileNotFoundError:
         return None
-    except IntegrityError as error:
+    except (OSError, IntegrityError) as error:
         raise CheckpointError(
             f"the result is damaged: {error}; remove {path}, and the run's own command with "
             f"--workdir={folder} writes it again"
@@ -237,12 +250,12 @@ def default_folder(config: Config) -> Path:
     Raises:
         DeviceError: it cannot be made.
     """
-    time = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    first = Path("runs") / f"{config.dataset}-{config.model}-{time}"
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    first = Path("runs") / f"{config.dataset}-{config.model}-{now}"
     folder, number = first, 1
     while True:
         try:
-            folder.mkdir(parents=True)
+            storage.make_folder(folder, parents=True)
             return folder
         except FileExistsError:
             number += 1

@@ -76,7 +76,7 @@ def load_config(folder: Path) -> Config:
         return Config.from_json(storage.read_json(path))
     except FileNotFoundError as error:
         raise UsageError(f"{folder} holds no run; name a folder that train.py made") from error
-    except (OSError, storage.IntegrityError, MnistJaxError, TypeError) as error:
+    except (OSError, ValueError, MnistJaxError, TypeError) as error:
         raise CheckpointError(f"{path} is not the config of a run: {error}") from error
 
 

@@ -8,12 +8,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 MAX_DIGESTS_BYTES = 10_000
 MAX_JSON_BYTES = 10_000_000
 
 
 class IntegrityError(ValueError):
     """A file's bytes are not the ones that were written."""
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as a user gave it, with ~ replaced; where that user has no home, ~ stays.
+
+    Raises:
+        ValueError: no file can have that name.
+    """
+    expanded = Path(os.path.expanduser(path))  # noqa: PTH111  Path's raises where there is no home
+    if b"\0" in os.fsencode(expanded):
+        raise ValueError("embedded null byte")
+    return expanded
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -40,12 +54,25 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder survive a power cut."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def make_folder(path: Path, **options: bool) -> None:
+    """`path.mkdir(**options)`, and what it makes survives a power cut."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(**options)
+    for folder in new:
+        sync_folder(folder.parent)
 
 
 def read_bounded(path: Path, *, max_bytes: int) -> bytes:
@@ -58,10 +85,9 @@ def read_bounded(path: Path, *, max_bytes: int) -> bytes:
     if path.exists() and not path.is_file():
         raise IntegrityError(f"{path} is not a file")  # opening a pipe would wait for a writer
     with path.open("rb") as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise IntegrityError(f"{path} is larger than {max_bytes} bytes")
-    return data
+        if os.fstat(file.fileno()).st_size > max_bytes:
+            raise IntegrityError(f"{path} is larger than {max_bytes} bytes")
+        return file.read()  # given a number, Python takes the memory for so many bytes at once
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -87,6 +113,21 @@ def parse_json(data: bytes | str, origin: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise IntegrityError(f"{origin} is not a JSON object")
     return content
+
+
+def parse_arrays(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, by their names.
+
+    Raises:
+        IntegrityError: it is something else, or NumPy has no such type or shape.
+    """
+    import safetensors
+    import safetensors.numpy
+
+    try:
+        return safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise IntegrityError(f"it holds no arrays that can be read ({error})") from error
 
 
 def digest_lines(contents: Mapping[str, bytes]) -> bytes:

@@ -1,5 +1,7 @@
+import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,45 @@ MNIST_FILES = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=10, help="SIGKILLs in tests/faults, in all")
-    parser.addoption("--faults_record", help="file that tests/faults add a line of JSON to, each")
+    how_much = {"choices": ["quick", "full"], "default": "quick"}
+    parser.addoption("--faults", **how_much, help="how much tests/faults tries (default: quick)")
+    parser.addoption("--faults_record", help="JSON file for what tests/faults counted")
+
+
+class FaultsRecord:
+    """Collects what the tests counted with the fixture `counted`, and writes it at the end."""
+
+    def __init__(self, file: Path, amount: str):
+        self.file, self.amount, self.started = file, amount, time.time()
+        self.campaigns: list[dict] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            rows = [value for name, value in report.user_properties if name == "counted"]
+            elapsed_s = round(report.duration, 1)
+            self.campaigns += [
+                {**row, "outcome": report.outcome, "elapsed_s": elapsed_s} for row in rows
+            ]
+
+    def pytest_sessionfinish(self) -> None:
+        import jax
+
+        from mnist_jax import runs
+
+        record = {
+            "version": 1,
+            "command": f"python -m pytest tests/faults --faults={self.amount}",
+            "elapsed_s": round(time.time() - self.started),
+            "context": runs.environment(jax.devices()[0]),
+            "campaigns": sorted(self.campaigns, key=lambda row: row["campaign"]),
+        }
+        self.file.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    file = config.getoption("--faults_record")
+    if file and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(FaultsRecord(Path(file), config.getoption("--faults")))
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,27 @@ def test_another_program_s_file_is_refused_with_the_reason(checkpoints, change, 
         checkpoints.load(make_tree())
 
 
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("pair/1", {"dtype": "F8_E4M3", "shape": [1]}, "no arrays that can be read .'F8_E4M3'"),
+        ("params/b", {"dtype": "F32", "shape": [0, 2**40, 2**40]}, "no arrays that can be read"),
+        ("step", {"dtype": "I32", "shape": [1] * 100}, "no arrays that can be read .*dimension"),
+    ],
+)
+def test_arrays_that_numpy_does_not_have_are_refused(checkpoints, name, array, message):
+    save(checkpoints, 1)
+    data = path_of(checkpoints, 1).read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header[name].update(array)
+    text = json.dumps(header).encode()
+    spoiled = len(text).to_bytes(8, "little") + text + data[end:]
+    storage.write_verified(path_of(checkpoints, 1), spoiled)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.load(make_tree())
+
+
 def test_a_linked_folder_is_refused(checkpoints, tmp_path):
     save(checkpoints, 1)
     checkpoints.folder.rename(tmp_path / "elsewhere")

@@ -55,6 +55,7 @@ def test_flags_reach_the_config_in_either_spelling():
         (["--model=CNNN"], "did you mean cnn"),
         (["--learning_rate=nan"], "learning_rate is nan; allowed is any finite number above 0"),
         (["--seed=-1"], "seed is -1"),
+        (["Missing value for argument '--x'"], "belongs to no flag"),
     ],
 )
 def test_a_mistyped_command_is_answered_in_one_line(argv, message):

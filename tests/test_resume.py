@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import threading
 
 import pytest
+import safetensors.numpy
 
-from mnist_jax import Config, fit, runs, storage
+from mnist_jax import Config, fit, runs, saved, storage
 from mnist_jax.errors import CheckpointError, DeviceError, InterruptedRunError, UsageError
 from mnist_jax.signals import Stop
 from mnist_jax.training import Observer
@@ -139,6 +141,36 @@ def test_there_is_never_a_silent_fresh_start(config, loss):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rest: rest.update(epoch=10**12), "rows are not those of 1000000000000 epochs"),
+        (lambda rest: rest["rows"][0].pop("epoch"), "rows are not those of 1 epochs"),
+        (lambda rest: rest["rows"].append(5), "hold other than numbers"),
+        (lambda rest: rest["rows"][0].update(step="many"), "hold other than numbers"),
+        (lambda rest: rest["end"].update(test_count=10**400), "hold other than numbers"),
+        (lambda rest: rest["seconds"].update(train_s=None), "hold other than numbers"),
+        (lambda rest: rest.update(batch=-1), "stands at batch -1"),
+        (lambda rest: rest.update(batch=10**30), "stands at batch 1000"),
+        (lambda rest: rest.update(batch=True), "holds other things than"),
+    ],
+)
+def test_a_checkpoint_that_holds_anything_else_is_refused(config, change, message):
+    """One with a digest that is right, as another program would write it."""
+    path = max((cut(config) / "checkpoints").glob("*.safetensors"))
+    arrays = safetensors.numpy.load(path.read_bytes())
+    with safetensors.safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    rest = json.loads(metadata["rest"])
+    change(rest)
+    metadata["rest"] = json.dumps(rest)
+    storage.write_verified(path, safetensors.numpy.save(arrays, metadata))
+    with pytest.raises(CheckpointError, match=message):
+        fit(config())
+    with pytest.raises(CheckpointError, match=message):
+        saved.load_run(path.parents[1])
+
+
 def test_another_config_is_refused_with_what_differs(config):
     cut(config)
     with pytest.raises(UsageError, match=r"differs in dropout \(was 0.0, now 0.1\)"):
@@ -170,9 +202,21 @@ def test_a_save_that_fails_ends_the_run(config, monkeypatch):
 
 
 def test_the_process_that_holds_the_folder_is_named(config):
+    """Not an earlier one, whose number stands there until the holder has written its own."""
     run = runs.Run(config().workdir, config())
+    (run.folder / ".pid").write_text("999999999")
+    late = threading.Timer(0.2, (run.folder / ".pid").write_text, [str(os.getpid())])
+    late.start()
     try:
         with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
             fit(config())
     finally:
+        late.join()
         run.close()
+
+
+def test_what_a_killed_process_was_writing_blocks_nobody(config):
+    config().workdir.mkdir()
+    (config().workdir / ".config.json.abc.tmp").write_text("{")
+    folder = fit(config()).workdir
+    assert not list(folder.glob(".*.tmp"))

@@ -36,6 +36,15 @@ def test_a_missing_digest_or_an_oversized_file_is_refused(tmp_path):
         storage.read_verified(path, max_bytes=100)
 
 
+def test_reading_takes_the_memory_of_what_is_there_not_of_what_may_be(tmp_path):
+    (tmp_path / "file").write_bytes(b"hello")
+    assert storage.read_bounded(tmp_path / "file", max_bytes=10**30) == b"hello"
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(storage.IntegrityError, match="larger than 100"):
+        storage.read_bounded(tmp_path / "huge", max_bytes=100)
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     storage.write_atomically(path, b"old")

@@ -1,6 +1,7 @@
 """`fit` from end to end, on the digits that ship with scikit-learn: small, and no network."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -109,6 +110,37 @@ def test_a_folder_whose_files_say_nothing_is_refused(config, name, content):
     folder = fit(config()).workdir
     (folder / name).write_text(content, encoding="latin-1")
     with pytest.raises(UsageError, match=r"holds no readable run .*choose another --workdir"):
+        fit(config())
+
+
+@pytest.mark.parametrize("name", [".pid", "metrics.jsonl"])
+def test_a_pipe_in_a_run_s_folder_is_replaced_and_not_waited_for(config, name):
+    first = fit(config())
+    (first.workdir / "result.json").unlink()
+    (first.workdir / name).unlink()
+    os.mkfifo(first.workdir / name)
+    assert fit(config()).record["params_sha256"] == first.record["params_sha256"]
+    assert (first.workdir / name).is_file()
+
+
+def test_a_folder_in_use_is_told_whatever_says_by_whom(config):
+    run = runs.Run(config().workdir, config())
+    pid = run.folder / ".pid"
+    pid.write_text("9" * 19)
+    with pytest.raises(UsageError, match="is in use by process unknown"):
+        fit(config())
+    pid.unlink()
+    os.mkfifo(pid)
+    with pytest.raises(UsageError, match="is in use by process unknown"):
+        fit(config())
+    run.close()
+
+
+def test_what_cannot_be_cleaned_up_is_told(config):
+    folder = fit(config()).workdir
+    (folder / "result.json").unlink()
+    (folder / "checkpoints" / ".epoch.tmp").mkdir()
+    with pytest.raises(DeviceError, match=r"\(Is a directory\); choose another --workdir"):
         fit(config())
 
 
@@ -224,7 +256,7 @@ def test_deterministic_names_an_option_that_xla_knows(config):
     assert devices.compiler_options(gpu, deterministic=False) is None
 
 
-@pytest.mark.parametrize("damage", ["flipped", "no manifest", "a folder", "not JSON"])
+@pytest.mark.parametrize("damage", ["flipped", "no manifest", "a folder", "a loop", "not JSON"])
 def test_a_damaged_result_is_an_error_and_can_be_made_again(config, damage):
     first = fit(config())
     path = first.workdir / "result.json"
@@ -233,6 +265,9 @@ def test_a_damaged_result_is_an_error_and_can_be_made_again(config, damage):
     elif damage == "a folder":
         path.unlink()
         path.mkdir()
+    elif damage == "a loop":
+        path.unlink()
+        path.symlink_to(path.name)
     else:
         path.write_bytes(b"{" if damage == "not JSON" else path.read_bytes().replace(b"1", b"2"))
     with pytest.raises(CheckpointError, match=r"the result is damaged: .*; remove .*writes it"):

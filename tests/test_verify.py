@@ -47,6 +47,17 @@ def replace(path, old: bytes, new: bytes) -> None:
     path.write_bytes(data.replace(old, new))
 
 
+def make_huge(path) -> None:
+    """Takes no place on the disk, but in memory."""
+    with path.open("wb") as file:
+        file.truncate(10**12)
+
+
+def make_loop(path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 def newest(folder):
     return max((folder / "checkpoints").glob("*.safetensors"))
 
@@ -62,8 +73,24 @@ def newest(folder):
         (lambda f: replace(f / "result.json", b"test_correct", b"tent_correct"), "files"),
         (lambda f: newest(f).write_bytes(b""), "checkpoints"),
         (lambda f: min((f / "checkpoints").glob("*.safetensors")).write_bytes(b""), "checkpoints"),
+        (lambda f: make_huge(newest(f).with_name("more.safetensors")), "checkpoints"),
+        (lambda f: make_loop(f / "result.json"), "files"),
         (
             lambda f: forged(f / "result.json", lambda r: r.update(test_correct=360)),
+            "result, accuracy",
+        ),
+        (
+            lambda f: forged(f / "result.json", lambda r: r.update(test_correct="all")),
+            "result, accuracy",
+        ),
+        (
+            lambda f: forged(f / "result.json", lambda r: r.pop("test_count")),
+            "result, accuracy",
+        ),
+        (
+            lambda f: forged(
+                f / "result.json", lambda r: [r.pop(n) for n in ("environment", "test_correct")]
+            ),
             "result, accuracy",
         ),
         (lambda f: forged(f / "result.json", lambda r: r.update(params_sha256="0")), "result"),
@@ -107,6 +134,10 @@ def test_a_run_that_is_not_complete_is_checked_as_far_as_it_came(data_dir, tmp_p
     [
         (["verify", "nowhere"], 2, "nowhere holds no run"),
         (["verify"], 2, "PATH is missing: The run's folder"),
+        (["verify", "no\nwhere"], 2, r"no\\nwhere holds no run"),
+        (["verify", "a\0b"], 4, r"a\\x00b/config.json is not the config of a run"),
+        (["verify", "--folder=x"], 2, "unknown flag '--folder'"),
+        (["verify", "---x"], 2, "^error: folder is missing; see --help$"),
         (["verify", ".", "--dat_dir=x"], 2, "did you mean --data_dir"),
         (["verify", ".", "--platform=gup"], 2, "did you mean gpu"),
         (["verfiy", "x"], 2, "did you mean verify"),

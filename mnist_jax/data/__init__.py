@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mnist_jax import storage
 from mnist_jax.data import builders, cache, digits
 from mnist_jax.data.sources import SOURCES, parse, read_originals
 from mnist_jax.data.split import Split
@@ -61,7 +62,7 @@ def load_dataset(
         UsageError: an unknown name, or a `manual_dir` for the digits, which need none.
         DataError: the data set cannot be had, or a file of `manual_dir` is not the original.
     """
-    data_dir = Path(data_dir).expanduser()
+    data_dir = storage.user_path(data_dir)
     if name not in ("auto", *DATASETS):
         raise unknown_choice("dataset", name, ("auto", *DATASETS))
     if manual_dir is not None:
@@ -96,7 +97,7 @@ def _load_idx(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
     source = SOURCES[name]
     originals = None
     if manual_dir is not None:
-        manual_dir = manual_dir.expanduser()
+        manual_dir = storage.user_path(manual_dir)
         if not manual_dir.is_dir():
             raise DataError(
                 f"--manual_dir={manual_dir} is not a folder; name the one that holds "

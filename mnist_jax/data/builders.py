@@ -51,6 +51,9 @@ def read(name: str, data_dir: Path) -> tuple[Split, Split]:
     """
     folder, source = prepared_folder(name, data_dir), SOURCES[name]
     in_order = prepared_info(folder).get("disableShuffling", False)
+    for path in folder.iterdir():
+        if not (path.is_file() or path.is_dir()):  # opening a pipe would wait for a writer
+            raise DataError(f"{folder} is damaged: {path.name} is not a file")
     with _quiet_tfds() as tfds:
         try:
             builder = _builder(name, data_dir)

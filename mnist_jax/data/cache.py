@@ -19,18 +19,16 @@ def read(path: Path, train_count: int, test_count: int) -> tuple[Split, Split] |
     Raises:
         DataError: the file is damaged, or holds something else.
     """
-    import safetensors.numpy
-
     count = train_count + test_count
     try:
         # An example is 784 bytes and a label of 4; the rest is room for the header.
         data = storage.read_verified(path, max_bytes=count * 788 + 100_000)
-        arrays = safetensors.numpy.load(data)
+        arrays = storage.parse_arrays(data)
         train = Split(arrays["train/image"], arrays["train/label"])
         test = Split(arrays["test/image"], arrays["test/label"])
     except OSError:
         return None
-    except (storage.IntegrityError, safetensors.SafetensorError, KeyError) as error:
+    except (storage.IntegrityError, KeyError) as error:
         raise DataError(f"the decoded cache is damaged: {error}") from error
     return check_split(train, train_count, str(path)), check_split(test, test_count, str(path))
 

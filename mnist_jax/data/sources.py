@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mnist_jax import storage
 from mnist_jax.data.split import Split, check_split
 from mnist_jax.errors import DataError
 
@@ -23,6 +24,7 @@ TRAIN_IMAGES = "train-images-idx3-ubyte.gz"
 TRAIN_LABELS = "train-labels-idx1-ubyte.gz"
 TEST_IMAGES = "t10k-images-idx3-ubyte.gz"
 TEST_LABELS = "t10k-labels-idx1-ubyte.gz"
+MAX_BYTES = 50_000_000  # of a file that is read; the largest original has 26,421,880
 
 
 class File(NamedTuple):
@@ -102,19 +104,17 @@ def read_originals(name: str, paths: Mapping[str, Path]) -> dict[str, bytes]:
     for filename, expected in SOURCES[name].files.items():
         path = paths[filename]
         try:
-            with path.open("rb") as file:
-                data = file.read(expected.size + 1)
-        except OSError as error:
+            data = storage.read_bounded(path, max_bytes=MAX_BYTES)
+        except (OSError, ValueError) as error:
             raise DataError(
-                f"cannot read {path}: {error.strerror}; the four files of {name} are needed: "
-                f"{', '.join(SOURCES[name].files)}"
+                f"cannot read {path}: {getattr(error, 'strerror', error)}; the four files of "
+                f"{name} are needed: {', '.join(SOURCES[name].files)}"
             ) from error
-        if hashlib.sha256(data).hexdigest() != expected.sha256:
-            with path.open("rb") as file:  # all of it, however large, to name it by its hash
-                actual = hashlib.file_digest(file, "sha256").hexdigest()
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != expected.sha256:
             raise DataError(
-                f"{path} is not {name}'s {filename}: it has {path.stat().st_size} bytes and "
-                f"SHA-256 {actual}{_whose(actual)}; expected {expected.size} bytes and "
+                f"{path} is not {name}'s {filename}: it has {len(data)} bytes and SHA-256 "
+                f"{actual}{_whose(actual)}; expected {expected.size} bytes and "
                 f"{expected.sha256}; get it again from {SOURCES[name].url}{filename}"
             )
         contents[filename] = data

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import small
 
+from mnist_jax import storage
 from mnist_jax.data import DATASETS, Dataset, builders, cache, load_dataset, sources
 from mnist_jax.errors import DataError, UsageError
 
@@ -97,6 +99,14 @@ def test_auto_with_a_manual_dir_is_mnist(originals, truth, data_dir, no_network)
     assert_holds(dataset, truth)
 
 
+def test_a_home_that_nobody_has_is_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset("digits", data_dir="~nobody_has_it").notices == ()
+    assert Path("~nobody_has_it").is_dir()
+    with pytest.raises(DataError, match="~nobody_has_it/originals is not a folder"):
+        load_dataset("mnist", data_dir=tmp_path, manual_dir="~nobody_has_it/originals")
+
+
 def test_digits_take_no_manual_dir(originals, data_dir):
     with pytest.raises(UsageError, match="--manual_dir"):
         load_dataset("digits", data_dir=data_dir, manual_dir=originals)
@@ -174,7 +184,9 @@ def test_a_download_that_stalls_is_given_up(data_dir, server, monkeypatch):
 # Damage
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "no digest", "foreign", "label"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "empty", "no digest", "foreign", "label", "shape"]
+)
 def test_a_damaged_cache_is_rebuilt_and_that_is_said_once(
     originals, truth, data_dir, no_network, damage
 ):
@@ -187,6 +199,10 @@ def test_a_damaged_cache_is_rebuilt_and_that_is_said_once(
         cache.write(path, *(small.make_split(n, 3) for n in (59, 20)))
     elif damage == "label":
         cache.write(path, truth[0]._replace(label=truth[0].label + 10), truth[1])
+    elif damage == "shape":  # one that NumPy does not have
+        shape = [0, 2**40, 2**40]
+        header = json.dumps({"x": {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]}}).encode()
+        storage.write_verified(path, len(header).to_bytes(8, "little") + header)
     else:
         flipped = data[:5000] + bytes([data[5000] ^ 16]) + data[5001:]
         path.write_bytes({"flip": flipped, "truncate": data[:-1], "empty": b""}[damage])
@@ -198,7 +214,7 @@ def test_a_damaged_cache_is_rebuilt_and_that_is_said_once(
     assert load_dataset("mnist", data_dir=data_dir).notices == ()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "short", "remove"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "short", "remove", "pipe"])
 def test_a_damaged_prepared_folder_is_left_alone_and_said(
     originals, truth, data_dir, no_network, damage
 ):
@@ -207,8 +223,10 @@ def test_a_damaged_prepared_folder_is_left_alone_and_said(
     folder = data_dir / "mnist" / "3.0.1"
     (record,) = folder.glob("mnist-train*")
     data = record.read_bytes()
-    if damage == "remove":
+    if damage in ("remove", "pipe"):
         record.unlink()
+        if damage == "pipe":
+            os.mkfifo(record)
     elif damage == "short":
         info = json.loads((folder / "dataset_info.json").read_text())
         next(s for s in info["splits"] if s["name"] == "train")["shardLengths"] = ["59"]

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -34,6 +35,26 @@ def test_the_table_is_that_of_tfds():
         known = checksums.load_url_infos(table)
         for name, file in source.files.items():
             assert file == (known[source.url + name].size, known[source.url + name].checksum)
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder", "loop", "huge"])
+def test_what_is_no_original_at_all_is_refused_at_once(originals, what):
+    path = originals / sources.TEST_LABELS
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    elif what == "huge":  # takes no place on the disk
+        with path.open("wb") as file:
+            file.truncate(10**12)
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": path.name}[what])
+    with pytest.raises(
+        DataError, match=r"cannot read .*the four files of mnist are needed"
+    ) as told:
+        read(originals)
+    assert str(path) in str(told.value)
 
 
 @pytest.mark.parametrize("name", small.NAMES)
