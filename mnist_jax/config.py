@@ -9,13 +9,33 @@ from typing import Any, Literal
 from mnist_jax import storage
 from mnist_jax.data import DATASETS, DEFAULT_DATA_DIR
 from mnist_jax.errors import UsageError, unknown_choice
-from mnist_jax.models import MODELS
+from mnist_jax.models import ACTIVATIONS, MODELS
 
 # A recipe's values stand in for the fields of the same names that are not given.
 PRESETS: dict[str, dict[str, Any]] = {
-    "post": {"epochs": 10, "batch_size": 100, "learning_rate": 1e-3, "normalize": True},
+    "post": {
+        "epochs": 10,
+        "batch_size": 100,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "normalize": True,
+        "shift": 0.0,
+        "rotation": 0.0,
+        "scale": 0.0,
+        "label_smoothing": 0.0,
+        "weight_decay": 0.0,
+        "average": 0.0,
+    },
 }
-MODEL_OPTIONS = ("hidden_sizes", "dropout")  # fields that a model's class may have as well
+PRESETS["fast"] = PRESETS["post"] | {
+    "epochs": 4,
+    "learning_rate": 1.5e-3,
+    "schedule": "onecycle",
+    "shift": 2.0,
+}
+PRESETS["best"] = PRESETS["fast"] | {"epochs": 10, "rotation": 10.0, "scale": 0.1}
+SCHEDULES = ("constant", "cosine", "onecycle")
+MODEL_OPTIONS = ("hidden_sizes", "dropout", "activation")  # that a model's class may have as well
 PRECISIONS = ("float32", "tf32", "bfloat16")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 
@@ -46,7 +66,8 @@ class Config:
     auto, which is mnist where it can be had and otherwise, with a notice, digits."""
 
     preset: str = "post"
-    """The recipe that fills in what is not given. post: the tutorial's, Adam at a constant rate."""
+    """The recipe that fills in what is not given. post: the tutorial's, Adam at a constant rate.
+    fast: 99.5 % soonest. best: the highest accuracy."""
 
     epochs: int = _from_preset()
     """Passes over the training images."""
@@ -55,19 +76,51 @@ class Config:
     """Images a step. The last batch of an epoch may be smaller and is trained on too."""
 
     learning_rate: float = _from_preset()
-    """Adam's step size."""
+    """Adam's step size; with a schedule, its highest."""
+
+    schedule: str = _from_preset()
+    """How it changes from step to step: constant, cosine (down to 0) or onecycle (up for the first
+    30 %, then down)."""
 
     normalize: bool = _from_preset()
     """Scale pixels from 0..255 to 0..1."""
 
+    shift: float = _from_preset()
+    """Move each training image by up to this many pixels, at random, along each axis."""
+
+    rotation: float = _from_preset()
+    """Turn each training image by up to this many degrees, at random."""
+
+    scale: float = _from_preset()
+    """Stretch or shrink each axis of a training image by up to this share, at random."""
+
+    label_smoothing: float = _from_preset()
+    """Share of each training label that is spread over all classes, 0 to 1 (exclusive)."""
+
+    weight_decay: float = _from_preset()
+    """Share of the kernels that is taken off at each step, times the learning rate."""
+
+    average: float = _from_preset()
+    """Evaluate an exponential average of the parameters with this decay, such as 0.999. 0: the
+    parameters themselves."""
+
+    validation: int = 0
+    """Hold this many training images out, the same for every seed, and report on them too."""
+
     seed: int = 1234
     """Fixes the initial weights, the order of the images and the dropout; 0 to 4294967295."""
+
+    seeds: int | None = None
+    """Train so many networks in one program, with the seeds from --seed on, and report the mean."""
 
     hidden_sizes: tuple[int, ...] | None = None
     """Units of each hidden dense layer, such as 256 128 64 32. None: the model's own."""
 
     dropout: float | None = None
     """Share of hidden units dropped while training, 0 to 1 (exclusive). None: the model's own."""
+
+    activation: str | None = None
+    """What follows a hidden dense layer of the MLP: relu or sigmoid. None: the model's own."""
 
     precision: str = "float32"
     """float32 (exact products everywhere), tf32 (products with 10-bit mantissas, on hardware that
@@ -131,8 +184,19 @@ class Config:
             raise unknown_choice("precision", self.precision, PRECISIONS)
         if self.platform not in PLATFORMS:
             raise unknown_choice("platform", self.platform, PLATFORMS)
+        if self.schedule not in SCHEDULES:
+            raise unknown_choice("schedule", self.schedule, SCHEDULES)
+        if self.activation is not None and self.activation not in ACTIVATIONS:
+            raise unknown_choice("activation", self.activation, ACTIVATIONS)
         for name in ("epochs", "batch_size"):
             _check(self, name, lambda n: _is_int(n, 1), "a whole number, 1 or more")
+        _check(self, "validation", lambda n: _is_int(n, 0), "a whole number, 0 or more")
+        for name in ("shift", "rotation", "scale", "weight_decay"):
+            legal = "any finite number from 0"
+            _check(self, name, lambda x: _is_number(x) and 0 <= x < math.inf, legal)
+        for name in ("label_smoothing", "average"):
+            legal = "0 or more and less than 1"
+            _check(self, name, lambda x: _is_number(x) and 0 <= x < 1, legal)
         _check(self, "seed", lambda n: _is_int(n, 0) and n < 2**32, "0 to 4294967295")
         _check(
             self,
@@ -140,6 +204,9 @@ class Config:
             lambda x: _is_number(x) and 0 < x < math.inf,
             "any finite number above 0",
         )
+        if self.seeds is not None:
+            legal = "a whole number, 1 or more, with seed + seeds up to 4294967296"
+            _check(self, "seeds", lambda n: _is_int(n, 1) and self.seed + n <= 2**32, legal)
         if self.max_steps is not None:
             _check(self, "max_steps", lambda n: _is_int(n, 1), "a whole number, 1 or more")
         if self.steps_per_call != "auto":
@@ -168,6 +235,10 @@ class Config:
     def model_options(self) -> dict[str, Any]:
         """The arguments that the model's class is made with."""
         return {name: getattr(self, name) for name in _model_defaults(self.model)}
+
+    def all_seeds(self) -> range:
+        """The seeds that are trained with: one, or those of an ensemble's members."""
+        return range(self.seed, self.seed + (self.seeds or 1))
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON can hold them."""

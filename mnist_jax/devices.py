@@ -55,6 +55,16 @@ def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bo
     return DETERMINISTIC_OPTIONS if deterministic and device.platform == "gpu" else None
 
 
+def memory_bytes(device: jax.Device) -> int | None:
+    """The memory that arrays on the device can take; None where the system does not say."""
+    try:
+        if device.platform == "cpu":
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return device.memory_stats()["bytes_limit"]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
 def compute_dtype(precision: str, device: jax.Device) -> Dtype | None:
     """The dtype that layers compute in; None leaves them at their parameters' float32.
 

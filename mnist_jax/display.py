@@ -6,12 +6,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.status import Status
 from rich.table import Table
 
-from mnist_jax.config import Config
+from mnist_jax.config import PRESETS, Config
 from mnist_jax.data import Dataset
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import count_parameters, layers, params_of
@@ -21,6 +22,10 @@ from mnist_jax.training import Observer, Result
 def accuracy_line(record: dict[str, Any]) -> str:
     """The last line of a run: `test accuracy: 92.55 % (9255/10000)`."""
     correct, count = record["test_correct"], record["test_count"]
+    if "statistics" in record:
+        of = record["statistics"]["test_accuracy"]
+        sd = "" if of["sd"] is None else f", sd {100 * of['sd']:.2f}"
+        return f"test accuracy: {100 * of['mean']:.2f} % mean of {of['n']} seeds{sd}"
     return f"test accuracy: {100 * correct / count:.2f} % ({correct}/{count})"
 
 
@@ -65,7 +70,7 @@ class Display(Observer):
             "data": f"{dataset.name}, {train:,} train and {test:,} test images, {dataset.source}",
             "device": f"{device.platform} ({device.device_kind}), {config.precision}",
             "recipe": f"{config.preset}: {config.epochs} epochs{limit}, batch {config.batch_size}, "
-            f"Adam {config.learning_rate:g}, seed {config.seed}",
+            f"Adam {config.learning_rate:g}{_extras(config)}, {_seeds(config)}",
             "run": f"{workdir}",
         }
         for name, text in rows.items():
@@ -99,20 +104,23 @@ class Display(Observer):
             self.progress.update(self.task, description=f"epoch {epoch}/{self.epochs}")
             self.epoch = epoch
             return
-        rate, left_s = int(sums.count) / train_s, (last_step - step) * train_s / step
+        rate, left_s = int(np.sum(sums.count)) / train_s, (last_step - step) * train_s / step
         text = (
             f"{step}/{last_step}  {rate:,.0f} images/s  {left_s:.0f} s left  "
-            f"loss {_short(sums.loss)}  accuracy {sums.accuracy:.4f}"
+            f"{_loss_and_accuracy(sums.loss, sums.accuracy)}"
         )
         self.progress.update(self.task, completed=step, text=text)
         self.progress.refresh()
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         """One line an epoch."""
+        found = "".join(
+            f"{name} {_loss_and_accuracy(row[f'{name}/loss'], row[f'{name}/accuracy'])}  "
+            for name in ("train", "validation", "test")
+            if f"{name}/loss" in row
+        )
         self.console.print(
-            f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  "
-            f"train loss {_short(row['train/loss'])} accuracy {row['train/accuracy']:.4f}  "
-            f"test loss {_short(row['test/loss'])} accuracy {row['test/accuracy']:.4f}  "
+            f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  {found}"
             f"{row['train_s']:.1f} s, test {row['eval_s']:.1f} s, "
             f"{row['images_per_s']:,.0f} images/s"
         )
@@ -126,7 +134,10 @@ class Display(Observer):
         else:
             parts = "  ".join(f"{name[:-2]} {s:.1f} s" for name, s in record["timings"].items())
             print(f"time    {parts}")
-            print(f"params  sha256 {record['params_sha256']}")
+            if "statistics" in record:
+                self.console.print(statistics_table(record))
+            else:
+                print(f"params  sha256 {record['params_sha256']}")
             print(f"files   {result.workdir}")
             for text in self.notices:
                 print(f"notice  {text}")
@@ -139,9 +150,43 @@ class Display(Observer):
                 live.stop()
 
 
-def _short(loss: float) -> str:
-    """Four decimals; a loss that has exploded in powers of ten."""
-    return f"{loss:.4f}" if loss < 1e4 else f"{loss:.3e}"
+def _loss_and_accuracy(loss: Any, accuracy: Any) -> str:
+    """Four decimals; a loss that has exploded in powers of ten. Of an ensemble, the means."""
+    losses = [value for value in np.ravel(loss).tolist() if value is not None]
+    loss = sum(losses) / max(len(losses), 1)
+    shown = f"{loss:.4f}" if loss < 1e4 else f"{loss:.3e}"
+    return f"loss {shown} accuracy {np.mean(accuracy):.4f}"
+
+
+def _extras(config: Config) -> str:
+    """What a recipe has beyond the tutorial's, for its line in the summary."""
+    plain = PRESETS["post"]
+    names = ("schedule", "shift", "rotation", "scale", "label_smoothing", "weight_decay", "average")
+    values = {name: getattr(config, name) for name in names}
+    return "".join(f", {name} {v}" for name, v in values.items() if v != plain[name])
+
+
+def _seeds(config: Config) -> str:
+    seeds = config.all_seeds()
+    return f"seed {seeds[0]}" if config.seeds is None else f"seeds {seeds[0]} to {seeds[-1]}"
+
+
+def statistics_table(record: dict[str, Any]) -> Table:
+    """Mean, spread and extremes of the accuracies of an ensemble's members, in percent."""
+    table = Table(title="accuracy, % of images", title_justify="left", pad_edge=False)
+    for heading in ("images", "seeds", "mean", "sd", "95 % interval of the mean", "best", "worst"):
+        table.add_column(heading, justify="left" if heading == "images" else "right")
+    for name, found in record["statistics"].items():
+        interval = " to ".join(f"{100 * end:.2f}" for end in found["ci95"] or ())
+        cells = [_percent(found[key]) for key in ("mean", "sd")]
+        ends = [_percent(found[key]) for key in ("best", "worst")]
+        image = name.removesuffix("_accuracy")
+        table.add_row(image, str(found["n"]), *cells, interval or "-", *ends)
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
 
 
 def layer_table(name: str, model: nn.Module) -> Table:

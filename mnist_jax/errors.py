@@ -44,6 +44,12 @@ class DeviceError(MnistJaxError):
     exit_status = 6
 
 
+class WorseError(MnistJaxError):
+    """A comparison found the second slower or worse."""
+
+    exit_status = 7
+
+
 class InterruptedRunError(MnistJaxError):
     """A signal ended the run, which can be continued.
 

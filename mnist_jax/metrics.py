@@ -29,10 +29,12 @@ class MetricSums:
     first_nonfinite: jax.Array
 
     @classmethod
-    def zeros(cls) -> "MetricSums":
-        """No examples yet."""
-        # NumPy's scalars: the device is not asked, and nothing is compiled.
+    def zeros(cls, members: int | None = None) -> "MetricSums":
+        """No examples yet; scalars, or arrays for so many members of an ensemble."""
+        # NumPy's: the device is not asked, and nothing is compiled.
         zeros: Any = np.float32(0), np.int32(0), np.int32(0), np.int32(NEVER)
+        if members is not None:
+            zeros = (np.full(members, zero) for zero in zeros)
         return cls(*zeros)
 
     def merge(self, other: "MetricSums") -> "MetricSums":
@@ -45,11 +47,15 @@ class MetricSums:
         )
 
     @property
-    def loss(self) -> float:
-        """Mean loss in nats. Reads the device."""
-        return float(self.loss_sum) / max(int(self.count), 1)
+    def loss(self) -> Any:
+        """Mean loss in nats: a float, or a list of one for each member. Reads the device."""
+        return self._mean(self.loss_sum)
 
     @property
-    def accuracy(self) -> float:
-        """Fraction correct, 0..1. Reads the device."""
-        return int(self.correct) / max(int(self.count), 1)
+    def accuracy(self) -> Any:
+        """Fraction correct, 0..1: a float, or a list of one for each member. Reads the device."""
+        return self._mean(self.correct)
+
+    def _mean(self, total: jax.Array) -> Any:
+        # In float64: a count of 60,000 images loses nothing, nor does a float32.
+        return (np.asarray(total, np.float64) / np.maximum(self.count, 1)).tolist()

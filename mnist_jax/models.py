@@ -92,12 +92,16 @@ class LogisticRegression(nn.Module):
         return dense(self.num_classes, name="logits", dtype=self.dtype)(x)
 
 
+ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid}
+
+
 class MLP(nn.Module):
     """Fully connected layers with ReLU between: 244,522 parameters."""
 
     num_classes: int = NUM_CLASSES
     hidden_sizes: tuple[int, ...] = (256, 128, 64, 32)
     dropout: float = 0.0
+    activation: str = "relu"
     dtype: Dtype | None = None
 
     @nn.compact
@@ -105,7 +109,7 @@ class MLP(nn.Module):
         """Images (batch, 28, 28, 1) → logits (batch, num_classes)."""
         x = Flatten(name="flatten")(x)  # (batch, 784)
         for i, size in enumerate(self.hidden_sizes, start=1):
-            x = nn.relu(dense(size, name=f"dense{i}", dtype=self.dtype)(x))
+            x = ACTIVATIONS[self.activation](dense(size, name=f"dense{i}", dtype=self.dtype)(x))
             if self.dropout:
                 x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")(x)
         return dense(self.num_classes, name="logits", dtype=self.dtype)(x)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,8 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from mnist_jax import devices, steps
+from mnist_jax.config import Config
 from mnist_jax.data import Dataset
+from mnist_jax.errors import DeviceError
+from mnist_jax.members import member_of, over_members
 from mnist_jax.metrics import MetricSums
+from mnist_jax.models import count_parameters, params_of
+from mnist_jax.recipe import averaged, make_recipe
 
 # Images a batch when evaluating. Fixed, so that sums are rounded the same way in every run; small
 # enough for each of the CNN's activations to stay under 60 MB.
@@ -29,8 +34,9 @@ def takes_any_length(device: jax.Device) -> bool:
 class Jitted(NamedTuple):
     """The functions of `steps` that a run compiles, with model, optimizer and sizes filled in.
 
-    `train_steps` donates its state, unless told not to. Their last argument, `steps`, is an int32
-    array where a loop takes any length, and otherwise a Python int.
+    `train_steps` donates its state, unless told not to; `eval_steps` takes the state, too. Their
+    last argument, the number of steps, is an int32 array where a loop takes any length, and
+    otherwise a Python int.
     """
 
     init_state: Any
@@ -46,20 +52,81 @@ def jitted(
     *,
     train_size: int,
     batch_size: int,
-    normalize: bool,
+    recipe: steps.Recipe,
+    average: float = 0.0,
+    members: bool = False,
     donate: bool = True,
 ) -> Jitted:
-    """The programs of a run on `device`, compiled when they are first called."""
-    static = () if takes_any_length(device) else ("steps",)
-    common = {"model": model, "normalize": normalize}
-    train_steps = partial(steps.train_steps, tx=tx, batch_size=batch_size, **common)
-    eval_steps = partial(steps.eval_steps, batch_size=EVAL_BATCH_SIZE, **common)
-    return Jitted(
-        jax.jit(partial(steps.init_state, model=model, tx=tx)),
-        jax.jit(partial(steps.epoch_order, size=train_size)),
-        jax.jit(train_steps, static_argnames=static, donate_argnames="state" if donate else ()),
-        jax.jit(eval_steps, static_argnames=static),
+    """The programs of a run on `device`, compiled when they are first called.
+
+    Args:
+        model: the network.
+        tx: the optimizer.
+        device: where they run.
+        train_size: training images.
+        batch_size: images a step.
+        recipe: what a step does besides.
+        average: the decay of the average of parameters that `tx` keeps, if it does.
+        members: whether states, sums, orders and keys are those of an ensemble.
+        donate: whether `train_steps` may overwrite the state it is given.
+    """
+    init_state = partial(steps.init_state, model=model, tx=tx)
+    epoch_order = partial(steps.epoch_order, size=train_size)
+    train_steps = partial(
+        steps.train_steps, model=model, tx=tx, batch_size=batch_size, recipe=recipe
     )
+
+    def eval_steps(state, sums, split, first, steps_):
+        params = averaged(state.params, state.opt_state, average)
+        sizes = {"model": model, "batch_size": EVAL_BATCH_SIZE, "recipe": recipe}
+        return steps.eval_steps(params, sums, split, first, steps_, **sizes)
+
+    any_length = takes_any_length(device)
+    if members:
+        each = partial(over_members, one_by_one=members_take_turns(model, device))
+        init_state, epoch_order = each(init_state, [True]), each(epoch_order, [True, False])
+        train_steps = each(train_steps, [True, True, False, True, True, False, False])
+        eval_steps = each(eval_steps, [True, True, False, False, False])
+    return Jitted(
+        jax.jit(init_state),
+        jax.jit(epoch_order),
+        jax.jit(
+            train_steps,
+            static_argnums=() if any_length else 6,
+            donate_argnums=0 if donate else (),
+        ),
+        jax.jit(eval_steps, static_argnums=() if any_length else 4),
+    )
+
+
+def members_take_turns(model: nn.Module, device: jax.Device) -> bool:
+    """Whether the members of an ensemble are better trained one after the other there.
+
+    On a CPU, where a step of the MLP already fills the cores, stacking gains nothing and costs the
+    cache; logistic regression's step is too small to.
+    """
+    return device.platform == "cpu" and count_parameters(params_of(model)) > 100_000
+
+
+def check_memory(
+    config: Config, model: nn.Module, tx: optax.GradientTransformation, device: jax.Device
+) -> None:
+    """Refuses an ensemble whose members' states alone are more than the device has room for.
+
+    Raises:
+        DeviceError: says about how many fit.
+    """
+    room = devices.memory_bytes(device)
+    if config.seeds is None or room is None:
+        return
+    state = jax.eval_shape(partial(steps.init_state, model=model, tx=tx), jax.random.key(0))
+    one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    one *= 2 + (device.platform == "cpu")  # gradients and a copy; a checkpoint lies in host memory
+    if config.seeds * one > room:
+        raise DeviceError(
+            f"seeds is {config.seeds}, which needs at least {config.seeds * one / 1e9:.1f} GB; "
+            f"about {room // one} fit into the memory of {room / 1e9:.1f} GB; change --seeds"
+        )
 
 
 class Programs:
@@ -78,35 +145,37 @@ class Programs:
         model: nn.Module,
         tx: optax.GradientTransformation,
         dataset: Dataset,
-        *,
-        seed: int,
-        batch_size: int,
-        normalize: bool,
-        steps_per_call: int | Literal["auto"],
+        config: Config,
         device: jax.Device,
-        deterministic: bool = False,
-        debug: bool = False,
     ):
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
         self.any_length = takes_any_length(device)
-        self.steps_per_call = steps_per_call
-        self.train_size, self.test_size = len(dataset.train.label), len(dataset.test.label)
-        self.batch_size = batch_size
-        self.root_key = jax.random.key(seed, impl="threefry2x32")
+        self.steps_per_call = config.steps_per_call
+        self.train_size = len(dataset.train.label)
+        self.batch_size = config.batch_size
+        self.members = config.seeds
+        keys = [jax.random.key(seed, impl="threefry2x32") for seed in config.all_seeds()]
+        self.root_key = keys[0] if self.members is None else jnp.stack(keys)
         # The one transfer of images: from here on they stay on the device, as uint8.
-        self.train_split, self.test_split = jax.device_put((dataset.train, dataset.test), device)
+        self.train_split = jax.device_put(dataset.train, device)
+        self.eval_splits = jax.device_put(dataset.eval_splits(), device)
+        recipe = make_recipe(config)
         self._jitted = jitted(
             model,
             tx,
             device,
             train_size=self.train_size,
-            batch_size=batch_size,
-            normalize=normalize,
-            donate=not debug,  # so that a step can be run again
+            batch_size=self.batch_size,
+            recipe=recipe,
+            average=config.average,
+            members=self.members is not None,
+            donate=not config.debug,  # so that a step can be run again
         )
-        self._compiler_options = devices.compiler_options(device, deterministic=deterministic)
-        self._train_step = partial(steps.train_step, model=model, tx=tx, normalize=normalize)
-        self._compiled: dict[tuple[Any, int | None], Any] = {}
+        self._compiler_options = devices.compiler_options(
+            device, deterministic=config.deterministic
+        )
+        self._train_step = partial(steps.train_step, model=model, tx=tx, recipe=recipe)
+        self._compiled: dict[Any, Any] = {}
         self._calibrated: dict[Any, int] = {}
 
     @property
@@ -137,32 +206,44 @@ class Programs:
         (state, sums), done = self._call("train_s", program, *args, most=end - first)
         return state, sums, first + done
 
-    def locate_nan(self, state: steps.TrainState, order: jax.Array, bad_step: int) -> None:
-        """Runs update `bad_step` of the run operation by operation.
+    def locate_nan(
+        self, state: steps.TrainState, order: jax.Array, first: int, bad_step: int
+    ) -> None:
+        """Runs an update operation by operation.
 
         Args:
-            state: from before it, in the same epoch.
+            state: from before it, in the same epoch. Of an ensemble, all members'.
             order: the epoch's.
-            bad_step: counted from 1.
+            first: the batch of the epoch that `state` has come to.
+            bad_step: the update's number, counted from 1.
 
         Raises:
             FloatingPointError: an operation made a NaN; the traceback shows which.
         """
-        first = int(state.step) % self.steps_per_epoch
-        while (behind := bad_step - 1 - int(state.step)) > 0:
-            state, _, first = self.train(state, MetricSums.zeros(), order, first, first + behind)
-        with jax.disable_jit(), jax.debug_nans(True):
-            batch = steps.take_batch(
-                self.train_split, order, jnp.int32(first), batch_size=self.batch_size
-            )
-            self._train_step(state, batch, self.root_key)
+        behind = bad_step - 1 - steps.step_of(state)
+        if behind:
+            sums = MetricSums.zeros(self.members)
+            state, _, first = self.train(state, sums, order, first, first + behind)
+        everyone = state, order, self.root_key
+        for member in range(self.members or 1):
+            one = everyone if self.members is None else member_of(everyone, member)
+            with jax.disable_jit(), jax.debug_nans(True):
+                batch = steps.take_batch(
+                    self.train_split, one[1], jnp.int32(first), batch_size=self.batch_size
+                )
+                self._train_step(one[0], batch, one[2])
 
-    def evaluate(self, params: Any) -> Iterator[MetricSums]:
-        """The metrics of the test images, call by call; the last are those of all."""
-        sums, first = MetricSums.zeros(), 0
-        end = steps.num_batches(self.test_size, EVAL_BATCH_SIZE)
+    def evaluate(self, state: steps.TrainState, name: str) -> Iterator[MetricSums]:
+        """The metrics of the images of a split, call by call; the last are those of all.
+
+        Args:
+            state: whose parameters are evaluated, or their average.
+            name: "test" or "validation".
+        """
+        sums, first, split = MetricSums.zeros(self.members), 0, self.eval_splits[name]
+        end = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
         while first < end:
-            args = params, sums, self.test_split, jnp.int32(first)
+            args = state, sums, split, jnp.int32(first)
             sums, done = self._call("eval_s", self._jitted.eval_steps, *args, most=end - first)
             first += done
             yield sums
@@ -188,8 +269,9 @@ class Programs:
         return result, count
 
     def _compile(self, program: Any, *args, steps: int | None = None) -> Any:
-        """`program` compiled for these arguments: once, or once for each static number of steps."""
-        key = (program, None if self.any_length else steps)
+        """`program` compiled for arguments of these shapes, and for this static number of steps."""
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(args))
+        key = (program, None if self.any_length else steps, shapes)
         if key not in self._compiled:
             started = time.perf_counter()
             length = () if steps is None else (jnp.int32(steps) if self.any_length else steps,)

@@ -11,7 +11,7 @@ from mnist_jax.errors import CheckpointError, InterruptedRunError
 from mnist_jax.metrics import MetricSums
 from mnist_jax.runs import Run
 from mnist_jax.signals import Stop
-from mnist_jax.steps import TrainState
+from mnist_jax.steps import TrainState, step_of
 
 
 @dataclasses.dataclass
@@ -40,6 +40,11 @@ class Progress:
 
     ARRAYS = ("state", "sums")
 
+    @property
+    def step(self) -> int:
+        """Updates completed. Reads the device."""
+        return step_of(self.state)
+
     def split(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The arrays, and what JSON can hold."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -63,17 +68,22 @@ class Progress:
         epochs = [row.get("epoch") for row in rows]
         if epochs != list(range(1, len(rows) + 1)) or rest["epoch"] != len(rows):
             raise CheckpointError(f"the checkpoint's rows are not those of {rest['epoch']} epochs")
-        if not 0 <= rest["batch"] <= int(arrays["state"].step):
+        if not 0 <= rest["batch"] <= step_of(arrays["state"]):
             raise CheckpointError(f"the checkpoint stands at batch {rest['batch']} of an epoch")
         return cls(**arrays, **rest)
 
 
 def _holds_numbers(value: Any) -> bool:
-    """Whether it is a dict of numbers, none too large to reckon with."""
-    return isinstance(value, dict) and all(
-        type(number) is float or (type(number) is int and abs(number) < 2**63)
-        for number in value.values()
-    )
+    """Whether it is a dict of numbers, or of lists of them, none too large to reckon with.
+
+    In a list None is one too, for a member of an ensemble that has none.
+    """
+    if not isinstance(value, dict):
+        return False
+    lists = [v for v in value.values() if isinstance(v, list)]
+    single = [v for v in value.values() if not isinstance(v, list)]
+    numbers = single + [number for numbers in lists for number in numbers if number is not None]
+    return all(type(n) is float or (type(n) is int and abs(n) < 2**63) for n in numbers)
 
 
 class Keeper:
@@ -85,8 +95,12 @@ class Keeper:
         self._saved: tuple[int, int] | None = None  # epochs and updates completed
         self._saved_at = time.monotonic()
 
-    def restore(self, start: TrainState) -> tuple[Progress, list[str]]:
-        """The progress of the newest checkpoint, or that of a run not begun, which is at `start`.
+    def restore(self, start: TrainState, sums: MetricSums) -> tuple[Progress, list[str]]:
+        """The progress of the newest checkpoint, or that of a run not begun.
+
+        Args:
+            start: the state that a run begins with.
+            sums: the metrics that an epoch begins with.
 
         Returns:
             The progress, and a notice for each checkpoint that could not be used.
@@ -94,7 +108,7 @@ class Keeper:
         Raises:
             CheckpointError: there was a checkpoint and none can be used.
         """
-        progress, notices = Progress(start), []
+        progress, notices = Progress(start, sums), []
         if found := self._run.restore(progress.split()[0]):
             arrays, rest, notices = found
             if rest.pop("key", None) != self._key:
@@ -103,13 +117,15 @@ class Keeper:
                 lambda leaf, like: jax.device_put(leaf, like.sharding), arrays["state"], start
             )
             progress = Progress.join(arrays, rest)
-            self._saved = progress.epoch, int(progress.state.step)
+            self._saved = progress.epoch, progress.step
         self._run.write_metrics(progress.rows)
+        if not found:  # the first epoch's line without any checkpoint would look like lost ones
+            self.save(progress)
         return progress, notices
 
     def save(self, progress: Progress) -> None:
         """Saves it in the background, unless it has not moved since the last time."""
-        place = progress.epoch, int(progress.state.step)
+        place = progress.epoch, progress.step
         if place != self._saved:
             arrays, rest = progress.split()
             self._run.save(*place, arrays, {**rest, "key": self._key})
@@ -123,14 +139,12 @@ class Keeper:
             InterruptedRunError: a signal has come; the progress is saved.
         """
         signal = self._stop.signal
-        due = time.monotonic() - self._saved_at >= self._every_s
-        # The first call is saved in any case, before metrics.jsonl has a line: see `Run.restore`.
-        if due or signal is not None or self._saved is None:
+        if signal is not None or time.monotonic() - self._saved_at >= self._every_s:
             self.save(progress)
         if signal is not None:
             self._run.finish_saving()
             raise InterruptedRunError(
-                f"interrupted at step {int(progress.state.step)}; the same command with "
+                f"interrupted at step {progress.step}; the same command with "
                 f"--workdir={self._run.folder} goes on from there",
                 signal,
             )

@@ -161,7 +161,8 @@ class Run:
                 os.fsync(file.fileno())
             if self._tensorboard is not None:
                 for name, value in row.items():
-                    self._tensorboard.add_scalar(name, value, row["step"])
+                    values = [v for v in np.ravel(value).tolist() if v is not None]  # of members
+                    self._tensorboard.add_scalar(name, sum(values) / len(values), row["step"])
                 self._tensorboard.flush()
 
     def finish(self, record: dict[str, Any]) -> None:

@@ -7,17 +7,19 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnist_jax import steps, storage
 from mnist_jax.checkpoint import Checkpoints
 from mnist_jax.config import Config
 from mnist_jax.data import Split
 from mnist_jax.errors import CheckpointError, MnistJaxError, UsageError
+from mnist_jax.members import member_of
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
-from mnist_jax.programs import EVAL_BATCH_SIZE
+from mnist_jax.programs import EVAL_BATCH_SIZE, jitted, takes_any_length
 from mnist_jax.progress import Progress
-from mnist_jax.training import make_optimizer
+from mnist_jax.recipe import averaged, make_optimizer, make_recipe
 
 
 class SavedRun(NamedTuple):
@@ -38,9 +40,13 @@ class SavedRun(NamedTuple):
     notices: list[str]
 
     @property
-    def params(self) -> Any:
-        """The model's parameters."""
-        return self.progress.state.params
+    def members(self) -> list[Any]:
+        """The parameters that are evaluated: of each member, or of the one network there is."""
+        state = self.progress.state
+        params = averaged(state.params, state.opt_state, self.config.average)
+        if self.config.seeds is None:
+            return [params]
+        return [member_of(params, member) for member in range(self.config.seeds)]
 
 
 def load_run(folder: Path) -> SavedRun:
@@ -53,8 +59,12 @@ def load_run(folder: Path) -> SavedRun:
     config = load_config(folder)
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
     model = MODELS[config.model](dtype=dtype, **config.model_options())
-    init = partial(steps.init_state, model=model, tx=make_optimizer(config))
-    template = Progress(jax.eval_shape(init, jax.random.key(0))).split()[0]
+    init = partial(steps.init_state, model=model, tx=make_optimizer(config, 1))
+    key = jax.random.key(0)
+    if config.seeds is not None:
+        init, key = jax.vmap(init), jnp.stack([key] * config.seeds)
+    state = jax.eval_shape(init, key)
+    template = Progress(state, MetricSums.zeros(config.seeds)).split()[0]
     found = Checkpoints(folder / "checkpoints").load(template)
     if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint; continue the run, or choose another")
@@ -81,17 +91,62 @@ def load_config(folder: Path) -> Config:
 
 
 def evaluate(run: SavedRun, split: Split, device: jax.Device) -> MetricSums:
-    """The metrics of a saved model on all images of a split, computed as during its training.
+    """The metrics of a saved model, or of each member, on all images of a split.
 
-    To be called inside `devices.running_on`, which sets the precision of products.
+    Computed as during its training. To be called inside `devices.running_on`, which sets the
+    precision of products.
     """
-    program = partial(
-        steps.eval_steps,
-        model=run.model,
-        batch_size=EVAL_BATCH_SIZE,
-        normalize=run.config.normalize,
+    programs = jitted(
+        run.model,
+        make_optimizer(run.config, 1),
+        device,
+        train_size=1,
+        batch_size=run.config.batch_size,
+        recipe=make_recipe(run.config),
+        average=run.config.average,
+        members=run.config.seeds is not None,
     )
-    params, split = jax.device_put((run.params, split), device)
-    batches = jnp.int32(steps.num_batches(len(split.label), EVAL_BATCH_SIZE))
-    sums = jax.jit(program)(params, MetricSums.zeros(), split, jnp.int32(0), batches)
+    state, split = jax.device_put((run.progress.state, split), device)
+    count = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
+    batches = jnp.int32(count) if takes_any_length(device) else count
+    sums = MetricSums.zeros(run.config.seeds)
+    sums = programs.eval_steps(state, sums, split, jnp.int32(0), batches)
     return jax.device_get(sums)  # here the host waits
+
+
+def predict(run: SavedRun, images: np.ndarray, device: jax.Device, *, shift: int = 0) -> np.ndarray:
+    """The probabilities that a saved model gives each class.
+
+    To be called inside `devices.running_on`.
+
+    Args:
+        run: the model, or the members of an ensemble.
+        images: (n, 28, 28, 1) uint8.
+        device: computes.
+        shift: also look at each image moved by so many pixels to each of the eight sides, and take
+            the mean of all nine probabilities.
+
+    Returns:
+        (members, n, classes) float32; one member where the run is no ensemble.
+    """
+    recipe = make_recipe(run.config)
+
+    @jax.jit
+    def classify(params: Any, image: jax.Array) -> jax.Array:
+        x = steps.to_input(image, normalize=recipe.normalize)
+        logits: Any = run.model.apply({"params": params}, x, train=False)
+        return jax.nn.softmax(logits.astype(jnp.float32))
+
+    places = [(y, x) for y in (-shift, 0, shift) for x in (-shift, 0, shift)] if shift else [(0, 0)]
+    found = []
+    for params in run.members:
+        params, batches = jax.device_put(params, device), []
+        for first in range(0, len(images), EVAL_BATCH_SIZE):
+            batch = images[first : first + EVAL_BATCH_SIZE]
+            padding = EVAL_BATCH_SIZE - len(batch)  # one shape, one program
+            batch = np.pad(batch, ((0, padding), *[(shift, shift)] * 2, (0, 0)))
+            moved = [batch[:, shift - y :, shift - x :][:, :28, :28] for y, x in places]
+            mean = sum(classify(params, image) for image in moved) / len(places)
+            batches.append(np.asarray(mean)[: EVAL_BATCH_SIZE - padding])
+        found.append(np.concatenate(batches))
+    return np.stack(found)

@@ -14,14 +14,16 @@ from typing import Any, NamedTuple, TypedDict
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
+from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.split import Split
 from mnist_jax.metrics import NEVER, MetricSums
 from mnist_jax.models import init_params
 
-INIT, SHUFFLE, DROPOUT = range(3)  # what a key is for
+INIT, SHUFFLE, DROPOUT, AUGMENT = range(4)  # what a key is for
 
 
 class TrainState(NamedTuple):
@@ -36,6 +38,11 @@ class TrainState(NamedTuple):
     step: jax.Array
     params: Any
     opt_state: optax.OptState
+
+
+def step_of(state: TrainState) -> int:
+    """Updates completed; by each member of an ensemble. Reads the device."""
+    return int(np.max(state.step))
 
 
 class Batch(TypedDict):
@@ -67,32 +74,54 @@ def to_input(image: jax.Array, *, normalize: bool) -> jax.Array:
     return image / 255 if normalize else image
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a step does besides the model and the optimizer.
+
+    Attributes:
+        normalize: pixels to 0..1.
+        augmentation: distorts the training images.
+        label_smoothing: the share of a training label that is spread evenly over all classes
+            (Szegedy et al., 2016, section 7).
+    """
+
+    normalize: bool = True
+    augmentation: Augmentation = Augmentation()
+    label_smoothing: float = 0.0
+
+
 def loss_fn(
     params: Any,
     batch: Batch,
-    dropout_key: jax.Array | None = None,
+    keys: tuple[jax.Array, jax.Array] | None = None,
     *,
     model: nn.Module,
-    normalize: bool = True,
+    recipe: Recipe = Recipe(),
 ) -> tuple[jax.Array, MetricSums]:
     """Mean softmax cross-entropy over the batch's real rows, and the sums behind it.
 
     Args:
         params: the model's parameters.
         batch: the examples.
-        dropout_key: with a key the model trains (dropout on), without it evaluates.
+        keys: for dropout and for augmentation: with them the model trains, without it evaluates.
         model: a module returning logits (batch, num_classes).
-        normalize: pixels to 0..1.
+        recipe: what happens to images and labels.
     """
+    x = to_input(batch["image"], normalize=recipe.normalize)
+    if keys is not None and recipe.augmentation:
+        x = recipe.augmentation(x, keys[1])
     logits: Any = model.apply(
         {"params": params},
-        to_input(batch["image"], normalize=normalize),
-        train=dropout_key is not None,
-        rngs=None if dropout_key is None else {"dropout": dropout_key},
+        x,
+        train=keys is not None,
+        rngs=None if keys is None else {"dropout": keys[0]},
     )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     mask, label = batch["mask"], batch["label"]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    if keys is not None and recipe.label_smoothing:
+        spread = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+        losses = (1 - recipe.label_smoothing) * losses + recipe.label_smoothing * spread
     loss_sum = jnp.sum(jnp.where(mask, losses, 0))
     count = jnp.sum(mask, dtype=jnp.int32)
     correct = jnp.sum(mask & (jnp.argmax(logits, axis=-1) == label), dtype=jnp.int32)
@@ -107,15 +136,15 @@ def train_step(
     *,
     model: nn.Module,
     tx: optax.GradientTransformation,
-    normalize: bool = True,
+    recipe: Recipe = Recipe(),
 ) -> tuple[TrainState, MetricSums]:
     """One update, and the metrics of its batch from before the update.
 
     The metrics name this step as not finite if the loss, or any gradient, is NaN or infinite.
     """
-    dropout_key = address_key(root_key, DROPOUT, state.step)
+    keys = tuple(address_key(root_key, purpose, state.step) for purpose in (DROPOUT, AUGMENT))
     (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params, batch, dropout_key, model=model, normalize=normalize
+        state.params, batch, keys, model=model, recipe=recipe
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -127,9 +156,11 @@ def train_step(
     return TrainState(step, params, opt_state), sums
 
 
-def eval_step(params: Any, batch: Batch, *, model: nn.Module, normalize: bool = True) -> MetricSums:
-    """The metrics of a batch with dropout off."""
-    return loss_fn(params, batch, model=model, normalize=normalize)[1]
+def eval_step(
+    params: Any, batch: Batch, *, model: nn.Module, recipe: Recipe = Recipe()
+) -> MetricSums:
+    """The metrics of a batch, with dropout off and the images as they are."""
+    return loss_fn(params, batch, model=model, recipe=recipe)[1]
 
 
 def epoch_order(root_key: jax.Array, epoch: jax.Array | int, *, size: int) -> jax.Array:
@@ -170,7 +201,7 @@ def train_steps(
     model: nn.Module,
     tx: optax.GradientTransformation,
     batch_size: int,
-    normalize: bool = True,
+    recipe: Recipe = Recipe(),
 ) -> tuple[TrainState, MetricSums]:
     """Batches first … first + steps - 1 of an epoch in one loop on the device.
 
@@ -188,15 +219,13 @@ def train_steps(
         model: a module returning logits.
         tx: the optimizer.
         batch_size: examples a step.
-        normalize: pixels to 0..1.
+        recipe: what happens to images and labels.
     """
 
     def body(i, carry):
         state, sums = carry
         batch = take_batch(split, order, first + i, batch_size=batch_size)
-        state, step_sums = train_step(
-            state, batch, root_key, model=model, tx=tx, normalize=normalize
-        )
+        state, step_sums = train_step(state, batch, root_key, model=model, tx=tx, recipe=recipe)
         return state, sums.merge(step_sums)
 
     return lax.fori_loop(0, steps, body, (state, sums))
@@ -211,7 +240,7 @@ def eval_steps(
     *,
     model: nn.Module,
     batch_size: int,
-    normalize: bool = True,
+    recipe: Recipe = Recipe(),
 ) -> MetricSums:
     """Adds the metrics of batches first … first + steps - 1 of a split to `sums`.
 
@@ -220,6 +249,6 @@ def eval_steps(
 
     def body(i, sums):
         batch = take_batch(split, None, first + i, batch_size=batch_size)
-        return sums.merge(eval_step(params, batch, model=model, normalize=normalize))
+        return sums.merge(eval_step(params, batch, model=model, recipe=recipe))
 
     return lax.fori_loop(0, steps, body, sums)

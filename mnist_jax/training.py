@@ -10,17 +10,21 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import optax
+import numpy as np
 
 from mnist_jax import devices, runs
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import NonFiniteError, UsageError
+from mnist_jax.members import member_of
 from mnist_jax.metrics import NEVER, MetricSums
-from mnist_jax.models import MODELS, count_parameters
-from mnist_jax.programs import Programs
+from mnist_jax.models import MODELS, count_parameters, params_of
+from mnist_jax.programs import Programs, check_memory
 from mnist_jax.progress import Keeper, Progress
+from mnist_jax.recipe import averaged, make_optimizer
 from mnist_jax.signals import Stop
+from mnist_jax.statistics import summarize
+from mnist_jax.steps import num_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +73,6 @@ class Observer:
 
     def on_end(self, result: Result) -> None:
         """The run is complete, now or since earlier."""
-
-
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba, 2015) with the epsilon that Keras takes by default."""
-    return optax.adam(config.learning_rate, eps=1e-7)
 
 
 def fit(
@@ -130,6 +129,8 @@ def _fit(
     for notice in notices:
         observer.on_notice(notice)
     config = dataclasses.replace(config, dataset=dataset.name)
+    if config.validation:
+        dataset = dataset.hold_out(config.validation)
     if config.batch_size > (size := len(dataset.train.label)):
         raise UsageError(
             f"batch_size is {config.batch_size}; allowed is 1 to {size}, the number of training "
@@ -144,29 +145,20 @@ def _fit(
         run.write_environment(environment)
         model = MODELS[config.model](dtype=dtype, **config.model_options())
         observer.on_start(config, dataset, model, device, run.folder)
-        programs = Programs(
-            model,
-            make_optimizer(config),
-            dataset,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            normalize=config.normalize,
-            steps_per_call=config.steps_per_call,
-            device=device,
-            deterministic=config.deterministic,
-            debug=config.debug,
-        )
-        last_step = config.epochs * programs.steps_per_epoch
+        last_step = config.epochs * num_batches(size, config.batch_size)
+        tx = make_optimizer(config, last_step)
+        check_memory(config, model, tx, device)
+        programs = Programs(model, tx, dataset, config, device)
         if config.max_steps is not None:
             last_step = min(last_step, config.max_steps)
 
         stop.heeded = True
         keeper = Keeper(run, config, stop, programs.root_key)
-        progress, unusable = keeper.restore(programs.init())
+        progress, unusable = keeper.restore(programs.init(), MetricSums.zeros(config.seeds))
         for notice in unusable:
             observer.on_notice(notice)
-        if progress.state.step:  # here the host waits
-            observer.on_resume(int(progress.state.step))
+        if step := progress.step:
+            observer.on_resume(step)
         earlier = progress.seconds
 
         def seconds() -> dict[str, float]:
@@ -185,15 +177,16 @@ def _fit(
             observer.on_epoch(progress.rows[-1])
         run.finish_saving()
 
+        end = end_of(config, progress)
+        notices += map(left_out, end.get("nonfinite_seeds", ()))
         record = {
             "model": config.model,
             "dataset": dataset.name,
-            "parameters": count_parameters(progress.state.params),
+            "parameters": count_parameters(params_of(model)),
             "epochs": progress.epoch,
             "steps": last_step,
             "seed": config.seed,
-            **progress.end,
-            "params_sha256": runs.params_sha256(progress.state.params),
+            **end,
             "timings": seconds(),
             "notices": notices,
             "devices": [str(device)],
@@ -201,7 +194,8 @@ def _fit(
             "environment": environment,
         }
         run.finish(record)
-        result = Result(progress.state.params, record, run.folder)
+        params = averaged(progress.state.params, progress.state.opt_state, config.average)
+        result = Result(params, record, run.folder)
         observer.on_end(result)
         return result
 
@@ -233,45 +227,93 @@ def run_epoch(
             progress.state, progress.sums, order, progress.batch, steps
         )
         sums = jax.device_get(sums)
-        if (bad_step := int(sums.first_nonfinite)) != NEVER:
-            cause = None
+        lost = sums.first_nonfinite != NEVER
+        if np.all(lost) or (config.debug and np.any(lost)):
+            bad_step, cause = int(np.min(sums.first_nonfinite)), None
             if config.debug:
                 try:
-                    programs.locate_nan(progress.state, order, bad_step)
+                    programs.locate_nan(progress.state, order, progress.batch, bad_step)
                 except FloatingPointError as error:
                     cause = error
             raise _not_finite(bad_step, config) from cause
+        for member in np.flatnonzero(lost).tolist():
+            if not _was_lost(member, progress):
+                observer.on_notice(left_out(config.all_seeds()[member]))
         progress.state, progress.sums, progress.batch = state, sums, batch
         progress.train_s = before_s + programs.seconds["train_s"] - before["train_s"]
         observer.on_call(epoch, batch, steps, sums, progress.train_s)
         yield
-    train, test = progress.sums, MetricSums.zeros()
-    for so_far in programs.evaluate(progress.state.params):
-        test = jax.device_get(so_far)
-        yield
+    found = {"train": progress.sums}
+    for name in programs.eval_splits:
+        for so_far in programs.evaluate(progress.state, name):
+            found[name] = jax.device_get(so_far)
+            yield
     step = progress.epoch * programs.steps_per_epoch + steps
-    if not math.isfinite(test.loss):
+    if not np.any(np.isfinite(found["test"].loss_sum)):
         raise _not_finite(step, config)
+    metrics: dict[str, Any] = {}
+    for name, sums in found.items():
+        metrics |= {f"{name}/loss": _or_none(sums.loss), f"{name}/accuracy": sums.accuracy}
     row = {
         "epoch": epoch,
         "step": step,
-        "train/loss": train.loss,
-        "train/accuracy": train.accuracy,
-        "test/loss": test.loss,
-        "test/accuracy": test.accuracy,
+        **metrics,
         "train_s": progress.train_s,
         "eval_s": programs.seconds["eval_s"] - before["eval_s"],
-        "images_per_s": int(train.count) / progress.train_s,
+        "images_per_s": int(np.sum(progress.sums.count)) / progress.train_s,
     }
     progress.rows.append(row)
-    progress.end = {
-        "test_accuracy": test.accuracy,
-        "test_correct": int(test.correct),
-        "test_count": int(test.count),
-        "train_accuracy": train.accuracy,
-    }
+    progress.end = {"train_accuracy": found.pop("train").accuracy}
+    for name, sums in found.items():
+        progress.end |= {
+            f"{name}_accuracy": sums.accuracy,
+            f"{name}_correct": np.asarray(sums.correct).tolist(),
+            f"{name}_count": int(np.max(sums.count)),
+        }
     progress.epoch, progress.batch, progress.train_s = epoch, 0, 0.0
-    progress.sums = MetricSums.zeros()
+    progress.sums = MetricSums.zeros(config.seeds)
+
+
+def _or_none(loss: Any) -> Any:
+    """Of an ensemble, None for a member whose loss is not finite: JSON has no name for that."""
+    if isinstance(loss, list):
+        return [value if math.isfinite(value) else None for value in loss]
+    return loss
+
+
+def _was_lost(member: int, progress: Progress) -> bool:
+    """Whether a member of an ensemble had become non-finite before the call that just ended."""
+    if progress.rows and progress.rows[-1]["train/loss"][member] is None:
+        return True
+    return int(progress.sums.first_nonfinite[member]) != NEVER
+
+
+def left_out(seed: int) -> str:
+    """The notice for a member that became non-finite."""
+    return f"the training of seed {seed} is not finite any more; it is left out of the statistics"
+
+
+def end_of(config: Config, progress: Progress) -> dict[str, Any]:
+    """What result.json says of a run's last epoch, and of all its members together."""
+    params = jax.device_get(progress.state.params)
+    if config.seeds is None:
+        return {**progress.end, "params_sha256": runs.params_sha256(params)}
+    losses = progress.rows[-1]["train/loss"], progress.rows[-1]["test/loss"]
+    kept = [member for member in range(config.seeds) if None not in (row[member] for row in losses)]
+    statistics = {
+        name: summarize([values[member] for member in kept])
+        for name, values in progress.end.items()
+        if name.endswith("_accuracy")
+    }
+    members = (member_of(params, member) for member in range(config.seeds))
+    seeds = config.all_seeds()
+    return {
+        "seeds": config.seeds,
+        **progress.end,
+        "statistics": statistics,
+        "nonfinite_seeds": [seed for m, seed in enumerate(seeds) if m not in kept],
+        "params_sha256": [runs.params_sha256(member) for member in members],
+    }
 
 
 def _not_finite(step: int, config: Config) -> NonFiniteError:

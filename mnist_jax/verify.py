@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mnist_jax import checkpoint, devices, runs, saved, storage
 from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
 from mnist_jax.errors import CheckpointError
-from mnist_jax.models import count_parameters
+from mnist_jax.metrics import MetricSums
+from mnist_jax.models import count_parameters, params_of
+from mnist_jax.training import end_of
 
 ELSEWHERE = 0.001  # share of images that rounding may turn on another device or version
 
@@ -66,7 +70,7 @@ def verify(
         return
     yield _check("metrics", lambda: _metrics(run, complete=record is not None))
     if record is None:
-        step = int(run.progress.state.step)
+        step = run.progress.step
         yield Check("result", f"none yet: the run stands at step {step:,}", True)
         return
     yield _check("result", lambda: _result(run, record))
@@ -74,7 +78,7 @@ def verify(
     with devices.running_on(platform or config.platform, config.precision) as device:
         sums = saved.evaluate(run, dataset.test, device)
         same = runs.environment(device) == record.get("environment")
-    yield _check("accuracy", lambda: _accuracy(record, int(sums.correct), int(sums.count), same))
+    yield _check("accuracy", lambda: _accuracy(record, sums, same))
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
@@ -101,7 +105,7 @@ def _checkpoints(folder: Path) -> str:
     progress = saved.load_run(folder).progress
     for path in sorted((folder / "checkpoints").glob("*.safetensors")):
         storage.read_verified(path, max_bytes=checkpoint.max_bytes(progress.split()[0]))
-    return f"whole; the newest has {progress.epoch} epochs and {int(progress.state.step):,} steps"
+    return f"whole; the newest has {progress.epoch} epochs and {progress.step:,} steps"
 
 
 def _metrics(run: saved.SavedRun, *, complete: bool) -> str:
@@ -115,37 +119,42 @@ def _metrics(run: saved.SavedRun, *, complete: bool) -> str:
         raise _WrongError(f"{path.name} does not hold the epochs of the newest checkpoint")
     for row in known:
         for name, value in row.items():
-            if not math.isfinite(value):
-                raise _WrongError(f"{name} of epoch {row['epoch']} is {value}")
+            for one in value if isinstance(value, list) else [value]:
+                if one is not None and not math.isfinite(one):  # None: of a member that was lost
+                    raise _WrongError(f"{name} of epoch {row['epoch']} is {one}")
     return f"{len(known)} epochs"
 
 
 def _result(run: saved.SavedRun, record: dict[str, Any]) -> str:
     """Whether result.json says of the run what its other files say."""
-    progress, params = run.progress, run.params
+    progress = run.progress
     expected = {
         "config": run.config.to_json(),
         "seed": run.config.seed,
         "epochs": progress.epoch,
-        "steps": int(progress.state.step),
-        "parameters": count_parameters(params),
-        "params_sha256": runs.params_sha256(params),
-        **progress.end,
+        "steps": progress.step,
+        "parameters": count_parameters(params_of(run.model)),
+        **end_of(run.config, progress),
     }
     for name, value in expected.items():
         if record.get(name) != value:
             raise _WrongError(f"{name} is {record.get(name)!r}, by the other files {value!r}")
-    return f"{record['params_sha256'][:16]}… is the newest checkpoint's"
+    return "the parameters and the numbers are the newest checkpoint's"
 
 
-def _accuracy(record: dict[str, Any], correct: int, count: int, same: bool) -> str:
-    """Whether the test accuracy comes out again."""
-    recorded, recorded_count = record.get("test_correct"), record.get("test_count")
-    found = f"{correct} of {count} test images"
-    if (recorded, recorded_count) == (correct, count):
+def _accuracy(record: dict[str, Any], sums: MetricSums, same: bool) -> str:
+    """Whether the test accuracy comes out again: of every member, where there are several."""
+    correct, count = np.ravel(sums.correct).tolist(), int(np.max(sums.count))
+    recorded = record.get("test_correct")
+    recorded = recorded if isinstance(recorded, list) else [recorded]
+    found = f"{', '.join(map(str, correct))} of {count} test images"
+    if (recorded, record.get("test_count")) == (correct, count):
         return f"{found}, as recorded"
-    found = f"{found}; recorded were {recorded!r} of {recorded_count!r}"
-    near = isinstance(recorded, int) and abs(correct - recorded) <= ELSEWHERE * count
-    if same or not near or recorded_count != count:
+    found = f"{found}; recorded were {', '.join(map(str, recorded))}"
+    near = len(recorded) == len(correct) and all(
+        isinstance(was, int) and abs(is_now - was) <= ELSEWHERE * count
+        for is_now, was in zip(correct, recorded, strict=True)
+    )
+    if same or not near or record.get("test_count") != count:
         raise _WrongError(found)
     return f"{found}, on another device or with other versions"

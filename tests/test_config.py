@@ -82,6 +82,7 @@ def test_the_models_own_options_stand_in_for_those_not_given():
     assert Config(model="mlp").model_options() == {
         "hidden_sizes": (256, 128, 64, 32),
         "dropout": 0.0,
+        "activation": "relu",
     }
     assert Config(model="cnn", dropout=0.5).identity() == Config(model="cnn").identity()
     assert Config(model="logistic").model_options() == {}
@@ -98,3 +99,27 @@ def test_identity_holds_what_can_change_a_number_and_nothing_else():
     for other in ({"seed": 1}, {"epochs": 9}, {"precision": "bfloat16"}, {"max_steps": 5}):
         assert Config(model="mlp", **other).identity() != there.identity()
     assert json.loads(json.dumps(here.to_json()))["workdir"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "legal"),
+    [
+        ("seeds", 0, "1 or more"),
+        ("seeds", 2**32, "up to 4294967296"),
+        ("validation", -1, "0 or more"),
+        ("schedule", "onecicle", "did you mean onecycle"),
+        ("activation", "rellu", "did you mean relu"),
+        ("label_smoothing", 1.0, "less than 1"),
+        ("average", -0.1, "less than 1"),
+        ("shift", float("inf"), "any finite number from 0"),
+        ("preset", "fastest", "did you mean fast"),
+    ],
+)
+def test_a_recipe_s_value_that_is_not_allowed_is_refused(field, value, legal):
+    with pytest.raises(UsageError, match=legal):
+        Config(model="mlp", **{field: value})
+
+
+def test_an_option_that_a_model_has_not_is_refused():
+    with pytest.raises(UsageError, match="the model 'cnn' has no activation"):
+        Config(model="cnn", activation="sigmoid")

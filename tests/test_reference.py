@@ -19,7 +19,7 @@ from reference import weights
 
 from mnist_jax import convolution, models, steps
 from mnist_jax.config import Config
-from mnist_jax.training import make_optimizer
+from mnist_jax.recipe import make_optimizer
 
 KERAS = json.loads((Path(__file__).parent / "reference" / "keras.json").read_text())
 
@@ -122,7 +122,7 @@ def adam(
 @pytest.mark.parametrize("name", ["logistic", "mlp"])
 def test_three_steps_equal_adam_by_hand(name):
     learning_rate = 0.01
-    tx = make_optimizer(Config(model=name, learning_rate=learning_rate))
+    tx = make_optimizer(Config(model=name, learning_rate=learning_rate), 1)
     model = models.MODELS[name]()
     with exact("float64"):
         batch = make_batch("float64")

@@ -113,7 +113,7 @@ def test_without_normalizing_the_model_sees_0_to_255(call):
     by_hand = {**batch, "image": np.float32(batch["image"])}
     _, expected = steps.loss_fn(state.params, by_hand, model=model)
     order = jnp.arange(BATCH_SIZE)
-    options = {"model": model, "normalize": False}
+    options = {"model": model, "recipe": steps.Recipe(normalize=False)}
     sums = {
         "loss_fn": lambda: steps.loss_fn(state.params, batch, **options)[1],
         "eval_step": lambda: steps.eval_step(state.params, batch, **options),
@@ -197,8 +197,8 @@ def test_dropout_is_addressed_by_the_step_and_the_root_key():
         state = start._replace(step=jnp.int32(place))
         new, sums = step(state, batch, ROOT)
         assert_equal((new, sums), step(state, batch, ROOT))
-        key = steps.address_key(ROOT, steps.DROPOUT, place)
-        assert_close(sums, loss(state.params, batch, key)[1])
+        keys = [steps.address_key(ROOT, use, place) for use in (steps.DROPOUT, steps.AUGMENT)]
+        assert_close(sums, loss(state.params, batch, tuple(keys))[1])
         assert new.step == place + 1
         losses.add(float(sums.loss_sum))
     losses.add(float(step(start, batch, jax.random.key(1))[1].loss_sum))

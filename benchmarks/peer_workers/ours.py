@@ -14,18 +14,18 @@ from mnist_jax.data import Split
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
 from mnist_jax.programs import Jitted, jitted
-from mnist_jax.training import make_optimizer
+from mnist_jax.recipe import make_optimizer, make_recipe
 
 
 def programs(config: Config, device: jax.Device, train_size: int) -> Jitted:
     """Those of a run, not yet compiled."""
     return jitted(
         MODELS[config.model](),
-        make_optimizer(config),
+        make_optimizer(config, 1),
         device,
         train_size=train_size,
         batch_size=config.batch_size,
-        normalize=config.normalize,
+        recipe=make_recipe(config),
     )
 
 
@@ -43,11 +43,11 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     def train(state: steps.TrainState, count: int) -> steps.TrainState:
         for first in range(0, count, epoch):
             some, sums = min(epoch, count - first), MetricSums.zeros()
-            state, _ = train_steps(state, sums, split, order, root_key, zero, steps=some)
+            state, _ = train_steps(state, sums, split, order, root_key, zero, some)
         return state
 
     def evaluate(state: steps.TrainState, batches: int) -> MetricSums:
-        return eval_steps(state.params, MetricSums.zeros(), test, zero, steps=batches)
+        return eval_steps(state, MetricSums.zeros(), test, zero, batches)
 
     context = runs.environment(device)
     return jobs.Workload(init_state(root_key), train, evaluate, jax.block_until_ready, context)

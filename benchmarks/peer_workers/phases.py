@@ -42,11 +42,11 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
     one = jnp.int32(1) if device.platform == "cpu" else 1
     args = (state, MetricSums.zeros(), split, order, key, jnp.int32(0))
     phase("init")
-    lowered = programs.train_steps.lower(*args, steps=one)
+    lowered = programs.train_steps.lower(*args, one)
     phase("trace")
     compiled = lowered.compile()
     phase("compile")
-    jax.block_until_ready(compiled(*args, **({"steps": one} if device.platform == "cpu" else {})))
+    jax.block_until_ready(compiled(*args, *([one] if device.platform == "cpu" else [])))
     phase("first_step")
     return seconds | {"context": runs.environment(device)}
 

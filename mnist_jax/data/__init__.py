@@ -14,7 +14,7 @@ from pathlib import Path
 from mnist_jax import storage
 from mnist_jax.data import builders, cache, digits
 from mnist_jax.data.sources import SOURCES, parse, read_originals
-from mnist_jax.data.split import Split
+from mnist_jax.data.split import Split, hold_out
 from mnist_jax.errors import DataError, UsageError, unknown_choice
 
 __all__ = ["DATASETS", "DEFAULT_DATA_DIR", "Dataset", "Split", "load_dataset"]
@@ -39,6 +39,18 @@ class Dataset:
     """What the user must be told: a substitution, a repair, something left undone."""
     class_names: tuple[str, ...]
     """Ten names, by label."""
+    validation: Split | None = None
+    """Training images held out by `hold_out`; `train` is without them."""
+
+    def hold_out(self, count: int) -> "Dataset":
+        """The same with so many of the training images as `validation`."""
+        train, validation = hold_out(self.train, count)
+        return replace(self, train=train, validation=validation)
+
+    def eval_splits(self) -> dict[str, Split]:
+        """What a run is evaluated on, by name."""
+        held_out = {} if self.validation is None else {"validation": self.validation}
+        return {**held_out, "test": self.test}
 
 
 def load_dataset(

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnist_jax.errors import DataError
+from mnist_jax.errors import DataError, UsageError
 
 NUM_CLASSES = 10
 
@@ -40,3 +40,36 @@ def check_split(split: Split, count: int, origin: str) -> Split:
             f"allowed are 0 to {NUM_CLASSES - 1}"
         )
     return split
+
+
+def hold_out(train: Split, count: int) -> tuple[Split, Split]:
+    """Takes `count` examples out of `train`: as large a share of every class as of all.
+
+    Which ones, depends on nothing but the labels and the count: two recipes, or two seeds, are
+    compared on the same images.
+
+    Returns:
+        The rest, and those taken out, each in the order of `train`.
+
+    Raises:
+        UsageError: `count` is not less than the number of examples.
+    """
+    size = len(train.label)
+    if not 0 < count < size:
+        raise UsageError(
+            f"validation is {count}; allowed is 0 to {size - 1}, less than the {size} training "
+            "images; change --validation"
+        )
+    rng = np.random.default_rng(0)
+    place = np.empty(size)
+    for label in np.unique(train.label):
+        members = np.flatnonzero(train.label == label)
+        # Evenly spaced from 0 to 1, in random order: any part of that range has its share of all
+        # classes, to within one example.
+        place[members] = (rng.permutation(len(members)) + rng.uniform()) / len(members)
+    held_out = np.zeros(size, bool)
+    held_out[np.argsort(place, kind="stable")[:count]] = True
+    return (
+        Split(train.image[~held_out], train.label[~held_out]),
+        Split(train.image[held_out], train.label[held_out]),
+    )

@@ -1,0 +1,127 @@
+"""Several trained models on the same test images: their vote, and how two of them compare."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mnist_jax import devices
+from mnist_jax.data import Dataset, load_dataset
+from mnist_jax.errors import NonFiniteError, UsageError
+from mnist_jax.saved import SavedRun, load_run, predict
+from mnist_jax.statistics import binomial_ci95, calibration_error, mcnemar, summarize, welch
+
+SIGNIFICANT = 0.05
+
+
+class Predictions(NamedTuple):
+    """What the members of some runs say of the test images.
+
+    Attributes:
+        probabilities: (members, images, classes) float32.
+        label: (images,) int32.
+        notices: members that were left out, and why.
+    """
+
+    probabilities: np.ndarray
+    label: np.ndarray
+    notices: list[str]
+
+    @property
+    def right(self) -> np.ndarray:
+        """(members, images) bool: whose most probable class is the label."""
+        return self.probabilities.argmax(2) == self.label
+
+    def accuracy(self, predicted: np.ndarray) -> dict[str, Any]:
+        """How many of the images these classes, (images,) int, are right for."""
+        correct, count = int(np.sum(predicted == self.label)), len(self.label)
+        interval = binomial_ci95(correct, count)
+        return {"correct": correct, "count": count, "accuracy": correct / count, "ci95": interval}
+
+
+def load_runs(
+    folders: Sequence[Path], *, data_dir: Path, manual_dir: Path | None
+) -> tuple[list[SavedRun], Dataset]:
+    """Reads the runs, and the data set that all of them were trained on.
+
+    Raises:
+        UsageError: a folder holds no run, or they are of different data sets.
+        CheckpointError: a run cannot be used.
+        DataError: the data set cannot be had.
+    """
+    runs = [load_run(folder) for folder in folders]
+    names = {run.config.dataset for run in runs}
+    if len(names) > 1:
+        raise UsageError(
+            f"the runs are of different data sets ({', '.join(sorted(names))}); name runs of one"
+        )
+    (name,) = names
+    return runs, load_dataset(name, data_dir=data_dir, manual_dir=manual_dir)
+
+
+def predict_all(
+    runs: Sequence[SavedRun], dataset: Dataset, *, platform: str, shift: int = 0
+) -> Predictions:
+    """The probabilities that every member of every run gives the test images.
+
+    A member whose probabilities are not finite is left out, with a notice.
+
+    Raises:
+        DeviceError: the platform is absent.
+        NonFiniteError: no member is left.
+    """
+    found, notices = [], []
+    for run in runs:
+        with devices.running_on(platform, run.config.precision) as device:
+            members = predict(run, dataset.test.image, device, shift=shift)
+        for seed, probabilities in zip(run.config.all_seeds(), members, strict=True):
+            if np.all(np.isfinite(probabilities)):
+                found.append(probabilities)
+            else:
+                notices.append(f"seed {seed} of {run.folder} is not finite; it is left out")
+    if not found:
+        raise NonFiniteError(f"{'; '.join(notices)}; no member is left")
+    return Predictions(np.stack(found), dataset.test.label, notices)
+
+
+def vote(predictions: Predictions) -> dict[str, Any]:
+    """All members together: none is chosen, and none is left out for its accuracy.
+
+    Returns:
+        single: the statistics of the members' own accuracies. averaged: of the class with the
+        highest mean probability. majority: of the class that most members name; of classes named
+        equally often, the more probable. calibration_error: of the mean probabilities.
+        missed_by_all: the test images that no member gets right, by their place.
+    """
+    probabilities, label = predictions.probabilities, predictions.label
+    mean = probabilities.mean(0)
+    classes = mean.shape[1]
+    votes = np.apply_along_axis(np.bincount, 0, probabilities.argmax(2), minlength=classes).T
+    return {
+        "members": len(probabilities),
+        "single": summarize(predictions.right.mean(1).tolist()),
+        "averaged": predictions.accuracy(mean.argmax(1)),
+        "majority": predictions.accuracy((votes + mean / 2).argmax(1)),
+        "calibration_error": calibration_error(mean, label),
+        "missed_by_all": np.flatnonzero(~predictions.right.any(0)).tolist(),
+    }
+
+
+def compare(a: Predictions, b: Predictions) -> dict[str, Any]:
+    """The second's accuracy less the first's, and whether chance explains it.
+
+    Returns:
+        images: McNemar's test on the images, of the mean probabilities of each side's members.
+        seeds: Welch's t-test of the members' accuracies, with a 95 % interval of the difference;
+        None where a side has one member. worse: whether the second is significantly worse, by the
+        seeds where there are any, else by the images.
+    """
+    right_a, right_b = (side.probabilities.mean(0).argmax(1) == side.label for side in (a, b))
+    images = {"difference": float(right_b.mean() - right_a.mean()), **mcnemar(right_a, right_b)}
+    seeds = None
+    if min(len(a.probabilities), len(b.probabilities)) > 1:
+        seeds = welch(a.right.mean(1), b.right.mean(1))
+    verdict = images if seeds is None else seeds
+    worse = verdict["difference"] < 0 and verdict["p"] < SIGNIFICANT
+    return {"images": images, "seeds": seeds, "worse": worse}

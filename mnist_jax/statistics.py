@@ -1,0 +1,98 @@
+"""What numbers from several trainings, or from a finite test set, can be said to show."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def summarize(values: Sequence[float]) -> dict[str, Any]:
+    """What the values of several seeds say of a recipe.
+
+    Returns:
+        n, mean, sd (the sample's standard deviation), ci95 (Student's 95 % interval of the mean),
+        best and worst. With one value sd and ci95 are None, without any all but n.
+    """
+    n = len(values)
+    if n == 0:
+        return {"n": 0, **dict.fromkeys(("mean", "sd", "ci95", "best", "worst"))}
+    mean, sd, ci95 = float(np.mean(values)), None, None
+    if n > 1:
+        from scipy.stats import t  # takes half a second: only when needed
+
+        sd = float(np.std(values, ddof=1))
+        half = float(t.ppf(0.975, n - 1)) * sd / n**0.5
+        ci95 = [mean - half, mean + half]
+    best, worst = float(np.max(values)), float(np.min(values))
+    return {"n": n, "mean": mean, "sd": sd, "ci95": ci95, "best": best, "worst": worst}
+
+
+def binomial_ci95(correct: int, count: int) -> list[float]:
+    """The 95 % interval of an accuracy that came of `count` images (Wilson, 1927).
+
+    It says what another test set of this size might show, not what another seed would.
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, count).proportion_ci(method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:
+    """Whether two models differ on the same images: McNemar's exact test (McNemar, 1947).
+
+    Only images that one of them alone gets right count; without a difference each is as likely to
+    be either's.
+
+    Args:
+        right_a: (images,) bool, whether the first is right.
+        right_b: the same of the second.
+
+    Returns:
+        only_a and only_b, the counts of those images, and p, the two-sided probability of a
+        difference as large by chance.
+    """
+    from scipy.stats import binomtest
+
+    only_a, only_b = int(np.sum(right_a & ~right_b)), int(np.sum(~right_a & right_b))
+    p = 1.0 if only_a + only_b == 0 else float(binomtest(only_a, only_a + only_b).pvalue)
+    return {"only_a": only_a, "only_b": only_b, "p": p}
+
+
+def welch(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """Whether the mean of `b` differs from that of `a`: Welch's t-test (Welch, 1947).
+
+    Args:
+        a: (n,), two or more values that do not depend on each other, such as accuracies of seeds.
+        b: (m,), the same.
+
+    Returns:
+        difference (of b's mean less a's), its ci95, and p, two-sided.
+    """
+    from scipy.stats import t
+
+    difference = float(b.mean() - a.mean())
+    parts = [side.var(ddof=1) / len(side) for side in (a, b)]  # of the variance of the difference
+    error = sum(parts) ** 0.5
+    if error == 0:  # nothing varies, so nothing is left to chance
+        return {"difference": difference, "ci95": [difference] * 2, "p": float(difference == 0)}
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (len(side) - 1) for part, side in zip(parts, (a, b), strict=True)
+    )
+    half = float(t.ppf(0.975, freedom)) * error
+    p = 2 * float(t.sf(abs(difference) / error, freedom))
+    return {"difference": difference, "ci95": [difference - half, difference + half], "p": p}
+
+
+def calibration_error(probabilities: np.ndarray, label: np.ndarray, bins: int = 15) -> float:
+    """The expected calibration error (Guo et al., 2017): mean |accuracy - confidence|.
+
+    Args:
+        probabilities: (images, classes).
+        label: (images,) int.
+        bins: of equal width in confidence, weighted by their images.
+    """
+    confidence, predicted = probabilities.max(1), probabilities.argmax(1)
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(place, (predicted == label) - confidence, bins)
+    return float(np.abs(gap).sum() / len(label))

@@ -1,0 +1,86 @@
+"""The random distortions: each does what its name says, and nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_jax.data.augment import Augmentation, _bilinear
+
+KEY = jax.random.key(3)
+
+
+def dots(batch: int = 64) -> np.ndarray:
+    """Images with one bright spot of 3×3, right of the middle and above it."""
+    images = np.zeros((batch, 28, 28, 1), np.float32)
+    images[:, 8:11, 17:20] = 1
+    return images
+
+
+def center(images) -> np.ndarray:
+    """The centre of mass of each, as (y, x)."""
+    mass = np.asarray(images)[..., 0]
+    places = np.arange(28)
+    total = mass.sum((1, 2))
+    return np.stack([(mass.sum(2) @ places) / total, (mass.sum(1) @ places) / total], 1)
+
+
+def test_without_any_amount_images_stay_as_they_are():
+    assert not Augmentation()
+    np.testing.assert_allclose(Augmentation()(jnp.asarray(dots()), KEY), dots(), atol=1e-5)
+
+
+def test_a_shift_moves_each_image_by_itself_and_no_further_than_told():
+    moved = center(Augmentation(shift=2.0)(jnp.asarray(dots()), KEY)) - center(dots())
+    assert np.abs(moved).max() <= 2.0 + 1e-4
+    assert moved.std(0).min() > 0.9  # a uniform draw's is 1.15
+    assert np.abs(np.corrcoef(moved.T)[0, 1]) < 0.4
+
+
+def test_a_rotation_keeps_the_distance_from_the_middle():
+    before, after = (
+        center(dots()) - 13.5,
+        center(Augmentation(rotation=20.0)(jnp.asarray(dots()), KEY)) - 13.5,
+    )
+    np.testing.assert_allclose(np.hypot(*after.T), np.hypot(*before.T), rtol=0.02)
+    angles = np.degrees(np.arctan2(*after.T) - np.arctan2(*before.T))
+    assert 15 < np.abs(angles).max() < 20.5
+    assert angles.min() < -10 < 10 < angles.max()
+
+
+def test_a_scale_changes_each_axis_between_its_bounds():
+    factors = (center(Augmentation(scale=0.25)(jnp.asarray(dots()), KEY)) - 13.5) / (
+        center(dots()) - 13.5
+    )
+    assert 1 / 1.25 - 0.02 < factors.min() < 0.85
+    assert 1.15 < factors.max() < 1.25 + 0.02
+    assert np.abs(factors[:, 0] - factors[:, 1]).max() > 0.1
+
+
+def test_bilinear_agrees_with_the_definition():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(3, 5, 6)).astype(np.float32)
+    y, x = rng.uniform(-2, 7, (2, 3, 5, 6)).astype(np.float32)
+
+    def pixel(image, i, j) -> float:
+        return float(image[i, j]) if 0 <= i < 5 and 0 <= j < 6 else 0.0
+
+    expected = np.zeros_like(images)
+    for place in np.ndindex(*images.shape):
+        top, left = int(np.floor(y[place])), int(np.floor(x[place]))
+        down, right = y[place] - top, x[place] - left
+        expected[place] = sum(
+            weight_y * weight_x * pixel(images[place[0]], top + i, left + j)
+            for i, weight_y in ((0, 1 - down), (1, down))
+            for j, weight_x in ((0, 1 - right), (1, right))
+        )
+    np.testing.assert_allclose(_bilinear(images, y, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0])
+def test_pixels_keep_their_range(scale):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.uniform(0, scale, (16, 28, 28, 1)).astype(np.float32))
+    moved = Augmentation(3.0, 30.0, 0.3)(images, KEY)
+    assert moved.shape == images.shape
+    assert 0 <= moved.min() <= moved.max() <= scale * 1.00001

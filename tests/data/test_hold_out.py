@@ -1,0 +1,39 @@
+"""Images held out of the training images, for decisions that the test images must not make."""
+
+import numpy as np
+import pytest
+
+from mnist_jax.data.split import Split, hold_out
+from mnist_jax.errors import UsageError
+
+
+def make_split(counts: list[int]) -> Split:
+    label = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    image = np.arange(len(label), dtype=np.uint8)[:, None, None, None].repeat(28, 1).repeat(28, 2)
+    return Split(image, label.astype(np.int32))
+
+
+@pytest.mark.parametrize("count", [1, 17, 50, 120, 199])
+def test_each_class_gives_its_share_and_every_image_is_in_one_place(count):
+    split = make_split([100, 60, 40])
+    rest, held_out = hold_out(split, count)
+    assert len(held_out.label) == count
+    shares = np.bincount(held_out.label, minlength=3) - count * np.array([100, 60, 40]) / 200
+    assert np.abs(shares).max() <= 1
+    together = np.concatenate([rest.image[:, 0, 0, 0], held_out.image[:, 0, 0, 0]])
+    assert sorted(together.tolist()) == list(range(200))
+    for part in (rest, held_out):
+        places = part.image[:, 0, 0, 0].astype(int)
+        assert (np.diff(places) > 0).all()
+        np.testing.assert_array_equal(part.label, split.label[places])
+
+
+def test_the_same_images_are_held_out_every_time():
+    split = make_split([30, 30])
+    np.testing.assert_array_equal(hold_out(split, 20)[1].image, hold_out(split, 20)[1].image)
+
+
+@pytest.mark.parametrize("count", [60, 61])
+def test_some_must_be_left_to_train_on(count):
+    with pytest.raises(UsageError, match=f"validation is {count}; allowed is 0 to 59"):
+        hold_out(make_split([30, 30]), count)

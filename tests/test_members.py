@@ -1,0 +1,155 @@
+"""Many seeds in one program: each member is what a run of its own would be."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax import Config, __main__, display, fit
+from mnist_jax.errors import DeviceError, InterruptedRunError, NonFiniteError
+from mnist_jax.signals import Stop
+from mnist_jax.training import Observer
+
+
+@pytest.fixture
+def config(data_dir, tmp_path):
+    def make(**fields) -> Config:
+        defaults = {"model": "logistic", "dataset": "digits", "epochs": 2, "data_dir": data_dir}
+        return Config(**{**defaults, "workdir": tmp_path / "run", **fields})
+
+    return make
+
+
+MODELS = {
+    "logistic": {},
+    "mlp": {"dropout": 0.3, "shift": 2.0, "average": 0.9},
+    "cnn": {"batch_size": 400, "hidden_sizes": (16,), "max_steps": 3},
+}
+
+
+def last(result) -> dict:
+    return json.loads((result.workdir / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_each_member_equals_the_run_of_its_seed(config, tmp_path, monkeypatch, model, one_by_one):
+    monkeypatch.setattr("mnist_jax.programs.members_take_turns", lambda *_: one_by_one)
+    fields = {"model": model, **MODELS[model]}
+    together = fit(config(seeds=3, seed=7, **fields))
+    for member, seed in enumerate((7, 8, 9)):
+        alone = fit(config(seed=seed, workdir=tmp_path / f"alone{seed}", **fields))
+        if one_by_one:  # the same operations: the same bits
+            assert together.record["params_sha256"][member] == alone.record["params_sha256"]
+        for name in ("train/loss", "test/loss"):
+            np.testing.assert_allclose(last(together)[name][member], last(alone)[name], rtol=1e-3)
+
+
+def test_the_record_holds_each_member_and_their_statistics(config, capsys):
+    result = fit(config(seeds=3, validation=100), observer=display.Display())
+    record = json.loads((result.workdir / "result.json").read_text())
+    accuracies = record["test_accuracy"]
+    assert len(accuracies) == len(set(record["params_sha256"])) == record["seeds"] == 3
+    assert accuracies == [correct / 360 for correct in record["test_correct"]]
+    found = record["statistics"]["test_accuracy"]
+    assert found["mean"] == pytest.approx(np.mean(accuracies))
+    assert found["sd"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert (found["best"], found["worst"]) == (max(accuracies), min(accuracies))
+    assert set(record["statistics"]) == {f"{n}_accuracy" for n in ("train", "validation", "test")}
+    rows = [
+        json.loads(line) for line in (result.workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert rows[-1]["test/accuracy"] == accuracies
+    assert all(len(rows[0][f"{name}/loss"]) == 3 for name in ("train", "validation", "test"))
+    last = capsys.readouterr().out.splitlines()[-1]
+    percent = f"{100 * found['mean']:.2f} % mean of 3 seeds, sd {100 * found['sd']:.2f}"
+    assert last == f"test accuracy: {percent}"
+    assert __main__.main(["verify", str(result.workdir), f"--data_dir={config().data_dir}"]) == 0
+
+
+def test_an_ensemble_cut_anywhere_ends_as_one_that_was_not(config, tmp_path):
+    fields = {"seeds": 2, "model": "mlp", "epochs": 2, "steps_per_call": 7}
+    whole = fit(config(workdir=tmp_path / "whole", **fields)).record
+
+    class StopAt(Observer):
+        def __init__(self, stop):
+            self.stop, self.calls = stop, 0
+
+        def on_call(self, *_):
+            self.calls += 1
+            if self.calls == 2:
+                self.stop.signal = signal.SIGTERM
+
+    cuts = 0
+    while True:
+        stop = Stop()
+        try:
+            record = fit(config(**fields), observer=StopAt(stop), stop=stop).record
+            break
+        except InterruptedRunError:
+            cuts += 1
+    assert cuts >= 3
+    assert record["params_sha256"] == whole["params_sha256"]
+    assert record["test_correct"] == whole["test_correct"]
+
+
+def test_a_member_that_is_not_finite_is_named_and_left_out(config, monkeypatch):
+    """The first member's weights are made infinite; the others train on."""
+    from mnist_jax.programs import Programs
+
+    init = Programs.init
+
+    def spoilt(self):
+        state = init(self)
+        params = jax.tree.map(lambda leaf: leaf.at[0].set(np.inf), state.params)
+        return state._replace(params=params)
+
+    monkeypatch.setattr(Programs, "init", spoilt)
+    told = []
+
+    class Listener(Observer):
+        def on_notice(self, text):
+            told.append(text)
+
+    result = fit(config(seeds=3, steps_per_call=5), observer=Listener())
+    record = result.record
+    assert told == [
+        "the training of seed 1234 is not finite any more; it is left out of the statistics"
+    ]
+    assert record["nonfinite_seeds"] == [1234]
+    assert record["notices"] == told
+    assert record["statistics"]["test_accuracy"]["n"] == 2
+    content = (result.workdir / "metrics.jsonl").read_text()
+    assert json.loads(content.splitlines()[0])["train/loss"][0] is None
+    assert "NaN" not in content
+    assert "mean of 2 seeds" in display.accuracy_line(record)
+
+
+def test_when_no_member_is_finite_the_run_ends(config):
+    with pytest.raises(NonFiniteError, match="at step 2 "):
+        fit(config(model="mlp", seeds=2, learning_rate=1e38))
+
+
+def test_more_members_than_memory_holds_are_refused_with_how_many_fit(config):
+    with pytest.raises(DeviceError, match=r"seeds is 10000000.*about \d+ fit"):
+        fit(config(model="cnn", seeds=10_000_000))
+
+
+def test_no_decision_reads_the_test_images(config, tmp_path, monkeypatch):
+    """Other test labels, the same parameters, bit for bit."""
+    from mnist_jax import training
+
+    plain = fit(config(preset="best", seeds=2, average=0.9)).record
+    load = training.load_dataset
+
+    def permuted(*args, **kwargs):
+        dataset = load(*args, **kwargs)
+        label = np.random.default_rng(0).permutation(dataset.test.label)
+        return training.dataclasses.replace(dataset, test=dataset.test._replace(label=label))
+
+    monkeypatch.setattr(training, "load_dataset", permuted)
+    record = fit(config(preset="best", seeds=2, average=0.9, workdir=tmp_path / "permuted")).record
+    assert record["test_accuracy"] != plain["test_accuracy"]
+    assert record["params_sha256"] == plain["params_sha256"]
