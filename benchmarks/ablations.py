@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import launch, results
-from mnist_jax import runs
+from mnist_jax import environment
 from mnist_jax.config import Config
 from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
 from mnist_jax.statistics import summarize, welch
@@ -94,7 +94,7 @@ def measure(options: Options) -> None:
     results.check_writable(options.output)
     where = {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
     name = load_dataset(options.dataset, **where).name
-    context = {**runs.environment(jax.devices()[0]), "dataset": name, "epochs": options.epochs}
+    context = {**environment.describe(jax.devices()[0]), "dataset": name, "epochs": options.epochs}
     rows: list[dict[str, Any]] = []
     for model in options.models:
         for change in ABLATIONS[model]:

@@ -26,7 +26,7 @@ from jax import lax
 
 from benchmarks import launch, peers, results, timing
 from benchmarks.results import Benchmark
-from mnist_jax import convolution, devices, runs
+from mnist_jax import convolution, devices, environment
 from mnist_jax.models import MODELS, layers, params_of
 
 MATRIX_SIZE, COPY_BYTES, FLOAT_BYTES = 2048, 2**28, 4
@@ -118,7 +118,7 @@ def measure(options: Options) -> None:
     """Measures the roof and the steps, prints the table and writes the file."""
     results.check_writable(options.output)
     device = jax.devices()[0]
-    context = {"command": sys.argv[1:], **runs.environment(device)}
+    context = {"command": sys.argv[1:], **environment.describe(device)}
     benchmarks: list[Benchmark] = []
 
     def add(name: str, model: str, times: timing.Timing, **details: Any) -> float:

@@ -4,17 +4,13 @@ import contextlib
 import datetime
 import errno
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from filelock import FileLock, Timeout
 
@@ -263,57 +259,6 @@ def default_folder(config: Config) -> Path:
             folder = first.with_name(f"{first.name}-{number}")
         except OSError as error:
             raise _unwritable(folder, error) from error
-
-
-def environment(device: jax.Device) -> dict[str, Any]:
-    """What a number depends on besides the config."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-        "platform": device.platform,
-        "device": device.device_kind,
-        "devices": jax.local_device_count(device.platform),
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "system": platform.platform(),
-        "variables": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name.startswith(("XLA_", "JAX_", "LIBTPU_", "NVIDIA_TF32"))
-        },
-        **_git_commit(),
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _git_commit() -> dict[str, Any]:
-    """The commit of this source tree; None where git does not track this file."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *words],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "-s"))}
-    except (OSError, subprocess.SubprocessError):
-        return {"git_commit": None, "git_dirty": None}
 
 
 def params_sha256(params: Any) -> str:

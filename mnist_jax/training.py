@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,18 +11,16 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from mnist_jax import devices, runs
+from mnist_jax import devices, environment, record, runs
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import NonFiniteError, UsageError
-from mnist_jax.members import member_of
 from mnist_jax.metrics import NEVER, MetricSums
 from mnist_jax.models import MODELS, count_parameters, params_of
 from mnist_jax.programs import Programs, check_memory
 from mnist_jax.progress import Keeper, Progress
 from mnist_jax.recipe import averaged, make_optimizer
 from mnist_jax.signals import Stop
-from mnist_jax.statistics import summarize
 from mnist_jax.steps import num_batches
 
 
@@ -141,8 +138,8 @@ def _fit(
             result = Result(None, run.result, run.folder)
             observer.on_end(result)
             return result
-        environment = runs.environment(device)
-        run.write_environment(environment)
+        where = environment.describe(device)
+        run.write_environment(where)
         model = MODELS[config.model](dtype=dtype, **config.model_options())
         observer.on_start(config, dataset, model, device, run.folder)
         last_step = config.epochs * num_batches(size, config.batch_size)
@@ -177,9 +174,9 @@ def _fit(
             observer.on_epoch(progress.rows[-1])
         run.finish_saving()
 
-        end = end_of(config, progress)
-        notices += map(left_out, end.get("nonfinite_seeds", ()))
-        record = {
+        end = record.outcome(config, progress)
+        notices += map(record.left_out, end.get("nonfinite_seeds", ()))
+        content = {
             "model": config.model,
             "dataset": dataset.name,
             "parameters": count_parameters(params_of(model)),
@@ -191,11 +188,11 @@ def _fit(
             "notices": notices,
             "devices": [str(device)],
             "config": config.to_json(),
-            "environment": environment,
+            "environment": where,
         }
-        run.finish(record)
+        run.finish(content)
         params = averaged(progress.state.params, progress.state.opt_state, config.average)
-        result = Result(params, record, run.folder)
+        result = Result(params, content, run.folder)
         observer.on_end(result)
         return result
 
@@ -237,8 +234,8 @@ def run_epoch(
                     cause = error
             raise _not_finite(bad_step, config) from cause
         for member in np.flatnonzero(lost).tolist():
-            if not _was_lost(member, progress):
-                observer.on_notice(left_out(config.all_seeds()[member]))
+            if not record.was_lost(member, progress):
+                observer.on_notice(record.left_out(config.all_seeds()[member]))
         progress.state, progress.sums, progress.batch = state, sums, batch
         progress.train_s = before_s + programs.seconds["train_s"] - before["train_s"]
         observer.on_call(epoch, batch, steps, sums, progress.train_s)
@@ -251,69 +248,18 @@ def run_epoch(
     step = progress.epoch * programs.steps_per_epoch + steps
     if not np.any(np.isfinite(found["test"].loss_sum)):
         raise _not_finite(step, config)
-    metrics: dict[str, Any] = {}
-    for name, sums in found.items():
-        metrics |= {f"{name}/loss": _or_none(sums.loss), f"{name}/accuracy": sums.accuracy}
     row = {
         "epoch": epoch,
         "step": step,
-        **metrics,
+        **record.metrics(found),
         "train_s": progress.train_s,
         "eval_s": programs.seconds["eval_s"] - before["eval_s"],
         "images_per_s": int(np.sum(progress.sums.count)) / progress.train_s,
     }
     progress.rows.append(row)
-    progress.end = {"train_accuracy": found.pop("train").accuracy}
-    for name, sums in found.items():
-        progress.end |= {
-            f"{name}_accuracy": sums.accuracy,
-            f"{name}_correct": np.asarray(sums.correct).tolist(),
-            f"{name}_count": int(np.max(sums.count)),
-        }
+    progress.end = record.counts(found)
     progress.epoch, progress.batch, progress.train_s = epoch, 0, 0.0
     progress.sums = MetricSums.zeros(config.seeds)
-
-
-def _or_none(loss: Any) -> Any:
-    """Of an ensemble, None for a member whose loss is not finite: JSON has no name for that."""
-    if isinstance(loss, list):
-        return [value if math.isfinite(value) else None for value in loss]
-    return loss
-
-
-def _was_lost(member: int, progress: Progress) -> bool:
-    """Whether a member of an ensemble had become non-finite before the call that just ended."""
-    if progress.rows and progress.rows[-1]["train/loss"][member] is None:
-        return True
-    return int(progress.sums.first_nonfinite[member]) != NEVER
-
-
-def left_out(seed: int) -> str:
-    """The notice for a member that became non-finite."""
-    return f"the training of seed {seed} is not finite any more; it is left out of the statistics"
-
-
-def end_of(config: Config, progress: Progress) -> dict[str, Any]:
-    """What result.json says of a run's last epoch, and of all its members together."""
-    params = jax.device_get(progress.state.params)
-    if config.seeds is None:
-        return {**progress.end, "params_sha256": runs.params_sha256(params)}
-    losses = progress.rows[-1]["train/loss"], progress.rows[-1]["test/loss"]
-    kept = [member for member in range(config.seeds) if None not in (row[member] for row in losses)]
-    statistics = {
-        name: summarize([values[member] for member in kept])
-        for name, values in progress.end.items()
-        if name.endswith("_accuracy")
-    }
-    members = (member_of(params, member) for member in range(config.seeds))
-    seeds = config.all_seeds()
-    return {
-        "seeds": config.seeds,
-        **progress.end,
-        "statistics": statistics,
-        "nonfinite_seeds": [seed for m, seed in enumerate(seeds) if m not in kept],
-        "params_sha256": [runs.params_sha256(member) for member in members],
-    }
 
 
 def _not_finite(step: int, config: Config) -> NonFiniteError:

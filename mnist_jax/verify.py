@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnist_jax import checkpoint, devices, runs, saved, storage
+from mnist_jax import checkpoint, devices, environment, runs, saved, storage
 from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
 from mnist_jax.errors import CheckpointError
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import count_parameters, params_of
-from mnist_jax.training import end_of
+from mnist_jax.record import outcome
 
 ELSEWHERE = 0.001  # share of images that rounding may turn on another device or version
 
@@ -77,7 +77,7 @@ def verify(
     dataset = load_dataset(config.dataset, data_dir=data_dir, manual_dir=manual_dir)
     with devices.running_on(platform or config.platform, config.precision) as device:
         sums = saved.evaluate(run, dataset.test, device)
-        same = runs.environment(device) == record.get("environment")
+        same = environment.describe(device) == record.get("environment")
     yield _check("accuracy", lambda: _accuracy(record, sums, same))
 
 
@@ -134,7 +134,7 @@ def _result(run: saved.SavedRun, record: dict[str, Any]) -> str:
         "epochs": progress.epoch,
         "steps": progress.step,
         "parameters": count_parameters(params_of(run.model)),
-        **end_of(run.config, progress),
+        **outcome(run.config, progress),
     }
     for name, value in expected.items():
         if record.get(name) != value:

@@ -45,13 +45,13 @@ class FaultsRecord:
     def pytest_sessionfinish(self) -> None:
         import jax
 
-        from mnist_jax import runs
+        from mnist_jax import environment
 
         record = {
             "version": 1,
             "command": f"python -m pytest tests/faults --faults={self.amount}",
             "elapsed_s": round(time.time() - self.started),
-            "context": runs.environment(jax.devices()[0]),
+            "context": environment.describe(jax.devices()[0]),
             "campaigns": sorted(self.campaigns, key=lambda row: row["campaign"]),
         }
         self.file.write_text(json.dumps(record, indent=1) + "\n")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.peer_workers import job as jobs
-from mnist_jax import devices, runs, steps
+from mnist_jax import devices, environment, steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
 from mnist_jax.metrics import MetricSums
@@ -49,7 +49,7 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     def evaluate(state: steps.TrainState, batches: int) -> MetricSums:
         return eval_steps(state, MetricSums.zeros(), test, zero, batches)
 
-    context = runs.environment(device)
+    context = environment.describe(device)
     return jobs.Workload(init_state(root_key), train, evaluate, jax.block_until_ready, context)
 
 

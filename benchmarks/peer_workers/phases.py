@@ -21,7 +21,7 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from benchmarks.peer_workers import ours
-    from mnist_jax import devices, load_dataset, runs
+    from mnist_jax import devices, environment, load_dataset
     from mnist_jax.config import Config
     from mnist_jax.metrics import MetricSums
 
@@ -48,7 +48,7 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
     phase("compile")
     jax.block_until_ready(compiled(*args, *([one] if device.platform == "cpu" else [])))
     phase("first_step")
-    return seconds | {"context": runs.environment(device)}
+    return seconds | {"context": environment.describe(device)}
 
 
 if __name__ == "__main__":
