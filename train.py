@@ -11,6 +11,8 @@ import time
 
 
 def _leave(number: int, _: object) -> None:
+    if sys.stdout.isatty():
+        os.write(1, b"\x1b[?25h\n")  # a spinner hides the cursor
     os.write(2, b"interrupted\n" if number == signal.SIGINT else b"terminated\n")
     os._exit(128 + number)
 
@@ -37,7 +39,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # Importing JAX takes a second, and an exception in the middle of it can be lost.
+    # Until training begins there is nothing to save, and an exception that is raised at any moment
+    # can be lost: in an import, in a callback of the garbage collector.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     sys.exit(main(sys.argv[1:]))

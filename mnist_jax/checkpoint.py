@@ -71,7 +71,9 @@ class Checkpoints:
         self.wait()
         # Copies: on a CPU `device_get` may give views of buffers that the next step reuses.
         copies = {name: np.array(leaf) for name, leaf in names_of(jax.device_get(arrays)).items()}
-        self._pending = self._writer.submit(self._write, epoch, step, copies, dict(rest))
+        # Now, while nothing changes it.
+        metadata = {"format": VERSION, "rest": json.dumps(rest)}
+        self._pending = self._writer.submit(self._write, epoch, step, copies, metadata)
 
     def wait(self) -> None:
         """Returns once the last save is on the disk.
@@ -88,11 +90,10 @@ class Checkpoints:
         self._writer.shutdown(wait=True)
 
     def _write(
-        self, epoch: int, step: int, arrays: dict[str, np.ndarray], rest: dict[str, Any]
+        self, epoch: int, step: int, arrays: dict[str, np.ndarray], metadata: dict[str, str]
     ) -> None:
         import safetensors.numpy
 
-        metadata = {"format": VERSION, "rest": json.dumps(rest)}
         path = self.folder / f"epoch-{epoch:04d}-step-{step:08d}.safetensors"
         storage.make_folder(self.folder, exist_ok=True)
         storage.write_verified(path, safetensors.numpy.save(arrays, metadata))

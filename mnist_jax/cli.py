@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar
 
 import jax
 
-from mnist_jax import signals
 from mnist_jax.config import Config
 from mnist_jax.errors import DeviceError, InterruptedRunError, MnistJaxError, UsageError
 
@@ -143,8 +142,6 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
         command()
     except KeyboardInterrupt:
         return _report("interrupted", 128 + signal.SIGINT)
-    except signals.Terminated:
-        return _report("terminated", 128 + signal.SIGTERM)
     except InterruptedRunError as interruption:
         return _report(str(interruption), interruption.exit_status)
     except BrokenPipeError:  # whoever read our output has gone: stop, as other commands do

@@ -5,10 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
-
-
-class Terminated(BaseException):
-    """SIGTERM, before the run listens to its `Stop`."""
+from typing import Any
 
 
 class Stop:
@@ -16,7 +13,8 @@ class Stop:
 
     Attributes:
         signal: the signal's number, once one has come.
-        heeded: set by a run that looks at `signal` from here on. Until then the signal raises.
+        heeded: set by a run that looks at `signal` from here on. Until then a signal does what it
+            did before there was a `Stop`.
     """
 
     def __init__(self):
@@ -26,22 +24,23 @@ class Stop:
 
 @contextlib.contextmanager
 def heard() -> Iterator[Stop]:
-    """Turns SIGINT and SIGTERM into a `Stop`. For the process's main thread.
-
-    Raises:
-        KeyboardInterrupt: SIGINT while nobody heeds the `Stop`.
-        Terminated: the same of SIGTERM.
-    """
+    """Turns SIGINT and SIGTERM into a `Stop`. For the process's main thread."""
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.signal == number == signal.SIGINT:
             os._exit(128 + number)  # asked twice; whatever is being written is whole or absent
-        stop.signal = number
-        if not stop.heeded:
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        earlier = before[number]
+        if stop.heeded:
+            stop.signal = number
+        elif callable(earlier):
+            earlier(number, frame)
+        elif earlier == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before: dict[int, Any] = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop
     finally:

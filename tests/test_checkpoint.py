@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, proven, and never a silent fresh start."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -65,18 +66,22 @@ def test_an_epoch_s_end_is_newer_than_its_last_step(checkpoints):
 
 
 def test_a_save_holds_what_the_arrays_were_when_it_was_called(checkpoints, monkeypatch):
-    tree = make_tree(7)
-    write = storage.write_verified
+    tree, rows, changed = make_tree(7), [1], threading.Event()
+    encode = safetensors.numpy.save
 
-    def late(path, data):
-        tree["params"]["a"][:] = -1
-        write(path, data)
+    def late(*args):
+        changed.wait(10)
+        return encode(*args)
 
-    monkeypatch.setattr(storage, "write_verified", late)
-    checkpoints.save(3, 7, tree, {"epoch": 7})
+    monkeypatch.setattr(safetensors.numpy, "save", late)
+    checkpoints.save(3, 7, tree, {"epoch": 7, "rows": rows})
     tree["params"]["a"][:] = -1
+    rows.append(2)
+    changed.set()
     checkpoints.wait()
-    assert_is(checkpoints.load(make_tree()), 7)
+    arrays, rest, _ = checkpoints.load(make_tree())
+    np.testing.assert_array_equal(arrays["params"]["a"], make_tree(7)["params"]["a"])
+    assert rest == {"epoch": 7, "rows": [1]}
 
 
 def damage(path, how: str) -> None:

@@ -69,7 +69,7 @@ def test_a_mistyped_command_is_answered_in_one_line(argv, message):
 
 def test_help_explains_every_flag(capsys):
     assert train_status(["--help"]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     for flag in ("model", "epochs", "batch_size", "learning_rate", "manual_dir", "steps_per_call"):
         assert f"--{flag}" in text
     assert "default: 0.001" in text
