@@ -1,10 +1,12 @@
 """How far a run has come: saved while it goes on, found again when it is continued."""
 
 import dataclasses
+import re
 import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from mnist_jax.config import Config
 from mnist_jax.errors import CheckpointError, InterruptedRunError
@@ -12,6 +14,8 @@ from mnist_jax.metrics import MetricSums
 from mnist_jax.runs import Run
 from mnist_jax.signals import Stop
 from mnist_jax.steps import TrainState, step_of
+
+LOSSES = {"train/loss", "test/loss"}  # which every line of metrics.jsonl has
 
 
 @dataclasses.dataclass
@@ -63,9 +67,10 @@ class Progress:
         if {name: type(value) for name, value in rest.items()} != kinds:
             raise CheckpointError(f"the checkpoint holds other things than {', '.join(kinds)}")
         rows, end, seconds = rest["rows"], rest["end"], rest["seconds"]
-        if not all(map(_holds_numbers, (*rows, end, seconds))):
+        members = np.shape(arrays["sums"].count)
+        if not all(_holds_numbers(values, members) for values in (*rows, end, seconds)):
             raise CheckpointError("the checkpoint's rows, end or seconds hold other than numbers")
-        epochs = [row.get("epoch") for row in rows]
+        epochs = [row.get("epoch") for row in rows if row.keys() >= LOSSES]
         if epochs != list(range(1, len(rows) + 1)) or rest["epoch"] != len(rows):
             raise CheckpointError(f"the checkpoint's rows are not those of {rest['epoch']} epochs")
         if not 0 <= rest["batch"] <= step_of(arrays["state"]):
@@ -73,17 +78,23 @@ class Progress:
         return cls(**arrays, **rest)
 
 
-def _holds_numbers(value: Any) -> bool:
-    """Whether it is a dict of numbers, or of lists of them, none too large to reckon with.
+def _holds_numbers(values: Any, members: tuple[int, ...]) -> bool:
+    """Whether it is a dict of numbers, none too large to reckon with.
 
-    In a list None is one too, for a member of an ensemble that has none.
+    Of an ensemble, whose size is then in `members`, a metric is a list of one for each member, and
+    a loss may be None.
     """
-    if not isinstance(value, dict):
+    if not isinstance(values, dict):
         return False
-    lists = [v for v in value.values() if isinstance(v, list)]
-    single = [v for v in value.values() if not isinstance(v, list)]
-    numbers = single + [number for numbers in lists for number in numbers if number is not None]
-    return all(type(n) is float or (type(n) is int and abs(n) < 2**63) for n in numbers)
+    for name, value in values.items():
+        numbers = [value]
+        if members and re.search("/|_accuracy$|_correct$", name):
+            if not isinstance(value, list) or len(value) != members[0]:
+                return False
+            numbers = [n for n in value if not (n is None and name.endswith("/loss"))]
+        if not all(type(n) is float or (type(n) is int and abs(n) < 2**63) for n in numbers):
+            return False
+    return True
 
 
 class Keeper:

@@ -60,11 +60,12 @@ def load_run(folder: Path) -> SavedRun:
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
     model = MODELS[config.model](dtype=dtype, **config.model_options())
     init = partial(steps.init_state, model=model, tx=make_optimizer(config, 1))
-    key = jax.random.key(0)
-    if config.seeds is not None:
-        init, key = jax.vmap(init), jnp.stack([key] * config.seeds)
-    state = jax.eval_shape(init, key)
-    template = Progress(state, MetricSums.zeros(config.seeds)).split()[0]
+    state = jax.eval_shape(init, jax.random.key(0))
+    template = Progress(state).split()[0]
+    if config.seeds is not None:  # stacked by member, of whom there may be too many to make one
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((config.seeds, *leaf.shape), leaf.dtype), template
+        )
     found = Checkpoints(folder / "checkpoints").load(template)
     if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint; continue the run, or choose another")

@@ -128,6 +128,8 @@ def _metrics(run: saved.SavedRun, *, complete: bool) -> str:
 def _result(run: saved.SavedRun, record: dict[str, Any]) -> str:
     """Whether result.json says of the run what its other files say."""
     progress = run.progress
+    if not progress.rows:
+        raise _WrongError("the newest checkpoint has no epoch, so the run was not complete")
     expected = {
         "config": run.config.to_json(),
         "seed": run.config.seed,

@@ -43,6 +43,8 @@ def test_config_is_frozen():
         ("learning_rate", -1e-3, "above 0"),
         ("learning_rate", math.nan, "above 0"),
         ("learning_rate", math.inf, "above 0"),
+        ("learning_rate", 10**400, "above 0"),
+        ("weight_decay", 10**400, "from 0"),
         ("seed", -1, "0 to 4294967295"),
         ("seed", 2**32, "0 to 4294967295"),
         ("max_steps", 0, "1 or more"),
@@ -104,7 +106,7 @@ def test_identity_holds_what_can_change_a_number_and_nothing_else():
 @pytest.mark.parametrize(
     ("field", "value", "legal"),
     [
-        ("seeds", 0, "1 or more"),
+        ("seeds", 0, "1 to 1000000"),
         ("seeds", 2**32, "up to 4294967296"),
         ("validation", -1, "0 or more"),
         ("schedule", "onecicle", "did you mean onecycle"),

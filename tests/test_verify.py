@@ -68,6 +68,10 @@ def newest(folder):
         (lambda f: replace(f / "metrics.jsonl", b"0.", b"1."), "files, metrics"),
         (lambda f: replace(f / "environment.json", b"cores", b"bores"), "files"),
         (lambda f: replace(f / "config.json", b'"seed": 1234', b'"seed": 1235'), "files, result"),
+        (
+            lambda f: replace(f / "config.json", b'"seeds": null', b'"seeds": 4000000000'),
+            "files, checkpoints",
+        ),
         (lambda f: (f / "environment.json").unlink(), "files"),
         (lambda f: (f / "manifest.sha256").unlink(), "files"),
         (lambda f: replace(f / "result.json", b"test_correct", b"tent_correct"), "files"),

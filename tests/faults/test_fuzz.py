@@ -16,26 +16,41 @@ import shutil
 import signal
 import struct
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 import mnist_jax
 import train
-from mnist_jax import Config, __main__, checkpoint, data, fit, runs, saved, steps, storage, verify
+from mnist_jax import (
+    Config,
+    __main__,
+    checkpoint,
+    data,
+    environment,
+    fit,
+    runs,
+    saved,
+    steps,
+    storage,
+    verify,
+)
 from mnist_jax.data import sources
-from mnist_jax.errors import DataError, MnistJaxError
+from mnist_jax.errors import DataError, MnistJaxError, UsageError
+from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
 from mnist_jax.progress import Keeper
+from mnist_jax.recipe import make_optimizer
 from mnist_jax.signals import Stop
 from mnist_jax.steps import TrainState
-from mnist_jax.training import make_optimizer
 
 # Said by Hypothesis when an input fails that is long; the failure matters.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
@@ -263,10 +278,11 @@ def checkpoint_files(valid: bytes) -> st.SearchStrategy[bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(data_dir, tmp_path_factory) -> Path:
-    """The folder of a complete run."""
+def whole(data_dir, tmp_path_factory, request) -> Path:
+    """The folder of a complete run, of an ensemble where the test asks for one."""
+    seeds = getattr(request, "param", None)
     where = {"data_dir": data_dir, "workdir": tmp_path_factory.mktemp("whole") / "run"}
-    return fit(Config(model="logistic", dataset="digits", epochs=3, **where)).workdir
+    return fit(Config(model="logistic", dataset="digits", epochs=3, seeds=seeds, **where)).workdir
 
 
 def huge(path: Path) -> None:
@@ -309,7 +325,7 @@ def changes(what: str, whole: Path) -> st.SearchStrategy[tuple[str, bytes | str]
     config, environment, result = (
         json.loads(valid(f"{name}.json")) for name in ("config", "environment", "result")
     )
-    mlp = {"model": "mlp", "hidden_sizes": [8, 9], "workdir": "x"}
+    small = {"model": "mlp", "hidden_sizes": [8, 9], "seeds": 2, "workdir": "x"}
     row = json.loads(valid("metrics.jsonl").splitlines()[0])
     rows = st.lists(json_files(row), max_size=4).map(b"\n".join)
     more = (".pid", ".lock", "checkpoints", "checkpoints/.x.tmp", "checkpoints/x.safetensors")
@@ -320,7 +336,7 @@ def changes(what: str, whole: Path) -> st.SearchStrategy[tuple[str, bytes | str]
             at(digest, mutated(valid(digest))),
             st.tuples(CHECKPOINT_NAMES, st.just(valid(newest)) | st.binary() | ODD_FILES),
         ),
-        "config files": at("config.json", json_files(config), json_files(mlp)),
+        "config files": at("config.json", json_files(config), json_files(small)),
         "result files": mostly(
             at("result.json", json_files(result)),
             at("environment.json", json_files(environment)),
@@ -368,20 +384,28 @@ def bytes_in(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("what", ["checkpoints", "config files", "result files", "odd files"])
+@pytest.mark.parametrize(
+    ("whole", "what"),
+    [
+        *((None, what) for what in ("checkpoints", "config files", "result files", "odd files")),
+        *((2, what) for what in ("checkpoints", "result files")),
+    ],
+    indirect=["whole"],
+)
 def test_a_run_s_folder(what, fuzz, whole, tmp_path, monkeypatch):
     config, result = saved.load_config(whole), runs.read_result(whole) or {}
-    sums = SimpleNamespace(correct=result["test_correct"], count=result["test_count"])
+    sums = SimpleNamespace(correct=np.array(result["test_correct"]), count=result["test_count"])
     monkeypatch.setattr(saved, "evaluate", lambda *_: sums)
     monkeypatch.setattr(verify, "load_dataset", lambda *_, **__: SimpleNamespace(test=None))
-    monkeypatch.setattr(runs, "environment", lambda device: result["environment"])
-    key = jax.random.key(config.seed)
-    start = steps.init_state(key, model=MODELS[config.model](), tx=make_optimizer(config))
+    monkeypatch.setattr(environment, "describe", lambda device: result["environment"])
+    init = partial(steps.init_state, model=MODELS[config.model](), tx=make_optimizer(config, 1))
+    keys = jnp.stack([jax.random.key(seed) for seed in config.all_seeds()])
+    key, start = (keys[0], init(keys[0])) if config.seeds is None else (keys, jax.vmap(init)(keys))
     folder, before = tmp_path / "run", bytes_in(whole)
 
     def resume(config: Config) -> None:
         with contextlib.closing(runs.Run(folder, config)) as run:
-            Keeper(run, config, Stop(), key).restore(start)
+            Keeper(run, config, Stop(), key).restore(start, MetricSums.zeros(config.seeds))
 
     readers = (
         lambda: assert_true(saved.load_run(folder), start),
@@ -408,7 +432,8 @@ def test_a_run_s_folder(what, fuzz, whole, tmp_path, monkeypatch):
                 read()
 
     files = st.lists(changes(what, whole), min_size=1, max_size=2)
-    fuzz(what, st.tuples(files, mostly(st.just(True), st.booleans())), use, 150, 2000)
+    inputs = st.tuples(files, mostly(st.just(True), st.booleans()))
+    fuzz(f"{what} of an ensemble" if config.seeds else what, inputs, use, 150, 1500)
     assert bytes_in(whole) == before  # where links lead
 
 
@@ -435,11 +460,15 @@ def lines(kind: type) -> st.SearchStrategy[list[str]]:
 
 
 def test_command_lines(fuzz, monkeypatch):
+    def no_runs(*folders, **_):
+        raise UsageError("none of them holds a run")
+
     split = SimpleNamespace(label=())
     dataset = SimpleNamespace(name="", source="", notices=(), train=split, test=split)
     monkeypatch.setattr(mnist_jax, "fit", lambda config, **_: None)
     monkeypatch.setattr(verify, "verify", lambda folder, **_: ())
     monkeypatch.setattr(data, "load_dataset", lambda name, **_: dataset)
+    monkeypatch.setattr(__main__._Evaluating, "predict", no_runs)
 
     def use(main_and_words):
         main, words = main_and_words
