@@ -8,13 +8,20 @@ from pathlib import Path
 import pytest
 
 import mnist_jax
-from mnist_jax import cli, fit, models
+from mnist_jax import __main__, cli, fit, models
 from mnist_jax.config import Config
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = re.findall(r"python train\.py [^`\n|]*", README)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 ON_DIGITS = partial(Config, dataset="digits", max_steps=3)
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m mnist_jax (\w+)", README))))
+def test_other_commands_exist(command):
+    with pytest.raises(SystemExit) as stop:
+        __main__.main([command, "--help"])
+    assert not stop.value.code
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))

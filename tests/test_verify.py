@@ -69,7 +69,7 @@ def newest(folder):
         (lambda f: replace(f / "environment.json", b"cores", b"bores"), "files"),
         (lambda f: replace(f / "config.json", b'"seed": 1234', b'"seed": 1235'), "files, result"),
         (
-            lambda f: replace(f / "config.json", b'"seeds": null', b'"seeds": 4000000000'),
+            lambda f: replace(f / "config.json", b'"seeds": null', b'"seeds": 900000'),
             "files, checkpoints",
         ),
         (lambda f: (f / "environment.json").unlink(), "files"),
