@@ -130,8 +130,6 @@ class Keeper:
             progress = Progress.join(arrays, rest)
             self._saved = progress.epoch, progress.step
         self._run.write_metrics(progress.rows)
-        if not found:  # the first epoch's line without any checkpoint would look like lost ones
-            self.save(progress)
         return progress, notices
 
     def save(self, progress: Progress) -> None:
@@ -150,7 +148,9 @@ class Keeper:
             InterruptedRunError: a signal has come; the progress is saved.
         """
         signal = self._stop.signal
-        if signal is not None or time.monotonic() - self._saved_at >= self._every_s:
+        due = time.monotonic() - self._saved_at >= self._every_s
+        # The first call: a line of metrics.jsonl without any checkpoint would look like lost ones.
+        if due or signal is not None or self._saved is None:
             self.save(progress)
         if signal is not None:
             self._run.finish_saving()
