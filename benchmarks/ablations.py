@@ -23,7 +23,7 @@ from benchmarks import launch, results
 from mnist_jax import environment
 from mnist_jax.config import Config
 from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
-from mnist_jax.statistics import summarize, welch
+from mnist_jax.statistics import welch
 from mnist_jax.storage import write_atomically
 from mnist_jax.training import fit
 
@@ -76,9 +76,9 @@ class Options:
         launch.check_options(self)
 
 
-def flags(model: str, change: dict[str, Any], seeds: int) -> str:
+def flags(model: str, change: dict[str, Any], dataset: str, epochs: int, seeds: int) -> str:
     """The command of a row."""
-    words = [f"--model={model}"]
+    words = [f"--model={model}", f"--dataset={dataset}", f"--epochs={epochs}"]
     for name, value in change.items():
         if value is False:
             words.append(f"--no_{name}")
@@ -115,9 +115,9 @@ def measure(options: Options) -> None:
                 {
                     "model": model,
                     "change": change,
-                    "command": flags(model, change, options.seeds),
+                    "command": flags(model, change, name, options.epochs, options.seeds),
                     "test_accuracy": accuracies,
-                    "statistics": summarize(accuracies),
+                    "statistics": record["statistics"]["test_accuracy"],
                     "train_s": record["timings"]["train_s"],
                 }
             )

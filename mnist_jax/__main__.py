@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,28 +44,36 @@ class Data:
 class _Evaluating:
     """The flags of the commands that evaluate saved models."""
 
-    data_dir: Path = data.DEFAULT_DATA_DIR
-    """Prepared and decoded data sets are kept here."""
+    data_dir: Path | None = None
+    """Prepared and decoded data sets are kept here. None: where the run had them."""
 
     manual_dir: Path | None = None
     """Folder with the data set's four original .gz files, if it is not in data_dir."""
 
-    platform: str = "auto"
-    """Device that evaluates: cpu, gpu, tpu, or auto, the best that JAX finds."""
+    platform: str | None = None
+    """Device that evaluates: cpu, gpu, tpu, or auto, the best that JAX finds. None: the run's."""
 
     def __post_init__(self):
-        if self.platform not in PLATFORMS:
+        if self.platform not in (None, *PLATFORMS):
             raise errors.unknown_choice("platform", self.platform, PLATFORMS)
 
-    def predict(self, *folders: Path, shift: int = 0) -> "Predictions":
-        """What all members of these runs say of the test images; prints what was left out."""
+    def predict(
+        self, folders: Sequence[Path], *, apart: bool = False, shift: int = 0
+    ) -> "list[Predictions]":
+        """What the members of these runs say of the test images: of all together, or of each apart.
+
+        Prints what there is to notice, such as members that were left out.
+        """
         from mnist_jax import ensemble
 
         runs, dataset = ensemble.load_runs(
             folders, data_dir=self.data_dir, manual_dir=self.manual_dir
         )
-        found = ensemble.predict_all(runs, dataset, platform=self.platform, shift=shift)
-        for notice in [notice for run in runs for notice in run.notices] + found.notices:
+        found = [
+            ensemble.predict_all(some, dataset, platform=self.platform, shift=shift)
+            for some in ([[run] for run in runs] if apart else [runs])
+        ]
+        for notice in [notice for some in (*runs, *found) for notice in some.notices]:
             print(f"notice: {notice}", file=sys.stderr)
         return found
 
@@ -89,7 +98,9 @@ class Verify(_Evaluating):
                 wrong.append(check.name)
         if wrong:
             raise errors.CheckpointError(
-                f"{self.folder} is not as its run left it: {', '.join(wrong)}"
+                f"{self.folder} is not as its run left it: {', '.join(wrong)}; what the newest "
+                "whole checkpoint proves is written again by removing result.json and repeating "
+                "the run's command"
             )
         print("OK")
 
@@ -116,7 +127,7 @@ class Ensemble(_Evaluating):
             raise errors.UsageError("no run is named; name the folders of one or more")
         if not 0 <= self.shift < 28:
             raise errors.UsageError(f"shift is {self.shift}; allowed is 0 to 27; change --shift")
-        found = ensemble.vote(self.predict(*self.folders, shift=self.shift))
+        found = ensemble.vote(*self.predict(self.folders, shift=self.shift))
         if self.json:
             print(json.dumps({**found, "shift": self.shift}))
             return
@@ -142,7 +153,7 @@ class Compare(_Evaluating):
         """Prints both tests; raises where the second run is significantly worse."""
         from mnist_jax import ensemble
 
-        found = ensemble.compare(*(self.predict(folder) for folder in self.folders))
+        found = ensemble.compare(*self.predict(self.folders, apart=True))
         images, seeds = found["images"], found["seeds"]
         print(f"images  second {_points(images['difference'])}: it alone is right on ", end="")
         print(f"{images['only_b']}, the first alone on {images['only_a']}; ", end="")

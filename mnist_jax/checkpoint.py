@@ -22,7 +22,7 @@ from mnist_jax.errors import CheckpointError
 
 VERSION = "1"
 KEPT = 3  # the newest ones
-MAX_HEADER_BYTES = 1_000_000
+MAX_HEADER_BYTES = 100_000_000  # as much as safetensors reads; a line of metrics takes some 300
 NAME = re.compile(r"epoch-(\d{4,})-step-(\d{8,})\.safetensors")
 
 Tree = Any
@@ -61,7 +61,7 @@ class Checkpoints:
 
         Args:
             epoch: epochs completed.
-            step: updates completed. The two name the file, which must not be there yet.
+            step: updates completed. The two name the file.
             arrays: copied before this returns, so the caller may donate them.
             rest: what JSON can hold.
 

@@ -52,6 +52,11 @@ def parse(
 
     fields = _fields(kind)
     given = _flags(argv, fields)
+    for name, value in given.items():
+        # Of several values tyro takes none for a choice.
+        if not value and "tuple" in str(fields.get(name)):
+            legal = KINDS.get(fields[name], "one or more words")
+            raise UsageError(f"--{name} has no value; allowed is {legal}; see --help")
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):

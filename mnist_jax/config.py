@@ -206,8 +206,8 @@ class Config:
             "any finite number above 0",
         )
         if self.seeds is not None:
-            legal = "a whole number, 1 to 1000000, with seed + seeds up to 4294967296"
-            most = min(1_000_000, 2**32 - self.seed)
+            legal = "a whole number, 1 to 100000, with seed + seeds up to 4294967296"
+            most = min(100_000, 2**32 - self.seed)
             _check(self, "seeds", lambda n: _is_int(n, 1) and n <= most, legal)
         if self.max_steps is not None:
             _check(self, "max_steps", lambda n: _is_int(n, 1), "a whole number, 1 or more")

@@ -9,6 +9,7 @@ import numpy as np
 from mnist_jax import devices
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import NonFiniteError, UsageError
+from mnist_jax.runs import read_result
 from mnist_jax.saved import SavedRun, load_run, predict
 from mnist_jax.statistics import binomial_ci95, calibration_error, mcnemar, summarize, welch
 
@@ -41,9 +42,14 @@ class Predictions(NamedTuple):
 
 
 def load_runs(
-    folders: Sequence[Path], *, data_dir: Path, manual_dir: Path | None
+    folders: Sequence[Path], *, data_dir: Path | None = None, manual_dir: Path | None = None
 ) -> tuple[list[SavedRun], Dataset]:
     """Reads the runs, and the data set that all of them were trained on.
+
+    Args:
+        folders: the runs'. One that is not complete gets a notice.
+        data_dir: where the data set is; None for where the first run had it.
+        manual_dir: where its original files are, if it is not there.
 
     Raises:
         UsageError: a folder holds no run, or they are of different data sets.
@@ -56,16 +62,28 @@ def load_runs(
         raise UsageError(
             f"the runs are of different data sets ({', '.join(sorted(names))}); name runs of one"
         )
+    for run in runs:
+        if read_result(run.folder) is None:
+            run.notices.append(
+                f"{run.folder} is not complete: it stands at step {run.progress.step:,}"
+            )
     (name,) = names
+    data_dir = data_dir or runs[0].config.data_dir
     return runs, load_dataset(name, data_dir=data_dir, manual_dir=manual_dir)
 
 
 def predict_all(
-    runs: Sequence[SavedRun], dataset: Dataset, *, platform: str, shift: int = 0
+    runs: Sequence[SavedRun], dataset: Dataset, *, platform: str | None = None, shift: int = 0
 ) -> Predictions:
     """The probabilities that every member of every run gives the test images.
 
     A member whose probabilities are not finite is left out, with a notice.
+
+    Args:
+        runs: the runs.
+        dataset: theirs.
+        platform: the device that evaluates; None for each run's own.
+        shift: as in `predict`.
 
     Raises:
         DeviceError: the platform is absent.
@@ -73,7 +91,7 @@ def predict_all(
     """
     found, notices = [], []
     for run in runs:
-        with devices.running_on(platform, run.config.precision) as device:
+        with devices.running_on(platform or run.config.platform, run.config.precision) as device:
             members = predict(run, dataset.test.image, device, shift=shift)
         for seed, probabilities in zip(run.config.all_seeds(), members, strict=True):
             if np.all(np.isfinite(probabilities)):

@@ -1,8 +1,8 @@
 """The three networks, from a linear one to a convolutional one. All return logits.
 
 Kernels start Glorot-uniform (Glorot and Bengio, 2010) and biases at zero, as in Keras. A new
-network is a class here and a line in `MODELS`; of its fields, `hidden_sizes` and `dropout` become
-settable by flags.
+network is a class here and a line in `MODELS`; of its fields, `hidden_sizes`, `dropout` and
+`activation` become settable by flags.
 """
 
 from functools import partial
@@ -96,7 +96,7 @@ ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid}
 
 
 class MLP(nn.Module):
-    """Fully connected layers with ReLU between: 244,522 parameters."""
+    """Fully connected layers with an activation between: 244,522 parameters."""
 
     num_classes: int = NUM_CLASSES
     hidden_sizes: tuple[int, ...] = (256, 128, 64, 32)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mnist_jax import devices, steps
@@ -114,7 +115,7 @@ def check_memory(
     """Refuses an ensemble whose members' states alone are more than the device has room for.
 
     Raises:
-        DeviceError: says about how many fit.
+        DeviceError: says how many fit at most.
     """
     room = devices.memory_bytes(device)
     if config.seeds is None or room is None:
@@ -125,7 +126,7 @@ def check_memory(
     if config.seeds * one > room:
         raise DeviceError(
             f"seeds is {config.seeds}, which needs at least {config.seeds * one / 1e9:.1f} GB; "
-            f"about {room // one} fit into the memory of {room / 1e9:.1f} GB; change --seeds"
+            f"at most {room // one} fit into the memory of {room / 1e9:.1f} GB; change --seeds"
         )
 
 
@@ -154,8 +155,11 @@ class Programs:
         self.train_size = len(dataset.train.label)
         self.batch_size = config.batch_size
         self.members = config.seeds
-        keys = [jax.random.key(seed, impl="threefry2x32") for seed in config.all_seeds()]
-        self.root_key = keys[0] if self.members is None else jnp.stack(keys)
+        make_key = partial(jax.random.key, impl="threefry2x32")
+        if self.members is None:
+            self.root_key = make_key(config.seed)
+        else:
+            self.root_key = jax.vmap(make_key)(np.array(config.all_seeds(), np.uint32))
         # The one transfer of images: from here on they stay on the device, as uint8.
         self.train_split = jax.device_put(dataset.train, device)
         self.eval_splits = jax.device_put(dataset.eval_splits(), device)
@@ -207,7 +211,7 @@ class Programs:
         return state, sums, first + done
 
     def locate_nan(
-        self, state: steps.TrainState, order: jax.Array, first: int, bad_step: int
+        self, state: steps.TrainState, order: jax.Array, first: int, bad_step: int, member: int
     ) -> None:
         """Runs an update operation by operation.
 
@@ -216,22 +220,23 @@ class Programs:
             order: the epoch's.
             first: the batch of the epoch that `state` has come to.
             bad_step: the update's number, counted from 1.
+            member: of an ensemble, which of its members is looked at.
 
         Raises:
             FloatingPointError: an operation made a NaN; the traceback shows which.
         """
-        behind = bad_step - 1 - steps.step_of(state)
-        if behind:
+        while (behind := bad_step - 1 - steps.step_of(state)) > 0:
             sums = MetricSums.zeros(self.members)
             state, _, first = self.train(state, sums, order, first, first + behind)
-        everyone = state, order, self.root_key
-        for member in range(self.members or 1):
-            one = everyone if self.members is None else member_of(everyone, member)
-            with jax.disable_jit(), jax.debug_nans(True):
-                batch = steps.take_batch(
-                    self.train_split, one[1], jnp.int32(first), batch_size=self.batch_size
-                )
-                self._train_step(one[0], batch, one[2])
+        one = state, order, self.root_key
+        if self.members is not None:
+            one = member_of(one, member)
+        state, order, root_key = one
+        with jax.disable_jit(), jax.debug_nans(True):
+            batch = steps.take_batch(
+                self.train_split, order, jnp.int32(first), batch_size=self.batch_size
+            )
+            self._train_step(state, batch, root_key)
 
     def evaluate(self, state: steps.TrainState, name: str) -> Iterator[MetricSums]:
         """The metrics of the images of a split, call by call; the last are those of all.

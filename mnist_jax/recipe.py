@@ -1,5 +1,6 @@
 """A config's recipe as the things it is made of: the optimizer, and what a step does besides."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -85,5 +86,5 @@ def averaged(params: Any, opt_state: Any, decay: float) -> Any:
         return params
     state = next(part for part in opt_state if isinstance(part, AverageState))
     count = jnp.maximum(jnp.max(state.updates), 1)  # the same for all members of an ensemble
-    correction = 1 - decay ** count.astype(jnp.float32)
+    correction = -jnp.expm1(count * math.log(decay))  # 1 - decayⁿ, also for a decay close to 1
     return jax.tree.map(lambda leaf: leaf / correction, state.average)

@@ -61,10 +61,7 @@ class Run:
             write_atomically(folder / ".pid", str(os.getpid()).encode())
             self._open(config)
         except Timeout as error:
-            raise UsageError(
-                f"{folder} is in use by process {_holder(folder)}; wait for it or choose another "
-                "--workdir"
-            ) from error
+            raise _in_use(folder) from error
         except OSError as error:
             self.close()
             raise _unwritable(folder, error) from error
@@ -197,6 +194,29 @@ def _holder(folder: Path) -> str:
 
 def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def check_idle(folder: Path) -> None:
+    """Refuses a folder whose run goes on, for its files change while they are read.
+
+    Raises:
+        UsageError: names the process.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    if (folder / ".lock").exists():
+        try:
+            with lock:
+                pass
+        except Timeout as error:
+            raise _in_use(folder) from error
+        except OSError:  # it cannot be written, so no run can go on in it
+            pass
+
+
+def _in_use(folder: Path) -> UsageError:
+    return UsageError(
+        f"{folder} is in use by process {_holder(folder)}; wait for it or choose another --workdir"
+    )
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -1,7 +1,6 @@
 """Ctrl-C and SIGTERM: asked once, a run saves and ends; asked twice, it leaves."""
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -24,24 +23,27 @@ class Stop:
 
 @contextlib.contextmanager
 def heard() -> Iterator[Stop]:
-    """Turns SIGINT and SIGTERM into a `Stop`. For the process's main thread."""
+    """Turns the first SIGINT or SIGTERM into a `Stop`; the next does what it did before.
+
+    For the process's main thread.
+    """
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.signal == number == signal.SIGINT:
-            os._exit(128 + number)  # asked twice; whatever is being written is whole or absent
         earlier = before[number]
-        if stop.heeded:
+        if stop.heeded and stop.signal is None:
             stop.signal = number
-        elif callable(earlier):
+        elif callable(earlier):  # asked twice: whatever is being written is whole or absent
             earlier(number, frame)
         elif earlier == signal.SIG_DFL:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before: dict[int, Any] = {number: signal.signal(number, handle) for number in numbers}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
     try:
+        for number in numbers:
+            signal.signal(number, handle)
         yield stop
     finally:
         for number, handler in before.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 MAX_DIGESTS_BYTES = 10_000
-MAX_JSON_BYTES = 10_000_000
+MAX_JSON_BYTES = 100_000_000
 
 
 class IntegrityError(ValueError):

@@ -225,11 +225,13 @@ def run_epoch(
         )
         sums = jax.device_get(sums)
         lost = sums.first_nonfinite != NEVER
-        if np.all(lost) or (config.debug and np.any(lost)):
-            bad_step, cause = int(np.min(sums.first_nonfinite)), None
+        if np.all(lost):
+            member = int(np.argmin(sums.first_nonfinite))
+            bad_step, cause = int(np.ravel(sums.first_nonfinite)[member]), None
             if config.debug:
+                at = progress.state, order, progress.batch
                 try:
-                    programs.locate_nan(progress.state, order, progress.batch, bad_step)
+                    programs.locate_nan(*at, bad_step, member)
                 except FloatingPointError as error:
                     cause = error
             raise _not_finite(bad_step, config) from cause

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnist_jax import checkpoint, devices, environment, runs, saved, storage
-from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
+from mnist_jax.data import load_dataset
 from mnist_jax.errors import CheckpointError
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import count_parameters, params_of
@@ -38,7 +38,7 @@ class _WrongError(Exception):
 def verify(
     folder: Path,
     *,
-    data_dir: Path = DEFAULT_DATA_DIR,
+    data_dir: Path | None = None,
     manual_dir: Path | None = None,
     platform: str | None = None,
 ) -> Iterator[Check]:
@@ -48,17 +48,20 @@ def verify(
 
     Args:
         folder: the run's.
-        data_dir: where its data set is.
+        data_dir: where its data set is; None for where the run had it.
         manual_dir: where the data set's original files are, if it is not in `data_dir`.
         platform: the device that evaluates; None for the run's own.
 
     Raises:
-        UsageError: the folder holds no run.
+        UsageError: the folder holds no run, or one that goes on meanwhile.
         DeviceError: the platform is absent.
         DataError: the run's data set cannot be had, so the accuracy cannot be computed again.
     """
     config = saved.load_config(folder)  # without it nothing else makes sense
-    yield Check("config", f"{config.model} on {config.dataset}, seed {config.seed}", True)
+    runs.check_idle(folder)
+    seeds = config.all_seeds()
+    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    yield Check("config", f"{config.model} on {config.dataset}, {which}", True)
     yield _check("files", lambda: _files(folder))
     yield (checkpoints := _check("checkpoints", lambda: _checkpoints(folder)))
     if not checkpoints.good:
@@ -74,6 +77,7 @@ def verify(
         yield Check("result", f"none yet: the run stands at step {step:,}", True)
         return
     yield _check("result", lambda: _result(run, record))
+    data_dir = data_dir or config.data_dir
     dataset = load_dataset(config.dataset, data_dir=data_dir, manual_dir=manual_dir)
     with devices.running_on(platform or config.platform, config.precision) as device:
         sums = saved.evaluate(run, dataset.test, device)
@@ -139,8 +143,14 @@ def _result(run: saved.SavedRun, record: dict[str, Any]) -> str:
         **outcome(run.config, progress),
     }
     for name, value in expected.items():
-        if record.get(name) != value:
-            raise _WrongError(f"{name} is {record.get(name)!r}, by the other files {value!r}")
+        was = record.get(name)
+        if was != value and isinstance(was, dict) and isinstance(value, dict):
+            keys = sorted(
+                key for key in was.keys() | value.keys() if was.get(key) != value.get(key)
+            )
+            raise _WrongError(f"{name} differs from the other files in {', '.join(keys)}")
+        if was != value:
+            raise _WrongError(f"{name} is {was!r}, by the other files {value!r}")
     return "the parameters and the numbers are the newest checkpoint's"
 
 

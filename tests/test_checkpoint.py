@@ -206,3 +206,11 @@ def test_leftovers_of_a_killed_process_are_cleaned_up(checkpoints):
     assert leftover.exists()  # for all a reader knows, somebody is writing it
     checkpoints.clean_up()
     assert not leftover.exists()
+
+
+def test_thousands_of_epochs_can_be_read_again(checkpoints):
+    """Each adds a line to what stands beside the arrays."""
+    rows = [{"epoch": i, "train/loss": [0.123456789] * 10} for i in range(5_000)]
+    checkpoints.save(5_000, 5_000, make_tree(), {"rows": rows})
+    checkpoints.wait()
+    assert checkpoints.load(make_tree())[1] == {"rows": rows}

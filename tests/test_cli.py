@@ -49,6 +49,7 @@ def test_flags_reach_the_config_in_either_spelling():
         (["--steps_per_call=foo"], "is 'foo'; allowed is auto or a whole number"),
         (["--model=mlp", "--hidden_sizes=64,32"], "'64,32'; allowed is whole numbers with spaces"),
         (["--hidden_sizes", "64", "b"], "'64 b'"),
+        (["--model=mlp", "--hidden_sizes"], "^--hidden_sizes has no value; allowed is whole numb"),
         (["--normalize=false"], "takes no value; write --normalize or --no_normalize"),
         (["--seed", "1", "2"], "^'2' belongs to no flag"),
         (["cnn"], "^'cnn' belongs to no flag"),

@@ -106,7 +106,7 @@ def test_identity_holds_what_can_change_a_number_and_nothing_else():
 @pytest.mark.parametrize(
     ("field", "value", "legal"),
     [
-        ("seeds", 0, "1 to 1000000"),
+        ("seeds", 0, "1 to 100000"),
         ("seeds", 2**32, "up to 4294967296"),
         ("validation", -1, "0 or more"),
         ("schedule", "onecicle", "did you mean onecycle"),

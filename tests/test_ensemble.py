@@ -1,6 +1,7 @@
 """Votes and comparisons of saved runs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -129,5 +130,21 @@ def test_runs_of_different_data_sets_are_refused(folders, data_dir, tmp_path, ca
             target = other / path.relative_to(folders / "one")
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(path.read_bytes().replace(b'"digits"', b'"kmnist"'))
-    status, _, err = run(capsys, data_dir, "ensemble", folders / "one", other)
-    assert (status, "of different data sets (digits, kmnist)" in err) == (2, True)
+    for command in ("ensemble", "compare"):
+        status, _, err = run(capsys, data_dir, command, folders / "one", other)
+        assert (status, "of different data sets (digits, kmnist)" in err) == (2, True)
+
+
+def test_a_run_that_is_not_complete_is_noticed(folders, data_dir, tmp_path, capsys):
+    shutil.copytree(folders / "one", tmp_path / "cut")
+    (tmp_path / "cut" / "result.json").unlink()
+    status, _, err = run(capsys, data_dir, "compare", tmp_path / "cut", folders / "one")
+    assert (status, err) == (
+        0,
+        f"notice: {tmp_path / 'cut'} is not complete: it stands at step 45\n",
+    )
+
+
+def test_the_data_is_looked_for_where_the_run_had_it(folders, capsys):
+    assert __main__.main(["compare", str(folders / "one"), str(folders / "one")]) == 0
+    assert capsys.readouterr().err == ""

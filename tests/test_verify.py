@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from filelock import FileLock
 
 from mnist_jax import Config, __main__, fit, storage
 from mnist_jax.errors import InterruptedRunError
@@ -69,7 +70,7 @@ def newest(folder):
         (lambda f: replace(f / "environment.json", b"cores", b"bores"), "files"),
         (lambda f: replace(f / "config.json", b'"seed": 1234', b'"seed": 1235'), "files, result"),
         (
-            lambda f: replace(f / "config.json", b'"seeds": null', b'"seeds": 900000'),
+            lambda f: replace(f / "config.json", b'"seeds": null', b'"seeds": 90000'),
             "files, checkpoints",
         ),
         (lambda f: (f / "environment.json").unlink(), "files"),
@@ -104,7 +105,7 @@ def test_what_was_changed_is_named(folder, data_dir, capsys, change, named):
     change(folder)
     assert verify(folder, data_dir) == 4
     shown = capsys.readouterr()
-    assert f"is not as its run left it: {named}\n" in shown.err
+    assert f"is not as its run left it: {named}; what" in shown.err
     assert shown.err.count("\n") == 1
     assert "WRONG" in shown.out
 
@@ -166,3 +167,9 @@ def test_the_commands_explain_themselves(capsys, data_dir):
         assert not stop.value.code
     assert __main__.main(["data", "--dataset=digits", f"--data_dir={data_dir}"]) == 0
     assert "digits: 1,437 train and 360 test images" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_is_not_judged(folder, data_dir, capsys):
+    with FileLock(folder / ".lock"):
+        assert verify(folder, data_dir) == 2
+    assert "is in use by process" in capsys.readouterr().err

@@ -28,6 +28,6 @@ def test_a_row_for_each_change_with_every_seed(data_dir, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("model", ablations.ABLATIONS)
 def test_each_row_s_command_is_its_change(model):
     for change in ablations.ABLATIONS[model]:
-        _, _, *words = shlex.split(ablations.flags(model, change, 10))
+        _, _, *words = shlex.split(ablations.flags(model, change, "mnist", 10, 10))
         config = cli.parse_config(words, prog="", description="")
-        assert config == Config(model=model, seeds=10, **change)
+        assert config == Config(model=model, dataset="mnist", seeds=10, **change)
