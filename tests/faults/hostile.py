@@ -205,6 +205,11 @@ def changes(what: str, whole: Path) -> st.SearchStrategy[tuple[str, bytes | str]
         json.loads(valid(f"{name}.json")) for name in ("config", "environment", "result")
     )
     small = {"model": "mlp", "hidden_sizes": [8, 9], "seeds": 2, "workdir": "x"}
+    numbers = st.sampled_from(ODD_NUMBERS) | st.integers(1, 9)
+    sized = st.builds(
+        lambda sizes, seeds: json.dumps({**small, "hidden_sizes": sizes, "seeds": seeds}).encode(),
+        *(st.lists(numbers, max_size=3), numbers),
+    )
     row = json.loads(valid("metrics.jsonl").splitlines()[0])
     rows = st.lists(json_files(row), max_size=4).map(b"\n".join)
     more = (".pid", ".lock", "checkpoints", "checkpoints/.x.tmp", "checkpoints/x.safetensors")
@@ -215,7 +220,7 @@ def changes(what: str, whole: Path) -> st.SearchStrategy[tuple[str, bytes | str]
             at(digest, mutated(valid(digest))),
             st.tuples(CHECKPOINT_NAMES, st.just(valid(newest)) | st.binary() | ODD_FILES),
         ),
-        "config files": at("config.json", json_files(config), json_files(small)),
+        "config files": at("config.json", json_files(config), json_files(small), sized),
         "result files": mostly(
             at("result.json", json_files(result)),
             at("environment.json", json_files(environment)),

@@ -2,8 +2,8 @@
 
 Hypothesis makes the inputs, the same ones every time. Shown to fail with no limit to what gzip
 unpacks to, zlib.error or RecursionError not caught, pipes opened, a digest not compared, a linked
-checkpoint followed, a checkpoint's numbers not checked (of an ensemble: nor how many they are), its
-types unknown to NumPy, a result's fields taken for granted, and tyro's SystemExit let through.
+checkpoint followed, a checkpoint's fields, numbers or losses not checked, nor its types and shapes
+that NumPy lacks, a result's fields taken for granted, and tyro's SystemExit let through.
 """
 
 import contextlib
