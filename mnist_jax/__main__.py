@@ -87,8 +87,9 @@ class Verify(_Evaluating):
 
     def run(self) -> None:
         """Prints a line for each check; raises for those that failed."""
-        from mnist_jax import verify
+        from mnist_jax import runs, verify
 
+        runs.check_idle(self.folder)
         where = {"data_dir": self.data_dir, "manual_dir": self.manual_dir}
         wrong = []
         for check in verify.verify(self.folder, platform=self.platform, **where):

@@ -44,7 +44,8 @@ def verify(
 ) -> Iterator[Check]:
     """Looks at all that a run left, file by file, and at last evaluates its model again.
 
-    Changes nothing. A run that is not complete is checked as far as it has come.
+    Changes nothing; the run must not go on meanwhile (`runs.check_idle`). One that is not complete
+    is checked as far as it has come.
 
     Args:
         folder: the run's.
@@ -53,12 +54,11 @@ def verify(
         platform: the device that evaluates; None for the run's own.
 
     Raises:
-        UsageError: the folder holds no run, or one that goes on meanwhile.
+        UsageError: the folder holds no run.
         DeviceError: the platform is absent.
         DataError: the run's data set cannot be had, so the accuracy cannot be computed again.
     """
     config = saved.load_config(folder)  # without it nothing else makes sense
-    runs.check_idle(folder)
     seeds = config.all_seeds()
     which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
     yield Check("config", f"{config.model} on {config.dataset}, {which}", True)
