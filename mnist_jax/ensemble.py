@@ -10,7 +10,7 @@ from mnist_jax import devices
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import NonFiniteError, UsageError
 from mnist_jax.runs import read_result
-from mnist_jax.saved import SavedRun, load_run, predict
+from mnist_jax.saved import Classifier, SavedRun, load_run
 from mnist_jax.statistics import binomial_ci95, calibration_error, mcnemar, summarize, welch
 
 SIGNIFICANT = 0.05
@@ -83,7 +83,7 @@ def predict_all(
         runs: the runs.
         dataset: theirs.
         platform: the device that evaluates; None for each run's own.
-        shift: as in `predict`.
+        shift: as in `Classifier`.
 
     Raises:
         DeviceError: the platform is absent.
@@ -92,7 +92,7 @@ def predict_all(
     found, notices = [], []
     for run in runs:
         with devices.running_on(platform or run.config.platform, run.config.precision) as device:
-            members = predict(run, dataset.test.image, device, shift=shift)
+            members = Classifier(run, device, shift=shift)(dataset.test.image)
         for seed, probabilities in zip(run.config.all_seeds(), members, strict=True):
             if np.all(np.isfinite(probabilities)):
                 found.append(probabilities)

@@ -115,39 +115,58 @@ def evaluate(run: SavedRun, split: Split, device: jax.Device) -> MetricSums:
     return jax.device_get(sums)  # here the host waits
 
 
-def predict(run: SavedRun, images: np.ndarray, device: jax.Device, *, shift: int = 0) -> np.ndarray:
-    """The probabilities that a saved model gives each class.
+class Classifier:
+    """A saved model, or the members of an ensemble, compiled and on a device.
 
-    To be called inside `devices.running_on`.
+    To be made and called inside `devices.running_on`.
 
     Args:
-        run: the model, or the members of an ensemble.
-        images: (n, 28, 28, 1) uint8.
+        run: the model.
         device: computes.
         shift: also look at each image moved by so many pixels to each of the eight sides, and take
             the mean of all nine probabilities.
-
-    Returns:
-        (members, n, classes) float32; one member where the run is no ensemble.
+        batch_size: images a call of the program; fewer are padded.
     """
-    recipe = make_recipe(run.config)
 
-    @jax.jit
-    def classify(params: Any, image: jax.Array) -> jax.Array:
-        x = steps.to_input(image, normalize=recipe.normalize)
-        logits: Any = run.model.apply({"params": params}, x, train=False)
-        return jax.nn.softmax(logits.astype(jnp.float32))
+    def __init__(
+        self,
+        run: SavedRun,
+        device: jax.Device,
+        *,
+        shift: int = 0,
+        batch_size: int = EVAL_BATCH_SIZE,
+    ):
+        normalize = make_recipe(run.config).normalize
 
-    places = [(y, x) for y in (-shift, 0, shift) for x in (-shift, 0, shift)] if shift else [(0, 0)]
-    found = []
-    for params in run.members:
-        params, batches = jax.device_put(params, device), []
-        for first in range(0, len(images), EVAL_BATCH_SIZE):
-            batch = images[first : first + EVAL_BATCH_SIZE]
-            padding = EVAL_BATCH_SIZE - len(batch)  # one shape, one program
-            batch = np.pad(batch, ((0, padding), *[(shift, shift)] * 2, (0, 0)))
-            moved = [batch[:, shift - y :, shift - x :][:, :28, :28] for y, x in places]
-            mean = sum(classify(params, image) for image in moved) / len(places)
-            batches.append(np.asarray(mean)[: EVAL_BATCH_SIZE - padding])
-        found.append(np.concatenate(batches))
-    return np.stack(found)
+        @jax.jit
+        def classify(params: Any, image: jax.Array) -> jax.Array:
+            x = steps.to_input(image, normalize=normalize)
+            logits: Any = run.model.apply({"params": params}, x, train=False)
+            return jax.nn.softmax(logits.astype(jnp.float32))
+
+        self._classify = classify
+        self._members = run.members
+        self._device = device
+        self._shift, self._batch_size = shift, batch_size
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Images (n, 28, 28, 1) uint8, at least one → probabilities (members, n, classes) float32.
+
+        One member where the run is no ensemble.
+        """
+        shift, size = self._shift, self._batch_size
+        sides = (-shift, 0, shift) if shift else (0,)
+        found = []
+        for params in self._members:  # one at a time on the device: many need not fit
+            params, batches = jax.device_put(params, self._device), []
+            for first in range(0, len(images), size):
+                batch = images[first : first + size]
+                padding = size - len(batch)  # one shape, one program
+                batch = np.pad(batch, ((0, padding), *[(shift, shift)] * 2, (0, 0)))
+                moved = [
+                    batch[:, shift - y :, shift - x :][:, :28, :28] for y in sides for x in sides
+                ]
+                mean = sum(self._classify(params, image) for image in moved) / len(moved)
+                batches.append(np.asarray(mean)[: size - padding])  # here the host waits
+            found.append(np.concatenate(batches))
+        return np.stack(found)

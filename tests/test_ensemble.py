@@ -50,7 +50,7 @@ def test_shifted_images_are_moved_to_all_eight_sides(folders, data_dir, monkeypa
     import jax
 
     with jax.disable_jit():
-        saved.predict(one, image, jax.devices()[0], shift=2)
+        saved.Classifier(one, jax.devices()[0], shift=2)(image)
     places = {tuple(np.argwhere(x[0, :, :, 0] == 9)[0].tolist()) for x in map(np.asarray, seen)}
     assert places == {(10 + y, 12 + x) for y in (-2, 0, 2) for x in (-2, 0, 2)}
 
@@ -93,14 +93,13 @@ def test_a_worse_run_exits_with_7_and_a_better_one_with_0(folders, data_dir, cap
 
 
 def test_a_member_that_is_not_finite_is_left_out_with_a_notice(folders, data_dir, monkeypatch):
-    predict = saved.predict
+    class Spoilt(saved.Classifier):
+        def __call__(self, images):
+            found = super().__call__(images)
+            found[1] = np.nan
+            return found
 
-    def spoilt(*args, **kwargs):
-        found = predict(*args, **kwargs)
-        found[1] = np.nan
-        return found
-
-    monkeypatch.setattr(ensemble, "predict", spoilt)
+    monkeypatch.setattr(ensemble, "Classifier", Spoilt)
     runs, dataset = ensemble.load_runs([folders / "many"], data_dir=data_dir, manual_dir=None)
     found = ensemble.predict_all(runs, dataset, platform="cpu")
     assert len(found.probabilities) == 2

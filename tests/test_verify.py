@@ -7,6 +7,7 @@ import pytest
 from filelock import FileLock
 
 from mnist_jax import Config, __main__, fit, storage
+from mnist_jax.commands import COMMANDS
 from mnist_jax.errors import InterruptedRunError
 from mnist_jax.signals import Stop
 from mnist_jax.training import Observer
@@ -160,7 +161,7 @@ def test_a_mistake_is_answered_in_one_line(words, status, message, capsys):
 def test_the_commands_explain_themselves(capsys, data_dir):
     assert __main__.main([]) == 0
     overview = capsys.readouterr().out
-    for name in __main__.COMMANDS:
+    for name in COMMANDS:
         assert name in overview
         with pytest.raises(SystemExit) as stop:
             __main__.main([name, "--help"])

@@ -42,6 +42,7 @@ from mnist_jax import (
     storage,
     verify,
 )
+from mnist_jax.commands import COMMANDS, evaluating
 from mnist_jax.data import sources
 from mnist_jax.errors import DataError, MnistJaxError, UsageError
 from mnist_jax.metrics import MetricSums
@@ -233,7 +234,7 @@ def test_command_lines(fuzz, monkeypatch):
     monkeypatch.setattr(mnist_jax, "fit", lambda config, **_: None)
     monkeypatch.setattr(verify, "verify", lambda folder, **_: ())
     monkeypatch.setattr(data, "load_dataset", lambda name, **_: dataset)
-    monkeypatch.setattr(__main__._Evaluating, "predict", no_runs)
+    monkeypatch.setattr(evaluating.Evaluating, "predict", no_runs)
 
     def use(main_and_words):
         main, words = main_and_words
@@ -258,7 +259,7 @@ def test_command_lines(fuzz, monkeypatch):
     training = st.tuples(st.just(train.main), hostile.lines(Config))
     others = [st.lists(hostile.VALUES, max_size=3)] + [
         st.builds(lambda name, words: [name, *words], st.just(name), hostile.lines(kind))
-        for name, kind in __main__.COMMANDS.items()
+        for name, kind in COMMANDS.items()
     ]
     commands = st.tuples(st.just(__main__.main), st.one_of(others))
     fuzz("command lines", hostile.mostly(training, commands), use, 400, 5000)

@@ -1,0 +1,12 @@
+"""Everything but training, a dataclass a command: its flags are the fields, `run` does the job."""
+
+from mnist_jax.commands.data import Data
+from mnist_jax.commands.verify import Verify
+from mnist_jax.commands.voting import Compare, Ensemble
+
+COMMANDS: dict[str, type] = {
+    "data": Data,
+    "ensemble": Ensemble,
+    "compare": Compare,
+    "verify": Verify,
+}

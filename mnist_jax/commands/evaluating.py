@@ -1,0 +1,53 @@
+"""What the commands that evaluate saved models share."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mnist_jax import errors
+from mnist_jax.config import PLATFORMS
+
+if TYPE_CHECKING:
+    from mnist_jax.ensemble import Predictions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluating:
+    """The flags of the commands that evaluate saved models."""
+
+    data_dir: Path | None = None
+    """Prepared and decoded data sets are kept here. None: where the run had them."""
+
+    manual_dir: Path | None = None
+    """Folder with the data set's four original .gz files, if it is not in data_dir."""
+
+    platform: str | None = None
+    """Device that evaluates: cpu, gpu, tpu, or auto, the best that JAX finds. None: the run's."""
+
+    def __post_init__(self):
+        if self.platform not in (None, *PLATFORMS):
+            raise errors.unknown_choice("platform", self.platform, PLATFORMS)
+
+    def predict(
+        self, folders: Sequence[Path], *, apart: bool = False, shift: int = 0
+    ) -> "list[Predictions]":
+        """What the members of these runs say of the test images: of all together, or of each apart.
+
+        Prints what there is to notice, such as members that were left out.
+        """
+        from mnist_jax import devices, ensemble
+
+        runs, dataset = ensemble.load_runs(
+            folders, data_dir=self.data_dir, manual_dir=self.manual_dir
+        )
+        # Programs are kept where the run kept its own; without them all works, but slower.
+        devices.keep_compiled(runs[0].config.compilation_cache)
+        found = [
+            ensemble.predict_all(some, dataset, platform=self.platform, shift=shift)
+            for some in ([[run] for run in runs] if apart else [runs])
+        ]
+        for notice in [notice for some in (*runs, *found) for notice in some.notices]:
+            print(f"notice: {notice}", file=sys.stderr)
+        return found

@@ -1,0 +1,95 @@
+"""The commands `ensemble` and `compare`."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mnist_jax import errors
+from mnist_jax.commands.evaluating import Evaluating
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ensemble(Evaluating):
+    """Lets all members of some runs vote on the test images; none is chosen by its accuracy."""
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """The runs' folders. A run with --seeds=K counts as K members."""
+
+    shift: int = 0
+    """Also show each member every image moved by so many pixels to each of eight sides, and take
+    the mean. Reported as such."""
+
+    json: bool = False
+    """Print one JSON object instead."""
+
+    def run(self) -> None:
+        """Prints the members' own accuracy, and that of their two votes."""
+        from mnist_jax import ensemble
+
+        if not self.folders:
+            raise errors.UsageError("no run is named; name the folders of one or more")
+        if not 0 <= self.shift < 28:
+            raise errors.UsageError(f"shift is {self.shift}; allowed is 0 to 27; change --shift")
+        found = ensemble.vote(*self.predict(self.folders, shift=self.shift))
+        if self.json:
+            print(json.dumps({**found, "shift": self.shift}))
+            return
+        if self.shift:
+            print(f"each image seen nine times, moved by {self.shift} pixels")
+        single = found["single"]
+        sd = "" if single["sd"] is None else f", sd {_percent(single['sd'])}"
+        print(f"single     {_percent(single['mean'])} % mean of {found['members']} members{sd}")
+        for name in ("averaged", "majority"):
+            print(f"{name:11s}{_accuracy(found[name])}")
+        print(f"calibration error {found['calibration_error']:.4f}")
+        print(f"missed by every member: {_some(found['missed_by_all'])}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare(Evaluating):
+    """Tells whether a second run is better than a first, or chance; exits with 7 if it is worse."""
+
+    folders: Annotated[tuple[Path, Path], tyro.conf.Positional]
+    """The two runs' folders. Of runs with --seeds=K all members count."""
+
+    def run(self) -> None:
+        """Prints both tests; raises where the second run is significantly worse."""
+        from mnist_jax import ensemble
+
+        found = ensemble.compare(*self.predict(self.folders, apart=True))
+        images, seeds = found["images"], found["seeds"]
+        print(f"images  second {_points(images['difference'])}: it alone is right on ", end="")
+        print(f"{images['only_b']}, the first alone on {images['only_a']}; ", end="")
+        print(f"McNemar's p = {images['p']:.3g}")
+        if seeds is not None:
+            low, high = (_points(end) for end in seeds["ci95"])
+            print(
+                f"seeds   second {_points(seeds['difference'])}, 95 % from {low} to {high}; ",
+                end="",
+            )
+            print(f"Welch's p = {seeds['p']:.3g}")
+        if found["worse"]:
+            raise errors.WorseError(f"{self.folders[1]} is significantly worse")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.2f} points"
+
+
+def _accuracy(found: dict[str, Any]) -> str:
+    low, high = (_percent(end) for end in found["ci95"])
+    counts = f"({found['correct']}/{found['count']})"
+    return f"{_percent(found['accuracy'])} % {counts}, 95 % of such test sets {low} to {high}"
+
+
+def _some(places: list[int]) -> str:
+    shown = " ".join(map(str, places[:50]))
+    more = f" and {len(places) - 50} more" if len(places) > 50 else ""
+    return f"{len(places)} images{': ' if places else ''}{shown}{more}"
