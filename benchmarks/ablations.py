@@ -8,7 +8,6 @@ all rows are shown. The difference to the model's first row stands with Welch's 
 """
 
 import dataclasses
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -16,15 +15,14 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
-from benchmarks import launch, results
+from benchmarks import launch
+from benchmarks.results import Recorder, Results
 from mnist_jax import environment
 from mnist_jax.config import Config
-from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
 from mnist_jax.statistics import welch
-from mnist_jax.storage import write_atomically
 from mnist_jax.training import fit
 
 # What changes, by model. The first row of each is the tutorial's recipe.
@@ -54,11 +52,9 @@ ABLATIONS: dict[str, list[dict[str, Any]]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(launch.DataOptions):
     """The flags."""
 
-    output: Path
-    """The result file."""
     models: tuple[Literal["logistic", "mlp"], ...] = ("logistic", "mlp")
     """Networks whose rows are run."""
     seeds: int = 10
@@ -67,13 +63,6 @@ class Options:
     """Passes over the training images."""
     dataset: str = "mnist"
     """The data set."""
-    data_dir: Path = DEFAULT_DATA_DIR
-    """Where it is prepared and cached."""
-    manual_dir: Path | None = None
-    """Folder with its four original .gz files."""
-
-    def __post_init__(self):
-        launch.check_options(self)
 
 
 def flags(model: str, change: dict[str, Any], dataset: str, epochs: int, seeds: int) -> str:
@@ -90,59 +79,47 @@ def flags(model: str, change: dict[str, Any], dataset: str, epochs: int, seeds: 
 
 
 def measure(options: Options) -> None:
-    """Trains every row, and after each prints the table and writes the file."""
-    results.check_writable(options.output)
-    where = {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
-    name = load_dataset(options.dataset, **where).name
-    context = {**environment.describe(jax.devices()[0]), "dataset": name, "epochs": options.epochs}
-    rows: list[dict[str, Any]] = []
+    """Trains every row, prints the table and writes the file as it goes."""
+    data = options.prepare()
+    context = environment.describe(jax.devices()[0])
+    recorder = Recorder(options.output, context | {"dataset": data["dataset"]})
     for model in options.models:
         for change in ABLATIONS[model]:
+            launch.say(f"{model} {change or 'as the tutorial'}")
+            numbers = {"epochs": options.epochs, "seeds": options.seeds}
             with tempfile.TemporaryDirectory() as folder:
-                launch.say(f"{model} {change or 'as the tutorial'}")
-                config = Config(
-                    model=model,
-                    dataset=name,
-                    epochs=options.epochs,
-                    seeds=options.seeds,
-                    workdir=Path(folder) / "run",
-                    **where,
-                    **change,
-                )
-                record = fit(config).record
-            accuracies = record["test_accuracy"]
-            rows.append(
-                {
-                    "model": model,
-                    "change": change,
-                    "command": flags(model, change, name, options.epochs, options.seeds),
-                    "test_accuracy": accuracies,
-                    "statistics": record["statistics"]["test_accuracy"],
-                    "train_s": record["timings"]["train_s"],
-                }
+                where = {"workdir": Path(folder) / "run", **data}
+                record = fit(Config(model=model, **numbers, **where, **change)).record
+            recorder.row(
+                "ablations",
+                model=model,
+                change=change,
+                command=flags(model, change, data["dataset"], **numbers),
+                test_accuracy=record["test_accuracy"],
+                statistics=record["statistics"]["test_accuracy"],
+                train_s=record["timings"]["train_s"],
             )
-            content = {"version": results.VERSION, "context": context, "ablations": rows}
-            write_atomically(options.output, (json.dumps(content, indent=1) + "\n").encode())
-    report(rows)
+            recorder.write()
+    launch.show(report(recorder.found))
 
 
-def report(rows: list[dict[str, Any]]) -> None:
-    """Prints the table."""
-    table = Table(title="test accuracy after the last epoch, %")
+def report(found: Results) -> list[Table | str]:
+    """The table."""
+    table = Table(title="test accuracy after the last epoch, %", box=box.SIMPLE)
     for heading in ("command", "mean", "sd", "difference", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "command" else "right")
     first: dict[str, Any] = {}
-    for row in rows:
+    for row in found.tables["ablations"]:
         base = first.setdefault(row["model"], row)
-        found = row["statistics"]
-        sd = "-" if found["sd"] is None else f"{100 * found['sd']:.2f}"
-        cells = [row["command"], f"{100 * found['mean']:.2f}", sd]
-        if row is not base and found["n"] > 1:
+        said = row["statistics"]
+        sd = "-" if said["sd"] is None else f"{100 * said['sd']:.2f}"
+        cells = [row["command"], f"{100 * said['mean']:.2f}", sd]
+        if row is not base and said["n"] > 1:
             test = welch(*(np.array(side["test_accuracy"]) for side in (base, row)))
             low, high = (100 * end for end in test["ci95"])
             cells += [f"{100 * test['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}"]
         table.add_row(*cells)
-    Console().print(table)
+    return [table]
 
 
 if __name__ == "__main__":

@@ -1,24 +1,81 @@
 """Starts the processes that are measured, and the commands that measure them."""
 
+import dataclasses
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from rich.console import Console
+from rich.table import Table
 
 from mnist_jax import cli
-from mnist_jax.errors import UsageError
+from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
+from mnist_jax.errors import MnistJaxError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
-Options = TypeVar("Options")
+Kind = TypeVar("Kind")
+Model = Literal["logistic", "mlp", "cnn"]
 
 
-class ProcessError(Exception):
-    """A measured process failed; the message is its last line."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The flags that the parts of the suite share."""
+
+    output: Path | None = None
+    """The result file. None: only print."""
+    model: tuple[Model, ...] = ("logistic", "mlp", "cnn")
+    """Networks to measure."""
+    batch_size: tuple[int, ...] = (100,)
+    """Images a training step; one or several."""
+    precision: tuple[Literal["float32", "tf32", "bfloat16"], ...] = ("float32",)
+    """How exactly products are computed; one or several."""
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    """The device: auto is the best that JAX finds."""
+    repeats: int = 20
+    """Samples of each thing measured."""
+
+    def __post_init__(self):
+        check_options(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The flags of what trains on a data set."""
+
+    output: Path | None = None
+    """The result file. None: only print."""
+    dataset: str = "auto"
+    """The data set."""
+    data_dir: Path = DEFAULT_DATA_DIR
+    """Where it is prepared and cached."""
+    manual_dir: Path | None = None
+    """Folder with its four original .gz files."""
+
+    def __post_init__(self):
+        check_options(self)
+
+    def prepare(self) -> dict[str, Any]:
+        """Has the data set prepared and decoded before any clock runs.
+
+        Returns:
+            The flags that name it from then on.
+
+        Raises:
+            DataError: it cannot be had.
+        """
+        data_dir = self.data_dir.expanduser().resolve()
+        found = load_dataset(self.dataset, data_dir=data_dir, manual_dir=self.manual_dir)
+        return {"dataset": found.name, "data_dir": data_dir}
+
+
+class ProcessError(MnistJaxError):
+    """A measured process failed; the message is its last line, or the status it ended with."""
 
 
 class Finished(NamedTuple):
@@ -36,14 +93,16 @@ class Finished(NamedTuple):
     others_share: float | None
 
 
-def run(python: Path, arguments: Sequence[str]) -> Finished:
-    """Runs Python with these arguments in the repository's root.
+ON_CPU = {"JAX_PLATFORMS": "cpu"}  # where the peers run too
+
+
+def run(python: Path, arguments: Sequence[str], variables: Mapping[str, str] = ON_CPU) -> Finished:
+    """Runs Python with these arguments and environment variables in the repository's root.
 
     Raises:
         ProcessError: it did not exit with 0.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment["JAX_PLATFORMS"] = "cpu"  # where the peers run too
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # compiling is part of what is measured
     command = [str(python), *arguments]
     before_s, started = _others_s(), time.perf_counter()
@@ -70,6 +129,34 @@ def _others_s() -> float | None:
     return used_s - ours.ru_utime - ours.ru_stime
 
 
+def words(options: Any) -> list[str]:
+    """The command-line words that make these options."""
+    made = []
+    for name, value in vars(options).items():
+        if value == ():
+            continue
+        if isinstance(value, tuple):
+            made += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            made.append(f"--{name}={value}")
+    return made
+
+
+def part(module: str, options: Any) -> None:
+    """Runs a command of this folder in a process of its own; what it says on stderr is seen.
+
+    Raises:
+        ProcessError: it did not exit with 0.
+    """
+    command = [sys.executable, "-m", module, *words(options)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        error = ProcessError(f"{module} ended with status {done.returncode}; see what it said")
+        error.exit_status = max(done.returncode, 1)
+        raise error
+
+
 def ask(python: Path, module: str, question: Mapping[str, Any]) -> Finished:
     """Runs `module` with the question as JSON; its output is the JSON on its last line."""
     done = run(python, ["-m", module, json.dumps(question)])
@@ -81,17 +168,27 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def show(parts: Iterable[Table | str]) -> None:
+    """Prints tables and lines; where no terminal limits their width, whole."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    for part in parts:
+        console.print(part, markup=False)
+
+
 def check_options(options: Any) -> None:
     """Refuses numbers below 1 and an interpreter that is not there."""
     for name, value in vars(options).items():
-        if isinstance(value, int) and value < 1:
-            raise UsageError(f"{name} is {value}; allowed is 1 or more; change --{name}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if type(number) is int and number < 1:
+                raise UsageError(f"{name} is {number}; allowed is 1 or more; change --{name}")
     python = getattr(options, "peers_python", None)
     if python is not None and not python.is_file():
         raise UsageError(f"no Python at {python}; change --peers_python")
 
 
-def command(kind: type[Options], measure: Callable[[Options], None], prog: str, doc: str) -> int:
+def command(kind: type[Kind], measure: Callable[[Kind], None], prog: str, doc: str) -> int:
     """Reads the flags into `kind` and measures; returns the exit status."""
 
     def run() -> None:

@@ -1,20 +1,23 @@
 """The file that every benchmark writes, and the one reader of it.
 
-    {"version": 1, "context": {...}, "benchmarks": [{"name": ..., "samples_s": [...], ...}]}
+    {"version": 1, "context": {...}, "benchmarks": [{"name": ..., "samples_s": [...], ...}],
+     "tables": {"memory": [{...}, ...]}}
 
-`context` is the environment and the command. The entries are `Benchmark`s: one schema, by which
-the writer writes and the reader checks.
+`context` is the environment and the command. What was timed stands in `benchmarks`, a `Benchmark`
+each: one schema, by which the writer writes and the reader checks. What was counted stands in
+`tables`, by the part that counted it, a plain object a row.
 """
 
 import dataclasses
 import datetime
 import json
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks import timing
+from benchmarks import launch, timing
 from mnist_jax.errors import DataError, DeviceError
 from mnist_jax.storage import write_atomically
 
@@ -52,6 +55,14 @@ class Benchmark:
         return cls(warmup_s=list(warmup_s), samples_s=list(samples_s), **summary, **fields)
 
 
+KEY = ("name", "framework", "model", "batch_size", "precision", "mode")  # what makes two alike
+
+
+def key(benchmark: Benchmark) -> tuple[Any, ...]:
+    """What was measured. Rounds and launches of the same differ in their details only."""
+    return tuple(getattr(benchmark, field) for field in KEY)
+
+
 def check_writable(path: Path) -> None:
     """To be called before measuring, so that nothing is measured in vain.
 
@@ -68,7 +79,20 @@ def check_writable(path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
-def write(path: Path, context: Mapping[str, Any], benchmarks: Sequence[Benchmark]) -> None:
+class Results(NamedTuple):
+    """What a file holds; see above."""
+
+    context: dict[str, Any]
+    benchmarks: list[Benchmark]
+    tables: dict[str, list[dict[str, Any]]]
+
+
+def write(
+    path: Path,
+    context: Mapping[str, Any],
+    benchmarks: Sequence[Benchmark],
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> None:
     """Writes `path`, whole or not at all; adds the UTC time to the context.
 
     Raises:
@@ -78,6 +102,7 @@ def write(path: Path, context: Mapping[str, Any], benchmarks: Sequence[Benchmark
         "version": VERSION,
         "context": {**context, "date": datetime.datetime.now(datetime.UTC).isoformat()},
         "benchmarks": [dataclasses.asdict(benchmark) for benchmark in benchmarks],
+        "tables": tables or {},
     }
     try:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
@@ -85,8 +110,8 @@ def write(path: Path, context: Mapping[str, Any], benchmarks: Sequence[Benchmark
         raise _unwritable(path, error) from error
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[Benchmark]]:
-    """The context and the benchmarks of a file that `write` wrote.
+def read(path: Path) -> Results:
+    """What is in a file that `write` wrote.
 
     Raises:
         DataError: there is no such file, or it is truncated, of another version or not ours.
@@ -105,8 +130,12 @@ def read(path: Path) -> tuple[dict[str, Any], list[Benchmark]]:
             "measure again, or read it with the commit in its context"
         )
     try:
-        return dict(content["context"]), [_benchmark(entry) for entry in content["benchmarks"]]
-    except (KeyError, TypeError, ValueError) as error:
+        benchmarks = [_benchmark(entry) for entry in content["benchmarks"]]
+        tables = {
+            name: [dict(row) for row in rows] for name, rows in content.get("tables", {}).items()
+        }
+        return Results(dict(content["context"]), benchmarks, tables)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}); measure again") from error
 
 
@@ -119,6 +148,55 @@ def _benchmark(entry: Any) -> Benchmark:
     if not benchmark.samples_s or not all(sample > 0 for sample in benchmark.samples_s):
         raise ValueError(f"samples_s of {benchmark.name} is {benchmark.samples_s}")
     return benchmark
+
+
+class Recorder:
+    """Collects what one command measures, says each of it as it comes, and writes the file.
+
+    Args:
+        output: the file; None for none.
+        context: the environment.
+
+    Raises:
+        DeviceError: the file cannot be written.
+    """
+
+    def __init__(self, output: Path | None, context: Mapping[str, Any]):
+        if output is not None:
+            check_writable(output)
+        self.output = output
+        command = [Path(sys.argv[0]).stem, *sys.argv[1:]]
+        self.context = {"command": command, "left_out": {}, **context}
+        self.benchmarks: list[Benchmark] = []
+        self.tables: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, benchmark: Benchmark) -> Benchmark:
+        """Takes a measurement in."""
+        self.benchmarks.append(benchmark)
+        what = f"{benchmark.model}, batch {benchmark.batch_size}, {benchmark.precision}, "
+        what += f"{benchmark.mode}: {benchmark.name} " if benchmark.model else f"{benchmark.name} "
+        warning = f" ({benchmark.warning})" if benchmark.warning else ""
+        launch.say(f"{what}{1e3 * benchmark.median_s:.4g} ms{warning}")
+        return benchmark
+
+    def row(self, table: str, **values: Any) -> None:
+        """Takes a row of a table in."""
+        self.tables.setdefault(table, []).append(values)
+
+    def leave_out(self, what: str, why: str) -> None:
+        """Notes what could not be measured."""
+        self.context["left_out"][what] = why
+        launch.say(f"{what} is left out: {why}")
+
+    @property
+    def found(self) -> Results:
+        """All that came in so far."""
+        return Results(self.context, self.benchmarks, self.tables)
+
+    def write(self) -> None:
+        """Writes the file, if there is to be one. May be repeated as more comes in."""
+        if self.output is not None:
+            write(self.output, *self.found)
 
 
 def _unwritable(path: Path, error: OSError) -> DeviceError:

@@ -1,56 +1,56 @@
-"""How near a training step comes to what the device can do.
+"""How near a training step, and each of its layers, comes to what the device can do.
 
     python -m benchmarks.roofline --output FILE
 
-The roof is measured, not looked up: how fast this device multiplies two large matrices, and how
-fast it adds 1 to 256 MB, which reads and writes each byte once. A step takes at least its
-operations at the one rate, and at least its bytes at the other; the larger is its limit.
+The roof is measured, not looked up: how fast this device multiplies two large matrices in each
+precision, and how fast it adds 1 to 256 MB, which reads and writes each byte once. A step takes at
+least its operations at the one rate, and at least its bytes at the other; the larger is its limit.
 
 Operations, two for a multiplication with its addition: each layer's product forward, for the
 kernel's gradient and, but for the first layer, for its input's. A convolution counts as Winograd
-multiplies it where that is what runs. Bytes: every output of a layer, and its gradient, written
-and read once; parameters and Adam's two moments read and written, gradients written and read. What
-else a step does (transforms, sums, a second reading) is what the limit leaves out.
+multiplies it where that is what runs, and beside that by its definition, from which MFU, the model
+FLOPs utilization, is reckoned. Bytes: every output of a layer, and its gradient, written and read
+once; a layer's parameters read, their gradients written; and for the update those gradients read,
+parameters and Adam's two moments read and written. What else a step does (transforms, sums, a
+second reading) is what the limit leaves out.
+
+A layer is timed by itself: forward and backward, in a loop on the device, on random numbers.
 """
 
 import dataclasses
 import math
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
+from rich import box
+from rich.table import Table
 
-from benchmarks import launch, peers, results, timing
-from benchmarks.results import Benchmark
+from benchmarks import launch, step, timing
+from benchmarks.peer_workers import job as jobs
+from benchmarks.results import Benchmark, Recorder, Results
 from mnist_jax import convolution, devices, environment
+from mnist_jax.config import Config
 from mnist_jax.models import MODELS, layers, params_of
+from mnist_jax.recipe import make_optimizer
 
 MATRIX_SIZE, COPY_BYTES, FLOAT_BYTES = 2048, 2**28, 4
+PRODUCT, COPY, LAYER, UPDATE = "matrix_product", "copy", "layer", "update"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(launch.Options):
     """The flags."""
-
-    output: Path
-    """The result file."""
-    models: tuple[peers.Model, ...] = ("logistic", "mlp", "cnn")
-    """Networks to measure."""
-    batch_size: int = 100
-    """Images a training step."""
-    repeats: int = 20
-    """Samples of the roof's rates."""
-
-    def __post_init__(self):
-        launch.check_options(self)
 
 
 class Work(NamedTuple):
-    """What a training step must at least do.
+    """What a training step, or a part of it, must at least do.
 
     Attributes:
         flops: floating-point operations of the products that run.
@@ -62,17 +62,23 @@ class Work(NamedTuple):
     direct_flops: int
     bytes: int
 
+    def limit_s(self, flops_per_s: float, bytes_per_s: float) -> float:
+        """The least time that it takes at these rates."""
+        return max(self.flops / flops_per_s, self.bytes / bytes_per_s)
 
-def train_work(model: nn.Module, batch_size: int, platform: str) -> Work:
-    """The work of one step, summed over the layers; all of them dense or 3×3 convolutions."""
+
+def works(model: nn.Module, batch_size: int, platform: str) -> dict[str, Work]:
+    """The work of each layer, dense or a 3×3 convolution, and of the update, by their names."""
     params = params_of(model)
-    flops = direct_flops = numbers = 0
-    first = True
+    found: dict[str, Work] = {}
+    parameters = 0
     for layer in layers(model):
         if layer.kind in ("Flatten", "Dropout"):  # a view; a part of its neighbour
             continue
-        numbers += 4 * batch_size * math.prod(layer.output_shape) + 8 * layer.parameters
+        parameters += layer.parameters
+        numbers = 4 * batch_size * math.prod(layer.output_shape) + 2 * layer.parameters
         if not layer.parameters:
+            found[layer.name] = Work(0, 0, numbers * FLOAT_BYTES)
             continue
         *window, inputs, outputs = params[layer.name]["kernel"].shape
         places = math.prod(layer.output_shape[:-1])  # 1 for a dense layer
@@ -80,93 +86,210 @@ def train_work(model: nn.Module, batch_size: int, platform: str) -> Work:
         if window == [3, 3] and inputs > 1 and platform == "cpu":
             tiles = [math.ceil(n / convolution.TILE) for n in layer.output_shape[:2]]
             products = math.prod(tiles) * convolution.SPAN**2
-        passes = 2 if first else 3
-        first = False
+        passes = 3 if any(work.flops for work in found.values()) else 2
         each = 2 * passes * batch_size * inputs * outputs
-        flops += each * products
-        direct_flops += each * direct
-    return Work(flops, direct_flops, numbers * FLOAT_BYTES)
+        found[layer.name] = Work(each * products, each * direct, numbers * FLOAT_BYTES)
+    found[UPDATE] = Work(0, 0, 7 * parameters * FLOAT_BYTES)
+    return found
 
 
-def matrix_rate(samples: int) -> timing.Timing:
-    """Seconds for a product of two float32 matrices of `MATRIX_SIZE` rows and columns."""
-    start, other = jax.random.normal(jax.random.key(0), (2, MATRIX_SIZE, MATRIX_SIZE))
+def train_work(model: nn.Module, batch_size: int, platform: str) -> Work:
+    """The work of one step: of all layers and the update."""
+    return Work(
+        *(sum(part) for part in zip(*works(model, batch_size, platform).values(), strict=True))
+    )
+
+
+def time_loop(body: Any, state: Any, samples: int) -> timing.Timing:
+    """Seconds for a turn of `body`, (i, state) → state, of which a call runs many on the device."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def run(state: Any, steps: Any) -> Any:
+        return lax.fori_loop(0, steps, body, state)
+
+    limits = {"samples": samples, "budget_s": 1.5, "warmup_s": 3.0}
+    return timing.measure(run, state, sync=jax.block_until_ready, **limits)[0]
+
+
+def matrix_rate(samples: int, dtype: Any = None) -> timing.Timing:
+    """Seconds for a product of two matrices of `MATRIX_SIZE` rows and columns."""
+    x, other = jax.random.normal(jax.random.key(0), (2, MATRIX_SIZE, MATRIX_SIZE), dtype)
     other = other / MATRIX_SIZE**0.5  # so that repeated products stay finite
-
-    @jax.jit
-    def multiply(x: jax.Array, other: jax.Array, steps: int) -> jax.Array:
-        return lax.fori_loop(0, steps, lambda _, x: x @ other, x)
-
-    def call(x: jax.Array, steps: int) -> jax.Array:
-        return multiply(x, other, steps)
-
-    return timing.measure(call, start, sync=jax.block_until_ready, samples=samples)[0]
+    return time_loop(lambda _, x: x @ other, x, samples)
 
 
 def copy_rate(samples: int) -> timing.Timing:
     """Seconds to read and write `COPY_BYTES`."""
+    return time_loop(lambda _, x: x + 1, jnp.zeros(COPY_BYTES // FLOAT_BYTES), samples)
 
-    def add(x: jax.Array, steps: int) -> jax.Array:
-        return lax.fori_loop(0, steps, lambda _, x: x + 1, x)
 
-    start = jnp.zeros(COPY_BYTES // FLOAT_BYTES)
-    call: Any = jax.jit(add, donate_argnums=0)
-    return timing.measure(call, start, sync=jax.block_until_ready, samples=samples)[0]
+class Alone(NamedTuple):
+    """A layer by itself, with the shapes and dtypes of its parameters, input and output."""
+
+    module: nn.Module
+    params: Any
+    x: Any
+    y: Any
+
+    def time(self, *, first: bool, samples: int) -> timing.Timing:
+        """Seconds forward and backward; the first layer's input has no gradient."""
+
+        def both_passes(params: Any, x: jax.Array, g: jax.Array) -> Any:
+            def apply(params: Any, x: jax.Array) -> Any:
+                return self.module.apply({"params": params}, x)
+
+            if first:
+                y, backward = jax.vjp(lambda params: apply(params, x), params)
+            else:
+                y, backward = jax.vjp(apply, params, x)
+            return y, backward(g)
+
+        leaves, tree = jax.tree.flatten((self.params, self.x, self.y))
+        keys = jax.random.split(jax.random.key(0), len(leaves))
+        random = [
+            jax.random.normal(key, leaf.shape, leaf.dtype)
+            for key, leaf in zip(keys, leaves, strict=True)
+        ]
+        params, x, g = jax.tree.unflatten(tree, random)
+
+        def body(i: jax.Array, _: Any) -> Any:
+            # Other numbers in every turn, or the compiler would take the work out of the loop.
+            some = (1 + 1e-6 * i.astype(jnp.float32)).astype(x.dtype)
+            return both_passes(params, some * x, some * g)
+
+        shapes = jax.eval_shape(both_passes, params, x, g)
+        start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return time_loop(body, start, samples)
+
+
+def alone(model: nn.Module, batch_size: int) -> dict[str, Alone]:
+    """The layers that do something of their own, by their names, in the order they run."""
+    found: dict[str, Alone] = {}
+
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module, y = context.module, call(*args, **kwargs)
+        if module.scope is None or len(module.path) != 1:
+            return y
+        if type(module).__name__ not in ("Flatten", "Dropout"):
+            params = module.variables.get("params", {})
+            shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+            x, y_ = (
+                jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype) for a in (args[0], y)
+            )
+            found[module.name] = Alone(module.clone(parent=None, name=None), shapes, x, y_)
+        return y
+
+    with nn.intercept_methods(record):
+        params_of(model)
+    return found
+
+
+def time_update(model: nn.Module, samples: int) -> timing.Timing:
+    """Seconds for Adam's update of all parameters."""
+    tx = make_optimizer(Config(), 1)
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), params_of(model))
+    grads = jax.tree.map(lambda leaf: 0.01 * leaf, params)
+
+    def body(_: Any, state: Any) -> Any:
+        params, opt_state = state
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return time_loop(body, jax.block_until_ready((params, tx.init(params))), samples)
 
 
 def measure(options: Options) -> None:
-    """Measures the roof and the steps, prints the table and writes the file."""
-    results.check_writable(options.output)
-    device = jax.devices()[0]
-    context = {"command": sys.argv[1:], **environment.describe(device)}
-    benchmarks: list[Benchmark] = []
+    """Measures the roof, the steps and their parts, prints the tables and writes the file."""
+    device = devices.select_device(options.platform)
+    recorder = Recorder(options.output, environment.describe(device))
 
-    def add(name: str, model: str, times: timing.Timing, **details: Any) -> float:
-        names = {"name": name, "framework": "mnist_jax", "model": model, "mode": peers.OURS.mode}
-        common = {"batch_size": options.batch_size, "precision": peers.PRECISION}
-        made = Benchmark.of(times.samples_s, times.warmup_s, details=details, **names, **common)
-        benchmarks.append(made)
-        launch.say(f"{model or 'roof'}: {peers.describe(made)}")
-        return made.median_s
+    def add(name: str, times: timing.Timing, job: jobs.Job | None = None, **details: Any) -> float:
+        names = step.named(job or jobs.Job(model="", mode=""), name)
+        names |= {"precision": precision}
+        made = Benchmark.of(times.samples_s, times.warmup_s, details=details, **names)
+        return recorder.add(made).median_s
 
-    with jax.default_matmul_precision(devices.MATMUL_PRECISION[peers.PRECISION]):
-        flops = 2 * MATRIX_SIZE**3
-        flops_per_s = flops / add("matrix_product", "", matrix_rate(options.repeats), flops=flops)
-        moved = 2 * COPY_BYTES
-        bytes_per_s = moved / add("copy", "", copy_rate(options.repeats), bytes=moved)
-        for name in options.models:
-            # In a process of its own: what the roof's large arrays leave behind slows a step here.
-            answer = peers.ask(peers.OURS, name, ("train",), options.batch_size)
-            times = timing.Timing(**answer.output["train"])
-            work = train_work(MODELS[name](), options.batch_size, device.platform)
-            limit_s = max(work.flops / flops_per_s, work.bytes / bytes_per_s)
-            add("train_step", name, times, **work._asdict(), limit_s=limit_s)
-    results.write(options.output, context, benchmarks)
-    show(benchmarks, flops_per_s, bytes_per_s)
+    for precision in options.precision:
+        with jax.default_device(device):
+            dtype = devices.compute_dtype(precision, device)
+            with jax.default_matmul_precision(devices.MATMUL_PRECISION[precision]):
+                flops, moved = 2 * MATRIX_SIZE**3, 2 * COPY_BYTES
+                rates = (
+                    flops / add(PRODUCT, matrix_rate(options.repeats, dtype), flops=flops),
+                    moved / add(COPY, copy_rate(options.repeats), bytes=moved),
+                )
+            for job in step.jobs_of(options, ("many",), ("train",)):
+                if job.precision == precision:
+                    _measure_step(job, device, rates, add, recorder)
+        recorder.write()
+    launch.show(report(recorder.found))
 
 
-def show(benchmarks: list[Benchmark], flops_per_s: float, bytes_per_s: float) -> None:
-    """Prints the table."""
-    from rich.console import Console
-    from rich.table import Table
+def _measure_step(
+    job: jobs.Job, device: jax.Device, rates: tuple[float, float], add: Any, recorder: Recorder
+) -> None:
+    """A whole step, in a process of its own, and its parts."""
+    model = MODELS[job.model](dtype=devices.compute_dtype(job.precision, device))
+    with step.left_out_if_impossible(recorder, step.describe(job)):
+        # What the roof's large arrays leave behind slows a step in the same process.
+        [whole] = step.in_own_process(job, device.platform)
+        work = train_work(model, job.batch_size, device.platform)
+        limit_s = work.limit_s(*rates)
+        times = timing.Timing(whole.warmup_s, whole.samples_s, 0)
+        mfu = work.direct_flops / whole.median_s / rates[0]
+        add(step.TRAIN, times, job, **work._asdict(), limit_s=limit_s, mfu=mfu)
+        parts = works(model, job.batch_size, device.platform)
+        with jax.default_matmul_precision(devices.MATMUL_PRECISION[job.precision]):
+            layers_ = alone(model, job.batch_size)
+            for name, layer in layers_.items():
+                first = name == next(iter(layers_))
+                times = layer.time(first=first, samples=job.samples)
+                details = {"layer": name, **parts[name]._asdict()}
+                add(LAYER, times, job, **details, limit_s=parts[name].limit_s(*rates))
+            details = {"layer": UPDATE, **parts[UPDATE]._asdict()}
+            times = time_update(model, job.samples)
+            add(LAYER, times, job, **details, limit_s=parts[UPDATE].limit_s(*rates))
 
-    title = (
-        f"training steps under a roof of {flops_per_s / 1e9:.0f} GFLOP/s "
-        f"and {bytes_per_s / 1e9:.1f} GB/s"
+
+def roof(benchmarks: Sequence[Benchmark], precision: str) -> tuple[float, float]:
+    """The measured rates: operations and bytes a second."""
+    chosen = {b.name: b for b in benchmarks if b.precision == precision and not b.model}
+    product, copy = chosen[PRODUCT], chosen[COPY]
+    return (
+        product.details["flops"] / product.median_s,
+        copy.details["bytes"] / copy.median_s,
     )
-    table = Table(title=title)
-    table.add_column("model")
-    for heading in ("GFLOP", "by definition", "MB", "limit ms", "ms", "limit ÷ time"):
-        table.add_column(heading, justify="right")
-    for b in benchmarks:
-        if b.name != "train_step":
-            continue
-        work, limit_s = b.details, b.details["limit_s"]
-        sizes = (work["flops"] / 1e9, work["direct_flops"] / 1e9, work["bytes"] / 1e6)
-        cells = [f"{size:.4g}" for size in sizes]
-        ms = [peers.milliseconds(seconds) for seconds in (limit_s, b.median_s)]
-        table.add_row(b.model, *cells, *ms, f"{limit_s / b.median_s:.2f}")
-    Console().print(table)
+
+
+def report(found: Results) -> list[Table | str]:
+    """A table for each network, and before it the roof."""
+    benchmarks, parts = found.benchmarks, list[Table | str]()
+    for precision in dict.fromkeys(b.precision for b in benchmarks):
+        flops_per_s, bytes_per_s = roof(benchmarks, precision)
+        rates = f"{flops_per_s / 1e9:.4g} GFLOP/s and {bytes_per_s / 1e9:.4g} GB/s"
+        parts.append(f"{precision}: a roof of {rates}")
+        chosen = [b for b in benchmarks if b.precision == precision and b.model]
+        for model, batch_size in dict.fromkeys((b.model, b.batch_size) for b in chosen):
+            table = Table(title=f"{model}, batch {batch_size}, {precision}", box=box.SIMPLE)
+            table.add_column("part", no_wrap=True)
+            heads = ("GFLOP", "direct", "MB", "FLOP/byte", "limit ms", "ms", "limit ÷ time")
+            for heading in heads:
+                table.add_column(heading, justify="right", no_wrap=True)
+            mfu = ""
+            for b in chosen:
+                if (b.model, b.batch_size) != (model, batch_size):
+                    continue
+                work = b.details
+                if "mfu" in work:
+                    mfu = f"MFU, operations by definition: {work['mfu']:.1%}"
+                numbers = (work["flops"] / 1e9, work["direct_flops"] / 1e9, work["bytes"] / 1e6)
+                intensity = work["flops"] / work["bytes"]
+                times = 1e3 * work["limit_s"], 1e3 * b.median_s
+                cells = [f"{number:.4g}" for number in (*numbers, intensity, *times)]
+                name = work.get("layer", "a step")
+                table.add_row(name, *cells, f"{work['limit_s'] / b.median_s:.2f}")
+            parts += [table, mfu]
+    return [*parts, *step.left_out(found)]
 
 
 if __name__ == "__main__":

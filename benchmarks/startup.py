@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import launch, peers, results
 from benchmarks.results import Benchmark
-from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
+from mnist_jax.data import load_dataset
 
 PHASES = ("import", "data", "init", "trace", "compile", "first_step", "rest")
 JOB, JOB_MODEL, BATCH_SIZE = "job", "logistic", 100
@@ -32,10 +32,10 @@ COLD, WARM = "cold cache", "warm cache"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(launch.DataOptions):
     """The flags."""
 
-    output: Path
+    output: Path = Path("startup.json")
     """The result file."""
     rounds: int = 5
     """How often everything is run."""
@@ -43,17 +43,10 @@ class Options:
     """Networks whose phases are measured."""
     dataset: str = "mnist"
     """The data set."""
-    data_dir: Path = DEFAULT_DATA_DIR
-    """Where it is prepared and cached."""
-    manual_dir: Path | None = None
-    """Folder with its four original .gz files."""
     epochs: int = 10
     """Epochs of the job."""
     peers_python: Path = Path(sys.executable)
     """The interpreter that Keras is installed for."""
-
-    def __post_init__(self):
-        launch.check_options(self)
 
 
 def measure(options: Options) -> None:

@@ -157,7 +157,7 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
             traceback.print_exc()
         if isinstance(error, MnistJaxError):
             return _report(f"error: {error}", error.exit_status)
-        if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        if isinstance(error, MemoryError) or is_out_of_memory(error):
             return _report(
                 f"error: out of memory ({_first_line(error)}); a smaller --batch_size helps",
                 DeviceError.exit_status,
@@ -172,7 +172,8 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
     return 0
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether XLA could not have the memory that it needed."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 

@@ -157,6 +157,10 @@ class Config:
     tensorboard: bool = _execution(False)
     """Also write the metrics of each epoch for TensorBoard, into the run's folder."""
 
+    profile: Path | None = _execution(None)
+    """Write a trace of one call of training steps into this folder, for TensorBoard or Perfetto,
+    and list the ten costliest operations."""
+
     deterministic: bool = _execution(False)
     """The same bits from the same seed on a GPU too, at some cost in speed. CPU and TPU give them
     in any case."""
@@ -168,7 +172,7 @@ class Config:
         if self.preset not in PRESETS:
             raise unknown_choice("preset", self.preset, PRESETS)
         self._fill_in(PRESETS[self.preset])
-        for name in ("data_dir", "manual_dir", "workdir", "compilation_cache"):
+        for name in ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile"):
             if (path := getattr(self, name)) is not None:
                 try:
                     object.__setattr__(self, name, storage.user_path(path))

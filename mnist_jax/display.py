@@ -14,8 +14,10 @@ from rich.table import Table
 
 from mnist_jax.config import PRESETS, Config
 from mnist_jax.data import Dataset
+from mnist_jax.errors import DataError
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import count_parameters, layers, params_of
+from mnist_jax.profiling import costliest, show_costliest
 from mnist_jax.training import Observer, Result
 
 
@@ -139,9 +141,18 @@ class Display(Observer):
             else:
                 print(f"params  sha256 {record['params_sha256']}")
             print(f"files   {result.workdir}")
+            if folder := record["config"]["profile"]:
+                self._show_profile(Path(folder))
             for text in self.notices:
                 print(f"notice  {text}")
         print(accuracy_line(record), flush=True)
+
+    def _show_profile(self, folder: Path) -> None:
+        print(f"profile {folder}")
+        try:
+            show_costliest(costliest(folder), self.console)
+        except DataError:
+            self.notices.append("the second call of training steps is profiled; there was but one")
 
     def close(self) -> None:
         """Takes the bar away, also when the run ends early."""

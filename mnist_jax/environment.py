@@ -1,5 +1,6 @@
 """Where a number was made: the versions, the device, the machine and the commit."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -19,6 +20,7 @@ def describe(device: jax.Device) -> dict[str, Any]:
         "platform": device.platform,
         "device": device.device_kind,
         "devices": jax.local_device_count(device.platform),
+        "driver": _driver(device),
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -31,6 +33,16 @@ def describe(device: jax.Device) -> dict[str, Any]:
         },
         **_git_commit(),
     }
+
+
+def _driver(device: jax.Device) -> str | None:
+    """The version of what runs a device that is not the CPU, as its runtime and system name it."""
+    if device.platform == "cpu":
+        return None
+    lines = [device.client.platform_version]
+    with contextlib.suppress(OSError):
+        lines += Path("/proc/driver/nvidia/version").read_text().splitlines()[:1]
+    return "; ".join(" ".join(line.split()) for line in lines)
 
 
 def _cpu_model() -> str:

@@ -1,5 +1,6 @@
 """A run's compiled programs, with the time to compile them kept apart from the time they take."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -18,6 +19,7 @@ from mnist_jax.errors import DeviceError
 from mnist_jax.members import member_of, over_members
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import count_parameters, params_of
+from mnist_jax.profiling import profiled
 from mnist_jax.recipe import averaged, make_recipe
 
 # Images a batch when evaluating. Fixed, so that sums are rounded the same way in every run; small
@@ -25,6 +27,7 @@ from mnist_jax.recipe import averaged, make_recipe
 EVAL_BATCH_SIZE = 250
 CALL_S = 1.0  # what one call aims to last on a CPU, so that progress shows and Ctrl-C is heard
 CALIBRATION_STEPS = 2
+PROFILED_STEPS = 50  # at most, on a CPU: a trace of a second's worth would be too large to read
 
 
 def takes_any_length(device: jax.Device) -> bool:
@@ -152,6 +155,7 @@ class Programs:
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
         self.any_length = takes_any_length(device)
         self.steps_per_call = config.steps_per_call
+        self._profile = config.profile  # until it is written
         self.train_size = len(dataset.train.label)
         self.batch_size = config.batch_size
         self.members = config.seeds
@@ -264,11 +268,16 @@ class Programs:
             count = min(most, self.steps_per_call)
         elif self.any_length:
             count = min(most, self._calibrated.get(program, CALIBRATION_STEPS))
+        traced: Any = contextlib.nullcontext()
+        if self._profile is not None and name == "train_s" and program in self._calibrated:
+            traced, self._profile = profiled(self._profile), None
+            count = min(count, PROFILED_STEPS) if self.any_length else count
         compiled = self._compile(program, *args, steps=count)
         length = (jnp.int32(count),) if self.any_length else ()
-        started = time.perf_counter()
-        result = jax.block_until_ready(compiled(*args, *length))  # here the host waits
-        elapsed_s = time.perf_counter() - started
+        with traced:
+            started = time.perf_counter()
+            result = jax.block_until_ready(compiled(*args, *length))  # here the host waits
+            elapsed_s = time.perf_counter() - started
         self.seconds[name] += elapsed_s
         self._calibrated[program] = max(1, round(count * CALL_S / max(elapsed_s, 1e-9)))
         return result, count

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from mnist_jax import devices, environment, record, runs
+from mnist_jax import devices, environment, profiling, record, runs
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import NonFiniteError, UsageError
@@ -118,6 +118,8 @@ def _fit(
     dtype = devices.compute_dtype(config.precision, device)
     if config.tensorboard:
         runs.summary_writer()  # its absence is better found before a folder is made
+    if config.profile is not None:
+        profiling.make_folder(config.profile)
     observer.on_load(config)
     data_started = time.perf_counter()
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir)

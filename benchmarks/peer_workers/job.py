@@ -39,6 +39,8 @@ class Job:
     """How to use the framework; each worker names its own."""
     what: tuple[str, ...] = ("train", "eval")
     batch_size: int = 100
+    precision: str = "float32"
+    """Only this project's own worker knows others."""
     train_size: int = 60_000
     test_size: int = 10_000
     samples: int = 20
@@ -85,6 +87,7 @@ class Workload(NamedTuple):
         context: versions and whatever else the result file's context should say.
         min_sample_s: least time in a sample, where the framework needs more than the job's.
         multiple_of: training steps in a sample are a multiple of this.
+        analysis: what the compiler says of the memory of a training step, if it does.
     """
 
     state: Any
@@ -94,6 +97,7 @@ class Workload(NamedTuple):
     context: dict[str, Any]
     min_sample_s: float = 0.0
     multiple_of: int = 1
+    analysis: Any = None
 
 
 def make_data(job: Job) -> Data:

@@ -1,26 +1,34 @@
 """This project: `steps.train_steps`, compiled and called as `mnist_jax.programs` does it.
 
 The images lie on the device as uint8; a call gathers, normalises and trains on as many batches as
-a sample has steps, with the state donated and the metrics summed.
+a sample has steps, with the state donated and the metrics summed. One dispatch a step is the same
+program, called with one step at a time and never waited for within a sample.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.peer_workers import job as jobs
 from mnist_jax import devices, environment, steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
+from mnist_jax.errors import DeviceError
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
-from mnist_jax.programs import Jitted, jitted
+from mnist_jax.programs import Jitted, jitted, takes_any_length
 from mnist_jax.recipe import make_optimizer, make_recipe
+
+MANY, ONE = "many steps a call", "one dispatch a step"
 
 
 def programs(config: Config, device: jax.Device, train_size: int) -> Jitted:
     """Those of a run, not yet compiled."""
+    dtype = devices.compute_dtype(config.precision, device)
     return jitted(
-        MODELS[config.model](),
+        MODELS[config.model](dtype=dtype, **config.model_options()),
         make_optimizer(config, 1),
         device,
         train_size=train_size,
@@ -29,28 +37,102 @@ def programs(config: Config, device: jax.Device, train_size: int) -> Jitted:
     )
 
 
-def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
-    """The package's own training and evaluation, at the default recipe."""
-    config = Config(model=job.model, batch_size=job.batch_size)
-    device = jax.devices()[0]
-    init_state, _, train_steps, eval_steps = programs(config, device, job.train_size)
-    root_key, zero = jax.random.key(config.seed), jnp.int32(0)
-    split, test, order = jax.device_put(
-        (Split(data.image, data.label), Split(data.test_image, data.test_label), data.order), device
-    )
-    epoch = job.train_size // job.batch_size
+class AnyLength:
+    """A loop's program, compiled when it is first called with a length that it needs.
 
-    def train(state: steps.TrainState, count: int) -> steps.TrainState:
-        for first in range(0, count, epoch):
-            some, sums = min(epoch, count - first), MetricSums.zeros()
-            state, _ = train_steps(state, sums, split, order, root_key, zero, some)
+    `analysis` is what the compiler says of the memory of the last one compiled.
+
+    Raises:
+        DeviceError: when called, if the program needs more memory than there is.
+    """
+
+    def __init__(self, program: Any, device: jax.Device):
+        self._program, self._device = program, device
+        self._compiled: dict[int | None, Any] = {}
+        self.analysis: Any = None
+
+    def compile(self, *args: Any, count: int) -> Any:
+        """The program for arguments of these shapes and that many steps."""
+        any_length = takes_any_length(self._device)
+        key = None if any_length else count
+        if key not in self._compiled:
+            lowered = self._program.lower(*args, jnp.int32(count) if any_length else count)
+            compiled = lowered.compile()
+            self.analysis = compiled.memory_analysis()
+            # A CPU's system would rather end the process than refuse the memory.
+            _check_fits(self.analysis, self._device)
+            self._compiled[key] = compiled
+        return self._compiled[key]
+
+    def __call__(self, *args: Any, count: int) -> Any:
+        """Runs that many steps."""
+        length = [np.int32(count)] if takes_any_length(self._device) else []
+        return self.compile(*args, count=count)(*args, *length)
+
+
+def _check_fits(analysis: Any, device: jax.Device) -> None:
+    room, needed = devices.memory_bytes(device), needed_bytes(analysis)
+    if room is not None and needed > room:
+        raise DeviceError(
+            f"out of memory: the program needs {needed / 1e9:.1f} GB of {room / 1e9:.1f}; "
+            "choose a smaller --batch_size"
+        )
+
+
+def needed_bytes(analysis: Any) -> int:
+    """The memory of a program's arguments, results and temporaries; donated ones once."""
+    sizes = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    return int(sizes + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes)
+
+
+def make(job: jobs.Job, data: jobs.Data, device: jax.Device | None = None) -> jobs.Workload:
+    """The package's own training and evaluation, at the default recipe.
+
+    To be called, and what it returns used, at the matrix precision that belongs to the job's.
+    """
+    config = Config(model=job.model, batch_size=job.batch_size, precision=job.precision)
+    device = device or jax.devices()[0]
+    compiled = programs(config, device, job.train_size)
+    train_steps = AnyLength(compiled.train_steps, device)
+    eval_steps = AnyLength(compiled.eval_steps, device)
+    root_key, split, test, order = jax.device_put(
+        (
+            jax.random.key(config.seed),
+            Split(data.image, data.label),
+            Split(data.test_image, data.test_label),
+            data.order,
+        ),
+        device,
+    )
+    first, sums = np.int32(0), MetricSums.zeros()
+    epoch = max(1, job.train_size // job.batch_size)
+
+    def many(state: steps.TrainState, count: int) -> steps.TrainState:
+        for done in range(0, count, epoch):
+            some = min(epoch, count - done)
+            state, _ = train_steps(state, sums, split, order, root_key, first, count=some)
+        return state
+
+    def one(state: steps.TrainState, count: int) -> steps.TrainState:
+        for i in range(count):
+            place = np.int32(i % epoch)
+            state, _ = train_steps(state, sums, split, order, root_key, place, count=1)
         return state
 
     def evaluate(state: steps.TrainState, batches: int) -> MetricSums:
-        return eval_steps(state, MetricSums.zeros(), test, zero, batches)
+        return eval_steps(state, sums, test, first, count=batches)
 
-    context = environment.describe(device)
-    return jobs.Workload(init_state(root_key), train, evaluate, jax.block_until_ready, context)
+    state = compiled.init_state(root_key)
+    train_steps.compile(state, sums, split, order, root_key, first, count=1)  # or is refused
+    train = one if job.mode == ONE else many
+    return jobs.Workload(
+        state,
+        train,
+        evaluate,
+        jax.block_until_ready,
+        environment.describe(device),
+        analysis=train_steps.analysis,
+    )
 
 
 if __name__ == "__main__":

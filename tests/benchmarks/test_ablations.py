@@ -16,11 +16,11 @@ def test_a_row_for_each_change_with_every_seed(data_dir, tmp_path, monkeypatch, 
     where = {"dataset": "digits", "data_dir": data_dir, "output": file}
     ablations.measure(ablations.Options(seeds=2, epochs=1, **where))
     content = json.loads(file.read_text())
-    assert [(row["model"], row["change"]) for row in content["ablations"]] == [
+    assert [(row["model"], row["change"]) for row in content["tables"]["ablations"]] == [
         (model, change) for model, rows in changes.items() for change in rows
     ]
-    assert all(len(row["test_accuracy"]) == 2 for row in content["ablations"])
-    best, worst = (content["ablations"][i]["statistics"]["mean"] for i in (0, 1))
+    assert all(len(row["test_accuracy"]) == 2 for row in content["tables"]["ablations"])
+    best, worst = (content["tables"]["ablations"][i]["statistics"]["mean"] for i in (0, 1))
     assert best > worst
     assert "--activation=sigmoid" in capsys.readouterr().out
 

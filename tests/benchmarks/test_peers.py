@@ -85,7 +85,7 @@ def test_frameworks_that_are_not_installed_are_named_and_left_out(
         peers_python=no_frameworks,
     )
     peers.measure(options)
-    context, benchmarks = results.read(options.output)
+    context, benchmarks, _ = results.read(options.output)
     assert {b.framework for b in benchmarks} == {"mnist_jax"}
     assert {who.split()[0] for who in context["left_out"]} == {"pytorch", "keras"}
     out = capsys.readouterr().out
@@ -112,7 +112,7 @@ def test_startup_measures_phases_and_the_job(
         peers_python=no_frameworks,
     )
     startup.measure(options)
-    context, benchmarks = results.read(options.output)
+    context, benchmarks, _ = results.read(options.output)
     names = {(b.name, b.mode) for b in benchmarks}
     assert names == {(n, m) for n in (*startup.PHASES, "job") for m in ("cold cache", "warm cache")}
     assert list(context["left_out"]) == ["keras"]

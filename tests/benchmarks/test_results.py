@@ -30,13 +30,13 @@ def test_what_is_written_is_read(tmp_path: Path):
     path = tmp_path / "new" / "peers.json"
     results.check_writable(path)
     results.write(path, {"cores": 2}, [make(), make(model="cnn")])
-    context, benchmarks = results.read(path)
+    context, benchmarks, _ = results.read(path)
     assert context["cores"] == 2
     assert context["date"].endswith("+00:00")
     assert benchmarks == [make(), make(model="cnn")]
     assert benchmarks[0].median_s == 0.002
     content = json.loads(path.read_text())
-    assert set(content) == {"version", "context", "benchmarks"}
+    assert set(content) == {"version", "context", "benchmarks", "tables"}
     assert content["benchmarks"][0]["warmup_s"] == [1.0]
 
 

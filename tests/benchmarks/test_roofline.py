@@ -43,18 +43,60 @@ def test_the_operations_agree_with_the_compilers_own_count():
 
 def test_bytes_are_those_of_parameters_and_outputs():
     work = roofline.train_work(LogisticRegression(), 100, "cpu")
-    assert work.bytes == 4 * (8 * 7850 + 4 * 100 * 10)
+    assert work.bytes == 4 * (9 * 7850 + 4 * 100 * 10)
+
+
+def test_a_step_of_the_cnn_is_three_forward_passes_but_for_the_first_layer_s_input():
+    work = roofline.train_work(CNN(), 1, "gpu")
+    first = roofline.works(CNN(), 1, "gpu")["conv1"]
+    assert work.direct_flops == pytest.approx(3 * 182.2e6 - first.direct_flops / 2, rel=0.01)
+
+
+def test_every_layer_is_timed_alone():
+    model = CNN(hidden_sizes=(4,))
+    layers = roofline.alone(model, 2)
+    works = roofline.works(model, 2, "cpu")
+    assert [*layers, roofline.UPDATE] == list(works)
+    assert layers["conv2"].x.shape == (2, 28, 28, 64)
+    assert layers["dense1"].y.shape == (2, 4)
+    assert layers["logits"].time(first=False, samples=1).samples_s[0] > 0
+
+
+def test_the_compiler_takes_no_work_out_of_a_layer_s_loop():
+    """A hundred turns of a layer's passes have a hundred times the operations of one."""
+    layer = roofline.alone(MLP(hidden_sizes=(64,)), 32)["dense1"]
+    seen = []
+    original = roofline.time_loop
+
+    def lowered(body, state, samples):
+        run = jax.jit(lambda state, steps: jax.lax.fori_loop(0, steps, body, state))
+        seen.append(run.lower(state, 3).compile().as_text())
+        return original(body, state, samples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roofline, "time_loop", lowered)
+        layer.time(first=False, samples=1)
+    entry = seen[0][seen[0].index("ENTRY") :]
+    assert "dot(" not in entry
+    assert seen[0].count("dot(") + seen[0].count("custom-call") + seen[0].count("ynn") >= 3
 
 
 def test_the_table_shows_limits_below_times(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(roofline, "MATRIX_SIZE", 64)
     monkeypatch.setattr(roofline, "COPY_BYTES", 2**20)
     file = tmp_path / "roofline.json"
-    words = ["--models", "logistic", "--repeats", "2", "--output", str(file)]
+    words = ["--model", "logistic", "--repeats", "2", "--output", str(file)]
     monkeypatch.setattr("sys.argv", ["roofline", *words])
     assert launch.command(roofline.Options, roofline.measure, "roofline", "") == 0
     assert "logistic" in capsys.readouterr().out
-    _, benchmarks = results.read(file)
-    assert [b.name for b in benchmarks] == ["matrix_product", "copy", "train_step"]
-    assert [len(b.samples_s) for b in benchmarks[:2]] == [2, 2]
+    benchmarks = results.read(file).benchmarks
+    names = [(b.name, b.details.get("layer")) for b in benchmarks]
+    assert names == [
+        ("matrix_product", None),
+        ("copy", None),
+        ("train_step", None),
+        ("layer", "logits"),
+        ("layer", "update"),
+    ]
+    assert all(len(b.samples_s) == 2 for b in benchmarks)
     assert benchmarks[2].details["limit_s"] > 0

@@ -1,0 +1,156 @@
+"""The whole suite, in a short form: one result file, one page, and figures.
+
+    python -m benchmarks
+
+Every part runs in a process of its own, as its own command would, and what it found is put together
+in benchmarks/results/<device>-<UTC time>/: `results.json`, which `python -m benchmarks.compare`
+reads, and `card.md` with its figures. --full lets every part measure all that it does by default.
+"""
+
+import dataclasses
+import datetime
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks import (
+    batch_size,
+    card,
+    input,
+    launch,
+    ledger,
+    lowering,
+    memory,
+    results,
+    roofline,
+    step,
+    time_to_accuracy,
+)
+from benchmarks.results import Recorder, Results
+from mnist_jax import devices, environment
+
+PARTS: dict[str, Any] = {
+    "step": step,
+    "batch_size": batch_size,
+    "ledger": ledger,
+    "input": input,
+    "roofline": roofline,
+    "time_to_accuracy": time_to_accuracy,
+    "memory": memory,
+    "lowering": lowering,
+}
+Part = Literal[
+    "step",
+    "batch_size",
+    "ledger",
+    "input",
+    "roofline",
+    "time_to_accuracy",
+    "memory",
+    "lowering",
+]
+SHORT_SWEEP = (1, 8, 64, 512, 4096)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(launch.DataOptions):
+    """The flags."""
+
+    output: Path = launch.ROOT / "benchmarks" / "results"
+    """The folder in which the findings get a folder of their own."""
+    parts: tuple[Part, ...] = tuple(PARTS)  # pyright: ignore[reportAssignmentType]
+    """What to measure."""
+    model: tuple[launch.Model, ...] = ("logistic", "mlp", "cnn")
+    """Networks to measure. In the short form the CNN is measured in step and roofline only, where
+    no accelerator is at hand."""
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    """The device: auto is the best that JAX finds."""
+    repeats: int = 10
+    """Samples of each thing measured."""
+    launches: int = 5
+    """Processes that time the training steps and evaluations, so that files can be compared."""
+    full: bool = False
+    """Let every part measure all that it does by default: half an hour and more."""
+
+
+def plan(options: Options, data: dict[str, Any], platform: str) -> dict[str, list[Any]]:
+    """What each part is asked to do: the options of one or several of its commands."""
+    small: Any = tuple(m for m in options.model if options.full or m != "cnn" or platform != "cpu")
+    common: dict[str, Any] = {"platform": options.platform, "repeats": options.repeats}
+    trains: dict[str, Any] = {**data, "platform": options.platform, "model": small}
+    sweep: dict[str, Any] = {} if options.full else {"batch_size": SHORT_SWEEP}
+    repeats = options.repeats if options.full else min(3, options.repeats)
+    timed = [step.Options(model=small, launches=options.launches, **common)] if small else []
+    slow: Any = tuple(m for m in options.model if m not in small)
+    if slow:
+        launches: dict[str, Any] = {"launches": min(2, options.launches), "mode": ("many",)}
+        timed.append(step.Options(model=slow, **launches, **common))
+    return {
+        "step": timed,
+        "batch_size": [batch_size.Options(model=small, **sweep, **common)],
+        "ledger": [ledger.Options(**trains, repeats=3)],
+        "input": [input.Options(model=small, **common)],
+        "roofline": [roofline.Options(model=options.model, **common)],
+        "time_to_accuracy": [time_to_accuracy.Options(**trains, repeats=repeats)],
+        "memory": [memory.Options(model=small, **common)],
+        "lowering": [lowering.Options(model=small)],
+    }
+
+
+def measure(options: Options) -> None:
+    """Runs the parts one after the other, and writes what they found after each."""
+    device = devices.select_device(options.platform)
+    context = environment.describe(device) | {"parts": {}}
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    name = re.sub(r"[^a-z0-9]+", "-", card.device_name(context).lower()).strip("-")
+    folder = options.output / f"{name}-{now}"
+    recorder = Recorder(folder / "results.json", context)
+    planned = plan(options, options.prepare(), device.platform)
+    found: dict[str, Results] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for part in options.parts:
+            launch.say(f"== {part}")
+            for number, asked in enumerate(planned[part]):
+                if not asked.model:
+                    continue
+                file = Path(scratch) / f"{part}-{number}.json"
+                words = " ".join(launch.words(asked))
+                recorder.context["parts"][part] = f"python -m benchmarks.{part} {words}"
+                try:
+                    launch.part(f"benchmarks.{part}", dataclasses.replace(asked, output=file))
+                except launch.ProcessError as error:
+                    recorder.leave_out(part, str(error))
+                    continue
+                one = results.read(file)
+                take_in(recorder, part, one)
+                before = found.get(part, Results(one.context, [], {}))
+                benchmarks = [*before.benchmarks, *one.benchmarks]
+                found[part] = Results(one.context, benchmarks, before.tables | one.tables)
+            recorder.write()
+            write_card(folder, recorder, found)
+    print(f"written: {folder}/card.md and results.json")
+
+
+def take_in(recorder: Recorder, part: str, one: Results) -> None:
+    """Adds what a part found to the suite's file."""
+    for benchmark in one.benchmarks:
+        details = benchmark.details | {"part": part}
+        recorder.benchmarks.append(dataclasses.replace(benchmark, details=details))
+    for table, rows in one.tables.items():
+        recorder.tables.setdefault(table, []).extend(rows)
+    for what, why in one.context["left_out"].items():
+        recorder.context["left_out"][f"{part}: {what}"] = why
+
+
+def write_card(folder: Path, recorder: Recorder, found: dict[str, Results]) -> None:
+    """Writes the page and its figures."""
+    context = results.read(folder / "results.json").context
+    reports = {part: PARTS[part].report(one) for part, one in found.items()}
+    (folder / "card.md").write_text(card.markdown(context, reports))
+    card.draw(found, folder)
+
+
+if __name__ == "__main__":
+    sys.exit(launch.command(Options, measure, "python -m benchmarks", __doc__ or ""))

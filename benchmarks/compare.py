@@ -1,0 +1,256 @@
+"""Whether a second result file is slower than a first; exits with 7 if it is.
+
+    python -m benchmarks.compare A.json B.json
+    python -m benchmarks.compare --run 'python -m benchmarks.step --model mlp' 'COMMAND B'
+
+Benchmarks of the same name, network, batch size, precision and mode are set side by side: the ratio
+of B's time to A's, by the medians of their launches. Times drift more between processes than within
+one, so launches are what is resampled and permuted, never the samples in them; a file of fewer than
+`MIN_LAUNCHES` is shown without a verdict. B is slower where the ratio exceeds 1 + threshold and no
+chance order of the launches explains it (a permutation test of the difference between the mean
+logarithms, at 5 %).
+
+--run makes both files: it starts each command `--launches` times in turn, A B B A A B …, in a
+shell, with --output=FILE added, and keeps the files in --folder.
+"""
+
+import dataclasses
+import itertools
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import tyro
+from rich import box
+from rich.table import Table
+
+from benchmarks import launch, results
+from benchmarks.results import Benchmark, Results
+from mnist_jax.errors import UsageError, WorseError
+
+MIN_LAUNCHES = 5  # of either side; with fewer, no order of them is rare enough
+SIGNIFICANT = 0.05
+RESAMPLES = 10_000
+MUST_AGREE = ("model", "batch_size", "precision")
+IGNORED = ("command", "date", "left_out")  # of the context
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The flags."""
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Two result files, A and B."""
+    run: tuple[str, ...] = ()
+    """Two commands that measure, in place of the files."""
+    launches: int = MIN_LAUNCHES
+    """How often either command is started."""
+    folder: Path | None = None
+    """Where --run leaves A.json and B.json. None: nowhere."""
+    threshold: float = 0.05
+    """How much slower B may be, as a share."""
+
+    def __post_init__(self):
+        launch.check_options(self)
+        if (len(self.files), len(self.run)) not in ((2, 0), (0, 2)):
+            raise UsageError(
+                f"{len(self.files)} files and {len(self.run)} commands are named; "
+                "name two files, or two commands after --run"
+            )
+        if not 0 <= self.threshold < math.inf:
+            raise UsageError(
+                f"threshold is {self.threshold}; allowed is any number from 0; change --threshold"
+            )
+
+
+class Verdict(NamedTuple):
+    """What two sets of launches say of B against A.
+
+    Attributes:
+        ratio: of B's median to A's.
+        ci95: the 95 % interval of the ratio over resampled launches.
+        p: how often a chance order of the launches would set them as far apart.
+        word: slower, faster, same, or few where there are too few launches to tell.
+    """
+
+    ratio: float
+    ci95: tuple[float, float]
+    p: float
+    word: str
+
+
+def decide(a: Sequence[float], b: Sequence[float], threshold: float) -> Verdict:
+    """Compares the times of the launches of A and of B, in seconds."""
+    logs = np.log(a), np.log(b)
+    ratio = float(np.exp(np.median(logs[1]) - np.median(logs[0])))
+    rng = np.random.default_rng(0)
+    drawn = [np.median(rng.choice(log, (RESAMPLES, len(log))), axis=1) for log in logs]
+    low, high = np.exp(np.quantile(drawn[1] - drawn[0], (0.025, 0.975)))
+    p, word = permutation_p(*logs), "same"
+    if min(len(a), len(b)) < MIN_LAUNCHES:
+        word = "few"
+    elif p < SIGNIFICANT and ratio > 1 + threshold:
+        word = "slower"
+    elif p < SIGNIFICANT and ratio < 1 / (1 + threshold):
+        word = "faster"
+    return Verdict(ratio, (float(low), float(high)), p, word)
+
+
+def permutation_p(a: np.ndarray, b: np.ndarray) -> float:
+    """The share of all ways to deal the values to two sides whose means lie as far apart.
+
+    All of them where there are few, else as many by chance (Fisher, 1935).
+    """
+    values, n = np.concatenate([a, b]), len(a)
+    if math.comb(len(values), n) <= RESAMPLES:
+        dealt = np.array(list(itertools.combinations(range(len(values)), n)))
+    else:
+        rng = np.random.default_rng(0)
+        dealt = np.array([rng.permutation(len(values))[:n] for _ in range(RESAMPLES)])
+    means = values[dealt].mean(axis=1)
+    rest = (values.sum() - n * means) / (len(values) - n)
+    apart = abs(a.mean() - b.mean())
+    return float(np.mean(np.abs(means - rest) >= apart * (1 - 1e-9)))
+
+
+def check_alike(a: Results, b: Results) -> None:
+    """Refuses files that do not tell of the same work.
+
+    Raises:
+        UsageError: names the field that differs.
+    """
+    for field in MUST_AGREE:
+        found = [sorted({getattr(x, field) for x in side.benchmarks}) for side in (a, b)]
+        if found[0] != found[1]:
+            raise UsageError(
+                f"{field} differs: {found[0]} in A, {found[1]} in B; compare files of the same"
+            )
+
+
+def different(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """What differs in the environment, a line a field."""
+    return [
+        f"{name}: {a.get(name)} in A, {b.get(name)} in B"
+        for name in sorted(a.keys() | b.keys())
+        if name not in IGNORED and a.get(name) != b.get(name)
+    ]
+
+
+def compare(a: Results, b: Results, threshold: float) -> dict[tuple[Any, ...], Verdict]:
+    """The verdict on everything that both files measured."""
+    first, second = _launches(a), _launches(b)
+    return {key: decide(first[key], second[key], threshold) for key in first if key in second}
+
+
+def _launches(found: Results) -> dict[tuple[Any, ...], list[float]]:
+    """The median of each process that measured the same, by what it measured."""
+    medians: dict[tuple[Any, ...], list[float]] = {}
+    for benchmark in found.benchmarks:
+        medians.setdefault(_key(benchmark), []).append(benchmark.median_s)
+    return medians
+
+
+def _key(benchmark: Benchmark) -> tuple[Any, ...]:
+    found = benchmark.details
+    return *results.key(benchmark), *(found.get(name, "") for name in ("layer", "platform", "part"))
+
+
+def interleaved(commands: Sequence[str], count: int) -> tuple[Results, Results]:
+    """Both commands' results, from `count` processes each, in turn.
+
+    Raises:
+        UsageError: a command failed, or wrote no result file.
+    """
+    sides: tuple[list[Results], list[Results]] = ([], [])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "found.json"
+        for number in range(count):
+            for side in (0, 1) if number % 2 == 0 else (1, 0):
+                launch.say(f"launch {number + 1} of {count}: {'AB'[side]}")
+                command = f"{commands[side]} --output={file}"
+                done = subprocess.run(command, shell=True, capture_output=True, text=True)
+                if done.returncode:
+                    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+                    raise UsageError(
+                        f"{commands[side]!r} ended with status {done.returncode} ({last}); "
+                        "name a command that measures and takes --output"
+                    )
+                sides[side].append(results.read(file))
+                file.unlink()
+    a, b = (_merged(side) for side in sides)
+    return a, b
+
+
+def _merged(found: Sequence[Results]) -> Results:
+    """The benchmarks of several launches as those of one file."""
+    benchmarks = [
+        dataclasses.replace(b, details=b.details | {"launch": number})
+        for number, one in enumerate(found)
+        for b in one.benchmarks
+    ]
+    return Results(found[0].context, benchmarks, {})
+
+
+def measure(options: Options) -> None:
+    """Compares, prints the table, and raises where B is slower.
+
+    Raises:
+        WorseError: something in B is slower than in A.
+    """
+    if options.run:
+        if options.folder is not None:
+            results.check_writable(options.folder / "A.json")
+        a, b = interleaved(options.run, options.launches)
+        if options.folder is not None:
+            for name, side in (("A", a), ("B", b)):
+                results.write(options.folder / f"{name}.json", side.context, side.benchmarks)
+    else:
+        a, b = (results.read(Path(file)) for file in options.files)
+    check_alike(a, b)
+    verdicts = compare(a, b, options.threshold)
+    if not verdicts:
+        raise UsageError("the files have nothing in common; compare files of the same benchmark")
+    show(verdicts)
+    for line in different(a.context, b.context):
+        print(f"differs: {line}")
+    if any(verdict.word == "few" for verdict in verdicts.values()):
+        print(
+            f"few: fewer than {MIN_LAUNCHES} launches a side, so no verdict; times differ from "
+            "process to process; measure with --launches=5, or use --run"
+        )
+    slower = [key for key, verdict in verdicts.items() if verdict.word == "slower"]
+    if slower:
+        raise WorseError(
+            f"B is slower by more than {options.threshold:.0%} in {len(slower)} of "
+            f"{len(verdicts)}: {'; '.join(map(named, slower))}"
+        )
+
+
+def named(key: tuple[Any, ...]) -> str:
+    """What was measured, in words."""
+    name, framework, model, batch_size, precision, mode, layer, platform, part = key
+    words = [layer or name, model, f"batch {batch_size}", precision, mode, platform, part]
+    words += [framework] * (framework != "mnist_jax")
+    return ", ".join(word for word in words if word)
+
+
+def show(verdicts: dict[tuple[Any, ...], Verdict]) -> None:
+    """Prints the table."""
+    table = Table(title="B's time divided by A's", box=box.SIMPLE)
+    table.add_column("")
+    for heading in ("ratio", "95 %", "p", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for key, verdict in verdicts.items():
+        low, high = verdict.ci95
+        numbers = f"{verdict.ratio:.3f}", f"{low:.3f} to {high:.3f}", f"{verdict.p:.2g}"
+        table.add_row(named(key), *numbers, verdict.word)
+    launch.show([table])
+
+
+if __name__ == "__main__":
+    sys.exit(launch.command(Options, measure, "python -m benchmarks.compare", __doc__ or ""))

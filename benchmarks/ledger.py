@@ -1,0 +1,140 @@
+"""Where the wall time of a real run goes, from the start of its process to its end.
+
+    python -m benchmarks.ledger --model mlp --output FILE
+
+`train.py` is run in a process of its own, with clocks around its parts. At any moment one part has
+the clock: one that begins inside another takes it over, so that no second counts twice. The sum is
+held against the time that this process saw; what no part has is shown as `unaccounted`.
+"""
+
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from rich import box
+from rich.table import Table
+
+from benchmarks import launch, roofline
+from benchmarks.results import Recorder, Results
+from mnist_jax import devices, environment
+from mnist_jax.models import MODELS
+
+UNACCOUNTED = "unaccounted"
+CLOSES = 0.02  # of the wall time may be unaccounted for
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(launch.DataOptions):
+    """The flags."""
+
+    model: tuple[launch.Model, ...] = ("logistic", "mlp", "cnn")
+    """Networks to train."""
+    batch_size: int = 100
+    """Images a training step."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """How exactly products are computed."""
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    """The device: auto is the best that JAX finds."""
+    epochs: int = 3
+    """Passes over the training images."""
+    max_steps: int | None = None
+    """End the run after this many steps."""
+    repeats: int = 3
+    """Samples of the device's rates, to which a step is held."""
+
+
+def account(words: list[str]) -> tuple[dict[str, float], float]:
+    """Runs `train.py` with these words.
+
+    Returns:
+        The seconds of each part, and those of the process from its start to its end.
+    """
+    question = {"started": time.monotonic(), "words": words}
+    worker = ["-m", "benchmarks.peer_workers.accounts", json.dumps(question)]
+    done = launch.run(Path(sys.executable), worker, variables={})
+    seconds = json.loads(done.output.splitlines()[-1])["seconds"]
+    ended = done.wall_s - sum(seconds.values())
+    return seconds | {"end": max(0.0, ended)}, done.wall_s
+
+
+def measure(options: Options) -> None:
+    """Runs every network, prints the ledgers and writes the file."""
+    device = devices.select_device(options.platform)
+    data = options.prepare()
+    context = environment.describe(device) | {"dataset": data["dataset"]}
+    recorder = Recorder(options.output, context)
+    with jax.default_device(device):
+        dtype = devices.compute_dtype(options.precision, device)
+        with jax.default_matmul_precision(devices.MATMUL_PRECISION[options.precision]):
+            product = roofline.matrix_rate(options.repeats, dtype)
+            copy = roofline.copy_rate(options.repeats)
+    flops_per_s = 2 * roofline.MATRIX_SIZE**3 / min(product.samples_s)
+    bytes_per_s = 2 * roofline.COPY_BYTES / min(copy.samples_s)
+    for model in options.model:
+        with tempfile.TemporaryDirectory() as folder:
+            words = [f"--model={model}", *(f"--{name}={value}" for name, value in data.items())]
+            for field in ("batch_size", "precision", "platform", "epochs", "max_steps"):
+                if (value := getattr(options, field)) is not None:
+                    words.append(f"--{field}={value}")
+            run = Path(folder) / "run"
+            seconds, wall_s = account([*words, f"--workdir={run}"])
+            result = json.loads((run / "result.json").read_text())
+        work = roofline.train_work(MODELS[model](dtype=dtype), options.batch_size, device.platform)
+        step_s = result["timings"]["train_s"] / result["steps"]
+        row = {
+            "model": model,
+            "batch_size": options.batch_size,
+            "precision": options.precision,
+            "words": words,
+            "seconds": seconds,
+            "wall_s": wall_s,
+            "step_s": step_s,
+            "limit_s": work.limit_s(flops_per_s, bytes_per_s),
+        }
+        recorder.row("ledger", **row)
+        recorder.write()
+    launch.show(report(recorder.found))
+
+
+def closes(row: dict[str, Any]) -> bool:
+    """Whether all but 2 % of the wall time is accounted for, and none of it twice."""
+    known = sum(s for part, s in row["seconds"].items() if part != UNACCOUNTED)
+    return abs(row["wall_s"] - known) <= CLOSES * row["wall_s"]
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """What the ledger says in a line."""
+    seconds, wall_s = row["seconds"], row["wall_s"]
+    part = max(seconds, key=seconds.__getitem__)
+    share, idle = seconds[part] / wall_s, 1 - row["limit_s"] / row["step_s"]
+    kind = "not arithmetic or memory traffic at the device's own rates"
+    return (
+        f"{row['model']}: {part} is {share:.0%} of {wall_s:.3g} s; of a training step of "
+        f"{1e3 * row['step_s']:.3g} ms, {max(0.0, idle):.0%} is {kind}"
+    )
+
+
+def report(found: Results) -> list[Table | str]:
+    """The ledgers, each with what it says."""
+    return [part for row in found.tables["ledger"] for part in _of_one(row)]
+
+
+def _of_one(row: dict[str, Any]) -> list[Table | str]:
+    table = Table(title=f"{row['model']}: {' '.join(row['words'][:2])}", box=box.SIMPLE)
+    table.add_column("part", no_wrap=True)
+    for heading in ("s", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for part, s in sorted(row["seconds"].items(), key=lambda item: -item[1]):
+        table.add_row(part, f"{s:.3f}", f"{s / row['wall_s']:.1%}")
+    table.add_row("wall", f"{row['wall_s']:.3f}", "100.0%")
+    verdict = "closes" if closes(row) else "does NOT close"
+    return [table, f"the ledger {verdict} within {CLOSES:.0%}", sentence(row)]
+
+
+if __name__ == "__main__":
+    sys.exit(launch.command(Options, measure, "python -m benchmarks.ledger", __doc__ or ""))

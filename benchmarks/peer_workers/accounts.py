@@ -1,0 +1,113 @@
+"""`train.py` with clocks around its parts: for `benchmarks.ledger`.
+
+    python -m benchmarks.peer_workers.accounts '{"started": 12.3, "words": ["--model=mlp"]}'
+
+runs it with these words and prints one JSON object as its last line: the seconds of each part since
+`started`, which the asking process read from the same monotonic clock.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+READ = time.monotonic()  # before anything else is imported
+
+
+class Accounts:
+    """Clocks of which one runs at a time: a part that begins inside another takes its clock over.
+
+    Args:
+        started: when the first part began.
+        part: its name.
+    """
+
+    def __init__(self, started: float, part: str):
+        self.seconds: dict[str, float] = {}
+        self._running = [part]
+        self._since = started
+
+    def _settle(self) -> None:
+        now = time.monotonic()
+        part = self._running[-1]
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._since
+        self._since = now
+
+    def turn_to(self, part: str) -> None:
+        """The running part ends and this one begins."""
+        self._settle()
+        self._running[-1] = part
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Gives this part the clock meanwhile."""
+        self._settle()
+        self._running.append(name)
+        try:
+            yield
+        finally:
+            self._settle()
+            self._running.pop()
+
+    def wrap(self, owner: Any, name: str, part: Any) -> None:
+        """Gives each call of `owner.name` to a part: a name, or a function of its arguments."""
+        call = getattr(owner, name)
+
+        def accounted(*args: Any, **kwargs: Any) -> Any:
+            with self.part(part if isinstance(part, str) else part(*args)):
+                return call(*args, **kwargs)
+
+        setattr(owner, name, accounted)
+
+
+def wrap_parts(accounts: Accounts) -> None:
+    """Puts clocks around the parts of a run."""
+    import jax
+
+    from mnist_jax import checkpoint, cli, devices, display, environment, programs, runs, training
+
+    called = set()
+
+    def kind(_: Any, name: str, program: Any, *__: Any) -> str:
+        first, _ = program not in called, called.add(program)
+        if first:
+            return "first calls"
+        return "training" if name == "train_s" else "evaluation"
+
+    accounts.wrap(cli, "parse_config", "flags")
+    accounts.wrap(devices, "select_device", "device")
+    accounts.wrap(training, "load_dataset", "data")
+    accounts.wrap(training, "_fit", "host")
+    accounts.wrap(environment, "describe", "environment")
+    accounts.wrap(programs.Programs, "__init__", "data to device")
+    accounts.wrap(programs.Programs, "_call", kind)
+    accounts.wrap(programs.Programs, "_compile", "trace")
+    accounts.wrap(jax.stages.Lowered, "compile", "compile")
+    for name in ("save", "wait", "close"):
+        accounts.wrap(checkpoint.Checkpoints, name, "checkpoints")
+    for name in ("__init__", "write_environment", "write_metrics", "append_metrics", "finish"):
+        accounts.wrap(runs.Run, name, "run's files")
+    for name in ("on_load", "on_start", "on_call", "on_epoch", "on_end", "close"):
+        accounts.wrap(display.Display, name, "display")
+
+
+def main(question: dict[str, Any]) -> int:
+    """Runs `train.py` and prints the parts."""
+    accounts = Accounts(question["started"], "start")
+    accounts.seconds["start"] = READ - question["started"]
+    accounts._since = READ
+    accounts.turn_to("import")
+    import train
+
+    wrap_parts(accounts)
+    accounts.turn_to("unaccounted")
+    status = train.main(question["words"])
+    accounts.turn_to("unaccounted")
+    print(json.dumps({"seconds": accounts.seconds, "status": status}))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

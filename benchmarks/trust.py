@@ -1,0 +1,82 @@
+"""Whether `benchmarks.compare` can be believed: what it says of a slow-down, and of none.
+
+    python -m benchmarks.trust --output FILE
+
+Half of the comparisons set a command against itself, the other half against the same with a
+training step made a tenth slower on purpose. Each comparison starts either command five times, in
+turn. Wanted: at least 19 of 20 slow-downs found, at most one alarm in 20 without.
+"""
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+
+import jax
+
+from benchmarks import compare, launch
+from benchmarks.results import Recorder
+from mnist_jax import environment
+from mnist_jax.errors import WorseError
+
+FOUND, ALARMS = 0.95, 0.05  # wanted shares
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The flags."""
+
+    output: Path | None = None
+    """The result file. None: only print."""
+    model: launch.Model = "mlp"
+    """The network whose training step is slowed."""
+    slow_down: float = 0.1
+    """By what share."""
+    comparisons: int = 20
+    """How many of either kind."""
+    launches: int = compare.MIN_LAUNCHES
+    """Processes of either side in a comparison."""
+    threshold: float = 0.05
+    """As in `benchmarks.compare`."""
+    repeats: int = 10
+    """Samples a process."""
+
+    def __post_init__(self):
+        launch.check_options(self)
+
+
+def measure(options: Options) -> None:
+    """Makes all comparisons, the two kinds in turn; writes the file after each.
+
+    Raises:
+        WorseError: fewer slow-downs were found, or more alarms raised, than is wanted.
+    """
+    recorder = Recorder(options.output, environment.describe(jax.devices()[0]))
+    flags = f"--model {options.model} --mode many --what train --repeats={options.repeats}"
+    plain = f"{sys.executable} -m benchmarks.step {flags}"
+    slowed = f"{sys.executable} -m benchmarks.peer_workers.slowed {options.slow_down} {flags}"
+    for number in range(options.comparisons):
+        for planted in (False, True):
+            a, b = compare.interleaved((plain, slowed if planted else plain), options.launches)
+            [verdict] = compare.compare(a, b, options.threshold).values()
+            times = {
+                f"{name}_s": [benchmark.median_s for benchmark in side.benchmarks]
+                for name, side in (("a", a), ("b", b))
+            }
+            recorder.row("trust", planted=planted, **verdict._asdict(), **times)
+            launch.say(f"{number + 1}, {'slowed' if planted else 'alike'}: {verdict}")
+            recorder.write()
+    rows = recorder.tables["trust"]
+    counts = {
+        planted: sum(row["word"] == "slower" for row in rows if row["planted"] == planted)
+        for planted in (True, False)
+    }
+    print(f"slow-downs of {options.slow_down:.0%} found: {counts[True]} of {options.comparisons}")
+    print(f"alarms without one: {counts[False]} of {options.comparisons}")
+    few = counts[True] < math.floor(FOUND * options.comparisons)
+    if few or counts[False] > math.ceil(ALARMS * options.comparisons):
+        raise WorseError("the comparison is not to be trusted on this machine as it is")
+
+
+if __name__ == "__main__":
+    sys.exit(launch.command(Options, measure, "python -m benchmarks.trust", __doc__ or ""))

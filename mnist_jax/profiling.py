@@ -1,0 +1,97 @@
+"""Where the time of a chosen window goes, operation by operation."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from mnist_jax import storage
+from mnist_jax.errors import DataError, DeviceError
+
+
+class Operation(NamedTuple):
+    """An operation of the compiled programs, all its occurrences together.
+
+    Attributes:
+        name: as the compiler calls it.
+        times: how often it ran.
+        total_s: for how long in all; on a CPU summed over threads.
+        share: of the time of all operations.
+    """
+
+    name: str
+    times: int
+    total_s: float
+    share: float
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of a trace; better before a run than in it.
+
+    Raises:
+        DeviceError: it cannot be made.
+    """
+    try:
+        storage.make_folder(folder, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeviceError(
+            f"cannot write {folder} ({error.strerror}); choose another --profile"
+        ) from error
+
+
+@contextlib.contextmanager
+def profiled(folder: Path) -> Iterator[None]:
+    """Writes a trace of what runs inside into `folder`, for TensorBoard or Perfetto.
+
+    Raises:
+        DeviceError: the folder cannot be made.
+    """
+    make_folder(folder)
+    with jax.profiler.trace(folder):
+        yield
+
+
+# What only holds others: their time is counted where it is spent.
+CONTAINERS = ("while", "call", "conditional")
+
+
+def costliest(folder: Path, count: int = 10) -> list[Operation]:
+    """The operations that took most of the newest trace in a folder, the costliest first.
+
+    Raises:
+        DataError: the folder holds no trace.
+    """
+    traces = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    if not traces:
+        raise DataError(f"{folder} holds no trace; make one with --profile")
+    spent: dict[str, list[float]] = {}
+    for plane in jax.profiler.ProfileData.from_file(str(traces[-1])).planes:
+        for line in plane.lines:
+            for event in line.events:
+                # Each operation has an event that names it; others tell of threads and waiting.
+                if any(name == "hlo_op" for name, _ in event.stats):
+                    spent.setdefault(event.name, []).append(event.duration_ns * 1e-9)
+    totals = {
+        name: (len(times), sum(times))
+        for name, times in spent.items()
+        if name.partition(".")[0] not in CONTAINERS
+    }
+    whole = sum(total_s for _, total_s in totals.values())
+    found = [Operation(name, n, s, s / whole if whole else 0.0) for name, (n, s) in totals.items()]
+    return sorted(found, key=lambda operation: -operation.total_s)[:count]
+
+
+def show_costliest(operations: Sequence[Operation], console: Console) -> None:
+    """Prints them as a table."""
+    table = Table(title="costliest operations")
+    table.add_column("operation")
+    for heading in ("times", "ms", "share"):
+        table.add_column(heading, justify="right")
+    for found in operations:
+        ms, share = f"{1e3 * found.total_s:.3f}", f"{100 * found.share:.1f} %"
+        table.add_row(found.name, f"{found.times:,}", ms, share)
+    console.print(table)
