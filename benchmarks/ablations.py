@@ -43,6 +43,7 @@ ABLATIONS: dict[str, list[dict[str, Any]]] = {
         {"hidden_sizes": (256,)},
         {"hidden_sizes": (256, 128)},
         {"hidden_sizes": (256, 128, 64, 32, 32, 32)},
+        {"hidden_sizes": (256, 128, 64, 32, 32, 32), "activation": "sigmoid"},
         {"batch_size": 10},
         {"batch_size": 1000},
         {"learning_rate": 1e-4},

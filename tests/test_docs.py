@@ -1,0 +1,138 @@
+"""What the README and the pages in docs/ show works as it stands there."""
+
+import gzip
+import hashlib
+import re
+import shlex
+import struct
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mnist_jax
+from mnist_jax import __main__, cli, config, data, fit, models
+from mnist_jax.config import Config
+from mnist_jax.data import sources
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+TEXT = "\n".join(PAGES.values())
+COMMANDS = re.findall(r"python train\.py [^`\n|]*", TEXT)
+PYTHON = {name: re.findall(r"```python\n(.*?)```", page, re.DOTALL) for name, page in PAGES.items()}
+ON_DIGITS = partial(Config, dataset="digits", max_steps=3)
+
+
+def shown(page: str, what: str) -> str:
+    """The code of a page that contains a text."""
+    return next(code for code in PYTHON[page] if what in code)
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m mnist_jax (\w+)", TEXT))))
+def test_other_commands_exist(command):
+    with pytest.raises(SystemExit) as stop:
+        __main__.main([command, "--help"])
+    assert not stop.value.code
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_commands_are_accepted(command):
+    words = shlex.split(command.replace("--seed=S", "--seed=7").replace("=NAME", "=post"))[2:]
+    if "--help" not in words:
+        cli.parse_config(words, prog="train.py", description="")
+
+
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (benchmarks[.\w]*)", TEXT))))
+def test_benchmarks_exist(module):
+    folder = ROOT / module.replace(".", "/")
+    assert folder.with_suffix(".py").is_file() or (folder / "__main__.py").is_file()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)|<img src=\"([^\":]+)\"", PAGES[name])
+    for target in filter(None, (a or b for a, b in targets)):
+        assert (folder / target).exists(), target
+
+
+def test_the_model_shown_trains(monkeypatch, tmp_path, data_dir):
+    exec(shown("forking.md", "class Wide"), namespace := dict(vars(models)))
+    monkeypatch.setitem(models.MODELS, "wide", namespace["MODELS"]["wide"])
+    record = fit(ON_DIGITS(model="wide", data_dir=data_dir, workdir=tmp_path / "run")).record
+    assert record["parameters"] == 785 * 4096 + 4097 * 10
+
+
+def idx(array: np.ndarray) -> bytes:
+    """An array of bytes as a gzipped IDX file."""
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    return gzip.compress(header + array.tobytes())
+
+
+def test_the_data_set_shown_is_loaded(monkeypatch, tmp_path):
+    code = shown("forking.md", 'SOURCES["letters"]')
+    rng = np.random.default_rng(0)
+    for part, name, count in (("TRAIN", "train", 300), ("TEST", "t10k", 100)):
+        for kind, shape in (("IMAGES", (count, 28, 28)), ("LABELS", (count,))):
+            high = 256 if kind == "IMAGES" else 10
+            content = idx(rng.integers(0, high, shape, np.uint8))
+            digits = "3" if kind == "IMAGES" else "1"
+            (tmp_path / f"{name}-{kind.lower()}-idx{digits}-ubyte.gz").write_bytes(content)
+            code = code.replace(f"{part}_{kind}_SIZE", str(len(content)))
+            code = code.replace(f"{part}_{kind}_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(sources, "SOURCES", before := sources.SOURCES)
+    exec(code, dict(vars(sources)))
+    try:
+        monkeypatch.setattr(data, "DATASETS", (*before, "digits"))
+        found = data.load_dataset("letters", data_dir=tmp_path / "data", manual_dir=tmp_path)
+    finally:
+        del before["letters"]
+    assert (len(found.train.label), found.class_names[1]) == (300, "B")
+
+
+def test_the_recipe_shown_is_a_preset(monkeypatch):
+    monkeypatch.setattr(config, "PRESETS", dict(config.PRESETS))
+    exec(shown("forking.md", 'PRESETS["slow"]'), vars(config))
+    assert Config(preset="slow").average == 0.999
+    assert Config(preset="slow").batch_size == 100
+
+
+def test_the_loop_shown_learns(monkeypatch, data_dir, capsys):
+    monkeypatch.setattr(mnist_jax, "load_dataset", partial(data.load_dataset, data_dir=data_dir))
+    exec(shown("forking.md", "steps.train_step,"), {})
+    assert float(capsys.readouterr().out) > 0.8
+
+
+def test_the_call_from_python_works(monkeypatch, tmp_path, data_dir, capsys):
+    here = {"data_dir": data_dir, "workdir": tmp_path / "run"}
+    monkeypatch.setattr(mnist_jax, "Config", partial(ON_DIGITS, **here))
+    exec(shown("README.md", "fit("), {})
+    assert "(784, 512)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["tutorial.md", "tutorial.ko.md"])
+def test_no_line_separates_xor_and_a_layer_does(page, capsys):
+    exec(shown(page, "hidden_sizes=(8,)"), {})
+    linear, layered = capsys.readouterr().out.splitlines()
+    assert "loss 0.693" in linear
+    assert layered.endswith("[0 1 1 0]")
+
+
+@pytest.mark.mnist
+@pytest.mark.parametrize("page", ["tutorial.md", "tutorial.ko.md"])
+def test_the_data_are_as_shown(page, mnist_dir, tmp_path, monkeypatch, capsys):
+    where = {"data_dir": tmp_path, "manual_dir": mnist_dir}
+    monkeypatch.setattr(mnist_jax, "load_dataset", partial(data.load_dataset, **where))
+    code = shown(page, 'load_dataset("mnist")')
+    exec(code, {})
+    said = re.findall(r"#\s*(\(.*)", code)
+    assert capsys.readouterr().out.splitlines() == said
+
+
+def test_both_tutorials_show_the_same_commands():
+    pages = PAGES["tutorial.md"], PAGES["tutorial.ko.md"]
+    blocks = [re.findall(r"```(?:sh|python)\n.*?```", page, re.DOTALL) for page in pages]
+    assert blocks[0] == blocks[1]
+    numbers = [sorted(re.findall(r"\d+\.\d\d %", page)) for page in pages]
+    assert numbers[0] == numbers[1]
