@@ -29,7 +29,7 @@ from benchmarks import (
     time_to_accuracy,
 )
 from benchmarks.results import Recorder, Results
-from mnist_jax import devices, environment
+from mnist_jax.errors import DeviceError
 
 PARTS: dict[str, Any] = {
     "step": step,
@@ -101,13 +101,18 @@ def plan(options: Options, data: dict[str, Any], platform: str) -> dict[str, lis
 
 def measure(options: Options) -> None:
     """Runs the parts one after the other, and writes what they found after each."""
-    device = devices.select_device(options.platform)
-    context = environment.describe(device) | {"parts": {}}
+    # Asked for in a process of its own: what holds an accelerator keeps it from others.
+    where = {"platform": options.platform}
+    python = Path(sys.executable)
+    context = launch.ask(python, "benchmarks.peer_workers.where", where, variables={}).output
+    platform = context["platform"]
+    data = options.prepare()
+    context |= {"parts": {}, "dataset": data["dataset"]}
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     name = re.sub(r"[^a-z0-9]+", "-", card.device_name(context).lower()).strip("-")
     folder = options.output / f"{name}-{now}"
     recorder = Recorder(folder / "results.json", context)
-    planned = plan(options, options.prepare(), device.platform)
+    planned = plan(dataclasses.replace(options, platform=platform), data, platform)
     found: dict[str, Results] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for part in options.parts:
@@ -116,21 +121,28 @@ def measure(options: Options) -> None:
                 if not asked.model:
                     continue
                 file = Path(scratch) / f"{part}-{number}.json"
-                words = " ".join(launch.words(asked))
-                recorder.context["parts"][part] = f"python -m benchmarks.{part} {words}"
+                command = f"python -m benchmarks.{part} {' '.join(launch.words(asked))}"
+                recorder.context["parts"].setdefault(part, []).append(command)
                 try:
                     launch.part(f"benchmarks.{part}", dataclasses.replace(asked, output=file))
                 except launch.ProcessError as error:
                     recorder.leave_out(part, str(error))
                     continue
                 one = results.read(file)
+                if one.context["device"] != context["device"]:
+                    recorder.leave_out(part, f"it ran on {one.context['device']}")
+                    continue
                 take_in(recorder, part, one)
-                before = found.get(part, Results(one.context, [], {}))
+                before = found.get(part, Results({"left_out": {}}, [], {}))
+                left_out = before.context["left_out"] | one.context["left_out"]
                 benchmarks = [*before.benchmarks, *one.benchmarks]
-                found[part] = Results(one.context, benchmarks, before.tables | one.tables)
+                tables = before.tables | one.tables
+                found[part] = Results(one.context | {"left_out": left_out}, benchmarks, tables)
             recorder.write()
             write_card(folder, recorder, found)
     print(f"written: {folder}/card.md and results.json")
+    if not found:
+        raise DeviceError("nothing could be measured; see what the parts said")
 
 
 def take_in(recorder: Recorder, part: str, one: Results) -> None:

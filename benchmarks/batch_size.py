@@ -28,13 +28,14 @@ class Options(launch.Options):
 
     batch_size: tuple[int, ...] = tuple(2**i for i in range(14))
     """Images a training step, each in turn."""
-    platforms: tuple[Literal["auto", "cpu", "gpu", "tpu"], ...] = ("auto",)
-    """Devices to sweep, such as cpu gpu."""
+    platforms: tuple[Literal["cpu", "gpu", "tpu"], ...] = ()
+    """Devices to sweep, such as cpu gpu. None: that of --platform."""
 
 
 def measure(options: Options) -> None:
     """Sweeps every network on every platform, prints the tables and writes the file."""
-    found = [devices.select_device(platform) for platform in options.platforms]
+    platforms = options.platforms or (options.platform,)
+    found = [devices.select_device(platform) for platform in platforms]
     recorder = Recorder(options.output, environment.describe(found[-1]))
     for device in found:
         for job in step.jobs_of(options, ("many",), ("train",)):

@@ -31,24 +31,27 @@ def markdown(context: Mapping[str, Any], reports: Mapping[str, list[Table | str]
     lines = [
         f"# {device_name(context)}",
         "",
-        f"- device: {context['device']} × {context['devices']} ({context['platform']}); host CPU "
-        f"{context['cpu']}, {context['cores']} cores; {context['system']}",
+        f"- device: {context['device']} ({context['platform']}, one of {context['devices']})",
+        f"- host: {context['cpu']}, {context['cores']} cores; {context['system']}",
         f"- driver: {context.get('driver') or 'none'}",
         f"- versions: {versions}",
         f"- variables: {context['variables'] or 'none'}",
         f"- commit: {context['git_commit']}{dirty}",
         f"- command: `{' '.join(context['command'])}`",
         f"- date: {context['date']}",
+        f"- data set: {context['dataset']}",
         "",
         "Times are medians; every sample stands in `results.json`. What each number means, and "
         "what is inside the clock: docs/benchmarks.md of the repository.",
     ]
     for name, parts in reports.items():
-        lines += ["", f"## {TITLES[name]}", "", f"`{context['parts'][name]}`"]
+        lines += ["", f"## {TITLES[name]}", "", *(f"`{c}`  " for c in context["parts"][name])]
         if name in FIGURES:
             lines += ["", f"![{TITLES[name]}]({FIGURES[name]})"]
         for part in parts:
             lines += ["", *(part.splitlines() if isinstance(part, str) else as_markdown(part))]
+    if lost := context["left_out"]:
+        lines += ["", "## Left out", "", *(f"- {what}: {why}" for what, why in lost.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -62,11 +65,10 @@ def as_markdown(table: Table) -> list[str]:
 
 
 def device_name(context: Mapping[str, Any]) -> str:
-    """What the device is called: of a CPU, the model and its cores."""
+    """What the one device is called that is measured: of a CPU, the model and its cores."""
     if context["platform"] == "cpu":
         return f"{context['cpu'] or 'CPU'}, {context['cores']} cores"
-    count = context["devices"]
-    return f"{context['device']}" + (f" × {count}" if count > 1 else "")
+    return context["device"]
 
 
 def draw(found: Mapping[str, Results], folder: Path) -> None:
@@ -121,6 +123,8 @@ def draw_roofline(benchmarks: list[Benchmark]) -> Any:
     flops_per_s, bytes_per_s = roofline.roof(benchmarks, precision)
     work = [b for b in benchmarks if b.model and b.precision == precision and b.details["flops"]]
     ridge = flops_per_s / bytes_per_s
+    if not work:
+        return figure
     intensities = [b.details["flops"] / b.details["bytes"] for b in work]
     low, high = min(*intensities, ridge) / 2, max(*intensities, ridge) * 2
     axes.plot([low, ridge, high], [low * bytes_per_s, flops_per_s, flops_per_s], color=INK)

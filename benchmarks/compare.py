@@ -84,7 +84,9 @@ class Verdict(NamedTuple):
     word: str
 
 
-def decide(a: Sequence[float], b: Sequence[float], threshold: float) -> Verdict:
+def decide(
+    a: Sequence[float], b: Sequence[float], threshold: float, significant: float = SIGNIFICANT
+) -> Verdict:
     """Compares the times of the launches of A and of B, in seconds."""
     logs = np.log(a), np.log(b)
     ratio = float(np.exp(np.median(logs[1]) - np.median(logs[0])))
@@ -94,9 +96,9 @@ def decide(a: Sequence[float], b: Sequence[float], threshold: float) -> Verdict:
     p, word = permutation_p(*logs), "same"
     if min(len(a), len(b)) < MIN_LAUNCHES:
         word = "few"
-    elif p < SIGNIFICANT and ratio > 1 + threshold:
+    elif p < significant and ratio > 1 + threshold:
         word = "slower"
-    elif p < SIGNIFICANT and ratio < 1 / (1 + threshold):
+    elif p < significant and ratio < 1 / (1 + threshold):
         word = "faster"
     return Verdict(ratio, (float(low), float(high)), p, word)
 
@@ -135,7 +137,7 @@ def check_alike(a: Results, b: Results) -> None:
 def different(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """What differs in the environment, a line a field."""
     return [
-        f"{name}: {a.get(name)} in A, {b.get(name)} in B"
+        f"differs: {name}: {a.get(name)} in A, {b.get(name)} in B"
         for name in sorted(a.keys() | b.keys())
         if name not in IGNORED and a.get(name) != b.get(name)
     ]
@@ -144,7 +146,20 @@ def different(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 def compare(a: Results, b: Results, threshold: float) -> dict[tuple[Any, ...], Verdict]:
     """The verdict on everything that both files measured."""
     first, second = _launches(a), _launches(b)
-    return {key: decide(first[key], second[key], threshold) for key in first if key in second}
+    both = {key: (first[key], second[key]) for key in first if key in second}
+    # Of many comparisons one is extreme by chance: each is held to its share (Bonferroni).
+    judged = sum(min(map(len, sides)) >= MIN_LAUNCHES for sides in both.values())
+    significant = SIGNIFICANT / max(1, judged)
+    return {key: decide(*sides, threshold, significant) for key, sides in both.items()}
+
+
+def only_one_has(a: Results, b: Results) -> list[str]:
+    """A line for everything that just one of the files measured."""
+    first, second = _launches(a), _launches(b)
+    return [
+        *(f"only in A: {named(key)}" for key in first if key not in second),
+        *(f"only in B: {named(key)}" for key in second if key not in first),
+    ]
 
 
 def _launches(found: Results) -> dict[tuple[Any, ...], list[float]]:
@@ -216,8 +231,8 @@ def measure(options: Options) -> None:
     if not verdicts:
         raise UsageError("the files have nothing in common; compare files of the same benchmark")
     show(verdicts)
-    for line in different(a.context, b.context):
-        print(f"differs: {line}")
+    for line in [*only_one_has(a, b), *different(a.context, b.context)]:
+        print(line)
     if any(verdict.word == "few" for verdict in verdicts.values()):
         print(
             f"few: fewer than {MIN_LAUNCHES} launches a side, so no verdict; times differ from "

@@ -71,6 +71,8 @@ class DataOptions:
         """
         data_dir = self.data_dir.expanduser().resolve()
         found = load_dataset(self.dataset, data_dir=data_dir, manual_dir=self.manual_dir)
+        for notice in found.notices:
+            say(f"notice: {notice}")
         return {"dataset": found.name, "data_dir": data_dir}
 
 
@@ -157,9 +159,11 @@ def part(module: str, options: Any) -> None:
         raise error
 
 
-def ask(python: Path, module: str, question: Mapping[str, Any]) -> Finished:
+def ask(
+    python: Path, module: str, question: Mapping[str, Any], variables: Mapping[str, str] = ON_CPU
+) -> Finished:
     """Runs `module` with the question as JSON; its output is the JSON on its last line."""
-    done = run(python, ["-m", module, json.dumps(question)])
+    done = run(python, ["-m", module, json.dumps(question)], variables)
     return done._replace(output=json.loads(done.output.splitlines()[-1]))
 
 

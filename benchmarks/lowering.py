@@ -21,9 +21,9 @@ from jax import export
 from rich import box
 from rich.table import Table
 
-from benchmarks import launch
+from benchmarks import launch, step
 from benchmarks.results import Recorder, Results
-from mnist_jax import environment, steps
+from mnist_jax import devices, environment, steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
 from mnist_jax.metrics import MetricSums
@@ -64,7 +64,8 @@ def operations(model: str, batch_size: int, precision: str, platform: str) -> di
         jitted, args = jax.jit(train_steps), [*args, np.int32(epoch)]
     else:
         jitted, args = jax.jit(train_steps, static_argnums=6), [*args, epoch]
-    module = export.export(jitted, platforms=[platform])(*args).mlir_module()
+    with jax.default_matmul_precision(devices.MATMUL_PRECISION[precision]):
+        module = export.export(jitted, platforms=[platform])(*args).mlir_module()
     return dict(collections.Counter(re.findall(r"= \"?stablehlo\.(\w+)", module)))
 
 
@@ -75,8 +76,13 @@ def measure(options: Options) -> None:
         for batch_size in options.batch_size:
             for precision in options.precision:
                 for platform in PLATFORMS:
-                    found = operations(model, batch_size, precision, platform)
                     case = {"model": model, "batch_size": batch_size, "precision": precision}
+                    try:
+                        found = operations(model, batch_size, precision, platform)
+                    except Exception as error:  # whatever it is, there is no program there
+                        what = f"{model}, batch {batch_size}, {precision}, {platform}"
+                        recorder.leave_out(what, f"{type(error).__name__}: {error}")
+                        continue
                     launch.say(f"{model}, {platform}: {sum(found.values())} operations")
                     recorder.row("lowering", **case, platform=platform, operations=found)
         recorder.write()
@@ -88,11 +94,11 @@ def report(found: Results) -> list[Table | str]:
     table = Table(title="operations of a compiled epoch, before the compiler", box=box.SIMPLE)
     for heading in ("model", "platform", "all", *SHOWN):
         table.add_column(heading, no_wrap=True)
-    for row in found.tables["lowering"]:
+    for row in found.tables.get("lowering", []):
         counts = row["operations"]
         counts = [sum(counts.values()), *(counts.get(name, 0) for name in SHOWN)]
         table.add_row(row["model"], row["platform"], *map(str, counts))
-    return [table]
+    return [table, *step.left_out(found)]
 
 
 if __name__ == "__main__":

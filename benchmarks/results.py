@@ -11,6 +11,7 @@ each: one schema, by which the writer writes and the reader checks. What was cou
 import dataclasses
 import datetime
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -141,13 +142,18 @@ def read(path: Path) -> Results:
 
 def _benchmark(entry: Any) -> Benchmark:
     benchmark = Benchmark(**entry)  # refuses missing and unknown fields
-    kinds = {"name": str, "framework": str, "model": str, "mode": str, "samples_s": list}
-    for field, kind in kinds.items():
-        if not isinstance(value := getattr(benchmark, field), kind):
-            raise TypeError(f"{field} is {value!r}")
-    if not benchmark.samples_s or not all(sample > 0 for sample in benchmark.samples_s):
-        raise ValueError(f"samples_s of {benchmark.name} is {benchmark.samples_s}")
-    return benchmark
+    for field in dataclasses.fields(Benchmark):
+        kind = {"batch_size": int, "samples_s": list, "warmup_s": list, "details": dict}.get(
+            field.name, str
+        )
+        derived = field.name in ("median_s", "iqr_s", "ci95_s", "warning")
+        if not derived and not isinstance(value := getattr(benchmark, field.name), kind):
+            raise TypeError(f"{field.name} is {value!r}")
+    samples = benchmark.samples_s
+    if not samples or not all(0 < sample < math.inf for sample in samples):
+        raise ValueError(f"samples_s of {benchmark.name} is {samples}")
+    # What is derived from the samples is derived again, not believed.
+    return dataclasses.replace(benchmark, **timing.summarize(samples)._asdict())
 
 
 class Recorder:

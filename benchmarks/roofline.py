@@ -8,13 +8,15 @@ least its operations at the one rate, and at least its bytes at the other; the l
 
 Operations, two for a multiplication with its addition: each layer's product forward, for the
 kernel's gradient and, but for the first layer, for its input's. A convolution counts as Winograd
-multiplies it where that is what runs, and beside that by its definition, from which MFU, the model
-FLOPs utilization, is reckoned. Bytes: every output of a layer, and its gradient, written and read
-once; a layer's parameters read, their gradients written; and for the update those gradients read,
-parameters and Adam's two moments read and written. What else a step does (transforms, sums, a
-second reading) is what the limit leaves out.
+multiplies it where that is known to run, on a CPU, and beside that by its definition, from which
+MFU, the model FLOPs utilization, is reckoned: where Winograd saves products it can exceed 1. Bytes
+of a step: every output of a layer, and its gradient, written and read once; parameters read, their
+gradients written; and for the update those gradients read, parameters and Adam's two moments read
+and written. What else a step does (transforms, sums, a second reading) the limit leaves out.
 
-A layer is timed by itself: forward and backward, in a loop on the device, on random numbers.
+A layer is timed by itself, forward and backward, in a loop on the device, on random numbers; its
+bytes are those of the two passes (`Alone.bytes`). What makes each turn's numbers differ from the
+last one's, a multiplication of all of them, is part of its time.
 """
 
 import dataclasses
@@ -37,10 +39,12 @@ from benchmarks.peer_workers import job as jobs
 from benchmarks.results import Benchmark, Recorder, Results
 from mnist_jax import convolution, devices, environment
 from mnist_jax.config import Config
-from mnist_jax.models import MODELS, layers, params_of
+from mnist_jax.models import IMAGE_SHAPE, MODELS, layers, params_of
 from mnist_jax.recipe import make_optimizer
+from mnist_jax.steps import loss_fn
 
 MATRIX_SIZE, COPY_BYTES, FLOAT_BYTES = 2048, 2**28, 4
+GROUP = 16  # turns of a loop
 PRODUCT, COPY, LAYER, UPDATE = "matrix_product", "copy", "layer", "update"
 
 
@@ -68,17 +72,23 @@ class Work(NamedTuple):
 
 
 def works(model: nn.Module, batch_size: int, platform: str) -> dict[str, Work]:
-    """The work of each layer, dense or a 3×3 convolution, and of the update, by their names."""
+    """The work of each layer, dense or a 3×3 convolution, and of the update, by their names.
+
+    Here an output and its gradient are counted once written and once read, as in a whole step.
+    """
     params = params_of(model)
+    dtype = getattr(model, "dtype", None)
+    activation_bytes = FLOAT_BYTES if dtype is None else jnp.dtype(dtype).itemsize
     found: dict[str, Work] = {}
     parameters = 0
     for layer in layers(model):
         if layer.kind in ("Flatten", "Dropout"):  # a view; a part of its neighbour
             continue
         parameters += layer.parameters
-        numbers = 4 * batch_size * math.prod(layer.output_shape) + 2 * layer.parameters
+        moved = 4 * batch_size * math.prod(layer.output_shape) * activation_bytes
+        moved += 2 * layer.parameters * FLOAT_BYTES
         if not layer.parameters:
-            found[layer.name] = Work(0, 0, numbers * FLOAT_BYTES)
+            found[layer.name] = Work(0, 0, moved)
             continue
         *window, inputs, outputs = params[layer.name]["kernel"].shape
         places = math.prod(layer.output_shape[:-1])  # 1 for a dense layer
@@ -88,7 +98,7 @@ def works(model: nn.Module, batch_size: int, platform: str) -> dict[str, Work]:
             products = math.prod(tiles) * convolution.SPAN**2
         passes = 3 if any(work.flops for work in found.values()) else 2
         each = 2 * passes * batch_size * inputs * outputs
-        found[layer.name] = Work(each * products, each * direct, numbers * FLOAT_BYTES)
+        found[layer.name] = Work(each * products, each * direct, moved)
     found[UPDATE] = Work(0, 0, 7 * parameters * FLOAT_BYTES)
     return found
 
@@ -100,27 +110,78 @@ def train_work(model: nn.Module, batch_size: int, platform: str) -> Work:
     )
 
 
-def time_loop(body: Any, state: Any, samples: int) -> timing.Timing:
-    """Seconds for a turn of `body`, (i, state) → state, of which a call runs many on the device."""
+def counted_by_xla(model: nn.Module, batch_size: int) -> float:
+    """The operations of a step's loss and gradient, as XLA's cost analysis counts them.
+
+    More than the products: activations, loss, pooling, a Winograd convolution's transforms. Less
+    where it convolves itself, for it leaves out products with the padding's zeros.
+    """
+    batch: Any = {
+        "image": jax.ShapeDtypeStruct((batch_size, *IMAGE_SHAPE), jnp.float32),
+        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((batch_size,), bool),
+    }
+    gradient = jax.jit(jax.grad(partial(loss_fn, model=model), has_aux=True))
+    analysis: Any = gradient.lower(params_of(model), batch).cost_analysis()
+    return float((analysis or {}).get("flops", math.nan))
+
+
+def time_loop(body: Any, state: Any, args: Any, samples: int) -> timing.Timing:
+    """Seconds for a turn of `body`, (i, state, args) → state, of which a call runs many.
+
+    Turns are grouped by 16 in loops of known length: an accelerator asks the host before each turn
+    of a loop whose length it does not know.
+
+    Args:
+        body: one turn.
+        state: what the first starts from; donated.
+        args: what all of them read; never part of the program, where it could be reckoned before.
+        samples: how many are wanted.
+    """
 
     @partial(jax.jit, donate_argnums=0)
-    def run(state: Any, steps: Any) -> Any:
-        return lax.fori_loop(0, steps, body, state)
+    def run(state: Any, args: Any, groups: Any) -> Any:
+        def group(i: jax.Array, state: Any) -> Any:
+            turn = partial(_turn, i * GROUP)
+            return lax.fori_loop(0, GROUP, turn, state)
+
+        def _turn(first: jax.Array, i: jax.Array, state: Any) -> Any:
+            return body(first + i, state, args)
+
+        return lax.fori_loop(0, groups, group, state)
+
+    def call(state: Any, steps: int) -> Any:
+        return run(state, args, steps)
 
     limits = {"samples": samples, "budget_s": 1.5, "warmup_s": 3.0}
-    return timing.measure(run, state, sync=jax.block_until_ready, **limits)[0]
+    groups = timing.measure(call, state, sync=jax.block_until_ready, **limits)[0]
+    return timing.Timing(
+        [s / GROUP for s in groups.warmup_s],
+        [s / GROUP for s in groups.samples_s],
+        GROUP * groups.steps_per_sample,
+    )
+
+
+def random_like(tree: Any) -> Any:
+    """Normally distributed arrays of these shapes and dtypes."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    made = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, made)
 
 
 def matrix_rate(samples: int, dtype: Any = None) -> timing.Timing:
     """Seconds for a product of two matrices of `MATRIX_SIZE` rows and columns."""
-    x, other = jax.random.normal(jax.random.key(0), (2, MATRIX_SIZE, MATRIX_SIZE), dtype)
-    other = other / MATRIX_SIZE**0.5  # so that repeated products stay finite
-    return time_loop(lambda _, x: x @ other, x, samples)
+    x, other = jax.random.normal(jax.random.key(0), (2, MATRIX_SIZE, MATRIX_SIZE))
+    rotation, _ = jnp.linalg.qr(other)  # so that products neither grow nor shrink
+    args = rotation.astype(dtype or jnp.float32)
+    return time_loop(lambda _, x, other: x @ other, x.astype(args.dtype), args, samples)
 
 
 def copy_rate(samples: int) -> timing.Timing:
     """Seconds to read and write `COPY_BYTES`."""
-    return time_loop(lambda _, x: x + 1, jnp.zeros(COPY_BYTES // FLOAT_BYTES), samples)
+    start = jax.random.normal(jax.random.key(0), (COPY_BYTES // FLOAT_BYTES,))
+    return time_loop(lambda i, x, _: x + i.astype(jnp.float32), start, (), samples)
 
 
 class Alone(NamedTuple):
@@ -144,22 +205,31 @@ class Alone(NamedTuple):
                 y, backward = jax.vjp(apply, params, x)
             return y, backward(g)
 
-        leaves, tree = jax.tree.flatten((self.params, self.x, self.y))
-        keys = jax.random.split(jax.random.key(0), len(leaves))
-        random = [
-            jax.random.normal(key, leaf.shape, leaf.dtype)
-            for key, leaf in zip(keys, leaves, strict=True)
-        ]
-        params, x, g = jax.tree.unflatten(tree, random)
+        args = random_like((self.params, self.x, self.y))
 
-        def body(i: jax.Array, _: Any) -> Any:
+        def body(i: jax.Array, _: Any, args: Any) -> Any:
             # Other numbers in every turn, or the compiler would take the work out of the loop.
-            some = (1 + 1e-6 * i.astype(jnp.float32)).astype(x.dtype)
-            return both_passes(params, some * x, some * g)
+            some = 1 + 1e-6 * i.astype(jnp.float32)
+            args = jax.tree.map(lambda leaf: some.astype(leaf.dtype) * leaf, args)
+            return both_passes(*args)
 
-        shapes = jax.eval_shape(both_passes, params, x, g)
+        shapes = jax.eval_shape(both_passes, *args)
         start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return time_loop(body, start, samples)
+        return time_loop(body, start, args, samples)
+
+    def bytes(self, *, first: bool) -> int:
+        """What the two passes at least read and write: each input and result once a pass.
+
+        Forward: parameters and input read, output written. Backward: parameters, input and the
+        output's gradient read, the gradients of the parameters and, but for the first layer, of
+        the input written.
+        """
+        params, x, y = (_bytes(part) for part in (self.params, self.x, self.y))
+        return 3 * params + 2 * x + 2 * y + (0 if first else x)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def alone(model: nn.Module, batch_size: int) -> dict[str, Alone]:
@@ -187,15 +257,14 @@ def alone(model: nn.Module, batch_size: int) -> dict[str, Alone]:
 def time_update(model: nn.Module, samples: int) -> timing.Timing:
     """Seconds for Adam's update of all parameters."""
     tx = make_optimizer(Config(), 1)
-    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), params_of(model))
-    grads = jax.tree.map(lambda leaf: 0.01 * leaf, params)
+    params, grads = random_like((params_of(model), params_of(model)))
 
-    def body(_: Any, state: Any) -> Any:
+    def body(_: Any, state: Any, grads: Any) -> Any:
         params, opt_state = state
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    return time_loop(body, jax.block_until_ready((params, tx.init(params))), samples)
+    return time_loop(body, jax.block_until_ready((params, tx.init(params))), grads, samples)
 
 
 def measure(options: Options) -> None:
@@ -210,7 +279,10 @@ def measure(options: Options) -> None:
         return recorder.add(made).median_s
 
     for precision in options.precision:
-        with jax.default_device(device):
+        with (
+            step.left_out_if_impossible(recorder, precision),
+            jax.default_device(device),
+        ):
             dtype = devices.compute_dtype(precision, device)
             with jax.default_matmul_precision(devices.MATMUL_PRECISION[precision]):
                 flops, moved = 2 * MATRIX_SIZE**3, 2 * COPY_BYTES
@@ -237,15 +309,17 @@ def _measure_step(
         limit_s = work.limit_s(*rates)
         times = timing.Timing(whole.warmup_s, whole.samples_s, 0)
         mfu = work.direct_flops / whole.median_s / rates[0]
-        add(step.TRAIN, times, job, **work._asdict(), limit_s=limit_s, mfu=mfu)
+        xla = {"xla_flops": counted_by_xla(model, job.batch_size)}
+        add(step.TRAIN, times, job, **work._asdict(), **xla, limit_s=limit_s, mfu=mfu)
         parts = works(model, job.batch_size, device.platform)
         with jax.default_matmul_precision(devices.MATMUL_PRECISION[job.precision]):
             layers_ = alone(model, job.batch_size)
             for name, layer in layers_.items():
                 first = name == next(iter(layers_))
                 times = layer.time(first=first, samples=job.samples)
-                details = {"layer": name, **parts[name]._asdict()}
-                add(LAYER, times, job, **details, limit_s=parts[name].limit_s(*rates))
+                part = parts[name]._replace(bytes=layer.bytes(first=first))
+                details = {"layer": name, **part._asdict()}
+                add(LAYER, times, job, **details, limit_s=part.limit_s(*rates))
             details = {"layer": UPDATE, **parts[UPDATE]._asdict()}
             times = time_update(model, job.samples)
             add(LAYER, times, job, **details, limit_s=parts[UPDATE].limit_s(*rates))
@@ -264,7 +338,7 @@ def roof(benchmarks: Sequence[Benchmark], precision: str) -> tuple[float, float]
 def report(found: Results) -> list[Table | str]:
     """A table for each network, and before it the roof."""
     benchmarks, parts = found.benchmarks, list[Table | str]()
-    for precision in dict.fromkeys(b.precision for b in benchmarks):
+    for precision in dict.fromkeys(b.precision for b in benchmarks if b.name == COPY):
         flops_per_s, bytes_per_s = roof(benchmarks, precision)
         rates = f"{flops_per_s / 1e9:.4g} GFLOP/s and {bytes_per_s / 1e9:.4g} GB/s"
         parts.append(f"{precision}: a roof of {rates}")
@@ -281,7 +355,8 @@ def report(found: Results) -> list[Table | str]:
                     continue
                 work = b.details
                 if "mfu" in work:
-                    mfu = f"MFU, operations by definition: {work['mfu']:.1%}"
+                    mfu = f"MFU, operations by definition: {work['mfu']:.1%}; XLA counts "
+                    mfu += f"{work['xla_flops'] / 1e9:.4g} GFLOP without the update"
                 numbers = (work["flops"] / 1e9, work["direct_flops"] / 1e9, work["bytes"] / 1e6)
                 intensity = work["flops"] / work["bytes"]
                 times = 1e3 * work["limit_s"], 1e3 * b.median_s

@@ -31,6 +31,7 @@ from mnist_jax.errors import DeviceError, UsageError
 from mnist_jax.profiling import costliest, make_folder, profiled, show_costliest
 
 PROFILED_STEPS = 20
+FEW = 5  # samples, below which no interval is shown
 TRAIN, EVALUATION = "train_step", "evaluation"
 MODES = {"many": ours.MANY, "one": ours.ONE}
 
@@ -85,9 +86,11 @@ def left_out_if_impossible(recorder: Recorder, what: str) -> Iterator[None]:
     """What does not fit into memory, or no such device can do, is noted; the rest goes on."""
     try:
         yield
-    except (DeviceError, UsageError) as error:
+    except (DeviceError, UsageError, launch.ProcessError) as error:
         recorder.leave_out(what, str(error))
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    except MemoryError:
+        recorder.leave_out(what, "out of memory")
+    except jax.errors.JaxRuntimeError as error:
         if not cli.is_out_of_memory(error):
             raise
         recorder.leave_out(what, f"out of memory ({str(error).splitlines()[0]})")
@@ -168,19 +171,20 @@ def in_own_process(job: jobs.Job, platform: str) -> list[Benchmark]:
 
 def relaunched(options: Options) -> Recorder:
     """The same by processes of their own, of whom each is a launch."""
-    recorder: Recorder | None = None
+    recorder = Recorder(options.output, {})
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "step.json"
         once = dataclasses.replace(options, output=output, launches=1, profile=None)
         for number in range(options.launches):
             launch.part("benchmarks.step", once)
             found = results.read(output)
-            recorder = recorder or Recorder(options.output, found.context)
+            command, left_out = recorder.context["command"], recorder.context["left_out"]
+            left_out |= found.context["left_out"]
+            recorder.context |= found.context | {"command": command, "left_out": left_out}
             for b in found.benchmarks:
                 details = b.details | {"launch": number}
                 recorder.benchmarks.append(dataclasses.replace(b, details=details))
             recorder.write()
-    assert recorder is not None
     return recorder
 
 
@@ -199,16 +203,19 @@ def trace(options: Options, folder: Path) -> None:
 
 def report(found: Results) -> list[Table | str]:
     """The table, and what was left out."""
-    table = Table(title="medians over all samples", box=box.SIMPLE)
+    table = Table(title="medians; of several launches, of theirs", box=box.SIMPLE)
     for heading in ("", "model", "batch", "precision", "mode"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("ms", "95 %", "images/s"):
+    for heading in ("n", "ms", "95 %", "images/s", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for case in grouped(found.benchmarks):
         low, high = (1e3 * end for end in case.ci95_s)
-        ms = f"{1e3 * case.median_s:.4g}", f"{low:.4g} to {high:.4g}"
+        n = len(case.samples_s)
+        interval = f"{low:.4g} to {high:.4g}" if n >= FEW else "few"
+        numbers = str(n), f"{1e3 * case.median_s:.4g}", interval
         names = case.name, case.model, str(case.batch_size), case.precision, case.mode
-        table.add_row(*names, *ms, f"{images(case) / case.median_s:,.0f}")
+        doubt = "unstable" if case.warning else ""
+        table.add_row(*names, *numbers, f"{images(case) / case.median_s:,.0f}", doubt)
     return [table, *left_out(found)]
 
 
@@ -218,13 +225,13 @@ def left_out(found: Results) -> list[str]:
 
 
 def grouped(benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
-    """One benchmark for all launches of the same, with all of their samples."""
+    """One benchmark for all launches of the same: of several, their medians are its samples."""
     found: dict[tuple[Any, ...], list[Benchmark]] = {}
     for b in benchmarks:
         found.setdefault(results.key(b), []).append(b)
     return [
         Benchmark.of(
-            [sample for b in some for sample in b.samples_s],
+            [b.median_s for b in some] if len(some) > 1 else some[0].samples_s,
             **dict(zip(results.KEY, case, strict=True)),
             details=some[0].details,
         )

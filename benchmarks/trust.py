@@ -53,8 +53,8 @@ def measure(options: Options) -> None:
     """
     recorder = Recorder(options.output, environment.describe(jax.devices()[0]))
     flags = f"--model {options.model} --mode many --what train --repeats={options.repeats}"
-    plain = f"{sys.executable} -m benchmarks.step {flags}"
-    slowed = f"{sys.executable} -m benchmarks.peer_workers.slowed {options.slow_down} {flags}"
+    worker = f"{sys.executable} -m benchmarks.peer_workers.slowed"
+    plain, slowed = (f"{worker} {share} {flags}" for share in (0.0, options.slow_down))
     for number in range(options.comparisons):
         for planted in (False, True):
             a, b = compare.interleaved((plain, slowed if planted else plain), options.launches)
@@ -68,8 +68,8 @@ def measure(options: Options) -> None:
             recorder.write()
     rows = recorder.tables["trust"]
     counts = {
-        planted: sum(row["word"] == "slower" for row in rows if row["planted"] == planted)
-        for planted in (True, False)
+        True: sum(row["word"] == "slower" for row in rows if row["planted"]),
+        False: sum(row["word"] != "same" for row in rows if not row["planted"]),
     }
     print(f"slow-downs of {options.slow_down:.0%} found: {counts[True]} of {options.comparisons}")
     print(f"alarms without one: {counts[False]} of {options.comparisons}")

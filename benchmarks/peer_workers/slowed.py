@@ -3,7 +3,6 @@
 python -m benchmarks.peer_workers.slowed 0.1 --model mlp --output FILE
 """
 
-import math
 import sys
 from typing import Any
 
@@ -18,7 +17,7 @@ def main(share: float) -> int:
     def slowed(*args: Any, **kwargs: Any) -> Any:
         workload = make(*args, **kwargs)
         return workload._replace(
-            train=lambda state, count: workload.train(state, math.ceil((1 + share) * count))
+            train=lambda state, count: workload.train(state, round((1 + share) * count))
         )
 
     ours.make = slowed

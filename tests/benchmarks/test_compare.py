@@ -1,6 +1,5 @@
 """Verdicts on launches, by hand and from files; whether the trust test could fail."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from benchmarks import compare, launch, results, trust
 from benchmarks.peer_workers import ours, slowed
 from benchmarks.results import Benchmark, Results
-from mnist_jax.errors import UsageError, WorseError
+from mnist_jax.errors import WorseError
 
 CONTEXT = {"jax": "0.10.2", "command": ["step"], "left_out": {}}
 
@@ -130,7 +129,7 @@ def test_commands_are_started_in_turn(tmp_path: Path):
 @pytest.mark.parametrize(("seen", "status"), [(1.2, 0), (1.0, 7)])
 def test_the_trust_test_counts_what_is_found(seen, status, tmp_path: Path, monkeypatch, capsys):
     def interleaved(commands, count):
-        factor = seen if "slowed" in commands[1] else 1.0
+        factor = seen if "slowed 0.1" in commands[1] else 1.0
         return Results(CONTEXT, made(NOISE), {}), Results(CONTEXT, made(factor * NOISE), {})
 
     monkeypatch.setattr(compare, "interleaved", interleaved)
@@ -154,10 +153,4 @@ def test_the_planted_slow_down_is_a_tenth_of_the_steps(monkeypatch):
     monkeypatch.setattr(ours, "make", lambda: workload)
     monkeypatch.setattr(launch, "command", lambda *_: ours.make().train(None, 200))
     slowed.main(0.1)
-    assert trained == [221] or trained == [220]
-
-
-def test_options_must_make_sense():
-    with pytest.raises(UsageError, match="launches is 0"):
-        compare.Options(files=("a", "b"), launches=0)
-    assert dataclasses.fields(compare.Options)
+    assert trained == [220]

@@ -78,7 +78,6 @@ def test_the_step_lowers_for_every_platform_and_convolves_as_each_does():
 def test_all_ways_of_feeding_train_on_the_same_batches(monkeypatch, capsys):
     words = ["--model=logistic", "--repeats=1", "--batch_size=30"]
     monkeypatch.setattr("sys.argv", ["input", *words])
-    monkeypatch.setattr(input.jobs.Job, "train_size", 300)
     assert launch.command(input.Options, input.measure, "input", "") == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"logistic .* none", out)) == 3
