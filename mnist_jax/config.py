@@ -172,14 +172,7 @@ class Config:
         if self.preset not in PRESETS:
             raise unknown_choice("preset", self.preset, PRESETS)
         self._fill_in(PRESETS[self.preset])
-        for name in ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile"):
-            if (path := getattr(self, name)) is not None:
-                try:
-                    object.__setattr__(self, name, storage.user_path(path))
-                except ValueError as error:
-                    raise UsageError(
-                        f"{name} is {str(path)!r}, which is no path ({error}); change --{name}"
-                    ) from error
+        expand_paths(self, "data_dir", "manual_dir", "workdir", "compilation_cache", "profile")
         if self.model not in MODELS:
             raise unknown_choice("model", self.model, MODELS)
         self._fill_in(_model_defaults(self.model))
@@ -270,6 +263,22 @@ class Config:
         """The fields that can change a number in the run, as JSON can hold them."""
         execution = {f.name for f in dataclasses.fields(self) if "execution" in f.metadata}
         return {name: value for name, value in self.to_json().items() if name not in execution}
+
+
+def expand_paths(options: Any, *names: str) -> None:
+    """Replaces ~ in those fields of a frozen dataclass that hold a path.
+
+    Raises:
+        UsageError: no file can have that name.
+    """
+    for name in names:
+        if (path := getattr(options, name)) is not None:
+            try:
+                object.__setattr__(options, name, storage.user_path(path))
+            except ValueError as error:
+                raise UsageError(
+                    f"{name} is {str(path)!r}, which is no path ({error}); change --{name}"
+                ) from error
 
 
 def _model_defaults(model: str) -> dict[str, Any]:

@@ -115,6 +115,19 @@ def evaluate(run: SavedRun, split: Split, device: jax.Device) -> MetricSums:
     return jax.device_get(sums)  # here the host waits
 
 
+def classify(run: SavedRun, params: Any, image: jax.Array) -> jax.Array:
+    """Images (n, 28, 28, 1) uint8 → probabilities (n, classes) float32, as a pure function.
+
+    Args:
+        run: says how images are scaled and what computes the logits.
+        params: one member's parameters.
+        image: the images.
+    """
+    x = steps.to_input(image, normalize=make_recipe(run.config).normalize)
+    logits: Any = run.model.apply({"params": params}, x, train=False)
+    return jax.nn.softmax(logits.astype(jnp.float32))
+
+
 class Classifier:
     """A saved model, or the members of an ensemble, compiled and on a device.
 
@@ -136,15 +149,7 @@ class Classifier:
         shift: int = 0,
         batch_size: int = EVAL_BATCH_SIZE,
     ):
-        normalize = make_recipe(run.config).normalize
-
-        @jax.jit
-        def classify(params: Any, image: jax.Array) -> jax.Array:
-            x = steps.to_input(image, normalize=normalize)
-            logits: Any = run.model.apply({"params": params}, x, train=False)
-            return jax.nn.softmax(logits.astype(jnp.float32))
-
-        self._classify = classify
+        self._classify = jax.jit(partial(classify, run))
         self._members = run.members
         self._device = device
         self._shift, self._batch_size = shift, batch_size

@@ -235,6 +235,7 @@ def test_command_lines(fuzz, monkeypatch):
     monkeypatch.setattr(verify, "verify", lambda folder, **_: ())
     monkeypatch.setattr(data, "load_dataset", lambda name, **_: dataset)
     monkeypatch.setattr(evaluating.Evaluating, "predict", no_runs)
+    monkeypatch.setattr(saved, "load_run", no_runs)
 
     def use(main_and_words):
         main, words = main_and_words

@@ -1,0 +1,48 @@
+"""The command `export`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from mnist_jax import errors
+from mnist_jax.config import expand_paths
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Writes a saved model for other programs: its parameters, or a program that holds them."""
+
+    workdir: Path
+    """The run's folder."""
+
+    format: str = "safetensors"
+    """safetensors: the parameters by their names. stablehlo: a program from pixels to
+    probabilities for CPU, NVIDIA GPU and TPU, which jax.export loads without this package, if that
+    JAX is at most 6 months newer, or 3 weeks older, than the one here."""
+
+    output: Path | None = None
+    """The file. Its description is put beside it, as <file>.json. Replaces what was exported
+    before, and nothing else. None: model.safetensors or model.stablehlo in the run's folder."""
+
+    member: int | None = None
+    """The seed of the network to export, from a run with --seeds=K."""
+
+    def __post_init__(self):
+        expand_paths(self, "workdir", "output")
+
+    def run(self) -> None:
+        """Says what was written, and how good it is."""
+        from mnist_jax import export, saved
+
+        if self.format not in export.FORMATS:
+            raise errors.unknown_choice("format", self.format, export.FORMATS)
+        output = self.output or self.workdir / f"model.{self.format}"
+        run = saved.load_run(self.workdir)
+        found = export.export(run, self.format, output, self.member)
+        for notice in run.notices:
+            print(f"notice: {notice}", file=sys.stderr)
+        print(f"{output}  {output.stat().st_size / 1e6:.1f} MB, described in {output.name}.json")
+        accuracy = found["test_accuracy"]
+        known = "not known" if accuracy is None else f"{100 * accuracy:.2f} %"
+        which = f"{run.config.model} on {run.config.dataset}, seed {found['seed']}"
+        print(f"{which}, test accuracy {known}")
