@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -26,7 +27,8 @@ def untrained(folder: Path, **fields) -> saved.SavedRun:
     config = Config(workdir=folder, **fields)
     dtype = jax.numpy.bfloat16 if config.precision == "bfloat16" else None
     model = MODELS[config.model](dtype=dtype, **config.model_options())
-    params = jax.device_get(init_params(model, jax.random.key(3)))
+    init = jax.jit(partial(init_params, model))  # else each of its operations is compiled
+    params = jax.device_get(init(jax.random.key(3)))
     return saved.SavedRun(folder, config, model, Progress(steps.TrainState(0, params, ())), [])
 
 

@@ -1,6 +1,7 @@
 """Everything but training, a dataclass a command: its flags are the fields, `run` does the job."""
 
 from mnist_jax.commands.data import Data
+from mnist_jax.commands.draw import Draw
 from mnist_jax.commands.export import Export
 from mnist_jax.commands.verify import Verify
 from mnist_jax.commands.voting import Compare, Ensemble
@@ -11,4 +12,5 @@ COMMANDS: dict[str, type] = {
     "compare": Compare,
     "verify": Verify,
     "export": Export,
+    "draw": Draw,
 }

@@ -14,6 +14,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import time
 from functools import partial
 from pathlib import Path
@@ -229,6 +230,9 @@ def test_command_lines(fuzz, monkeypatch):
     def no_runs(*folders, **_):
         raise UsageError("none of them holds a run")
 
+    def no_network(*_, **__):
+        raise OSError("there is none")
+
     split = SimpleNamespace(label=())
     dataset = SimpleNamespace(name="", source="", notices=(), train=split, test=split)
     monkeypatch.setattr(mnist_jax, "fit", lambda config, **_: None)
@@ -236,6 +240,7 @@ def test_command_lines(fuzz, monkeypatch):
     monkeypatch.setattr(data, "load_dataset", lambda name, **_: dataset)
     monkeypatch.setattr(evaluating.Evaluating, "predict", no_runs)
     monkeypatch.setattr(saved, "load_run", no_runs)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
 
     def use(main_and_words):
         main, words = main_and_words

@@ -1,0 +1,51 @@
+"""The command `draw`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from mnist_jax import errors
+from mnist_jax.config import PLATFORMS, expand_paths
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Serves a page to draw a digit on, which shows what a saved model makes of it."""
+
+    workdir: Path
+    """The run's folder."""
+
+    host: str = "127.0.0.1"
+    """The address to listen at: this machine's own, which no other machine reaches, or 0.0.0.0 for
+    all it has."""
+
+    port: int = 8000
+    """The port to listen at, 0 to 65535. 0: any that is free."""
+
+    platform: str | None = None
+    """Device that computes: cpu, gpu, tpu, or auto, the best that JAX finds. None: the run's."""
+
+    def __post_init__(self):
+        expand_paths(self, "workdir")
+        if not 0 <= self.port <= 65535:
+            raise errors.UsageError(
+                f"port is {self.port}; allowed is 0 to 65535, 0 for any that is free; change --port"
+            )
+        if self.platform not in (None, *PLATFORMS):
+            raise errors.unknown_choice("platform", self.platform, PLATFORMS)
+
+    def run(self) -> None:
+        """Prints the page's address once all is ready, and answers until Ctrl-C."""
+        from mnist_jax import devices, draw, saved
+
+        with draw.listen(self.host, self.port) as listening:
+            run = saved.load_run(self.workdir)
+            model = draw.about(run)
+            notices = [*run.notices, *devices.keep_compiled(run.config.compilation_cache)]
+            if not draw.is_private(listening):
+                notices.append("every machine that reaches this one can open the page")
+            for notice in notices:
+                print(f"notice: {notice}", file=sys.stderr)
+            read = draw.reader(run, self.platform)
+            print(f"{model['model']}\ndraw at {draw.url(listening)}  Ctrl-C ends it", flush=True)
+            draw.serve(listening, draw.application(read, model, self.host))
