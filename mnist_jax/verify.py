@@ -135,7 +135,8 @@ def _result(run: saved.SavedRun, record: dict[str, Any]) -> str:
     if not progress.rows:
         raise _WrongError("the newest checkpoint has no epoch, so the run was not complete")
     expected = {
-        "config": run.config.to_json(),
+        # As it was written: by another version, perhaps, which had other fields.
+        "config": storage.read_json(run.folder / "config.json"),
         "seed": run.config.seed,
         "epochs": progress.epoch,
         "steps": progress.step,
