@@ -1,6 +1,8 @@
 """Metrics as sums: merged freely, divided once, so that no average is an average of averages."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -59,3 +61,26 @@ class MetricSums:
     def _mean(self, total: jax.Array) -> Any:
         # In float64: a count of 60,000 images loses nothing, nor does a float32.
         return (np.asarray(total, np.float64) / np.maximum(self.count, 1)).tolist()
+
+
+def of_kept_members(row: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The numbers of a line of metrics.jsonl, each as a list over the members that are not lost.
+
+    A lost member is one with a loss of None. The list is of one number where there are no members,
+    and empty where all are lost.
+    """
+    values = {name: np.ravel(value).tolist() for name, value in row.items()}
+    losses = [each for name, each in values.items() if name.endswith("/loss")]
+    kept = [None not in of_member for of_member in zip(*losses, strict=True)]
+    return {
+        name: [value for value, keep in zip(each, kept, strict=True) if keep]
+        if "/" in name
+        else each
+        for name, each in values.items()
+    }
+
+
+def mean_over_members(row: Mapping[str, Any], name: str) -> float:
+    """The mean over the members that are not lost; NaN where all are."""
+    values = of_kept_members(row)[name]
+    return sum(values) / len(values) if values else math.nan

@@ -5,6 +5,7 @@ import datetime
 import errno
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from mnist_jax import storage
 from mnist_jax.checkpoint import Checkpoints, names_of
 from mnist_jax.config import Config
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
+from mnist_jax.metrics import mean_over_members
 from mnist_jax.storage import IntegrityError, write_atomically
 
 RECORDS = ("config.json", "environment.json", "metrics.jsonl")
@@ -153,9 +155,16 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
             if self._tensorboard is not None:
-                for name, value in row.items():
-                    values = [v for v in np.ravel(value).tolist() if v is not None]  # of members
-                    self._tensorboard.add_scalar(name, sum(values) / len(values), row["step"])
+                for name in row:
+                    if math.isfinite(value := mean_over_members(row, name)):
+                        self._tensorboard.add_scalar(name, value, row["step"])
+                self._tensorboard.flush()
+
+    def add_image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Shows (height, width, 3) uint8 in TensorBoard, where that was asked for."""
+        with self._writing():
+            if self._tensorboard is not None:
+                self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
                 self._tensorboard.flush()
 
     def finish(self, record: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What numbers from several trainings, or from a finite test set, can be said to show."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,15 +84,74 @@ def welch(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     return {"difference": difference, "ci95": [difference - half, difference + half], "p": p}
 
 
-def calibration_error(probabilities: np.ndarray, label: np.ndarray, bins: int = 15) -> float:
-    """The expected calibration error (Guo et al., 2017): mean |accuracy - confidence|.
+def confusion(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """How often each class was taken for which.
+
+    Args:
+        predicted: (..., images) int, the answers of one model or of several.
+        label: (images,) int.
+        classes: how many there are.
+
+    Returns:
+        (classes, classes) int, a row for each label and a column for each answer.
+    """
+    pairs = np.broadcast_to(label, predicted.shape) * classes + predicted
+    return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
+
+
+def most_confident_errors(probabilities: np.ndarray, label: np.ndarray, most: int) -> np.ndarray:
+    """Where the most probable class is wrong, the most probable first.
 
     Args:
         probabilities: (images, classes).
         label: (images,) int.
-        bins: of equal width in confidence, weighted by their images.
+        most: how many to name.
+
+    Returns:
+        (most or fewer,) int, the images' places; of equals the first comes first.
     """
-    confidence, predicted = probabilities.max(1), probabilities.argmax(1)
+    wrong = np.flatnonzero(probabilities.argmax(1) != label)
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")[:most]]
+
+
+class CalibrationBins(NamedTuple):
+    """Images by the probability of their most probable class, in bins of equal width.
+
+    Attributes:
+        images: (bins,) int, how many are in each.
+        correct: (bins,) int, for how many of them that class is right.
+        confidence: (bins,) float64, the sum of those probabilities.
+    """
+
+    images: np.ndarray
+    correct: np.ndarray
+    confidence: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error (Guo et al., 2017): mean |accuracy - confidence|."""
+        return float(np.abs(self.correct - self.confidence).sum() / self.images.sum())
+
+
+def calibration_bins(
+    probabilities: np.ndarray, label: np.ndarray, bins: int = 15
+) -> CalibrationBins:
+    """Sorts answers into so many bins.
+
+    Args:
+        probabilities: (..., images, classes), of one model or of several.
+        label: (images,) int.
+        bins: how many.
+    """
+    confidence, right = probabilities.max(-1).ravel(), (probabilities.argmax(-1) == label).ravel()
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(place, (predicted == label) - confidence, bins)
-    return float(np.abs(gap).sum() / len(label))
+    return CalibrationBins(
+        np.bincount(place, minlength=bins),
+        np.bincount(place[right], minlength=bins),
+        np.bincount(place, confidence, bins),
+    )
+
+
+def calibration_error(probabilities: np.ndarray, label: np.ndarray) -> float:
+    """The expected calibration error of `calibration_bins`."""
+    return calibration_bins(probabilities, label).error

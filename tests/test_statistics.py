@@ -58,3 +58,23 @@ def test_calibration_error_by_hand():
     probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 4)
     label = np.array([0, 0, 1, 1, 0, 0, 0, 1])
     assert statistics.calibration_error(probabilities, label) == pytest.approx(0.275)
+
+
+def test_bins_hold_every_answer_of_every_model():
+    probabilities = np.array([[[1.0, 0.0], [0.4, 0.6]], [[0.45, 0.55], [0.0, 1.0]]])
+    bins = statistics.calibration_bins(probabilities, np.array([0, 0]), bins=4)
+    assert bins.images.tolist() == [0, 0, 2, 2]  # 1 belongs to the last one
+    assert bins.correct.tolist() == [0, 0, 0, 1]
+    assert bins.confidence.tolist() == pytest.approx([0, 0, 1.15, 2.0])
+
+
+def test_confusion_counts_every_model_s_answers():
+    found = statistics.confusion(np.array([[0, 1, 1], [0, 0, 2]]), np.array([0, 1, 2]), 3)
+    assert found.tolist() == [[2, 0, 0], [1, 1, 0], [0, 1, 1]]
+
+
+def test_the_most_confident_errors_come_first():
+    probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
+    label = np.array([0, 0, 0, 0, 1])
+    assert statistics.most_confident_errors(probabilities, label, 3).tolist() == [2, 1, 3]
+    assert statistics.most_confident_errors(probabilities[:1], label[:1], 3).tolist() == []
