@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -32,6 +33,32 @@ def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
     # The preset's values, and the model's options, where no flag says otherwise.
     default = Config(preset=given.get("preset") or "post", model=given.get("model") or "cnn")
     return parse(Config, argv, prog=prog, description=description, default=default)
+
+
+# Fields of execution without which a run may find no data, or give other numbers.
+NEEDED = ("data_dir", "manual_dir", "platform", "deterministic")
+
+
+def command_line(config: Config) -> str:
+    """The shortest command, for a shell, that trains as `config` says, in a folder of its own.
+
+    An empty `hidden_sizes`, which only Python can give, is beyond it.
+    """
+    usual = config.usual()
+    words = ["python", "train.py", f"--model={config.model}"]
+    if config.preset != "post":
+        words.append(f"--preset={config.preset}")
+    for name in (*config.identity(), *NEEDED):
+        value = getattr(config, name)
+        if value == getattr(usual, name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
+        elif isinstance(value, tuple):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words.append(f"--{name}={value}")
+    return shlex.join(words)
 
 
 def parse(

@@ -155,7 +155,11 @@ class Config:
     nowhere. From Python, set jax_compilation_cache_dir yourself: it belongs to the process."""
 
     tensorboard: bool = _execution(False)
-    """Also write the metrics of each epoch for TensorBoard, into the run's folder."""
+    """Also write for TensorBoard, into the run's folder: the metrics of each epoch, samples of the
+    images and, at the end, which digits were taken for which."""
+
+    report: bool = _execution(False)
+    """Make a page with pictures of the run at its end, report.html in the run's folder."""
 
     profile: Path | None = _execution(None)
     """Write a trace of one call of training steps into this folder, for TensorBoard or Perfetto,
@@ -219,7 +223,7 @@ class Config:
         if self.hidden_sizes is not None:
             legal = "up to 100 whole numbers, 1 to 1000000"  # more could not even be traced
             _check(self, "hidden_sizes", _are_sizes, legal)
-        for name in ("normalize", "tensorboard", "deterministic", "debug"):
+        for name in ("normalize", "tensorboard", "report", "deterministic", "debug"):
             _check(self, name, lambda x: type(x) is bool, "true or false")
         for name in MODEL_OPTIONS:
             if getattr(self, name) is not None and name not in _model_defaults(self.model):
@@ -234,6 +238,10 @@ class Config:
     def model_options(self) -> dict[str, Any]:
         """The arguments that the model's class is made with."""
         return {name: getattr(self, name) for name in _model_defaults(self.model)}
+
+    def usual(self) -> "Config":
+        """What this would be with nothing given but the model and the preset."""
+        return Config(model=self.model, preset=self.preset)
 
     def all_seeds(self) -> range:
         """The seeds that are trained with: one, or those of an ensemble's members."""

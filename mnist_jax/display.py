@@ -1,5 +1,6 @@
 """A run as a person sees it: tables, a live bar on a terminal, one line an epoch elsewhere."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,8 @@ class Display(Observer):
                 self._show_profile(Path(folder))
             for text in self.notices:
                 print(f"notice  {text}")
+        make = f"python -m mnist_jax report {shlex.quote(str(result.workdir))}"
+        print(f"report  {result.report or make}")
         print(accuracy_line(record), flush=True)
 
     def _show_profile(self, folder: Path) -> None:

@@ -15,7 +15,8 @@ from mnist_jax.runs import Run
 from mnist_jax.signals import Stop
 from mnist_jax.steps import TrainState, step_of
 
-LOSSES = {"train/loss", "test/loss"}  # which every line of metrics.jsonl has
+# What every line of metrics.jsonl has.
+MEASURED = {"train/loss", "train/accuracy", "test/loss", "test/accuracy", "train_s"}
 
 
 @dataclasses.dataclass
@@ -70,7 +71,7 @@ class Progress:
         members = np.shape(arrays["sums"].count)
         if not all(_holds_numbers(values, members) for values in (*rows, end, seconds)):
             raise CheckpointError("the checkpoint's rows, end or seconds hold other than numbers")
-        epochs = [row.get("epoch") for row in rows if row.keys() >= LOSSES]
+        epochs = [row.get("epoch") for row in rows if row.keys() >= MEASURED]
         if epochs != list(range(1, len(rows) + 1)) or rest["epoch"] != len(rows):
             raise CheckpointError(f"the checkpoint's rows are not those of {rest['epoch']} epochs")
         if not 0 <= rest["batch"] <= step_of(arrays["state"]):

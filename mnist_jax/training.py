@@ -32,11 +32,13 @@ class Result:
         params: the trained parameters, on the device; None for a run that had ended before.
         record: the content of result.json.
         workdir: the run's folder.
+        report: the page with its pictures, where that was asked for.
     """
 
     params: Any
     record: dict[str, Any]
     workdir: Path
+    report: Path | None = None
 
 
 class Observer:
@@ -120,6 +122,9 @@ def _fit(
         runs.summary_writer()  # its absence is better found before a folder is made
     if config.profile is not None:
         profiling.make_folder(config.profile)
+    pictures = None
+    if config.tensorboard or config.report:
+        from mnist_jax import report as pictures  # takes half a second: only when needed
     observer.on_load(config)
     data_started = time.perf_counter()
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir)
@@ -137,7 +142,8 @@ def _fit(
         )
     with contextlib.closing(runs.Run(config.workdir or runs.default_folder(config), config)) as run:
         if run.result is not None:
-            result = Result(None, run.result, run.folder)
+            page = pictures.at_end(run, config, dataset) if pictures and config.report else None
+            result = Result(None, run.result, run.folder, page)
             observer.on_end(result)
             return result
         where = environment.describe(device)
@@ -158,6 +164,8 @@ def _fit(
             observer.on_notice(notice)
         if step := progress.step:
             observer.on_resume(step)
+        elif pictures and config.tensorboard:
+            pictures.at_start(run, dataset)
         earlier = progress.seconds
 
         def seconds() -> dict[str, float]:
@@ -194,7 +202,8 @@ def _fit(
         }
         run.finish(content)
         params = averaged(progress.state.params, progress.state.opt_state, config.average)
-        result = Result(params, content, run.folder)
+        page = pictures.at_end(run, config, dataset) if pictures else None
+        result = Result(params, content, run.folder, page)
         observer.on_end(result)
         return result
 

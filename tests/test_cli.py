@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import train
-from mnist_jax import cli
+from mnist_jax import Config, cli
 from mnist_jax.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +67,34 @@ def test_a_mistyped_command_is_answered_in_one_line(argv, message):
     assert re.search(message, text, re.IGNORECASE), text
     assert "\n" not in text
     assert len(text) < 250
+
+
+@pytest.mark.parametrize(
+    ("fields", "command"),
+    [
+        ({}, "--model=cnn"),
+        ({"model": "mlp", "preset": "fast"}, "--model=mlp --preset=fast"),
+        ({"model": "mlp", "hidden_sizes": (5, 6)}, "--model=mlp --hidden_sizes 5 6"),
+        ({"normalize": False, "seeds": 3}, "--model=cnn --no_normalize --seeds=3"),
+        ({"preset": "best", "epochs": 4}, "--model=cnn --preset=best --epochs=4"),
+        ({"dropout": 0.0, "average": 0.99}, "--model=cnn --average=0.99 --dropout=0.0"),
+        (
+            {"data_dir": "a b;c", "deterministic": True},
+            "--model=cnn '--data_dir=a b;c' --deterministic",
+        ),
+        ({"workdir": "x", "steps_per_call": 7, "report": True, "debug": True}, "--model=cnn"),
+        (
+            {"learning_rate": 1e-30, "validation": 5},
+            "--model=cnn --learning_rate=1e-30 --validation=5",
+        ),
+    ],
+)
+def test_a_config_s_command_gives_the_same_config(fields, command):
+    config = Config(**fields)
+    assert cli.command_line(config) == f"python train.py {command}"
+    again = parse(*shlex.split(command))
+    assert again.identity() == config.identity()
+    assert (again.data_dir, again.deterministic) == (config.data_dir, config.deterministic)
 
 
 def test_help_explains_every_flag(capsys):

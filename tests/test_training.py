@@ -1,5 +1,6 @@
 """`fit` from end to end, on the digits that ship with scikit-learn: small, and no network."""
 
+import contextlib
 import json
 import os
 import sys
@@ -347,12 +348,51 @@ def test_params_sha256_depends_on_names_shapes_dtypes_and_values():
     assert runs.params_sha256({"b": base["b"], "a": base["a"]}) == runs.params_sha256(base)
 
 
+def shown_by_tensorboard(folder) -> dict[tuple[str, int], float | None]:
+    """By name and step: a scalar's value, None for an image."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for path in folder.glob("tensorboard/events.*"):
+        data = path.read_bytes()
+        while data:  # length, its checksum, so many bytes, their checksum
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            for value in event.summary.value:
+                scalar = value.WhichOneof("value") == "simple_value"
+                found[value.tag, event.step] = value.simple_value if scalar else None
+            data = data[16 + length :]
+    return found
+
+
 def test_tensorboard_gets_each_epoch_and_its_absence_is_explained(config, tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
     result = fit(config(tensorboard=True))
-    assert list((result.workdir / "tensorboard").glob("events.*"))
+    found = shown_by_tensorboard(result.workdir)
+    for row in map(json.loads, (result.workdir / "metrics.jsonl").read_text().splitlines()):
+        for name, value in row.items():
+            assert found[name, row["step"]] == pytest.approx(value, rel=1e-6)
+    images = {place for place, value in found.items() if value is None}
+    assert images == {("train", 0), ("confusion", 45)}
     assert fit(config(tensorboard=True)).record == result.record
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UsageError, match=r"pip install '\.\[tensorboard\]'"):
         fit(config(tensorboard=True, workdir=tmp_path / "another"))
     assert not (tmp_path / "another").exists()
+
+
+def test_tensorboard_gets_the_mean_of_the_members_that_are_not_lost(config):
+    pytest.importorskip("tensorboardX")
+    made = config(tensorboard=True, seeds=3)
+    row = {
+        "epoch": 1,
+        "step": 15,
+        "train/loss": [1.0, None, 2.0],
+        "train/accuracy": [0.8, 0.1, 0.6],
+    }
+    with contextlib.closing(runs.Run(made.workdir, made)) as run:
+        run.append_metrics(row)
+        run.append_metrics({**row, "step": 30, "train/loss": [None] * 3})
+    found = shown_by_tensorboard(made.workdir)
+    assert (found["train/loss", 15], found["train/accuracy", 15]) == (1.5, pytest.approx(0.7))
+    assert {name for name, step in found if step == 30} == {"epoch", "step"}

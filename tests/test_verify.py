@@ -43,6 +43,12 @@ def forged(path, change) -> None:
     (path.parent / "manifest.sha256").write_bytes(storage.digest_lines(contents))
 
 
+def test_a_run_of_a_version_with_fewer_flags_is_ok(folder, data_dir):
+    forged(folder / "config.json", lambda config: config.pop("report"))
+    forged(folder / "result.json", lambda record: record["config"].pop("report"))
+    assert verify(folder, data_dir) == 0
+
+
 def replace(path, old: bytes, new: bytes) -> None:
     data = path.read_bytes()
     assert old in data

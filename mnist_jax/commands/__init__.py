@@ -3,6 +3,7 @@
 from mnist_jax.commands.data import Data
 from mnist_jax.commands.draw import Draw
 from mnist_jax.commands.export import Export
+from mnist_jax.commands.report import Report
 from mnist_jax.commands.verify import Verify
 from mnist_jax.commands.voting import Compare, Ensemble
 
@@ -10,6 +11,7 @@ COMMANDS: dict[str, type] = {
     "data": Data,
     "ensemble": Ensemble,
     "compare": Compare,
+    "report": Report,
     "verify": Verify,
     "export": Export,
     "draw": Draw,

@@ -10,7 +10,9 @@ from mnist_jax import errors
 from mnist_jax.config import PLATFORMS
 
 if TYPE_CHECKING:
+    from mnist_jax.data import Dataset
     from mnist_jax.ensemble import Predictions
+    from mnist_jax.saved import SavedRun
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,13 +39,9 @@ class Evaluating:
 
         Prints what there is to notice, such as members that were left out.
         """
-        from mnist_jax import devices, ensemble
+        from mnist_jax import ensemble
 
-        runs, dataset = ensemble.load_runs(
-            folders, data_dir=self.data_dir, manual_dir=self.manual_dir
-        )
-        # Programs are kept where the run kept its own; without them all works, but slower.
-        devices.keep_compiled(runs[0].config.compilation_cache)
+        runs, dataset = self.load(folders)
         found = [
             ensemble.predict_all(some, dataset, platform=self.platform, shift=shift)
             for some in ([[run] for run in runs] if apart else [runs])
@@ -51,3 +49,14 @@ class Evaluating:
         for notice in [notice for some in (*runs, *found) for notice in some.notices]:
             print(f"notice: {notice}", file=sys.stderr)
         return found
+
+    def load(self, folders: Sequence[Path]) -> "tuple[list[SavedRun], Dataset]":
+        """The runs and their data set, and a place for compiled programs."""
+        from mnist_jax import devices, ensemble
+
+        runs, dataset = ensemble.load_runs(
+            folders, data_dir=self.data_dir, manual_dir=self.manual_dir
+        )
+        # Programs are kept where the run kept its own; without them all works, but slower.
+        devices.keep_compiled(runs[0].config.compilation_cache)
+        return runs, dataset

@@ -35,6 +35,7 @@ from mnist_jax import (
     __main__,
     checkpoint,
     data,
+    ensemble,
     environment,
     fit,
     runs,
@@ -43,7 +44,7 @@ from mnist_jax import (
     storage,
     verify,
 )
-from mnist_jax.commands import COMMANDS, evaluating
+from mnist_jax.commands import COMMANDS
 from mnist_jax.data import sources
 from mnist_jax.errors import DataError, MnistJaxError, UsageError
 from mnist_jax.metrics import MetricSums
@@ -238,9 +239,9 @@ def test_command_lines(fuzz, monkeypatch):
     monkeypatch.setattr(mnist_jax, "fit", lambda config, **_: None)
     monkeypatch.setattr(verify, "verify", lambda folder, **_: ())
     monkeypatch.setattr(data, "load_dataset", lambda name, **_: dataset)
-    monkeypatch.setattr(evaluating.Evaluating, "predict", no_runs)
     monkeypatch.setattr(saved, "load_run", no_runs)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(ensemble, "load_runs", no_runs)
 
     def use(main_and_words):
         main, words = main_and_words
