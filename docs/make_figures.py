@@ -32,8 +32,8 @@ class MakeFigures(Evaluating):
 
     def run(self) -> None:
         """Writes each figure: as SVG, or as PNG where it is made of pixels."""
-        self.output.mkdir(parents=True, exist_ok=True)
         for name, figure, alt in self.figures():
+            self.output.mkdir(parents=True, exist_ok=True)
             of_pixels = any(axes.images for axes in figure.axes)
             path = self.output / f"{name}.{'png' if of_pixels else 'svg'}"
             data = plots.png(figure) if of_pixels else plots.svg(figure)

@@ -3,10 +3,9 @@
 import base64
 import json
 import re
+import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -297,15 +296,17 @@ def test_the_first_layer_is_seen_as_images(name, layer, shape):
     assert found[2][unit, y, x] == at
 
 
-def test_the_documentation_s_figures_are_made(folders, data_dir, tmp_path):
+def test_the_documentation_s_figures_are_made(folders, data_dir, tmp_path, capsys):
     words = [str(folders / "one"), str(folders / "many"), f"--data_dir={data_dir}"]
-    command = [sys.executable, "docs/make_figures.py", *words, f"--output={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    script = runpy.run_path(str(ROOT / "docs" / "make_figures.py"))
+    assert script["main"]([*words, f"--output={tmp_path}"]) == 0
     files = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert {"digit.png", "samples.png", "curves.svg", "time.svg"} < set(files)
     for model in ("logistic", "mlp"):
         names = ("curves.svg", "confusion.svg", "errors.png", "weights.png", "reliability.svg")
         assert {f"{model}-{name}" for name in names} < set(files)
     assert max(files.values()) <= 150_000
-    shown = Seen(done.stdout.encode()).all("img")
+    shown = Seen(capsys.readouterr().out.encode()).all("img")
     assert {image["src"] for image in shown} == {f"figures/{name}" for name in files}
+    assert script["main"]([words[0], words[0], words[-1]]) == 2
+    assert "two runs are of the same model" in capsys.readouterr().err
