@@ -1,5 +1,6 @@
 """What the README and the pages in docs/ show works as it stands there."""
 
+import dataclasses
 import gzip
 import hashlib
 import re
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mnist_jax
-from mnist_jax import __main__, cli, config, data, fit, models
+from mnist_jax import __main__, cli, config, data, draw, fit, models
 from mnist_jax.config import Config
 from mnist_jax.data import sources
 
@@ -22,6 +24,7 @@ TEXT = "\n".join(PAGES.values())
 COMMANDS = re.findall(r"python train\.py [^`\n|]*", TEXT)
 PYTHON = {name: re.findall(r"```python\n(.*?)```", page, re.DOTALL) for name, page in PAGES.items()}
 ON_DIGITS = partial(Config, dataset="digits", max_steps=3)
+REAL_LISTEN = draw.listen
 
 
 def shown(page: str, what: str) -> str:
@@ -29,18 +32,38 @@ def shown(page: str, what: str) -> str:
     return next(code for code in PYTHON[page] if what in code)
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m mnist_jax (\w+)", TEXT))))
-def test_other_commands_exist(command):
-    with pytest.raises(SystemExit) as stop:
-        __main__.main([command, "--help"])
-    assert not stop.value.code
+@pytest.fixture(scope="session")
+def place(tmp_path_factory, data_dir):
+    """A folder with the runs and the picture that the pages name."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name, options in {"RUN": {}, "runs/ten": {"seeds": 2}, "runs/mine": {}}.items():
+        fit(ON_DIGITS(model="logistic", data_dir=data_dir, workdir=folder / name, **options))
+    image = data.load_dataset("digits", data_dir=data_dir).train.image[0, :, :, 0]
+    Image.fromarray(255 - image).resize((280, 280)).save(folder / "five.png")
+    return folder
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m mnist_jax [^`\n|]*", TEXT))))
+def test_other_commands_run(command, place, data_dir, monkeypatch, capsys):
+    name, *words = shlex.split(command.replace("RUN...", "RUN RUN"))[3:]
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(draw, "serve", lambda *_: None)  # for ever
+    monkeypatch.setattr(draw, "listen", lambda host, port: REAL_LISTEN(host, 0))
+    assert __main__.main([name, *words]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
-def test_commands_are_accepted(command):
-    words = shlex.split(command.replace("--seed=S", "--seed=7").replace("=NAME", "=post"))[2:]
-    if "--help" not in words:
-        cli.parse_config(words, prog="train.py", description="")
+def test_training_commands_run_cut_short(command, data_dir, tmp_path):
+    words = shlex.split(command.replace("=NAME", "=post"))[2:]
+    if "--help" in words:
+        return
+    config = cli.parse_config(words, prog="train.py", description="")
+    here = {"data_dir": data_dir, "manual_dir": None, "workdir": tmp_path / "run"}
+    short = dataclasses.replace(config, dataset="digits", max_steps=2, **here)
+    if config.model == "cnn" and config.seeds:
+        short = dataclasses.replace(short, seeds=2)
+    assert fit(short).record["steps"] == 2
 
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (benchmarks[.\w]*)", TEXT))))
