@@ -8,6 +8,15 @@
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.models import MODELS
+from mnist_jax.prediction import predict
 from mnist_jax.training import Result, fit
 
-__all__ = ["MODELS", "Config", "Dataset", "Result", "fit", "load_dataset"]
+__all__ = [
+    "MODELS",
+    "Config",
+    "Dataset",
+    "Result",
+    "fit",
+    "load_dataset",
+    "predict",
+]

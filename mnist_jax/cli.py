@@ -127,7 +127,7 @@ def _reason(message: str, given: Mapping[str, str], fields: Mapping[str, Any]) -
         value, kind = given.get(found[1]), KINDS.get(fields[found[1]], "a text")
         got = f"is {value!r}" if value else "has no value"
         return f"--{found[1]} {got}; allowed is {kind}"
-    if found := re.search(r"Unrecognized options: (.*?)(?: For full|$)", text):
+    if found := re.search(r"Unrecognized options: (.*?)(?: -{5,}| For full|$)", text):
         return f"{found[1]!r} belongs to no flag; a flag is written --name=value"
     if found := re.search(r"Required options.*?: (\S+) (.*?) \(required\)", text):
         return f"{found[1]} is missing: {found[2]}"
@@ -209,7 +209,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _report(line: str, status: int) -> int:
-    # One line, and nothing that a terminal obeys, whatever is in a file's name.
-    shown = (c if c.isprintable() else repr(c)[1:-1] for c in line)
-    print("".join(shown), file=sys.stderr)
+    print(printable(line), file=sys.stderr)
     return status
+
+
+def printable(text: str) -> str:
+    """The text in one line, with nothing that a terminal obeys, whatever is in a file's name."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -273,6 +273,20 @@ class Config:
         return {name: value for name, value in self.to_json().items() if name not in execution}
 
 
+def checked_path(name: str, path: str | Path) -> Path:
+    """The path that a flag of this name was given, with ~ replaced.
+
+    Raises:
+        UsageError: no file can have that name.
+    """
+    try:
+        return storage.user_path(path)
+    except ValueError as error:
+        raise UsageError(
+            f"{name} is {str(path)!r}, which is no path ({error}); change --{name}"
+        ) from error
+
+
 def expand_paths(options: Any, *names: str) -> None:
     """Replaces ~ in those fields of a frozen dataclass that hold a path.
 
@@ -281,12 +295,7 @@ def expand_paths(options: Any, *names: str) -> None:
     """
     for name in names:
         if (path := getattr(options, name)) is not None:
-            try:
-                object.__setattr__(options, name, storage.user_path(path))
-            except ValueError as error:
-                raise UsageError(
-                    f"{name} is {str(path)!r}, which is no path ({error}); change --{name}"
-                ) from error
+            object.__setattr__(options, name, checked_path(name, path))
 
 
 def _model_defaults(model: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import NonFiniteError, UsageError
 from mnist_jax.runs import read_result
 from mnist_jax.saved import Classifier, SavedRun, load_run
-from mnist_jax.statistics import binomial_ci95, calibration_error, mcnemar, summarize, welch
+from mnist_jax.statistics import accuracy, calibration_error, mcnemar, summarize, welch
 
 SIGNIFICANT = 0.05
 
@@ -34,20 +34,29 @@ class Predictions(NamedTuple):
         """(members, images) bool: whose most probable class is the label."""
         return self.probabilities.argmax(2) == self.label
 
-    def accuracy(self, predicted: np.ndarray) -> dict[str, Any]:
-        """How many of the images these classes, (images,) int, are right for."""
-        correct, count = int(np.sum(predicted == self.label)), len(self.label)
-        interval = binomial_ci95(correct, count)
-        return {"correct": correct, "count": count, "accuracy": correct / count, "ci95": interval}
+
+def notice_incomplete(run: SavedRun) -> None:
+    """Adds a notice to a run that is not complete.
+
+    Raises:
+        CheckpointError: its result is damaged.
+    """
+    if read_result(run.folder) is None:
+        run.notices.append(f"{run.folder} is not complete: it stands at step {run.progress.step:,}")
 
 
 def load_runs(
-    folders: Sequence[Path], *, data_dir: Path | None = None, manual_dir: Path | None = None
+    folders: Sequence[Path],
+    *,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+    manual_dir: Path | None = None,
 ) -> tuple[list[SavedRun], Dataset]:
     """Reads the runs, and the data set that all of them were trained on.
 
     Args:
         folders: the runs'. One that is not complete gets a notice.
+        dataset: one of `DATASETS` to read in the place of their own.
         data_dir: where the data set is; None for where the first run had it.
         manual_dir: where its original files are, if it is not there.
 
@@ -63,13 +72,30 @@ def load_runs(
             f"the runs are of different data sets ({', '.join(sorted(names))}); name runs of one"
         )
     for run in runs:
-        if read_result(run.folder) is None:
-            run.notices.append(
-                f"{run.folder} is not complete: it stands at step {run.progress.step:,}"
-            )
+        notice_incomplete(run)
     (name,) = names
     data_dir = data_dir or runs[0].config.data_dir
-    return runs, load_dataset(name, data_dir=data_dir, manual_dir=manual_dir)
+    return runs, load_dataset(dataset or name, data_dir=data_dir, manual_dir=manual_dir)
+
+
+def finite_members(run: SavedRun, found: np.ndarray) -> tuple[dict[int, np.ndarray], list[str]]:
+    """What the members of a run found, (members, ...), by their seeds, and notices.
+
+    A member is left out, with a notice, if any of its numbers is not finite.
+    """
+    by_seed = dict(zip(run.config.all_seeds(), found, strict=True))
+    finite = {seed: values for seed, values in by_seed.items() if np.all(np.isfinite(values))}
+    left_out = [
+        f"seed {seed} of {run.folder} is not finite; it is left out"
+        for seed in by_seed
+        if seed not in finite
+    ]
+    return finite, left_out
+
+
+def none_left(notices: Sequence[str]) -> NonFiniteError:
+    """The error where `finite_members` left out every one."""
+    return NonFiniteError(f"{'; '.join(notices)}; no member is left")
 
 
 def predict_all(
@@ -93,13 +119,11 @@ def predict_all(
     for run in runs:
         with devices.running_on(platform or run.config.platform, run.config.precision) as device:
             members = Classifier(run, device, shift=shift)(dataset.test.image)
-        for seed, probabilities in zip(run.config.all_seeds(), members, strict=True):
-            if np.all(np.isfinite(probabilities)):
-                found.append(probabilities)
-            else:
-                notices.append(f"seed {seed} of {run.folder} is not finite; it is left out")
+        finite, left_out = finite_members(run, members)
+        found.extend(finite.values())
+        notices.extend(left_out)
     if not found:
-        raise NonFiniteError(f"{'; '.join(notices)}; no member is left")
+        raise none_left(notices)
     return Predictions(np.stack(found), dataset.test.label, notices)
 
 
@@ -119,8 +143,8 @@ def vote(predictions: Predictions) -> dict[str, Any]:
     return {
         "members": len(probabilities),
         "single": summarize(predictions.right.mean(1).tolist()),
-        "averaged": predictions.accuracy(mean.argmax(1)),
-        "majority": predictions.accuracy((votes + mean / 2).argmax(1)),
+        "averaged": accuracy(mean.argmax(1), label),
+        "majority": accuracy((votes + mean / 2).argmax(1), label),
         "calibration_error": calibration_error(mean, label),
         "missed_by_all": np.flatnonzero(~predictions.right.any(0)).tolist(),
     }

@@ -27,6 +27,18 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
     return {"n": n, "mean": mean, "sd": sd, "ci95": ci95, "best": best, "worst": worst}
 
 
+def accuracy(predicted: np.ndarray, label: np.ndarray) -> dict[str, Any]:
+    """How many images are right: correct, count, accuracy, and its ci95 (see `binomial_ci95`).
+
+    Args:
+        predicted: (images,) int, a class for each.
+        label: (images,) int, its true one.
+    """
+    correct, count = int(np.sum(predicted == label)), len(label)
+    interval = binomial_ci95(correct, count)
+    return {"correct": correct, "count": count, "accuracy": correct / count, "ci95": interval}
+
+
 def binomial_ci95(correct: int, count: int) -> list[float]:
     """The 95 % interval of an accuracy that came of `count` images (Wilson, 1927).
 

@@ -154,6 +154,8 @@ def test_a_run_that_is_not_complete_is_checked_as_far_as_it_came(data_dir, tmp_p
         (["verify", ".", "--platform=gup"], 2, "did you mean gpu"),
         (["verfiy", "x"], 2, "did you mean verify"),
         (["data", "--dataset=mnits"], 2, "did you mean mnist"),
+        (["data", "--dataset=digits", "--data_dir=a\0b"], 2, r"'a\\x00b', which is no path"),
+        (["verify", ".", "--data_dir=a\0b"], 2, r"'a\\x00b', which is no path"),
         (["data", "--manual_dir=nowhere"], 3, "--manual_dir=nowhere is not a folder"),
     ],
 )

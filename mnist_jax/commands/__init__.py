@@ -4,11 +4,13 @@ from mnist_jax.commands.data import Data
 from mnist_jax.commands.draw import Draw
 from mnist_jax.commands.export import Export
 from mnist_jax.commands.report import Report
+from mnist_jax.commands.predict import Predict
 from mnist_jax.commands.verify import Verify
 from mnist_jax.commands.voting import Compare, Ensemble
 
 COMMANDS: dict[str, type] = {
     "data": Data,
+    "predict": Predict,
     "ensemble": Ensemble,
     "compare": Compare,
     "report": Report,

@@ -4,10 +4,10 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mnist_jax import errors
-from mnist_jax.config import PLATFORMS
+from mnist_jax.config import PLATFORMS, checked_path
 
 if TYPE_CHECKING:
     from mnist_jax.data import Dataset
@@ -16,7 +16,19 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluating:
+class Computing:
+    """The flag of the commands that compute with saved models."""
+
+    platform: str | None = None
+    """Device that computes: cpu, gpu, tpu, or auto, the best that JAX finds. None: the run's."""
+
+    def __post_init__(self):
+        if self.platform not in (None, *PLATFORMS):
+            raise errors.unknown_choice("platform", self.platform, PLATFORMS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluating(Computing):
     """The flags of the commands that evaluate saved models."""
 
     data_dir: Path | None = None
@@ -25,12 +37,11 @@ class Evaluating:
     manual_dir: Path | None = None
     """Folder with the data set's four original .gz files, if it is not in data_dir."""
 
-    platform: str | None = None
-    """Device that evaluates: cpu, gpu, tpu, or auto, the best that JAX finds. None: the run's."""
-
     def __post_init__(self):
-        if self.platform not in (None, *PLATFORMS):
-            raise errors.unknown_choice("platform", self.platform, PLATFORMS)
+        super().__post_init__()
+        for name in ("data_dir", "manual_dir"):
+            if (path := getattr(self, name)) is not None:
+                checked_path(name, path)
 
     def predict(
         self, folders: Sequence[Path], *, apart: bool = False, shift: int = 0
@@ -60,3 +71,14 @@ class Evaluating:
         # Programs are kept where the run kept its own; without them all works, but slower.
         devices.keep_compiled(runs[0].config.compilation_cache)
         return runs, dataset
+
+def percent(share: float) -> str:
+    """Two decimals, without the sign."""
+    return f"{100 * share:.2f}"
+
+
+def accuracy(found: dict[str, Any]) -> str:
+    """What `statistics.accuracy` found, in words."""
+    low, high = (percent(end) for end in found["ci95"])
+    counts = f"({found['correct']}/{found['count']})"
+    return f"{percent(found['accuracy'])} % {counts}, 95 % of such test sets {low} to {high}"

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from mnist_jax import errors
-from mnist_jax.commands.evaluating import Evaluating
+from mnist_jax.commands.evaluating import Evaluating, accuracy, percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class Ensemble(Evaluating):
         if self.shift:
             print(f"each image seen nine times, moved by {self.shift} pixels")
         single = found["single"]
-        sd = "" if single["sd"] is None else f", sd {_percent(single['sd'])}"
-        print(f"single     {_percent(single['mean'])} % mean of {found['members']} members{sd}")
+        sd = "" if single["sd"] is None else f", sd {percent(single['sd'])}"
+        print(f"single     {percent(single['mean'])} % mean of {found['members']} members{sd}")
         for name in ("averaged", "majority"):
-            print(f"{name:11s}{_accuracy(found[name])}")
+            print(f"{name:11s}{accuracy(found[name])}")
         print(f"calibration error {found['calibration_error']:.4f}")
         print(f"missed by every member: {_some(found['missed_by_all'])}")
 
@@ -75,18 +75,8 @@ class Compare(Evaluating):
             raise errors.WorseError(f"{self.folders[1]} is significantly worse")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"
-
-
 def _points(difference: float) -> str:
     return f"{100 * difference:+.2f} points"
-
-
-def _accuracy(found: dict[str, Any]) -> str:
-    low, high = (_percent(end) for end in found["ci95"])
-    counts = f"({found['correct']}/{found['count']})"
-    return f"{_percent(found['accuracy'])} % {counts}, 95 % of such test sets {low} to {high}"
 
 
 def _some(places: list[int]) -> str:

@@ -17,12 +17,17 @@ from mnist_jax.data.sources import SOURCES, parse, read_originals
 from mnist_jax.data.split import Split, hold_out
 from mnist_jax.errors import DataError, UsageError, unknown_choice
 
-__all__ = ["DATASETS", "DEFAULT_DATA_DIR", "Dataset", "Split", "load_dataset"]
+__all__ = ["DATASETS", "DEFAULT_DATA_DIR", "Dataset", "Split", "class_names", "load_dataset"]
 
 DATASETS = (*SOURCES, "digits")
 """The data sets there are. `load_dataset` takes "auto" as well."""
 
 DEFAULT_DATA_DIR = Path("~/.cache/mnist_jax")
+
+
+def class_names(name: str) -> tuple[str, ...]:
+    """The names of a data set's classes, by label; "auto" has MNIST's."""
+    return SOURCES[name if name in SOURCES else "mnist"].class_names
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,7 @@ def _load_digits(data_dir: Path) -> Dataset:
         return *digits.load(), "the digits bundled with scikit-learn"
 
     counts = (digits.TRAIN_COUNT, digits.TEST_COUNT)
-    class_names = SOURCES["mnist"].class_names
-    return _load_cached("digits", digits.VERSION, counts, class_names, data_dir, make)
+    return _load_cached("digits", digits.VERSION, counts, data_dir, make)
 
 
 def _load_idx(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
@@ -161,14 +165,13 @@ def _load_idx(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
         return *parse(name, originals), origin
 
     counts = (source.train_count, source.test_count)
-    return _load_cached(name, source.version, counts, source.class_names, data_dir, make)
+    return _load_cached(name, source.version, counts, data_dir, make)
 
 
 def _load_cached(
     name: str,
     version: str,
     counts: tuple[int, int],
-    class_names: tuple[str, ...],
     data_dir: Path,
     make: Callable[[OSError | None, list[str]], tuple[Split, Split, str]],
 ) -> Dataset:
@@ -186,7 +189,7 @@ def _load_cached(
     def cached() -> Dataset | None:
         splits = cache.read(path, *counts)
         source = f"decoded cache {path}"
-        return splits and Dataset(name, *splits, source, (), class_names)
+        return splits and Dataset(name, *splits, source, (), class_names(name))
 
     try:
         if found := cached():
@@ -213,4 +216,4 @@ def _load_cached(
                 problem = error
         if problem is not None:
             notices.append(f"cannot cache {name} ({problem}); the next start is as slow as this")
-    return Dataset(name, train, test, source, tuple(notices), class_names)
+    return Dataset(name, train, test, source, tuple(notices), class_names(name))

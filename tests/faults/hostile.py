@@ -6,6 +6,7 @@ Not a test: `test_fuzz.py` uses them.
 import copy
 import dataclasses
 import gzip
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw
 
 from mnist_jax import runs
 from mnist_jax.data import sources
@@ -67,6 +69,33 @@ def idx_files(name: str) -> st.SearchStrategy[tuple[str, bytes, int]]:
         | mutated(packed(IDX[name]))
     )
     return st.tuples(st.just(name), content, st.sampled_from((0, 0, 0, 1, 100)))
+
+
+# Pictures
+
+
+def pictures() -> st.SearchStrategy[bytes]:
+    """Files in every format, most of them mutated."""
+    drawn = Image.new("L", (40, 30), 200)
+    ImageDraw.Draw(drawn).line([(10, 5), (25, 5), (15, 25)], 20, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = [
+        *((drawn, kind, {"exif": exif}) for kind in ("PNG", "JPEG", "WEBP")),
+        *((drawn, kind, {}) for kind in ("BMP", "GIF", "TIFF")),
+        (drawn.convert("CMYK"), "JPEG", {"progressive": True}),
+        (drawn.convert("RGB").quantize(8), "PNG", {"transparency": 3}),
+        (drawn.convert("LA"), "PNG", {}),
+        (drawn.convert("1"), "BMP", {}),
+        (Image.fromarray(np.asarray(drawn).astype(np.uint16) * 257), "PNG", {"transparency": 9}),
+        *((drawn, kind, {"save_all": True, "append_images": [drawn]}) for kind in ("GIF", "WEBP")),
+    ]
+    files = []
+    for picture, kind, options in kinds:
+        picture.save(file := io.BytesIO(), kind, **options)
+        files.append(file.getvalue())
+    valid = st.sampled_from(files)
+    return mostly(valid.flatmap(mutated), valid.flatmap(mutated).flatmap(mutated), valid)
 
 
 # JSON

@@ -3,7 +3,8 @@
 Hypothesis makes the inputs, the same ones every time. Shown to fail with no limit to what gzip
 unpacks to, zlib.error or RecursionError not caught, pipes opened, a digest not compared, a linked
 checkpoint followed, a checkpoint's fields, numbers or losses not checked, nor its types and shapes
-that NumPy lacks, a result's fields taken for granted, and tyro's SystemExit let through.
+that NumPy lacks, a result's fields taken for granted, a decoder's error or warning not caught, the
+size of a picture not looked at, and tyro's SystemExit let through.
 """
 
 import contextlib
@@ -38,6 +39,7 @@ from mnist_jax import (
     ensemble,
     environment,
     fit,
+    images,
     runs,
     saved,
     steps,
@@ -134,6 +136,22 @@ def test_idx_files(fuzz, monkeypatch):
                 assert hostile.idx(array) == gzip.decompress(files[name])
 
     fuzz("IDX and gzip", st.sampled_from(hostile.NAMES).flatmap(hostile.idx_files), use, 500, 8000)
+
+
+def test_pictures(fuzz, tmp_path):
+    def use(content):
+        hostile.cleared(tmp_path / "picture").write_bytes(content)
+        try:
+            grey = images.read_image(tmp_path / "picture")
+            assert grey.dtype == np.float32 and grey.ndim == 2 and max(grey.shape) <= 1024
+            assert grey.min() >= 0 and grey.max() <= 255.001
+            image = images.to_mnist(grey).image
+        except DataError as error:
+            assert "\n" not in str(error).replace(str(tmp_path), "")
+        else:
+            assert (image.shape, image.dtype, image.max()) == ((28, 28, 1), np.uint8, 255)
+
+    fuzz("pictures", hostile.pictures(), use, 400, 20_000)
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +260,7 @@ def test_command_lines(fuzz, monkeypatch):
     monkeypatch.setattr(saved, "load_run", no_runs)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.setattr(ensemble, "load_runs", no_runs)
+    monkeypatch.setattr(saved, "load_config", no_runs)
 
     def use(main_and_words):
         main, words = main_and_words
