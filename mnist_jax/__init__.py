@@ -7,6 +7,7 @@
 
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
+from mnist_jax.evaluation import evaluate
 from mnist_jax.models import MODELS
 from mnist_jax.prediction import predict
 from mnist_jax.training import Result, fit
@@ -16,6 +17,7 @@ __all__ = [
     "Config",
     "Dataset",
     "Result",
+    "evaluate",
     "fit",
     "load_dataset",
     "predict",

@@ -115,17 +115,21 @@ def evaluate(run: SavedRun, split: Split, device: jax.Device) -> MetricSums:
     return jax.device_get(sums)  # here the host waits
 
 
-def classify(run: SavedRun, params: Any, image: jax.Array) -> jax.Array:
+def classify(
+    run: SavedRun, params: Any, image: jax.Array, *, logits: bool = False
+) -> jax.Array:
     """Images (n, 28, 28, 1) uint8 → probabilities (n, classes) float32, as a pure function.
 
     Args:
         run: says how images are scaled and what computes the logits.
         params: one member's parameters.
         image: the images.
+        logits: return those, before softmax.
     """
     x = steps.to_input(image, normalize=make_recipe(run.config).normalize)
-    logits: Any = run.model.apply({"params": params}, x, train=False)
-    return jax.nn.softmax(logits.astype(jnp.float32))
+    found: Any = run.model.apply({"params": params}, x, train=False)
+    found = found.astype(jnp.float32)
+    return found if logits else jax.nn.softmax(found)
 
 
 class Classifier:
@@ -139,6 +143,7 @@ class Classifier:
         shift: also look at each image moved by so many pixels to each of the eight sides, and take
             the mean of all nine probabilities.
         batch_size: images a call of the program; fewer are padded.
+        logits: return these, not the probabilities, of which the smallest vanish in float32.
     """
 
     def __init__(
@@ -148,8 +153,9 @@ class Classifier:
         *,
         shift: int = 0,
         batch_size: int = EVAL_BATCH_SIZE,
+        logits: bool = False,
     ):
-        self._classify = jax.jit(partial(classify, run))
+        self._classify = jax.jit(partial(classify, run, logits=logits))
         self._members = run.members
         self._device = device
         self._shift, self._batch_size = shift, batch_size

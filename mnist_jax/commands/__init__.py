@@ -4,6 +4,7 @@ from mnist_jax.commands.data import Data
 from mnist_jax.commands.draw import Draw
 from mnist_jax.commands.export import Export
 from mnist_jax.commands.report import Report
+from mnist_jax.commands.evaluate import Evaluate
 from mnist_jax.commands.predict import Predict
 from mnist_jax.commands.verify import Verify
 from mnist_jax.commands.voting import Compare, Ensemble
@@ -11,6 +12,7 @@ from mnist_jax.commands.voting import Compare, Ensemble
 COMMANDS: dict[str, type] = {
     "data": Data,
     "predict": Predict,
+    "evaluate": Evaluate,
     "ensemble": Ensemble,
     "compare": Compare,
     "report": Report,

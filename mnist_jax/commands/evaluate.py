@@ -1,0 +1,78 @@
+"""The command `evaluate`."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mnist_jax import data, errors
+from mnist_jax.commands.evaluating import Evaluating, accuracy, percent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(Evaluating):
+    """Shows how good a saved model is on the test images: overall, by class, and its confusions."""
+
+    workdir: Path
+    """Folder of the run. Of a run with --seeds=K: each member, and the mean of their answers."""
+
+    dataset: str | None = None
+    """Another data set's test images: mnist, fashion_mnist, kmnist or digits. None: the run's."""
+
+    json: bool = False
+    """Print one JSON object instead."""
+
+    def run(self) -> None:
+        """Prints the accuracy, the loss and the table of confusions."""
+        from mnist_jax import devices, evaluation, saved
+
+        if self.dataset not in (None, *data.DATASETS):
+            raise errors.unknown_choice("dataset", self.dataset, data.DATASETS)
+        # Programs are kept where the run kept its own; without them all works, but slower.
+        devices.keep_compiled(saved.load_config(self.workdir).compilation_cache)
+        found = evaluation.evaluate(
+            self.workdir,
+            dataset=self.dataset,
+            data_dir=self.data_dir,
+            manual_dir=self.manual_dir,
+            platform=self.platform,
+        )
+        for notice in found["notices"]:
+            print(f"notice: {notice}", file=sys.stderr)
+        print(json.dumps(found) if self.json else "\n".join(_lines(found)), flush=True)
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    """What was found, for a person."""
+    other = found["dataset"] != found["trained_on"]
+    trained = f"; the model was trained on {found['trained_on']}" if other else ""
+    lines = [f"data      {found['dataset']}, {found['count']:,} test images{trained}"]
+    if len(found["members"]) > 1:
+        lines += [
+            f"seed {member['seed']}  {percent(member['accuracy'])} % "
+            f"({member['correct']}/{member['count']}), loss {member['loss']:.4f}"
+            for member in found["members"]
+        ]
+        single = found["single"]
+        lines.append(
+            f"single    {percent(single['mean'])} % mean of {single['n']} members, "
+            f"sd {percent(single['sd'])}"
+        )
+    name = "together" if len(found["members"]) > 1 else "accuracy"
+    lines += [f"{name}  {accuracy(found)}", f"loss      {found['loss']:.4f}", ""]
+    lines.append("what the images of each class are taken for:")
+    return [*lines, *_table(found)]
+
+
+def _table(found: dict[str, Any]) -> list[str]:
+    """The confusions: a row for each label, a column for each answer, and the share on its own."""
+    rows = [["label", *map(str, range(len(found["classes"]))), "accuracy"]]
+    for label, (kind, counts) in enumerate(zip(found["classes"], found["confusion"], strict=True)):
+        name = kind["name"] if kind["name"] == str(label) else f"{label} {kind['name']}"
+        share = "-" if kind["accuracy"] is None else f"{percent(kind['accuracy'])} %"
+        rows.append([name, *(str(count or ".") for count in counts), share])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
