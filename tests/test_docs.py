@@ -39,7 +39,10 @@ def place(tmp_path_factory, data_dir):
     for name, options in {"RUN": {}, "runs/ten": {"seeds": 2}, "runs/mine": {}}.items():
         fit(ON_DIGITS(model="logistic", data_dir=data_dir, workdir=folder / name, **options))
     image = data.load_dataset("digits", data_dir=data_dir).train.image[0, :, :, 0]
-    Image.fromarray(255 - image).resize((280, 280)).save(folder / "five.png")
+    picture = Image.fromarray(255 - image).resize((280, 280))
+    (folder / "pictures").mkdir()
+    for name in ("five.png", "seven.jpg", "pictures/another.png"):
+        picture.save(folder / name)
     return folder
 
 
@@ -132,6 +135,12 @@ def test_the_call_from_python_works(monkeypatch, tmp_path, data_dir, capsys):
     monkeypatch.setattr(mnist_jax, "Config", partial(ON_DIGITS, **here))
     exec(shown("README.md", "fit("), {})
     assert "(784, 512)" in capsys.readouterr().out
+
+
+def test_a_model_s_functions_work(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    exec(shown("README.md", "predict("), {})
+    assert re.fullmatch(r"\[\d\] 0\.\d+\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("page", ["tutorial.md", "tutorial.ko.md"])
