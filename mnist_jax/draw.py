@@ -10,6 +10,7 @@ import base64
 import hashlib
 import ipaddress
 import json
+import logging
 import os
 import re
 import socket
@@ -213,6 +214,8 @@ def serve(listening: socket.socket, app: Callable[..., Any]) -> NoReturn:
     """
     from waitress.server import create_server
 
+    # A second question while the first is answered waits, which is no cause for a warning.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     too_long = SIDE**2 + 1  # bytes; nothing longer than a drawing is read
     create_server(app, sockets=[listening], max_request_body_size=too_long).run()
     raise KeyboardInterrupt  # waitress has heard it, and closed

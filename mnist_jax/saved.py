@@ -115,9 +115,7 @@ def evaluate(run: SavedRun, split: Split, device: jax.Device) -> MetricSums:
     return jax.device_get(sums)  # here the host waits
 
 
-def classify(
-    run: SavedRun, params: Any, image: jax.Array, *, logits: bool = False
-) -> jax.Array:
+def classify(run: SavedRun, params: Any, image: jax.Array, *, logits: bool = False) -> jax.Array:
     """Images (n, 28, 28, 1) uint8 → probabilities (n, classes) float32, as a pure function.
 
     Args:

@@ -72,6 +72,7 @@ class Evaluating(Computing):
         devices.keep_compiled(runs[0].config.compilation_cache)
         return runs, dataset
 
+
 def percent(share: float) -> str:
     """Two decimals, without the sign."""
     return f"{100 * share:.2f}"
