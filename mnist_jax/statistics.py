@@ -42,7 +42,8 @@ def accuracy(predicted: np.ndarray, label: np.ndarray) -> dict[str, Any]:
 def binomial_ci95(correct: int, count: int) -> list[float]:
     """The 95 % interval of an accuracy that came of `count` images (Wilson, 1927).
 
-    It says what another test set of this size might show, not what another seed would.
+    It is of the accuracy on all such images, of which these are a sample; another seed's varies
+    besides.
     """
     from scipy.stats import binomtest
 

@@ -14,7 +14,7 @@ import numpy as np
 from mnist_jax import devices, environment, profiling, record, runs
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
-from mnist_jax.errors import NonFiniteError, UsageError
+from mnist_jax.errors import MnistJaxError, NonFiniteError, UsageError
 from mnist_jax.metrics import NEVER, MetricSums
 from mnist_jax.models import MODELS, count_parameters, params_of
 from mnist_jax.programs import Programs, check_memory
@@ -202,7 +202,12 @@ def _fit(
         }
         run.finish(content)
         params = averaged(progress.state.params, progress.state.opt_state, config.average)
-        page = pictures.at_end(run, config, dataset) if pictures else None
+        page = None
+        if pictures:
+            try:
+                page = pictures.at_end(run, config, dataset)
+            except (MnistJaxError, OSError) as error:  # the run is complete all the same
+                observer.on_notice(f"no report was made: {error}")
         result = Result(params, content, run.folder, page)
         observer.on_end(result)
         return result

@@ -82,4 +82,4 @@ def accuracy(found: dict[str, Any]) -> str:
     """What `statistics.accuracy` found, in words."""
     low, high = (percent(end) for end in found["ci95"])
     counts = f"({found['correct']}/{found['count']})"
-    return f"{percent(found['accuracy'])} % {counts}, 95 % of such test sets {low} to {high}"
+    return f"{percent(found['accuracy'])} % {counts}, 95 % interval {low} to {high}"
