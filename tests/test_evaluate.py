@@ -108,7 +108,7 @@ def test_a_person_sees_a_table(runs, capsys):
     assert (status, err) == (0, "")
     assert lines[0] == "data      digits, 360 test images"
     share = f"{100 * found['accuracy']:.2f}"
-    assert lines[1].startswith(f"accuracy  {share} % ({found['correct']}/360), 95 % of such")
+    assert lines[1].startswith(f"accuracy  {share} % ({found['correct']}/360), 95 % interval")
     assert lines[2] == f"loss      {found['loss']:.4f}"
     assert re.fullmatch(r"label( +\d){10}  accuracy", lines[-11])
     for label, line in enumerate(lines[-10:]):
