@@ -104,7 +104,8 @@ def _grey(picture: Any) -> Any:
     if picture.mode.startswith("I"):  # 0..65535
         picture = Image.fromarray(np.asarray(picture).astype(np.float32) / 257)
     elif picture.has_transparency_data:
-        picture = picture.convert("RGBA")
+        if picture.mode != "RGBA":  # a copy may take 256 MB
+            picture = picture.convert("RGBA")
         grey, alpha = picture.convert("L"), picture.getchannel("A")
         paper = Image.new("L", picture.size, _paper_behind(grey, alpha))
         picture = Image.composite(grey, paper, alpha)
@@ -204,10 +205,8 @@ def to_mnist(grey: np.ndarray) -> Digit:
     # enough above the paper to leave out the lines of squared paper.
     labels, parts = _parts(ink > max(0.8 * _otsu(candidates), least))
     digit, others = _choose(parts, ink.shape)
-    own = np.isin(labels, digit.labels)
-    ink[(labels > 0) & ~own] = 0  # other digits, and specks
     ink = np.maximum(ink - 2 * noise, 0)
-    return Digit(_frame(ink, own, digit), others)
+    return Digit(_frame(ink, np.isin(labels, digit.labels), digit), others)
 
 
 def _ink(grey: np.ndarray) -> tuple[np.ndarray, float]:

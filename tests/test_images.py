@@ -187,9 +187,9 @@ def encoded(kind: str, picture: Image.Image = L) -> bytes:
     return file.getvalue()
 
 
-def bomb() -> bytes:
-    """400 million pixels in 49 KB."""
-    return encoded("PNG", Image.new("1", (20_000, 20_000)))
+def bomb(side: int) -> bytes:
+    """So many pixels, squared, in some KB."""
+    return encoded("PNG", Image.new("1", (side, side)))
 
 
 NO_PICTURE = "is no picture that can be read; allowed are PNG, JPEG, BMP, GIF and WebP"
@@ -209,7 +209,8 @@ NO_PICTURE = "is no picture that can be read; allowed are PNG, JPEG, BMP, GIF an
         (lambda path: path.write_bytes(encoded("BMP")[:-90]), "is damaged"),
         (lambda path: path.write_bytes(encoded("GIF")[:-20]), "is damaged"),
         (lambda path: path.write_bytes(encoded("WEBP")[:-20]), "is damaged|" + NO_PICTURE),
-        (lambda path: path.write_bytes(bomb()), "is too large; allowed are 64 million pixels"),
+        (lambda path: path.write_bytes(bomb(20_000)), "is too large; allowed are 64 million"),
+        (lambda path: path.write_bytes(bomb(8001)), "is too large; allowed are 64 million pixels"),
         (lambda path: path.mkdir(), "cannot read .*x.png is not a file"),
         (lambda path: os.mkfifo(path), "cannot read .*x.png is not a file"),
         (lambda path: path.symlink_to("/dev/zero"), "cannot read .*x.png is not a file"),
@@ -301,6 +302,7 @@ def squared(picture: np.ndarray) -> np.ndarray:
         lambda image: on_paper(larger(image, 5), 40, 150) + lit(np.full((140, 140), 80.0), 0),
         lambda image: squared(on_paper(larger(image, 5), 30, 240)),
         lambda image: (255 - larger(image, 4))[12:-12, 12:-12],  # a little paper is left around it
+        lambda image: (255 - larger(image, 4))[16:-16, 16:-16],  # and none
     ],
 )
 def test_paper_light_place_and_size_make_little_difference(change, real):

@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_jax import Config, __main__, fit, images, load_dataset, predict, prediction, saved
+from mnist_jax import (
+    Config,
+    __main__,
+    display,
+    fit,
+    images,
+    load_dataset,
+    predict,
+    prediction,
+    saved,
+)
 from mnist_jax.commands import predict as command
 from mnist_jax.errors import DataError, UsageError
 
@@ -325,9 +335,13 @@ def test_a_reader_that_goes_away_ends_it_quietly(runs, pictures, tmp_path):
 
 
 def test_a_bar_waits_and_keeps_out_of_a_pipe(capsys, monkeypatch):
-    with command._bar(3, wanted=True) as advance:
-        advance()
-    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(display.PipeConsole, "is_terminal", True)
+    for seconds, wanted, shown in ((60, True, False), (0, False, False), (0, True, True)):
+        monkeypatch.setattr(command, "BAR_AFTER_S", seconds)
+        with command._bar(3, wanted=wanted) as advance:
+            advance()
+        out, err = capsys.readouterr()
+        assert (out, "reading" in err) == ("", shown)
     reading, writing = os.pipe()
     with os.fdopen(reading), os.fdopen(writing, "w") as file:
         assert command._is_pipe(file)
@@ -379,7 +393,7 @@ def test_pictures_are_answered_as_well_as_mnist_s_own_images(mnist_dir, data_dir
     workdir = fit(Config(model="mlp", epochs=1, workdir=tmp_path / "run", **where)).workdir
     test = load_dataset("mnist", data_dir=data_dir, manual_dir=mnist_dir).test
     rng = np.random.default_rng(0)
-    places = rng.permutation(10_000)[:600]
+    places = rng.permutation(10_000)[:400]
     label = test.label[places]
     untouched = np.mean(predict(workdir, test.image[places]).argmax(1) == label)
     paths = [pictured(test.image[i, ..., 0], rng, tmp_path / f"{i:04d}") for i in places]
