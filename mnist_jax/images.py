@@ -228,7 +228,7 @@ def _ink(grey: np.ndarray) -> tuple[np.ndarray, float]:
     # neighbours within 0.9539. The first is too much where the paper is not followed exactly.
     noise = np.quantile(np.abs(rest), 0.25) / 0.3186
     if ink.shape[1] > 1:
-        noise = min(noise, np.median(np.abs(np.diff(ink[::step]))) / 0.9539)
+        noise = min(noise, np.median(np.abs(np.diff(ink[:: 4 * step]))) / 0.9539)
     return ink, float(noise)
 
 
@@ -257,7 +257,7 @@ def _paper(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     tone[0] = sample[order[np.searchsorted(np.cumsum(weight[order]), 0.5)]]  # the median
     for of_degree in TERMS:
         chosen = terms[:, of_degree]
-        for _ in range(10 if len(of_degree) > 1 else 0):
+        for _ in range(6 if len(of_degree) > 1 else 0):
             pull = weight / np.maximum(np.abs(sample - terms @ tone), 1)
             # The ridge is for pictures that are too narrow to tell all terms apart.
             matrix = chosen.T @ (chosen * pull[:, None]) + 1e-9 * np.eye(len(of_degree))
