@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     """Runs the command; returns its exit status."""
     started = time.perf_counter()
     try:
-        from mnist_jax import cli, devices, fit, signals
+        from mnist_jax import cli, devices, fit, processes, signals
         from mnist_jax.display import Display
     except ImportError as error:
         print(f"error: {error}; install what is needed with: pip install .", file=sys.stderr)
@@ -30,12 +30,15 @@ def main(argv: list[str]) -> int:
     def train() -> None:
         config = cli.parse_config(argv, prog="train.py", description="Train a network on MNIST.")
         display = Display()
-        for notice in devices.keep_compiled(config.compilation_cache):
-            display.on_notice(notice)
-        with signals.heard() as stop, contextlib.closing(display):
+        notices = devices.keep_compiled(config.compilation_cache)
+        with processes.joined(config), signals.heard() as stop, contextlib.closing(display):
+            for notice in notices + processes.not_joined():
+                display.on_notice(notice)
             fit(config, observer=display, import_s=time.perf_counter() - started, stop=stop)
 
-    return cli.exit_status(train, debug="--debug" in argv)
+    status = cli.exit_status(train, debug="--debug" in argv)
+    processes.leave(status)
+    return status
 
 
 if __name__ == "__main__":

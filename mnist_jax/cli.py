@@ -109,6 +109,7 @@ KINDS: dict[Any, str] = {
     float | None: "a number",
     tuple[int, ...] | None: "whole numbers with spaces between them",
     int | Literal["auto"]: "auto or a whole number",
+    int | Literal["all"] | None: "all or a whole number",
 }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,7 @@ PRESETS["best"] = PRESETS["fast"] | {"epochs": 10, "rotation": 10.0, "scale": 0.
 SCHEDULES = ("constant", "cosine", "onecycle")
 MODEL_OPTIONS = ("hidden_sizes", "dropout", "activation")  # that a model's class may have as well
 PRECISIONS = ("float32", "tf32", "bfloat16")
+ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):\d{1,5}")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 
 
@@ -142,6 +144,20 @@ class Config:
     platform: str = _execution("auto")
     """Device to run on: cpu, gpu, tpu, or auto, the best that JAX finds."""
 
+    devices: int | Literal["all"] | None = _execution(None)
+    """How many of its devices work on the run: a whole number or all. A batch is spread over them,
+    or with --seeds the networks. None: one, and all where processes run together."""
+
+    coordinator: str | None = _execution(None)
+    """Work together with other processes, which find each other at this HOST:PORT, where process 0
+    listens. auto: as Slurm, Open MPI, Kubernetes or a TPU pod tells them."""
+
+    num_processes: int | None = _execution(None)
+    """How many processes there are, where --coordinator is not auto."""
+
+    process_id: int | None = _execution(None)
+    """Which of them this is, from 0. Process 0 writes the run's folder and shows the run."""
+
     steps_per_call: int | Literal["auto"] = _execution("auto")
     """Steps in one call of the compiled program. auto: about a second's worth on a CPU, an epoch
     on an accelerator. Never changes the result."""
@@ -215,6 +231,10 @@ class Config:
         if self.steps_per_call != "auto":
             legal = "'auto' or a whole number, 1 or more"
             _check(self, "steps_per_call", lambda n: _is_int(n, 1), legal)
+        if self.devices not in ("all", None):
+            legal = "'all' or a whole number, 1 or more"
+            _check(self, "devices", lambda n: _is_int(n, 1), legal)
+        self._check_processes()
         legal = "any number of seconds from 0"
         _check(self, "checkpoint_every", lambda s: _is_number(s) and s >= 0, legal)
         if self.dropout is not None:
@@ -234,6 +254,22 @@ class Config:
         for name, value in values.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+
+    def _check_processes(self) -> None:
+        address, numbers = self.coordinator, ("num_processes", "process_id")
+        if address in ("auto", None):
+            for name in numbers:
+                if getattr(self, name) is not None:
+                    raise UsageError(f"{name} needs --coordinator=HOST:PORT; give both or neither")
+            return
+        legal = "auto or HOST:PORT"
+        _check(self, "coordinator", lambda text: bool(ADDRESS.fullmatch(text)), legal)
+        for name in numbers:
+            if getattr(self, name) is None:
+                raise UsageError(f"--coordinator={address} needs --{name} as well")
+        _check(self, "num_processes", lambda n: _is_int(n, 1), "a whole number, 1 or more")
+        last = self.num_processes - 1 if self.num_processes else 0
+        _check(self, "process_id", lambda n: _is_int(n, 0) and n <= last, f"0 to {last}")
 
     def model_options(self) -> dict[str, Any]:
         """The arguments that the model's class is made with."""

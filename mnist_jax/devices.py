@@ -1,14 +1,19 @@
-"""Which device runs, how exactly it multiplies, and where its compiled programs are kept."""
+"""Which devices run, how arrays lie on them, how exactly they multiply, and what is compiled."""
 
 import contextlib
+import dataclasses
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.typing import Dtype
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mnist_jax.errors import DeviceError, UsageError
 
@@ -22,13 +27,13 @@ CACHE_BYTES = 512 * 2**20  # the least recently used programs go first
 
 
 def select_device(platform: str) -> jax.Device:
-    """The first device of a platform; of the best one that JAX finds for 'auto'.
+    """This process's first device of a platform; of the best one that JAX finds for 'auto'.
 
     Raises:
         DeviceError: the platform is absent. Another one is never taken in its place.
     """
     try:
-        return jax.devices(None if platform == "auto" else platform)[0]
+        return jax.local_devices(backend=None if platform == "auto" else platform)[0]
     except (RuntimeError, AssertionError) as error:  # an assertion where no backend starts at all
         try:
             found = ", ".join(sorted({device.platform for device in jax.devices()}))
@@ -48,6 +53,127 @@ def running_on(platform: str, precision: str) -> Iterator[jax.Device]:
     device = select_device(platform)
     with jax.default_device(device), jax.default_matmul_precision(MATMUL_PRECISION[precision]):
         yield device
+
+
+def select_devices(first: jax.Device, count: int | Literal["all"] | None) -> list[jax.Device]:
+    """So many devices of the platform of `first`, those of all processes of the run included.
+
+    Args:
+        first: this process's own, as from `select_device`.
+        count: None for one, and for all where several processes run together.
+
+    Raises:
+        DeviceError: there are fewer, or several processes would not all be used.
+    """
+    found = jax.devices(first.platform)
+    if count == "all" or count == len(found) or (count is None and jax.process_count() > 1):
+        return found
+    if jax.process_count() > 1:
+        raise DeviceError(
+            f"devices is {count}; {jax.process_count()} processes have {len(found)} and use all of "
+            "them; leave --devices out"
+        )
+    count = count or 1
+    if count > len(found):
+        more = f"; JAX_NUM_CPU_DEVICES={count} makes so many" if first.platform == "cpu" else ""
+        raise DeviceError(
+            f"devices is {count}; JAX finds {len(found)} {first.platform} device"
+            f"{'s' * (len(found) > 1)}{more}; change --devices"
+        )
+    return found[:count]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a run's arrays lie on its devices: a batch or the members of an ensemble are spread.
+
+    What is not spread (parameters of a lone network, data, orders) is on every device as a whole.
+    Members are spread evenly: where their number does not divide, the last is computed again to
+    fill up. That is the only difference between what lies on the devices and what `fetch` gives.
+
+    Attributes:
+        devices: those of all processes; with members, only as many as shorten the run.
+        members: how many networks are trained; None for one.
+    """
+
+    devices: tuple[jax.Device, ...]
+    members: int | None = None
+
+    @classmethod
+    def over(cls, devices: list[jax.Device], members: int | None = None) -> "Layout":
+        """The layout on these devices, leaving out those that would not shorten the run."""
+        if members is not None and all(d.process_index == jax.process_index() for d in devices):
+            rounds = -(-members // len(devices))
+            devices = devices[: -(-members // rounds)]
+        return cls(tuple(devices), members)
+
+    @functools.cached_property
+    def mesh(self) -> Mesh | None:
+        """None for one device, where nothing is said to the compiler of any layout."""
+        if len(self.devices) == 1:
+            return None
+        # The compiler works out what lies where, from what is said of the batch.
+        size, axis = (len(self.devices),), ("data" if self.members is None else "members",)
+        return jax.make_mesh(size, axis, axis_types=(AxisType.Auto,), devices=self.devices)
+
+    @functools.cached_property
+    def whole(self) -> NamedSharding | None:
+        """All of an array on every device."""
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
+
+    @functools.cached_property
+    def spread(self) -> NamedSharding | None:
+        """The first axis of an array (images of a batch, or members) spread over the devices."""
+        if self.mesh is None:
+            return None
+        return NamedSharding(self.mesh, PartitionSpec(*self.mesh.axis_names))
+
+    @property
+    def per_device(self) -> int:
+        """Networks trained on a device."""
+        return -(-(self.members or 1) // len(self.devices))
+
+    def place(self, tree: Any) -> Any:
+        """NumPy arrays, whole on every device; every process has them."""
+        if self.whole is None:
+            return jax.device_put(tree, self.devices[0])
+        return jax.tree.map(lambda x: _place(np.asarray(x), self.whole), tree)
+
+    def place_state(self, tree: Any) -> Any:
+        """NumPy arrays of what is trained: spread by member, or as `place` does."""
+        if self.mesh is None or self.members is None:
+            return self.place(tree)
+        return jax.tree.map(lambda x: _place(self.fill_up(np.asarray(x)), self.spread), tree)
+
+    def fill_up(self, array: np.ndarray) -> np.ndarray:
+        """By member, the last one repeated until they divide."""
+        if self.members is None or self.mesh is None:
+            return array
+        missing = self.per_device * len(self.devices) - len(array)
+        return np.concatenate([array, array[-1:].repeat(missing, axis=0)]) if missing else array
+
+    def fetch(self, tree: Any) -> Any:
+        """As NumPy arrays, in every process; the inverse of `place_state`."""
+        if jax.process_count() > 1 and not all(
+            x.is_fully_replicated for x in jax.tree.leaves(tree)
+        ):
+            tree = jax.jit(lambda x: x, out_shardings=self.whole)(tree)
+        tree = jax.device_get(tree)
+        if self.members is None:
+            return tree
+        return jax.tree.map(lambda x: x[: self.members], tree)
+
+    def shapes(self, tree: Any) -> Any:
+        """The shapes and dtypes of what `fetch` makes of it."""
+        leading = () if self.members is None else (self.members,)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*leading, *x.shape[len(leading) :]), x.dtype), tree
+        )
+
+
+def _place(array: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
+    assert sharding is not None
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bool] | None:

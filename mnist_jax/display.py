@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,12 @@ class Display(Observer):
         self.console.print(f"notice: {text}", markup=False)
 
     def on_start(
-        self, config: Config, dataset: Dataset, model: nn.Module, device: jax.Device, workdir: Path
+        self,
+        config: Config,
+        dataset: Dataset,
+        model: nn.Module,
+        devices: Sequence[jax.Device],
+        workdir: Path,
     ) -> None:
         """What runs on what, and the table of layers."""
         self.close()
@@ -71,7 +77,7 @@ class Display(Observer):
         limit = f", at most {config.max_steps:,} steps" if config.max_steps else ""
         rows = {
             "data": f"{dataset.name}, {train:,} train and {test:,} test images, {dataset.source}",
-            "device": f"{device.platform} ({device.device_kind}), {config.precision}",
+            "device": f"{_named(devices)}, {config.precision}",
             "recipe": f"{config.preset}: {config.epochs} epochs{limit}, batch {config.batch_size}, "
             f"Adam {config.learning_rate:g}{_extras(config)}, {_seeds(config)}",
             "run": f"{workdir}",
@@ -162,6 +168,14 @@ class Display(Observer):
         for live in (self.loading, self.progress):
             if live is not None:
                 live.stop()
+
+
+def _named(devices: Sequence[jax.Device]) -> str:
+    """Such as `cpu (cpu)`, or `8 × gpu (NVIDIA H100) of 2 processes`."""
+    processes = len({device.process_index for device in devices})
+    times = f"{len(devices)} × " * (len(devices) > 1)
+    of = f" of {processes} processes" * (processes > 1)
+    return f"{times}{devices[0].platform} ({devices[0].device_kind}){of}"
 
 
 def _loss_and_accuracy(loss: Any, accuracy: Any) -> str:

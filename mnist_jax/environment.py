@@ -10,16 +10,18 @@ from typing import Any
 
 import jax
 
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
 
 def describe(device: jax.Device) -> dict[str, Any]:
     """What a number depends on besides the config, as JSON can hold it."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": device.platform,
         "device": device.device_kind,
         "devices": jax.local_device_count(device.platform),
+        "processes": jax.process_count(),
         "driver": _driver(device),
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0))

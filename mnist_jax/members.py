@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 
 def member_of(tree: Any, member: int) -> Any:
@@ -46,3 +47,32 @@ def over_members(
         return lax.map(one, mine)
 
     return loop
+
+
+def over_devices(
+    function: Callable[..., Any], per_member: Sequence[bool], mesh: Mesh
+) -> Callable[..., Any]:
+    """`function`, made by `over_members`, with an equal part of the members on each device.
+
+    What it computes there has nothing to do with the other devices: nothing passes between them.
+
+    Args:
+        function: of positional arguments; those that are Python ints are static.
+        per_member: as in `over_members`.
+        mesh: of one axis, along which the members lie.
+    """
+    members, shared = PartitionSpec(*mesh.axis_names), PartitionSpec()
+
+    def call(*args: Any) -> Any:
+        arrays = {i: arg for i, arg in enumerate(args) if not isinstance(arg, int)}
+
+        def on_each(here: dict[int, Any]) -> Any:
+            return function(*(here.get(i, arg) for i, arg in enumerate(args)))
+
+        specs = {i: members if per_member[i] else shared for i in arrays}
+        spread = jax.shard_map(
+            on_each, mesh=mesh, in_specs=(specs,), out_specs=members, check_vma=False
+        )
+        return spread(arrays)
+
+    return call

@@ -15,10 +15,12 @@ import optax
 from mnist_jax import devices, steps
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
+from mnist_jax.devices import Layout
 from mnist_jax.errors import DeviceError
-from mnist_jax.members import member_of, over_members
+from mnist_jax.members import member_of, over_devices, over_members
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import count_parameters, params_of
+from mnist_jax.processes import Team
 from mnist_jax.profiling import profiled
 from mnist_jax.recipe import averaged, make_recipe
 
@@ -59,6 +61,7 @@ def jitted(
     recipe: steps.Recipe,
     average: float = 0.0,
     members: bool = False,
+    layout: Layout | None = None,
     donate: bool = True,
 ) -> Jitted:
     """The programs of a run on `device`, compiled when they are first called.
@@ -66,40 +69,52 @@ def jitted(
     Args:
         model: the network.
         tx: the optimizer.
-        device: where they run.
+        device: where they run; of several, one.
         train_size: training images.
         batch_size: images a step.
         recipe: what a step does besides.
         average: the decay of the average of parameters that `tx` keeps, if it does.
         members: whether states, sums, orders and keys are those of an ensemble.
+        layout: how arrays lie on the devices, if there are several.
         donate: whether `train_steps` may overwrite the state it is given.
     """
     init_state = partial(steps.init_state, model=model, tx=tx)
     epoch_order = partial(steps.epoch_order, size=train_size)
-    train_steps = partial(
-        steps.train_steps, model=model, tx=tx, batch_size=batch_size, recipe=recipe
-    )
+    mesh = None if layout is None else layout.mesh
+    in_parallel: dict[str, Any] = {}
+    lying: dict[str, Any] = {}
+    if layout is not None and mesh is not None and not members:
+        in_parallel, lying = {"spread": layout.spread}, {"out_shardings": layout.whole}
+    how = {"model": model, "recipe": recipe, **in_parallel}
+    train_steps = partial(steps.train_steps, tx=tx, batch_size=batch_size, **how)
 
     def eval_steps(state, sums, split, first, steps_):
         params = averaged(state.params, state.opt_state, average)
-        sizes = {"model": model, "batch_size": EVAL_BATCH_SIZE, "recipe": recipe}
-        return steps.eval_steps(params, sums, split, first, steps_, **sizes)
+        return steps.eval_steps(
+            params, sums, split, first, steps_, batch_size=EVAL_BATCH_SIZE, **how
+        )
 
     any_length = takes_any_length(device)
     if members:
-        each = partial(over_members, one_by_one=members_take_turns(model, device))
+        one_by_one = members_take_turns(model, device)
+
+        def each(function, per_member):
+            function = over_members(function, per_member, one_by_one=one_by_one)
+            return function if mesh is None else over_devices(function, per_member, mesh)
+
         init_state, epoch_order = each(init_state, [True]), each(epoch_order, [True, False])
         train_steps = each(train_steps, [True, True, False, True, True, False, False])
         eval_steps = each(eval_steps, [True, True, False, False, False])
     return Jitted(
-        jax.jit(init_state),
-        jax.jit(epoch_order),
+        jax.jit(init_state, **lying),
+        jax.jit(epoch_order, **lying),
         jax.jit(
             train_steps,
             static_argnums=() if any_length else 6,
             donate_argnums=0 if donate else (),
+            **lying,
         ),
-        jax.jit(eval_steps, static_argnums=() if any_length else 4),
+        jax.jit(eval_steps, static_argnums=() if any_length else 4, **lying),
     )
 
 
@@ -113,9 +128,13 @@ def members_take_turns(model: nn.Module, device: jax.Device) -> bool:
 
 
 def check_memory(
-    config: Config, model: nn.Module, tx: optax.GradientTransformation, device: jax.Device
+    config: Config,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    device: jax.Device,
+    layout: Layout,
 ) -> None:
-    """Refuses an ensemble whose members' states alone are more than the device has room for.
+    """Refuses an ensemble whose members' states alone are more than a device has room for.
 
     Raises:
         DeviceError: says how many fit at most.
@@ -126,15 +145,18 @@ def check_memory(
     state = jax.eval_shape(partial(steps.init_state, model=model, tx=tx), jax.random.key(0))
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     one *= 2 + (device.platform == "cpu")  # gradients and a copy; a checkpoint lies in host memory
-    if config.seeds * one > room:
+    # All devices of a CPU share its memory.
+    parts = 1 if device.platform == "cpu" else len(layout.devices)
+    if (needed := -(-config.seeds // parts) * one) > room:
         raise DeviceError(
-            f"seeds is {config.seeds}, which needs at least {config.seeds * one / 1e9:.1f} GB; "
-            f"at most {room // one} fit into the memory of {room / 1e9:.1f} GB; change --seeds"
+            f"seeds is {config.seeds}, which needs at least {needed / 1e9:.1f} GB; "
+            f"at most {parts * (room // one)} fit into the memory of {room / 1e9:.1f} GB"
+            f"{f' of each of {parts} devices' * (parts > 1)}; change --seeds"
         )
 
 
 class Programs:
-    """Everything of a run that is compiled, and the data it works on, on one device.
+    """Everything of a run that is compiled, and the data it works on, on the devices.
 
     On a CPU one program serves any number of steps, which it takes as an argument. On an
     accelerator a loop of known length runs without asking the host after each step, so there each
@@ -150,12 +172,16 @@ class Programs:
         tx: optax.GradientTransformation,
         dataset: Dataset,
         config: Config,
-        device: jax.Device,
+        layout: Layout,
+        team: Team,
     ):
+        device = layout.devices[0]
+        self.layout = layout
+        self._team = team
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
         self.any_length = takes_any_length(device)
         self.steps_per_call = config.steps_per_call
-        self._profile = config.profile  # until it is written
+        self._profile = config.profile if team.leads else None  # until it is written
         self.train_size = len(dataset.train.label)
         self.batch_size = config.batch_size
         self.members = config.seeds
@@ -164,9 +190,13 @@ class Programs:
             self.root_key = make_key(config.seed)
         else:
             self.root_key = jax.vmap(make_key)(np.array(config.all_seeds(), np.uint32))
+        self._keys = self.root_key
+        if layout.mesh is not None:
+            data = layout.place_state(jax.random.key_data(self.root_key))
+            self._keys = jax.random.wrap_key_data(data, impl="threefry2x32")
         # The one transfer of images: from here on they stay on the device, as uint8.
-        self.train_split = jax.device_put(dataset.train, device)
-        self.eval_splits = jax.device_put(dataset.eval_splits(), device)
+        self.train_split = layout.place(dataset.train)
+        self.eval_splits = layout.place(dataset.eval_splits())
         recipe = make_recipe(config)
         self._jitted = jitted(
             model,
@@ -177,6 +207,7 @@ class Programs:
             recipe=recipe,
             average=config.average,
             members=self.members is not None,
+            layout=layout,
             donate=not config.debug,  # so that a step can be run again
         )
         self._compiler_options = devices.compiler_options(
@@ -193,11 +224,11 @@ class Programs:
 
     def init(self) -> steps.TrainState:
         """Fresh parameters and optimizer."""
-        return self._compile(self._jitted.init_state, self.root_key)(self.root_key)
+        return self._compile(self._jitted.init_state, self._keys)(self._keys)
 
     def order(self, epoch: int) -> jax.Array:
         """The epoch's order of the training images; epochs count from 0."""
-        args = self.root_key, jnp.int32(epoch)
+        args = self._keys, np.int32(epoch)
         compiled = self._compile(self._jitted.epoch_order, *args)
         return compiled(*args)  # its time is part of the next call's
 
@@ -207,12 +238,14 @@ class Programs:
         """One call of `steps.train_steps` from batch `first`, at most to batch `end`.
 
         Returns:
-            The new state (the old one is donated), the sums, and the next batch to train on.
+            The new state (the old one is donated), the sums as NumPy arrays, and the next batch to
+            train on.
         """
-        args = state, sums, self.train_split, order, self.root_key, jnp.int32(first)
+        sums = jax.tree.map(self.layout.fill_up, sums)
+        args = state, sums, self.train_split, order, self._keys, np.int32(first)
         program = self._jitted.train_steps
         (state, sums), done = self._call("train_s", program, *args, most=end - first)
-        return state, sums, first + done
+        return state, self.layout.fetch(sums), first + done
 
     def locate_nan(
         self, state: steps.TrainState, order: jax.Array, first: int, bad_step: int, member: int
@@ -232,18 +265,20 @@ class Programs:
         while (behind := bad_step - 1 - steps.step_of(state)) > 0:
             sums = MetricSums.zeros(self.members)
             state, _, first = self.train(state, sums, order, first, first + behind)
-        one = state, order, self.root_key
+        split, one = self.train_split, (state, order, self.root_key)
+        if self.layout.mesh is not None:  # all of it to one device of this process
+            found = self.layout.fetch((state, order))
+            split, (state, order) = jax.device_put((jax.device_get(split), found))
+            one = state, order, self.root_key
         if self.members is not None:
             one = member_of(one, member)
         state, order, root_key = one
         with jax.disable_jit(), jax.debug_nans(True):
-            batch = steps.take_batch(
-                self.train_split, order, jnp.int32(first), batch_size=self.batch_size
-            )
+            batch = steps.take_batch(split, order, jnp.int32(first), batch_size=self.batch_size)
             self._train_step(state, batch, root_key)
 
     def evaluate(self, state: steps.TrainState, name: str) -> Iterator[MetricSums]:
-        """The metrics of the images of a split, call by call; the last are those of all.
+        """The metrics of a split's images as NumPy arrays, call by call; the last are all images'.
 
         Args:
             state: whose parameters are evaluated, or their average.
@@ -252,8 +287,9 @@ class Programs:
         sums, first, split = MetricSums.zeros(self.members), 0, self.eval_splits[name]
         end = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
         while first < end:
-            args = state, sums, split, jnp.int32(first)
-            sums, done = self._call("eval_s", self._jitted.eval_steps, *args, most=end - first)
+            args = state, jax.tree.map(self.layout.fill_up, sums), split, np.int32(first)
+            found, done = self._call("eval_s", self._jitted.eval_steps, *args, most=end - first)
+            sums = self.layout.fetch(found)
             first += done
             yield sums
 
@@ -272,8 +308,9 @@ class Programs:
         if self._profile is not None and name == "train_s" and program in self._calibrated:
             traced, self._profile = profiled(self._profile), None
             count = min(count, PROFILED_STEPS) if self.any_length else count
+        count = self._team.decide(count)
         compiled = self._compile(program, *args, steps=count)
-        length = (jnp.int32(count),) if self.any_length else ()
+        length = (np.int32(count),) if self.any_length else ()
         with traced:
             started = time.perf_counter()
             result = jax.block_until_ready(compiled(*args, *length))  # here the host waits
@@ -288,7 +325,7 @@ class Programs:
         key = (program, None if self.any_length else steps, shapes)
         if key not in self._compiled:
             started = time.perf_counter()
-            length = () if steps is None else (jnp.int32(steps) if self.any_length else steps,)
+            length = () if steps is None else (np.int32(steps) if self.any_length else steps,)
             self._compiled[key] = program.lower(*args, *length).compile(self._compiler_options)
             self.seconds["compile_s"] += time.perf_counter() - started
         return self._compiled[key]

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 
 from mnist_jax.config import Config
+from mnist_jax.devices import Layout
 from mnist_jax.errors import CheckpointError, InterruptedRunError
 from mnist_jax.metrics import MetricSums
+from mnist_jax.processes import Team
 from mnist_jax.runs import Run
 from mnist_jax.signals import Stop
 from mnist_jax.steps import TrainState, step_of
@@ -99,10 +101,22 @@ def _holds_numbers(values: Any, members: tuple[int, ...]) -> bool:
 
 
 class Keeper:
-    """Saves a run's progress when it is time to, and ends the run when it is asked to."""
+    """Saves a run's progress when it is time to, and ends the run when it is asked to.
 
-    def __init__(self, run: Run, config: Config, stop: Stop, key: jax.Array):
+    Of several processes one saves, and all end together.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        config: Config,
+        stop: Stop,
+        key: jax.Array,
+        layout: Layout,
+        team: Team,
+    ):
         self._run, self._every_s, self._stop = run, config.checkpoint_every, stop
+        self._layout, self._team = layout, team
         self._key = jax.random.key_data(key).tolist()
         self._saved: tuple[int, int] | None = None  # epochs and updates completed
         self._saved_at = time.monotonic()
@@ -111,7 +125,7 @@ class Keeper:
         """The progress of the newest checkpoint, or that of a run not begun.
 
         Args:
-            start: the state that a run begins with.
+            start: the state that a run begins with, on the devices.
             sums: the metrics that an epoch begins with.
 
         Returns:
@@ -121,14 +135,18 @@ class Keeper:
             CheckpointError: there was a checkpoint and none can be used.
         """
         progress, notices = Progress(start, sums), []
-        if found := self._run.restore(progress.split()[0]):
+        template = {**progress.split()[0], "state": self._layout.shapes(start)}
+        found = self._run.restore(template)
+        if self._team.decide(found is not None):
+            if found is None:  # process 0 has it
+                zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+                found = zeros, {}, []
             arrays, rest, notices = found
+            arrays, rest = self._team.broadcast(arrays, rest)
             if rest.pop("key", None) != self._key:
                 raise CheckpointError("the checkpoint is of another seed; choose another --workdir")
-            arrays["state"] = jax.tree.map(
-                lambda leaf, like: jax.device_put(leaf, like.sharding), arrays["state"], start
-            )
             progress = Progress.join(arrays, rest)
+            progress.state = self._layout.place_state(progress.state)
             self._saved = progress.epoch, progress.step
         self._run.write_metrics(progress.rows)
         return progress, notices
@@ -138,6 +156,7 @@ class Keeper:
         place = progress.epoch, progress.step
         if place != self._saved:
             arrays, rest = progress.split()
+            arrays["state"] = self._layout.fetch(progress.state)
             self._run.save(*place, arrays, {**rest, "key": self._key})
         self._saved = place
         self._saved_at = time.monotonic()
@@ -148,8 +167,9 @@ class Keeper:
         Raises:
             InterruptedRunError: a signal has come; the progress is saved.
         """
-        signal = self._stop.signal
+        signal = self._team.ask_to_stop(self._stop.signal)
         due = time.monotonic() - self._saved_at >= self._every_s
+        due, signal = self._team.decide((due, signal))
         # The first call: a line of metrics.jsonl without any checkpoint would look like lost ones.
         if due or signal is not None or self._saved is None:
             self.save(progress)

@@ -20,10 +20,12 @@ from mnist_jax.checkpoint import Checkpoints, names_of
 from mnist_jax.config import Config
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
 from mnist_jax.metrics import mean_over_members
+from mnist_jax.processes import Team
 from mnist_jax.storage import IntegrityError, write_atomically
 
 RECORDS = ("config.json", "environment.json", "metrics.jsonl")
 RESULT = "result.json"
+PID = ".pid"  # the number of the process that holds the folder
 MANIFEST = "manifest.sha256"  # of the records and the result, as `sha256sum --check` reads it
 
 
@@ -36,6 +38,7 @@ class Run:
 
     Attributes:
         result: the content of result.json if the run is complete, else None.
+        began: whether the folder held the run already.
 
     Raises:
         UsageError: the folder is in use, or holds another run, a part of one or something else.
@@ -45,6 +48,7 @@ class Run:
     def __init__(self, folder: Path, config: Config):
         self.folder = folder
         self.result: dict[str, Any] | None = None
+        self.began = False
         self._tensorboard: Any = None
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self._lock = FileLock(folder / ".lock", timeout=0)
@@ -60,7 +64,7 @@ class Run:
             for leftover in folder.glob(".*.tmp"):
                 leftover.unlink()
             # The lock truncates its own file. Whatever is there is replaced, and never opened.
-            write_atomically(folder / ".pid", str(os.getpid()).encode())
+            write_atomically(folder / PID, str(os.getpid()).encode())
             self._open(config)
         except Timeout as error:
             raise _in_use(folder) from error
@@ -80,7 +84,8 @@ class Run:
 
     def _open(self, config: Config) -> None:
         folder = self.folder
-        if (folder / "config.json").exists():
+        self.began = (folder / "config.json").exists()
+        if self.began:
             try:
                 before = storage.read_json(folder / "config.json")
             except IntegrityError as error:
@@ -189,11 +194,70 @@ class Run:
             raise _unwritable(self.folder, error) from error
 
 
+class Unwritten(Run):
+    """A run's folder for the processes that do not write it: of what `Run` does, nothing is done.
+
+    Args:
+        folder: process 0's.
+        result: that of process 0's `Run`.
+    """
+
+    def __init__(self, folder: Path, result: dict[str, Any] | None):
+        self.folder, self.result = folder, result
+
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        """In place of each method of `Run`."""
+
+    close = write_environment = restore = save = finish_saving = _nothing
+    write_metrics = append_metrics = add_image = finish = _nothing
+
+
+def open_run(config: Config, team: Team) -> tuple[Run, list[str]]:
+    """The run's folder: in process 0, which writes it, a `Run`, and elsewhere an `Unwritten`.
+
+    Returns:
+        It, and notices. The folder need not be seen by the machines of other processes: what
+        process 0 reads there it tells them.
+
+    Raises:
+        UsageError: as `Run`; or another process's machine holds a run in that folder and that of
+            process 0 holds none, so that it would begin again.
+        DeviceError: as `Run`.
+    """
+    if team.count == 1:
+        return Run(config.workdir or default_folder(config), config), []
+    run = Run(config.workdir or default_folder(config), config) if team.leads else None
+    told = run and (str(run.folder.resolve()), (run.folder / PID).read_text(), run.began)
+    folder, pid, began = team.decide(told)
+    _, result = team.broadcast({}, run and run.result)
+    try:
+        sees = (Path(folder) / PID).read_text() == pid
+    except (OSError, ValueError):
+        sees = False
+    other = config.workdir is not None and not sees and (config.workdir / "config.json").exists()
+    everyones = team.gather((sees, other))
+    for index, (_, has_another) in enumerate(everyones):
+        if has_another and not began:
+            if run is not None:
+                run.close()
+            raise UsageError(
+                f"the machine of process {index} holds a run in {config.workdir} and that of "
+                "process 0 does not; name a folder that they share, or start process 0 there"
+            )
+    notices = []
+    if not all(sees for sees, _ in everyones):
+        notices.append(
+            f"only the machine of process 0 has the folder {folder}; an interrupted run goes on "
+            "where process 0 is started there again"
+        )
+    return run or Unwritten(Path(folder), result), notices
+
+
 def _holder(folder: Path) -> str:
     """The number of the process that holds a folder."""
     for _ in range(20):
         try:
-            pid = int(storage.read_bounded(folder / ".pid", max_bytes=20))
+            pid = int(storage.read_bounded(folder / PID, max_bytes=20))
             os.kill(pid, 0)
             return str(pid)
         except (OSError, ValueError, OverflowError):  # not written yet, or an earlier holder's

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import NamedSharding
 
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.split import Split
@@ -42,7 +43,10 @@ class TrainState(NamedTuple):
 
 def step_of(state: TrainState) -> int:
     """Updates completed; by each member of an ensemble. Reads the device."""
-    return int(np.max(state.step))
+    step = state.step
+    if isinstance(step, jax.Array) and not step.is_fully_addressable:
+        step = step.addressable_data(0)  # all members are equally far
+    return int(np.max(step))
 
 
 class Batch(TypedDict):
@@ -179,14 +183,33 @@ def num_batches(size: int, batch_size: int) -> int:
     return -(-size // batch_size)
 
 
-def take_batch(split: Split, order: jax.Array | None, i: jax.Array, *, batch_size: int) -> Batch:
-    """Batch `i` of `split` in the given `order` (None: as it stands), padded and masked."""
+def take_batch(
+    split: Split,
+    order: jax.Array | None,
+    i: jax.Array,
+    *,
+    batch_size: int,
+    spread: NamedSharding | None = None,
+) -> Batch:
+    """Batch `i` of `split` in the given `order` (None: as it stands), padded and masked.
+
+    With `spread` its rows lie on many devices, as many on each, which takes more padding where
+    they do not divide. What is drawn for a row depends on its place in the batch, not on where it
+    lies or on the rows behind it.
+    """
     size = split.label.shape[0]
-    place = i * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+    rows = jnp.arange(batch_size, dtype=jnp.int32)
+    if spread is not None:
+        each = -(-batch_size // spread.num_devices)
+        rows = jnp.arange(each * spread.num_devices, dtype=jnp.int32)
+    place = i * batch_size + rows
     mask = place < size
+    if len(rows) > batch_size:
+        mask &= rows < batch_size
     place = jnp.minimum(place, size - 1)
     index = place if order is None else order[place]
-    return {"image": split.image[index], "label": split.label[index], "mask": mask}
+    batch: Batch = {"image": split.image[index], "label": split.label[index], "mask": mask}
+    return batch if spread is None else lax.with_sharding_constraint(batch, spread)
 
 
 def train_steps(
@@ -202,6 +225,7 @@ def train_steps(
     tx: optax.GradientTransformation,
     batch_size: int,
     recipe: Recipe = Recipe(),
+    spread: NamedSharding | None = None,
 ) -> tuple[TrainState, MetricSums]:
     """Batches first … first + steps - 1 of an epoch in one loop on the device.
 
@@ -220,11 +244,13 @@ def train_steps(
         tx: the optimizer.
         batch_size: examples a step.
         recipe: what happens to images and labels.
+        spread: over which devices the rows of a batch lie, if over several; everything else is
+            whole on each. The gradients are then summed over the devices by the compiler.
     """
 
     def body(i, carry):
         state, sums = carry
-        batch = take_batch(split, order, first + i, batch_size=batch_size)
+        batch = take_batch(split, order, first + i, batch_size=batch_size, spread=spread)
         state, step_sums = train_step(state, batch, root_key, model=model, tx=tx, recipe=recipe)
         return state, sums.merge(step_sums)
 
@@ -241,6 +267,7 @@ def eval_steps(
     model: nn.Module,
     batch_size: int,
     recipe: Recipe = Recipe(),
+    spread: NamedSharding | None = None,
 ) -> MetricSums:
     """Adds the metrics of batches first … first + steps - 1 of a split to `sums`.
 
@@ -248,7 +275,7 @@ def eval_steps(
     """
 
     def body(i, sums):
-        batch = take_batch(split, None, first + i, batch_size=batch_size)
+        batch = take_batch(split, None, first + i, batch_size=batch_size, spread=spread)
         return sums.merge(eval_step(params, batch, model=model, recipe=recipe))
 
     return lax.fori_loop(0, steps, body, sums)

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import numpy as np
 from mnist_jax import devices, environment, profiling, record, runs
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
+from mnist_jax.devices import Layout
 from mnist_jax.errors import MnistJaxError, NonFiniteError, UsageError
 from mnist_jax.metrics import NEVER, MetricSums
 from mnist_jax.models import MODELS, count_parameters, params_of
+from mnist_jax.processes import Team
 from mnist_jax.programs import Programs, check_memory
 from mnist_jax.progress import Keeper, Progress
 from mnist_jax.recipe import averaged, make_optimizer
@@ -29,7 +32,8 @@ class Result:
     """What a run leaves behind.
 
     Attributes:
-        params: the trained parameters, on the device; None for a run that had ended before.
+        params: the trained parameters, on the device, or of a run on several as NumPy arrays; None
+            for a run that had ended before.
         record: the content of result.json.
         workdir: the run's folder.
         report: the page with its pictures, where that was asked for.
@@ -51,9 +55,14 @@ class Observer:
         """Something the user must be told, such as another data set than asked for."""
 
     def on_start(
-        self, config: Config, dataset: Dataset, model: nn.Module, device: jax.Device, workdir: Path
+        self,
+        config: Config,
+        dataset: Dataset,
+        model: nn.Module,
+        devices: Sequence[jax.Device],
+        workdir: Path,
     ) -> None:
-        """All is loaded; compilation comes next."""
+        """All is loaded; compilation comes next. `devices` are those of all processes."""
 
     def on_resume(self, step: int) -> None:
         """The run goes on after `step` updates, from a checkpoint."""
@@ -86,9 +95,12 @@ def fit(
     The last epoch's parameters are the result: the test images choose nothing. A run that was
     interrupted goes on from its newest checkpoint, to the same bits, when its `workdir` is given.
 
+    Where the caller has called `jax.distributed.initialize`, all processes must call this alike.
+    Together they are one run, on the devices of all, and process 0 writes its folder.
+
     Args:
         config: what to train on what, and how.
-        observer: is told what happens.
+        observer: is told what happens; of several processes only that of process 0.
         import_s: seconds the caller spent on imports, for the record of timings.
         stop: asks the run to end early, with a checkpoint.
 
@@ -96,17 +108,21 @@ def fit(
         The trained parameters, and the record that also stands in result.json.
 
     Raises:
-        UsageError: the config does not fit the data set, the device or the run's folder.
+        UsageError: the config does not fit the data set, the device, the run's folder or the other
+            processes.
         DataError: the data set cannot be had.
         CheckpointError: the run's checkpoints cannot be used.
         NonFiniteError: the loss or a gradient became NaN or infinite.
-        DeviceError: the platform is absent, or the run's folder cannot be written.
+        DeviceError: the platform or so many devices are absent, or the run's folder cannot be
+            written.
         InterruptedRunError: `stop` had a signal.
     """
     started = time.perf_counter() - import_s
     with devices.running_on(config.platform, config.precision) as device:
-        timings = {"import_s": import_s}
-        return _fit(config, observer or Observer(), stop or Stop(), device, timings, started)
+        timings, team = {"import_s": import_s}, Team()
+        if observer is None or not team.leads:
+            observer = Observer()
+        return _fit(config, observer, stop or Stop(), device, team, timings, started)
 
 
 def _fit(
@@ -114,9 +130,11 @@ def _fit(
     observer: Observer,
     stop: Stop,
     device: jax.Device,
+    team: Team,
     timings: dict[str, float],
     started: float,
 ) -> Result:
+    layout = Layout.over(devices.select_devices(device, config.devices), config.seeds)
     dtype = devices.compute_dtype(config.precision, device)
     if config.tensorboard:
         runs.summary_writer()  # its absence is better found before a folder is made
@@ -140,25 +158,32 @@ def _fit(
             f"batch_size is {config.batch_size}; allowed is 1 to {size}, the number of training "
             f"images in {dataset.name}; change --batch_size"
         )
-    with contextlib.closing(runs.Run(config.workdir or runs.default_folder(config), config)) as run:
+    where = environment.describe(device)
+    if team.count > 1:
+        team.check_same(_must_agree(config, dataset, where))
+    run, more = runs.open_run(config, team)
+    with contextlib.closing(run):
+        for notice in more:
+            observer.on_notice(notice)
+        if not team.leads:
+            pictures = None  # process 0 makes them
         if run.result is not None:
             page = pictures.at_end(run, config, dataset) if pictures and config.report else None
             result = Result(None, run.result, run.folder, page)
             observer.on_end(result)
             return result
-        where = environment.describe(device)
         run.write_environment(where)
         model = MODELS[config.model](dtype=dtype, **config.model_options())
-        observer.on_start(config, dataset, model, device, run.folder)
+        observer.on_start(config, dataset, model, layout.devices, run.folder)
         last_step = config.epochs * num_batches(size, config.batch_size)
         tx = make_optimizer(config, last_step)
-        check_memory(config, model, tx, device)
-        programs = Programs(model, tx, dataset, config, device)
+        check_memory(config, model, tx, device, layout)
+        programs = Programs(model, tx, dataset, config, layout, team)
         if config.max_steps is not None:
             last_step = min(last_step, config.max_steps)
 
         stop.heeded = True
-        keeper = Keeper(run, config, stop, programs.root_key)
+        keeper = Keeper(run, config, stop, programs.root_key, layout, team)
         progress, unusable = keeper.restore(programs.init(), MetricSums.zeros(config.seeds))
         for notice in unusable:
             observer.on_notice(notice)
@@ -184,7 +209,8 @@ def _fit(
             observer.on_epoch(progress.rows[-1])
         run.finish_saving()
 
-        end = record.outcome(config, progress)
+        state = layout.fetch(progress.state) if layout.mesh else progress.state
+        end = record.outcome(config, dataclasses.replace(progress, state=state))
         notices += map(record.left_out, end.get("nonfinite_seeds", ()))
         content = {
             "model": config.model,
@@ -196,12 +222,12 @@ def _fit(
             **end,
             "timings": seconds(),
             "notices": notices,
-            "devices": [str(device)],
+            "devices": list(map(str, layout.devices)),
             "config": config.to_json(),
             "environment": where,
         }
         run.finish(content)
-        params = averaged(progress.state.params, progress.state.opt_state, config.average)
+        params = averaged(state.params, state.opt_state, config.average)
         page = None
         if pictures:
             try:
@@ -211,6 +237,17 @@ def _fit(
         result = Result(params, content, run.folder, page)
         observer.on_end(result)
         return result
+
+
+def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in all processes of a run, the data set as a digest."""
+    digest = hashlib.sha256()
+    for array in jax.tree.leaves((dataset.train, dataset.test)):
+        digest.update(array.tobytes())
+    versions = {name: where[name] for name in environment.PACKAGES}
+    data = {"images of the data set": digest.hexdigest()[:16]}
+    execution = {name: getattr(config, name) for name in ("devices", "deterministic", "debug")}
+    return {**config.identity(), **execution, **versions, "platform": where["platform"], **data}
 
 
 def run_epoch(
@@ -239,7 +276,6 @@ def run_epoch(
         state, sums, batch = programs.train(
             progress.state, progress.sums, order, progress.batch, steps
         )
-        sums = jax.device_get(sums)
         lost = sums.first_nonfinite != NEVER
         if np.all(lost):
             member = int(np.argmin(sums.first_nonfinite))
@@ -261,7 +297,7 @@ def run_epoch(
     found = {"train": progress.sums}
     for name in programs.eval_splits:
         for so_far in programs.evaluate(progress.state, name):
-            found[name] = jax.device_get(so_far)
+            found[name] = so_far
             yield
     step = progress.epoch * programs.steps_per_epoch + steps
     if not np.any(np.isfinite(found["test"].loss_sum)):

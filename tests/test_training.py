@@ -311,7 +311,7 @@ def test_observers_hear_of_every_step_and_epoch_in_order(config):
     heard = []
 
     class Recorder(Observer):
-        def on_start(self, config, dataset, model, device, workdir):
+        def on_start(self, config, dataset, model, devices, workdir):
             heard.append(("start", dataset.name))
 
         def on_call(self, epoch, step, last_step, sums, train_s):

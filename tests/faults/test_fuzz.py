@@ -48,9 +48,11 @@ from mnist_jax import (
 )
 from mnist_jax.commands import COMMANDS
 from mnist_jax.data import sources
+from mnist_jax.devices import Layout
 from mnist_jax.errors import DataError, MnistJaxError, UsageError
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
+from mnist_jax.processes import Team
 from mnist_jax.progress import Keeper
 from mnist_jax.recipe import make_optimizer
 from mnist_jax.signals import Stop
@@ -210,10 +212,12 @@ def test_a_run_s_folder(what, fuzz, whole, tmp_path, monkeypatch):
     keys = jnp.stack([jax.random.key(seed) for seed in config.all_seeds()])
     key, start = (keys[0], init(keys[0])) if config.seeds is None else (keys, jax.vmap(init)(keys))
     folder, before = tmp_path / "run", bytes_in(whole)
+    layout = Layout.over(jax.devices()[:1], config.seeds)
 
     def resume(config: Config) -> None:
         with contextlib.closing(runs.Run(folder, config)) as run:
-            Keeper(run, config, Stop(), key).restore(start, MetricSums.zeros(config.seeds))
+            keeper = Keeper(run, config, Stop(), key, layout, Team())
+            keeper.restore(start, MetricSums.zeros(config.seeds))
 
     readers = (
         lambda: assert_true(saved.load_run(folder), start),

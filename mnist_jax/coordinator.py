@@ -1,0 +1,128 @@
+"""Where the processes of a run meet: a process beside process 0, started by the path of this file.
+
+It calls the roll, which JAX's coordination service would end by aborting them all where one is
+missing or two claim one number, and then runs that service. In a process of its own the service
+outlives process 0 by some seconds, in which the others can say why they end. Process 0 writes lines
+of JSON to its standard input and reads one for each; nothing but jaxlib is imported, and that late.
+"""
+
+import contextlib
+import json
+import select
+import socket
+import sys
+import time
+from typing import Any
+
+HELLO_BYTES, HELLO_S = 1000, 5.0  # at most, of a process that says who it is
+PAUSE_S = 0.2  # between tries to reach the coordinator
+
+
+def call_roll(listener: socket.socket, count: int, patience_s: float) -> str | None:
+    """Waits until processes 0 to `count` - 1 have come, and answers all who came.
+
+    Returns:
+        What is wrong, if anything; it is also the answer.
+    """
+    came: list[socket.socket] = []
+    where: dict[int, str] = {}
+    problem = None
+    until = time.monotonic() + patience_s
+    while problem is None and len(where) < count:
+        left = until - time.monotonic()
+        ready, _, _ = select.select([listener, sys.stdin], [], [], max(0.0, left))
+        if not ready:
+            missing = sorted(set(range(count)) - set(where))
+            problem = f"of {count} processes {_numbers(missing)} did not come in {patience_s:g} s"
+        elif listener not in ready:  # process 0 is gone
+            sys.exit(1)
+        else:
+            connection, address = listener.accept()
+            came.append(connection)
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                connection.settimeout(HELLO_S)
+                told = json.loads(connection.recv(HELLO_BYTES))
+                index, of = told["process_id"], told["num_processes"]
+                name = address[0].removeprefix("::ffff:")
+                if of != count:
+                    problem = f"process {index} was started as one of {of}, process 0 of {count}"
+                elif index in where:
+                    problem = f"two claim number {index}, at {where[index]} and {name}"
+                where[index] = name
+    for connection in came:
+        with contextlib.suppress(OSError):
+            connection.sendall(json.dumps({"problem": problem}).encode())
+        connection.close()
+    return problem
+
+
+def answer_roll(host: str, port: int, index: int, count: int, patience_s: float) -> str | None:
+    """Called by each process: tells the coordinator that it has come.
+
+    Returns:
+        What is wrong, if anything.
+    """
+    until = time.monotonic() + patience_s
+    while True:
+        left = max(PAUSE_S, until - time.monotonic())
+        try:
+            with socket.create_connection((host, port), timeout=left) as connection:
+                hello = {"process_id": index, "num_processes": count}
+                connection.sendall(json.dumps(hello).encode())
+                connection.settimeout(patience_s + HELLO_S)
+                return json.loads(connection.makefile().read())["problem"]
+        except (OSError, ValueError, KeyError) as error:
+            if time.monotonic() + PAUSE_S > until:
+                return f"nothing that answers was found in {patience_s:g} s: {error}"
+            time.sleep(PAUSE_S)
+
+
+def _numbers(missing: list[int]) -> str:
+    shown = ", ".join(map(str, missing[:10]))
+    return shown + ", …" * (len(missing) > 10)
+
+
+def _listen(port: int) -> socket.socket:
+    """On all addresses of this machine, as JAX's service does."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
+
+
+def main() -> None:
+    """Does what process 0 asks for, line by line, until that is gone."""
+
+    def hear() -> Any:
+        return json.loads(sys.stdin.readline() or "null")
+
+    def say(what: Any) -> None:
+        print(json.dumps(what), flush=True)
+
+    port, count, patience_s, linger_s = hear()
+    try:
+        listener = _listen(port)
+    except OSError as error:
+        return say(f"cannot listen at port {port} ({error.strerror})")
+    say(None)
+    with listener:
+        problem = call_roll(listener, count, patience_s)
+    asked = None if problem else hear()
+    if asked is None:
+        return None
+    from jaxlib import _jax
+
+    arguments, options = asked
+    try:
+        service = _jax.get_distributed_runtime_service(*arguments, **options)
+    except RuntimeError as error:
+        return say(str(error).partition("\n")[0])
+    say(None)
+    if hear() is None:
+        time.sleep(linger_s)
+    else:
+        service.shutdown()
+    return None
+
+
+if __name__ == "__main__":
+    main()

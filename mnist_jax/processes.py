@@ -1,0 +1,365 @@
+"""Several processes as one run: how they find each other, agree, and notice that one is lost.
+
+JAX's distributed runtime moves the arrays. What is here goes through its coordinator, which listens
+on process 0's machine and keeps a few short texts that all can read: process 0's decisions, each
+process's sign of life, and how it ended.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+from unittest import mock
+
+import jax
+import numpy as np
+from jax._src import clusters, distributed  # neither's parts used here have public names
+
+from mnist_jax import coordinator
+from mnist_jax.config import Config
+from mnist_jax.errors import DeviceError, UsageError
+
+JOIN_S = 120  # until all processes must have been started
+LOST_S = 20.0  # without a sign of life until a process is given up
+PULSE_S = 1.0
+FAREWELL_S = 5.0  # that a process which ends waits for the others to hear why
+DECIDED_KEPT = 64  # process 0's last decisions; no process is so far behind
+FOREVER_MS = 2**31 - 1  # a wait that is ended by `Watch` where a process is lost
+# What launchers set in each of the processes they start, with the name to call them by.
+LAUNCHERS = {"SLURM_NTASKS": "Slurm", "OMPI_COMM_WORLD_SIZE": "Open MPI"}
+
+
+class Team:
+    """The processes of a run as one of them sees them; a lone process is a team of one.
+
+    All must call `decide`, `broadcast` and `gather` equally often and in the same order.
+
+    Attributes:
+        index: this process's number, from 0.
+        count: how many there are.
+    """
+
+    def __init__(self):
+        self.index, self.count = jax.process_index(), jax.process_count()
+        self._client: Any = distributed.global_state.client
+        self._asked = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is process 0, which decides, writes and shows."""
+        return self.index == 0
+
+    def decide(self, value: Any) -> Any:
+        """Process 0's value, in every process; what JSON can hold, up to some kilobytes."""
+        if self.count == 1:
+            return value
+        key = self._next_key()
+        if self.leads:
+            self._client.key_value_set(key, json.dumps(value))
+            self._client.key_value_delete(_key("said", self._asked - DECIDED_KEPT))
+            return value
+        return self._wait_for(key)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, by their numbers; as in `decide`."""
+        if self.count == 1:
+            return [value]
+        key = self._next_key()
+        self._client.key_value_set(f"{key}/{self.index}", json.dumps(value))
+        return [self._wait_for(f"{key}/{index}") for index in range(self.count)]
+
+    def broadcast(self, arrays: Any, rest: Any) -> tuple[Any, Any]:
+        """Process 0's arrays and what JSON can hold, of any size, in every process.
+
+        Args:
+            arrays: a tree of NumPy arrays; elsewhere of any of the same shapes and dtypes.
+            rest: taken from process 0.
+        """
+        if self.count == 1:
+            return arrays, rest
+        from jax.experimental import multihost_utils
+
+        text = np.frombuffer(json.dumps(rest).encode(), np.uint8)
+        size = self.decide(len(text))
+        text = text if self.leads else np.zeros(size, np.uint8)
+        arrays, text = multihost_utils.broadcast_one_to_all((arrays, text))
+        return arrays, json.loads(bytes(text))
+
+    def ask_to_stop(self, signal: int | None) -> int | None:
+        """Tells process 0 of a signal; in process 0, the signal that any has had."""
+        if self.count == 1 or (signal is None and not self.leads):
+            return signal
+        if not self.leads:
+            self._client.key_value_set(_key("stop", self.index), str(signal), True)
+            return signal
+        asked = [int(text) for _, text in self._client.key_value_dir_get(_key("stop"))]
+        return signal if signal is not None else next(iter(asked), None)
+
+    def check_same(self, facts: dict[str, Any]) -> None:
+        """Refuses processes that would not compute the same.
+
+        Raises:
+            UsageError: names what differs, in every process.
+        """
+        everyones = self.gather(facts)
+        for index, theirs in enumerate(everyones):
+            if different := [
+                f"{name} ({value!r}, in process 0 {everyones[0].get(name)!r})"
+                for name, value in theirs.items()
+                if value != everyones[0].get(name)
+            ]:
+                raise UsageError(
+                    f"process {index} differs from process 0 in {', '.join(different)}; "
+                    "start all with the same flags and the same installation"
+                )
+
+    def _next_key(self) -> str:
+        self._asked += 1
+        return _key("said", self._asked)
+
+    def _wait_for(self, key: str) -> Any:
+        return json.loads(self._client.blocking_key_value_get(key, FOREVER_MS))
+
+
+def _key(*words: Any) -> str:
+    return "/".join(("mnist_jax", *map(str, words)))
+
+
+def not_joined() -> list[str]:
+    """Notices: a launcher started several processes, and each is about to train alone."""
+    return [
+        f"this is one of {count} processes that {name} started, and trains alone; "
+        "--coordinator=auto makes them one run"
+        for variable, name in LAUNCHERS.items()
+        if (count := os.environ.get(variable, "1")) != "1" and not jax.distributed.is_initialized()
+    ]
+
+
+def join(config: Config) -> "Watch | None":
+    """Joins the other processes of the run, if the config names any; before anything is computed.
+
+    For the process's owner, who ends with `leave`.
+
+    Raises:
+        DeviceError: not all came within `JOIN_S` seconds, two claim one number, or their
+            coordinator cannot be reached.
+        UsageError: no launcher is found that says who they are.
+    """
+    if config.coordinator is None:
+        return None
+    address, count, index = config.coordinator, config.num_processes, config.process_id
+    devices, auto = None, address == "auto"
+    if auto:
+        address, count, index, devices = launched()
+    host, _, port = address.rpartition(":")
+    own = Coordinator(int(port), count) if index == 0 else None
+    problem = coordinator.answer_roll(host.strip("[]"), int(port), index, count, JOIN_S)
+    if problem:
+        raise DeviceError(
+            f"process {index} of {count} cannot join the others at {address}: {problem}; check "
+            "that all are started, each with a number of its own, and that process 0 runs there"
+        )
+    service = "get_distributed_runtime_service"
+    with mock.patch.object(distributed._jax, service, own and own.serve):
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            local_device_ids=devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=JOIN_S,
+            # Later than `Watch`, which can say what happened.
+            heartbeat_timeout_seconds=round(3 * LOST_S),
+            shutdown_timeout_seconds=round(FAREWELL_S),
+        )
+    return Watch(distributed.global_state.client, index, count) if count > 1 else None
+
+
+def launched() -> tuple[str, int, int, list[int] | None]:
+    """What JAX finds that a launcher says: address, count, number, and this process's devices.
+
+    Raises:
+        UsageError: it finds none.
+    """
+    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, JOIN_S
+    )
+    if None in found[:3]:
+        raise UsageError(
+            "no launcher says which processes belong to the run; start it with srun or mpirun, in "
+            "Kubernetes or on a TPU pod, or give --coordinator=HOST:PORT, --num_processes and "
+            "--process_id"
+        )
+    return found
+
+
+class Coordinator:
+    """Process 0's hand on the process of `mnist_jax/coordinator.py`, which it starts.
+
+    Raises:
+        DeviceError: the port is taken.
+    """
+
+    def __init__(self, port: int, count: int):
+        pipe = subprocess.PIPE
+        # Ctrl-C is meant for the run, and is not to reach that process.
+        self._process = subprocess.Popen(
+            [sys.executable, coordinator.__file__],
+            stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+        )  # fmt: skip
+        self._ask([port, count, JOIN_S, LOST_S + 2 * FAREWELL_S])
+
+    def serve(self, *arguments: Any, **options: Any) -> "Coordinator":
+        """In place of the function of jaxlib that takes these arguments."""
+        self._ask([arguments, options])
+        return self
+
+    def shutdown(self) -> None:
+        """Ends the service."""
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self._process.communicate('"shut down"\n', timeout=FAREWELL_S)
+
+    def _ask(self, what: Any) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(what) + "\n")
+            self._process.stdin.flush()
+            problem = json.loads(self._process.stdout.readline() or '"it ended"')
+        except OSError as error:
+            problem = str(error)
+        if problem:
+            raise DeviceError(f"process 0 has no coordinator: {problem}; change --coordinator")
+
+
+class Watch:
+    """Ends this process, with a line and status 6, when another is lost; JAX alone might wait.
+
+    A process is lost when it gave no sign of life for `LOST_S` seconds; so is its coordinator's
+    when nothing was heard from that for as long. One that ended with an error takes the others
+    with it, with its status.
+    """
+
+    def __init__(self, client: Any, index: int, count: int):
+        self._client, self._index, self._count = client, index, count
+        now = time.monotonic()
+        self._answered = now  # when the coordinator last did
+        self._signs = dict.fromkeys(map(str, range(count)), ("", now))  # the last, and when it came
+        self._ends: dict[str, tuple[int, str]] = {}  # how others ended
+        self._over = threading.Event()
+        for task in (self._pulse, self._judge):
+            threading.Thread(target=task, daemon=True).start()
+
+    def _pulse(self) -> None:
+        """Gives signs of life and looks for those of others."""
+        number = 0
+        while not self._over.wait(PULSE_S):
+            number += 1
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._client.key_value_set(_key("alive", self._index), str(number), True)
+                signs, ends = (
+                    {key.rpartition("/")[2]: text for key, text in found}
+                    for found in map(self._client.key_value_dir_get, (_key("alive"), _key("ended")))
+                )
+                self._answered = now = time.monotonic()
+                for index, sign in signs.items():
+                    if self._signs[index][0] != sign:
+                        self._signs[index] = sign, now
+                self._ends = {index: tuple(json.loads(text)) for index, text in ends.items()}
+
+    def _judge(self) -> None:
+        """In a thread of its own, as a call to a coordinator out of reach may not return."""
+        heard_at: float | None = None  # when an error elsewhere was first seen
+        while not self._over.wait(PULSE_S):
+            now = time.monotonic()
+            failed = {index: end for index, end in self._ends.items() if _is_error(end[0])}
+            if failed:
+                heard_at = heard_at or now
+                # This process may be about to say the same of itself.
+                if now - heard_at > FAREWELL_S / 2:
+                    index, (status, text) = next(iter(failed.items()))
+                    _end(status, f"process {index} of {self._count} ended: {text}")
+            elif now - self._answered > LOST_S:
+                self._lost("process 0, the coordinator,")
+            for index, (_, at) in self._signs.items():
+                silent = self._answered - at > LOST_S and index not in self._ends
+                if silent and index != str(self._index):
+                    self._lost(f"process {index}")
+
+    def _lost(self, who: str) -> NoReturn:
+        _end(
+            DeviceError.exit_status,
+            f"{who} of {self._count} processes is gone or cannot be reached; the same commands go "
+            "on from the last checkpoint",
+        )
+
+    def end(self, error: BaseException | None) -> None:
+        """Says how this process ended, and waits until the others have or know.
+
+        Raises:
+            DeviceError: in place of an error of JAX, where no process was found lost.
+        """
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            # Most likely another process is gone, which the thread above is about to find out.
+            time.sleep(LOST_S + FAREWELL_S)
+            raise DeviceError(
+                f"the processes cannot work together ({_first_line(error)}); the same commands go "
+                "on from the last checkpoint"
+            ) from error
+        status = getattr(error, "exit_status", 1) if error else 0
+        text = _first_line(error) if isinstance(error, Exception) else ""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(_key("ended", self._index), json.dumps([status, text]), True)
+        until = time.monotonic() + (LOST_S if status == 0 else FAREWELL_S)
+        while len(self._ends) < self._count and time.monotonic() < until:
+            time.sleep(PULSE_S / 10)
+        self._over.set()
+
+
+def _is_error(status: int) -> bool:
+    """Whether a status is one that the other processes do not come to by themselves."""
+    return 0 < status < 128
+
+
+def _end(status: int, text: str) -> NoReturn:
+    """At once: the main thread may be inside a call that never returns."""
+    sys.stdout.flush()
+    os.write(2, f"error: {text}\n".encode())
+    os._exit(status)
+
+
+@contextlib.contextmanager
+def joined(config: Config) -> Iterator[None]:
+    """`join`, and at the end the others are told how this process ended."""
+    watch = join(config)
+    try:
+        yield
+    except BaseException as error:
+        if watch is not None:
+            watch.end(error)
+        raise
+    if watch is not None:
+        watch.end(None)
+
+
+def leave(status: int) -> None:
+    """Ends a process that had joined others; returns where it was alone.
+
+    Its interpreter's own end would wait for processes that are no more.
+    """
+    if distributed.global_state.client is None:
+        return
+    if not _is_error(status):
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.distributed.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
