@@ -57,11 +57,12 @@ def _bilinear(images: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
     down, right = y - top, x - left
     row = width + 3
     corner = top.astype(jnp.int32) * row + left.astype(jnp.int32)
-    first = jnp.arange(batch, dtype=jnp.int32)[:, None, None] * (images.shape[1] * row)
-    flat = images.reshape(-1)
+    # Image by image, so that images that lie on several devices stay where they are.
+    flat, corner = images.reshape(batch, -1), corner.reshape(batch, -1)
 
     def at(offset: int) -> jax.Array:
-        return flat.at[first + corner + offset].get(mode="promise_in_bounds")
+        found = jnp.take_along_axis(flat, corner + offset, axis=1, mode="promise_in_bounds")
+        return found.reshape(batch, height, width)
 
     above = at(0) * (1 - right) + at(1) * right
     below = at(row) * (1 - right) + at(row + 1) * right
