@@ -109,11 +109,11 @@ def main() -> None:
     asked = None if problem else hear()
     if asked is None:
         return None
-    from jaxlib import _jax
+    import jaxlib._jax
 
     arguments, options = asked
     try:
-        service = _jax.get_distributed_runtime_service(*arguments, **options)
+        service = jaxlib._jax.get_distributed_runtime_service(*arguments, **options)
     except RuntimeError as error:
         return say(str(error).partition("\n")[0])
     say(None)

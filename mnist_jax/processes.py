@@ -152,10 +152,12 @@ def join(config: Config) -> "Watch | None":
     """
     if config.coordinator is None:
         return None
-    address, count, index = config.coordinator, config.num_processes, config.process_id
-    devices, auto = None, address == "auto"
-    if auto:
-        address, count, index, devices = launched()
+    address, count, index, devices = (
+        launched()
+        if config.coordinator == "auto"
+        else (config.coordinator, config.num_processes, config.process_id, None)
+    )
+    assert count is not None and index is not None, "Config demands them"
     host, _, port = address.rpartition(":")
     own = Coordinator(int(port), count) if index == 0 else None
     problem = coordinator.answer_roll(host.strip("[]"), int(port), index, count, JOIN_S)
@@ -165,7 +167,8 @@ def join(config: Config) -> "Watch | None":
             "that all are started, each with a number of its own, and that process 0 runs there"
         )
     service = "get_distributed_runtime_service"
-    with mock.patch.object(distributed._jax, service, own and own.serve):
+    jaxlib: Any = distributed
+    with mock.patch.object(jaxlib._jax, service, own and own.serve):
         jax.distributed.initialize(
             address,
             count,
@@ -186,16 +189,16 @@ def launched() -> tuple[str, int, int, list[int] | None]:
     Raises:
         UsageError: it finds none.
     """
-    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+    address, count, index, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
         os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, JOIN_S
     )
-    if None in found[:3]:
+    if address is None or count is None or index is None:
         raise UsageError(
             "no launcher says which processes belong to the run; start it with srun or mpirun, in "
             "Kubernetes or on a TPU pod, or give --coordinator=HOST:PORT, --num_processes and "
             "--process_id"
         )
-    return found
+    return address, count, index, None if devices is None else list(devices)
 
 
 class Coordinator:
@@ -361,5 +364,5 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException | None) -> str:
     return (str(error).splitlines() or [""])[0]
