@@ -7,6 +7,7 @@ of JSON to its standard input and reads one for each; nothing but jaxlib is impo
 """
 
 import contextlib
+import errno
 import json
 import select
 import socket
@@ -56,11 +57,13 @@ def call_roll(listener: socket.socket, count: int, patience_s: float) -> str | N
     return problem
 
 
-def answer_roll(host: str, port: int, index: int, count: int, patience_s: float) -> str | None:
+def answer_roll(
+    host: str, port: int, index: int, count: int, patience_s: float
+) -> tuple[str | None, str]:
     """Called by each process: tells the coordinator that it has come.
 
     Returns:
-        What is wrong, if anything.
+        What is wrong, if anything, and the address by which the coordinator sees this machine.
     """
     until = time.monotonic() + patience_s
     while True:
@@ -70,10 +73,11 @@ def answer_roll(host: str, port: int, index: int, count: int, patience_s: float)
                 hello = {"process_id": index, "num_processes": count}
                 connection.sendall(json.dumps(hello).encode())
                 connection.settimeout(patience_s + HELLO_S)
-                return json.loads(connection.makefile().read())["problem"]
+                answer = json.loads(connection.makefile().read())
+                return answer["problem"], connection.getsockname()[0]
         except (OSError, ValueError, KeyError) as error:
             if time.monotonic() + PAUSE_S > until:
-                return f"nothing that answers was found in {patience_s:g} s: {error}"
+                return f"nothing that answers was found in {patience_s:g} s: {error}", ""
             time.sleep(PAUSE_S)
 
 
@@ -82,11 +86,22 @@ def _numbers(missing: list[int]) -> str:
     return shown + ", …" * (len(missing) > 10)
 
 
-def _listen(port: int) -> socket.socket:
-    """On all addresses of this machine, as JAX's service does."""
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", port))
+def _listen(port: int, patience_s: float) -> socket.socket:
+    """On all addresses of this machine, as JAX's service does.
+
+    Raises:
+        OSError: others do, and not only the service of a run whose process 0 was just killed.
+    """
+    dual = socket.has_dualstack_ipv6()
+    how: Any = {"family": socket.AF_INET6, "dualstack_ipv6": True} if dual else {}
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            return socket.create_server(("", port), **how)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > until:
+                raise
+            time.sleep(PAUSE_S)
 
 
 def main() -> None:
@@ -100,7 +115,7 @@ def main() -> None:
 
     port, count, patience_s, linger_s = hear()
     try:
-        listener = _listen(port)
+        listener = _listen(port, linger_s + PAUSE_S)
     except OSError as error:
         return say(f"cannot listen at port {port} ({error.strerror})")
     say(None)

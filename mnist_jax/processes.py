@@ -6,6 +6,7 @@ process's sign of life, and how it ended.
 """
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -160,15 +161,18 @@ def join(config: Config) -> "Watch | None":
     assert count is not None and index is not None, "Config demands them"
     host, _, port = address.rpartition(":")
     own = Coordinator(int(port), count) if index == 0 else None
-    problem = coordinator.answer_roll(host.strip("[]"), int(port), index, count, JOIN_S)
+    problem, here = coordinator.answer_roll(host.strip("[]"), int(port), index, count, JOIN_S)
     if problem:
         raise DeviceError(
             f"process {index} of {count} cannot join the others at {address}: {problem}; check "
             "that all are started, each with a number of its own, and that process 0 runs there"
         )
+    jaxlib: Any = distributed._jax  # pyright: ignore[reportPrivateImportUsage]
+    # CPUs find each other by what a machine's own name stands for, which often is 127.0.0.1.
+    gloo = "make_gloo_tcp_collectives"
+    setattr(jaxlib, gloo, functools.partial(getattr(jaxlib, gloo), hostname=here))
     service = "get_distributed_runtime_service"
-    jaxlib: Any = distributed
-    with mock.patch.object(jaxlib._jax, service, own and own.serve):
+    with mock.patch.object(jaxlib, service, own and own.serve):
         jax.distributed.initialize(
             address,
             count,
@@ -215,7 +219,7 @@ class Coordinator:
             [sys.executable, coordinator.__file__],
             stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
         )  # fmt: skip
-        self._ask([port, count, JOIN_S, LOST_S + 2 * FAREWELL_S])
+        self._ask([port, count, JOIN_S, LOST_S + FAREWELL_S])
 
     def serve(self, *arguments: Any, **options: Any) -> "Coordinator":
         """In place of the function of jaxlib that takes these arguments."""

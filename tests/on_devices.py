@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax import steps
@@ -55,27 +54,59 @@ def programs(config: Config, count: int) -> tuple[Jitted, Layout]:
     return made, layout
 
 
-def trained(config: Config, count: int, steps_: int, dtype=np.float32):
-    """The state after so many steps on so many devices, and the sums, on the host."""
-    made, layout = programs(config, count)
-    key = jax.random.key(config.seed)
-    if layout.mesh is not None:
-        key = jax.random.wrap_key_data(layout.place(jax.random.key_data(key)))
-    state = layout.fetch(made.init_state(key))
-    state = layout.place(jax.tree.map(lambda x: x.astype(cast(x, dtype)), state))
-    zeros = jax.tree.map(lambda x: x.astype(cast(x, dtype)), MetricSums.zeros())
-    data, sums = layout.place(split()), zeros
-    per_epoch, done = steps.num_batches(SIZE, config.batch_size), 0
-    while done < steps_:
-        epoch, first = divmod(done, per_epoch)
-        count_ = min(per_epoch - first, steps_ - done)
-        order = made.epoch_order(key, np.int32(epoch))
-        args = state, sums, data, order, key, np.int32(first), np.int32(count_)
-        state, sums = made.train_steps(*args)
-        sums = layout.fetch(sums)
-        done += count_
-    tested = layout.fetch(made.eval_steps(state, zeros, data, np.int32(0), np.int32(2)))
-    return layout.fetch(state), sums, tested
+class Training:
+    """Compiled training steps of a config on so many devices, and what they start from."""
+
+    def __init__(self, config: Config, count: int, dtype=np.float32):
+        self.made, self.layout = programs(config, count)
+        alone, _ = programs(config, 1)
+        self.per_epoch = steps.num_batches(SIZE, config.batch_size)
+
+        def placed(tree):
+            tree = jax.tree.map(lambda x: x.astype(cast(x, dtype)), jax.device_get(tree))
+            return self.layout.place(tree)
+
+        key = jax.random.key(config.seed)
+        self.state, self.zeros = placed(alone.init_state(key)), placed(MetricSums.zeros())
+        self.data = self.layout.place(split())
+        self.orders = [placed(alone.epoch_order(key, np.int32(epoch))) for epoch in range(9)]
+        self.key = jax.random.wrap_key_data(self.layout.place(jax.random.key_data(key)))
+        first = self.state, self.zeros, self.data, self.orders[0], self.key, np.int32(0)
+        self.compiled = self.made.train_steps.lower(*first, np.int32(0)).compile()
+
+    def after(self, steps_: int):
+        """The state after so many steps, and the metrics' sums, on the host."""
+        state, sums, done = self.state, self.zeros, 0
+        while done < steps_:
+            epoch, first = divmod(done, self.per_epoch)
+            count = min(self.per_epoch - first, steps_ - done)
+            numbers = np.int32(first), np.int32(count)
+            state, sums = self.compiled(
+                state, sums, self.data, self.orders[epoch], self.key, *numbers
+            )
+            done += count
+        return self.layout.fetch(state), self.layout.fetch(sums)
+
+    def tested(self, state):
+        """The sums over all images."""
+        state = self.layout.place(state)
+        return self.layout.fetch(
+            self.made.eval_steps(state, self.zeros, self.data, np.int32(0), np.int32(2))
+        )
+
+    def first_gradients(self) -> list[np.ndarray]:
+        """Of the first batch, by the first moment that Adam keeps after one step."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.after(1)[0])
+        return [leaf for path, leaf in leaves if "mu" in str(path)]
+
+    def collectives(self) -> dict[str, list[int]]:
+        """How many float32 operands each collective operation of the program has, by its name."""
+        found: dict[str, list[int]] = {}
+        for types, name in re.findall(
+            rf" = (.*?) ({COLLECTIVES})(?:-start)?\(", self.compiled.as_text()
+        ):
+            found.setdefault(name, []).append(len(re.findall(r"f32\[", types)))
+        return found
 
 
 def cast(x, dtype):
@@ -86,32 +117,6 @@ def apart(a, b) -> float:
     """The largest difference of a leaf, relative to that leaf's largest number."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return max(float(np.abs(x - y).max() / max(np.abs(x).max(), 1e-30)) for x, y in pairs)
-
-
-def first_gradients(config: Config, count: int):
-    """Of the first batch, by the first moment that Adam keeps after one step."""
-    state, _, _ = trained(config, count, 1)
-    return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if "mu" in str(path)]
-
-
-def collectives(config: Config, count: int) -> dict[str, list[int]]:
-    """How many operands each collective operation of the compiled steps has, by its name."""
-    made, layout = programs(config, count)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(made.init_state, key)
-    whole = layout.whole
-
-    def on_all(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
-
-    order = jnp.zeros(SIZE, np.int32)
-    args = jax.tree.map(on_all, (state, MetricSums.zeros(), split(), order, key))
-    text = made.train_steps.lower(*args, np.int32(0), np.int32(3)).compile().as_text()
-    found: dict[str, list[int]] = {}
-    for types, name in re.findall(rf" = (.*?) ({COLLECTIVES})(?:-start)?\(", text):
-        floats = len(re.findall(r"f32\[", types))
-        found.setdefault(name, []).append(floats)
-    return found
 
 
 def plain_text(config: Config) -> tuple[str, str]:
@@ -179,17 +184,20 @@ def main() -> None:
     found: dict = {"collectives": {}, "gradients": {}, "steps": {}, "counts": {}}
     with running_on("cpu", "float32"):
         for name, config in configs.items():
-            found["collectives"][name] = collectives(config, 8)
-            one, many = (first_gradients(config, count) for count in (1, 8))
-            found["gradients"][name] = apart(one, many)
+            one, many = Training(config, 1), Training(config, 8)
+            found["collectives"][name] = many.collectives()
+            found["gradients"][name] = apart(one.first_gradients(), many.first_gradients())
         found["plain"] = [a == b for a, b in map(plain_text, configs.values())]
         with jax.enable_x64(True):
             for name in ("logistic", "mlp"):
-                one, *others = (trained(configs[name], n, 50, np.float64) for n in (1, 2, 4, 8))
-                found["steps"][name] = [apart(one[0], other[0]) for other in others]
-                sums = [[int(s.count), int(s.correct)] for _, s, _ in (one, *others)]
-                tests = [[int(t.count), int(t.correct)] for _, _, t in (one, *others)]
-                found["counts"][name] = [sums, tests]
+                on = [Training(configs[name], count, np.float64) for count in (1, 2, 4, 8)]
+                ends = [training.after(50) for training in on]
+                found["steps"][name] = [apart(ends[0][0], state) for state, _ in ends[1:]]
+                tests = [training.tested(ends[0][0]) for training in on]
+                found["counts"][name] = [
+                    [[int(x.count), int(x.correct)] for x in sums]
+                    for sums in ([sums for _, sums in ends], tests)
+                ]
     with tempfile.TemporaryDirectory() as folder:
         found["runs"] = runs(Path(folder))
     json.dump(found, sys.stdout)
