@@ -15,6 +15,7 @@ from benchmarks.peer_workers import job as jobs
 from mnist_jax import devices, environment, steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
+from mnist_jax.devices import Layout
 from mnist_jax.errors import DeviceError
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
@@ -24,7 +25,9 @@ from mnist_jax.recipe import make_optimizer, make_recipe
 MANY, ONE = "many steps a call", "one dispatch a step"
 
 
-def programs(config: Config, device: jax.Device, train_size: int) -> Jitted:
+def programs(
+    config: Config, device: jax.Device, train_size: int, layout: Layout | None = None
+) -> Jitted:
     """Those of a run, not yet compiled."""
     dtype = devices.compute_dtype(config.precision, device)
     return jitted(
@@ -34,20 +37,22 @@ def programs(config: Config, device: jax.Device, train_size: int) -> Jitted:
         train_size=train_size,
         batch_size=config.batch_size,
         recipe=make_recipe(config),
+        layout=layout,
     )
 
 
 class AnyLength:
     """A loop's program, compiled when it is first called with a length that it needs.
 
-    `analysis` is what the compiler says of the memory of the last one compiled.
+    `analysis` is what the compiler says of the memory of the last one compiled, on each of `count`
+    devices.
 
     Raises:
         DeviceError: when called, if the program needs more memory than there is.
     """
 
-    def __init__(self, program: Any, device: jax.Device):
-        self._program, self._device = program, device
+    def __init__(self, program: Any, device: jax.Device, count: int = 1):
+        self._program, self._device, self._count = program, device, count
         self._compiled: dict[int | None, Any] = {}
         self.analysis: Any = None
 
@@ -60,7 +65,7 @@ class AnyLength:
             compiled = lowered.compile()
             self.analysis = compiled.memory_analysis()
             # A CPU's system would rather end the process than refuse the memory.
-            _check_fits(self.analysis, self._device)
+            _check_fits(self.analysis, self._device, self._count)
             self._compiled[key] = compiled
         return self._compiled[key]
 
@@ -70,8 +75,10 @@ class AnyLength:
         return self.compile(*args, count=count)(*args, *length)
 
 
-def _check_fits(analysis: Any, device: jax.Device) -> None:
-    room, needed = devices.memory_bytes(device), needed_bytes(analysis)
+def _check_fits(analysis: Any, device: jax.Device, count: int) -> None:
+    # All devices of a CPU share its memory.
+    parts = count if device.platform == "cpu" else 1
+    room, needed = devices.memory_bytes(device), parts * needed_bytes(analysis)
     if room is not None and needed > room:
         raise DeviceError(
             f"out of memory: the program needs {needed / 1e9:.1f} GB of {room / 1e9:.1f}; "
@@ -85,25 +92,37 @@ def needed_bytes(analysis: Any) -> int:
     return int(sizes + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes)
 
 
-def make(job: jobs.Job, data: jobs.Data, device: jax.Device | None = None) -> jobs.Workload:
+def make(
+    job: jobs.Job,
+    data: jobs.Data,
+    device: jax.Device | None = None,
+    layout: Layout | None = None,
+) -> jobs.Workload:
     """The package's own training and evaluation, at the default recipe.
 
     To be called, and what it returns used, at the matrix precision that belongs to the job's.
+
+    Args:
+        job: what to do.
+        data: on what.
+        device: where; the first there is for None.
+        layout: in its place, the devices that a batch is spread over.
     """
     config = Config(model=job.model, batch_size=job.batch_size, precision=job.precision)
-    device = device or jax.devices()[0]
-    compiled = programs(config, device, job.train_size)
-    train_steps = AnyLength(compiled.train_steps, device)
-    eval_steps = AnyLength(compiled.eval_steps, device)
-    root_key, split, test, order = jax.device_put(
+    layout = layout or Layout((device or jax.devices()[0],))
+    device, count = layout.devices[0], len(layout.devices)
+    compiled = programs(config, device, job.train_size, layout)
+    train_steps = AnyLength(compiled.train_steps, device, count)
+    eval_steps = AnyLength(compiled.eval_steps, device, count)
+    key_data, split, test, order = layout.place(
         (
-            jax.random.key(config.seed),
+            np.asarray(jax.random.key_data(jax.random.key(config.seed))),
             Split(data.image, data.label),
             Split(data.test_image, data.test_label),
             data.order,
-        ),
-        device,
+        )
     )
+    root_key = jax.random.wrap_key_data(key_data)
     first, sums = np.int32(0), MetricSums.zeros()
     epoch = max(1, job.train_size // job.batch_size)
 
