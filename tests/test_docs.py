@@ -3,9 +3,13 @@
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import re
 import shlex
+import socket
 import struct
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import pytest
 from PIL import Image
 
 import mnist_jax
+from benchmarks import card, forecast, results, scaling, step
 from mnist_jax import __main__, cli, config, data, draw, fit, models
 from mnist_jax.config import Config
 from mnist_jax.data import sources
@@ -21,7 +26,7 @@ from mnist_jax.data import sources
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 TEXT = "\n".join(PAGES.values())
-COMMANDS = re.findall(r"python train\.py [^`\n|]*", TEXT)
+COMMANDS = re.findall(r"python train\.py [^`\n|&]*", TEXT)
 PYTHON = {name: re.findall(r"```python\n(.*?)```", page, re.DOTALL) for name, page in PAGES.items()}
 ON_DIGITS = partial(Config, dataset="digits", max_steps=3)
 REAL_LISTEN = draw.listen
@@ -63,10 +68,55 @@ def test_training_commands_run_cut_short(command, data_dir, tmp_path):
         return
     config = cli.parse_config(words, prog="train.py", description="")
     here = {"data_dir": data_dir, "manual_dir": None, "workdir": tmp_path / "run"}
+    here["devices"] = None  # as many as shown are asked for below
     short = dataclasses.replace(config, dataset="digits", max_steps=2, **here)
     if config.model == "cnn" and config.seeds:
         short = dataclasses.replace(short, seeds=2)
     assert fit(short).record["steps"] == 2
+
+
+def in_a_shell(command: str, data_dir: Path, workdir: Path) -> list[str]:
+    """The last lines of training as shown but cut short, one for each process that prints any."""
+    more = f"--dataset=digits --max_steps=2 --data_dir={data_dir} --workdir={workdir}"
+    command = re.sub(r"python train\.py", f"{sys.executable} train.py {more}", command)
+    shell = ["bash", "-c", f"{command}\nwait"]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return re.findall("device .*|test accuracy: .*", done.stdout)
+
+
+def test_many_devices_of_a_cpu_are_used_as_shown(data_dir, tmp_path):
+    [command] = re.findall(r"JAX_NUM_CPU_DEVICES=8 python train\.py .*", PAGES["scaling.md"])
+    device, _ = in_a_shell(command, data_dir, tmp_path / "run")
+    assert device.startswith("device  8 × cpu")
+
+
+def test_two_processes_train_as_shown(data_dir, tmp_path):
+    with socket.create_server(("", 0)) as free:
+        port = str(free.getsockname()[1])
+    [commands] = re.findall(r"(python train\.py \S+:12345.* &\n.*)\n```", PAGES["scaling.md"])
+    commands = re.sub("12345(.*)", rf"{port}\1 --model=logistic", commands)
+    commands = commands.replace("& --model=logistic", "--model=logistic &")
+    device, _ = in_a_shell(commands, data_dir, tmp_path / "run")
+    assert device.endswith("of 2 processes, float32")
+
+
+def test_the_scaling_shown_is_that_of_the_file():
+    found = results.read(ROOT / "benchmarks" / "results" / "scaling-cpu-virtual.json")
+    tables = [part for part in scaling.report(found) if not isinstance(part, str)]
+    shown = PAGES["scaling.md"]
+    assert tables and found.context["git_commit"][:7] in shown
+    for line in itertools.chain(*map(card.as_markdown, tables)):
+        assert line in shown.splitlines()
+
+
+def test_the_prediction_shown_is_what_is_printed():
+    [words] = re.findall(r"python -m benchmarks\.scaling (--predict.*)", PAGES["scaling.md"])
+    options = cli.parse(scaling.Options, shlex.split(words), prog="", description="")
+    [job] = step.jobs_of(options, ("many",), ("train",))
+    rows = forecast.rows(job, options.assumed(job.batch_size), options, "assumed")
+    for line in card.as_markdown(forecast.table(rows)):
+        assert line in PAGES["scaling.md"].splitlines()
 
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (benchmarks[.\w]*)", TEXT))))

@@ -139,6 +139,8 @@ def test_cases_take_turns_and_keep_warming_up_apart(monkeypatch):
     assert turns == ["a", "b", "a", "b", "a"]  # a b, b a, a b, b a
     steps = {b.mode: b.details["steps_per_sample"] for b in found}
     assert steps["b"] == 1 and 0.1 / 0.02 <= steps["a"] <= 10
+    # A step and a sample to warm up, then the sample; how many steps it has stays as found.
+    assert [n for name, n in order if name == "a"][-6:] == [1, steps["a"], steps["a"]] * 2
     for b, each_s in zip(found, (0.02, 0.3), strict=True):
         assert b.samples_s == pytest.approx([each_s] * 3)
         assert len(b.warmup_s) >= 4
