@@ -107,7 +107,9 @@ KINDS: dict[Any, str] = {
     int | None: "a whole number",
     float: "a number",
     float | None: "a number",
+    tuple[int, ...]: "whole numbers with spaces between them",
     tuple[int, ...] | None: "whole numbers with spaces between them",
+    tuple[float, ...]: "numbers with spaces between them",
     int | Literal["auto"]: "auto or a whole number",
     int | Literal["all"] | None: "all or a whole number",
 }

@@ -31,6 +31,7 @@ PULSE_S = 1.0
 FAREWELL_S = 5.0  # that a process which ends waits for the others to hear why
 DECIDED_KEPT = 64  # process 0's last decisions; no process is so far behind
 FOREVER_MS = 2**31 - 1  # a wait that is ended by `Watch` where a process is lost
+GO_ON = "the same commands with the run's folder as --workdir go on from its last checkpoint"
 # What launchers set in each of the processes they start, with the name to call them by.
 LAUNCHERS = {"SLURM_NTASKS": "Slurm", "OMPI_COMM_WORLD_SIZE": "Open MPI"}
 
@@ -197,6 +198,12 @@ def launched() -> tuple[str, int, int, list[int] | None]:
         os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, JOIN_S
     )
     if address is None or count is None or index is None:
+        if os.environ.get("OMPI_COMM_WORLD_SIZE"):
+            raise UsageError(
+                "Open MPI from version 5 on does not say where process 0 is; give each process "
+                "--coordinator=HOST:PORT --num_processes=$OMPI_COMM_WORLD_SIZE "
+                "--process_id=$OMPI_COMM_WORLD_RANK"
+            )
         raise UsageError(
             "no launcher says which processes belong to the run; start it with srun or mpirun, in "
             "Kubernetes or on a TPU pod, or give --coordinator=HOST:PORT, --num_processes and "
@@ -300,8 +307,7 @@ class Watch:
     def _lost(self, who: str) -> NoReturn:
         _end(
             DeviceError.exit_status,
-            f"{who} of {self._count} processes is gone or cannot be reached; the same commands go "
-            "on from the last checkpoint",
+            f"{who} of {self._count} processes is gone or cannot be reached; {GO_ON}",
         )
 
     def end(self, error: BaseException | None) -> None:
@@ -314,8 +320,7 @@ class Watch:
             # Most likely another process is gone, which the thread above is about to find out.
             time.sleep(LOST_S + FAREWELL_S)
             raise DeviceError(
-                f"the processes cannot work together ({_first_line(error)}); the same commands go "
-                "on from the last checkpoint"
+                f"the processes cannot work together ({_first_line(error)}); {GO_ON}"
             ) from error
         status = getattr(error, "exit_status", 1) if error else 0
         text = _first_line(error) if isinstance(error, Exception) else ""

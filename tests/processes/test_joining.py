@@ -219,6 +219,12 @@ def test_slurm_says_who_they_are(launcher):
     assert (address.split(":")[0], count, index, devices) == ("node03", 3, 2, [0])
 
 
+def test_open_mpi_5_which_does_not_say_it_all_is_named(launcher):
+    launcher(OMPI_COMM_WORLD_SIZE="8", OMPI_COMM_WORLD_RANK="5")
+    with pytest.raises(UsageError, match=r"Open MPI from version 5 .*--process_id=\$OMPI_COMM_WOR"):
+        processes.launched()
+
+
 def test_without_a_launcher_auto_is_refused(launcher, capsys):
     with pytest.raises(UsageError, match="no launcher says which processes belong to the run"):
         processes.join(Config(coordinator="auto"))
