@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import resources
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -57,18 +57,33 @@ def _free_port(family: int) -> int:
         return free.getsockname()[1]
 
 
-def url(listening: socket.socket) -> str:
-    """What a browser on this machine opens."""
-    name, port = listening.getsockname()[:2]
-    address = ipaddress.ip_address(name)
-    if address.is_unspecified:  # all of this machine's
-        address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
-    return f"http://{f'[{address}]' if address.version == 6 else address}:{port}"
+def url(listening: socket.socket, name: str = "") -> str:
+    """What a browser opens that calls this machine by `name`; by default, one on this machine."""
+    address, port = listening.getsockname()[:2]
+    if not name and ipaddress.ip_address(address).is_unspecified:  # all of this machine's
+        name = "127.0.0.1" if listening.family == socket.AF_INET else "::1"
+    name = name or address
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}"
 
 
 def is_private(listening: socket.socket) -> bool:
     """Whether only programs on this machine can connect."""
     return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+
+
+def network_name(listening: socket.socket) -> str:
+    """What other machines call this one: its address in the local network, or else its name."""
+    address = listening.getsockname()[0]
+    if not ipaddress.ip_address(address).is_unspecified:
+        return address
+    # No machine has these addresses, and connecting UDP sends nothing: it chooses the way out.
+    nowhere = "192.0.2.1" if listening.family == socket.AF_INET else "2001:db8::1"
+    try:
+        with socket.socket(listening.family, socket.SOCK_DGRAM) as way_out:
+            way_out.connect((nowhere, 9))
+            return way_out.getsockname()[0]
+    except OSError:  # no way leads there
+        return socket.gethostname()
 
 
 def reader(run: SavedRun, platform: str | None = None) -> Callable[[np.ndarray], dict[str, Any]]:
@@ -127,14 +142,14 @@ def about(run: SavedRun) -> dict[str, Any]:
 
 
 def application(
-    read: Callable[[np.ndarray], dict[str, Any]], model: dict[str, Any], host: str
+    read: Callable[[np.ndarray], dict[str, Any]], model: dict[str, Any], names: Collection[str]
 ) -> Callable[..., Any]:
     """The server's WSGI application: the page at /, `model` at /model, `read` behind /read.
 
     Args:
         read: answers a question.
         model: for JSON.
-        host: a name that the server goes by, beside localhost and addresses.
+        names: that the server goes by, beside localhost and addresses.
     """
     from werkzeug import exceptions
     from werkzeug.wrappers import Request, Response
@@ -152,7 +167,7 @@ def application(
         return Response(json.dumps(value), mimetype="application/json")
 
     def respond(request: Request) -> Response:
-        if not _is_ours(request.host, host):
+        if not _is_ours(request.host, names):
             raise exceptions.Forbidden("open the page by the server's address")
         match request.method, request.path:
             case "GET" | "HEAD", "/":
@@ -193,7 +208,7 @@ def _policy(page: str) -> str:
     return "; ".join([*allowed, "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"])
 
 
-def _is_ours(host: str, own: str) -> bool:
+def _is_ours(host: str, names: Collection[str]) -> bool:
     """Whether a request's Host is one that only this machine answers to.
 
     A name can be made to lead here by whoever owns it, and then that page would be of one origin
@@ -201,7 +216,8 @@ def _is_ours(host: str, own: str) -> bool:
     """
     try:
         name = urlsplit(f"//{host}").hostname or ""
-        return name in ("localhost", own.lower()) or bool(ipaddress.ip_address(name))
+        own = ("localhost", *(name.lower() for name in names))
+        return name in own or bool(ipaddress.ip_address(name))
     except ValueError:
         return False
 

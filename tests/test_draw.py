@@ -1,6 +1,7 @@
 """`python -m mnist_jax draw`: the page in a browser, and the server behind it."""
 
 import http.client
+import ipaddress
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from werkzeug.test import Client
 
 from mnist_jax import Config, __main__, draw, fit, images, saved
 
@@ -201,18 +203,64 @@ def test_where_a_port_is_in_use_a_free_one_is_named(folders, capsys):
     draw.listen("127.0.0.1", int(found[1])).close()
 
 
-def test_a_server_for_other_machines_says_so(folders, capsys, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
+@pytest.fixture
+def shown(folders, capsys, monkeypatch):
+    """What `draw` says for a --host, and what its server answers by a name and at a port."""
 
-    monkeypatch.setattr(draw, "serve", stop)
-    monkeypatch.setattr(draw, "reader", lambda *_: None)
-    for host, said in (("0.0.0.0", True), ("127.0.0.1", False)):
+    def show(host: str):
+        served = []
+
+        def serve(listening, app):
+            served.append((listening.getsockname()[1], app))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(draw, "serve", serve)
+        monkeypatch.setattr(draw, "reader", lambda *_: None)
         words = [f"--workdir={folders / 'one'}", f"--host={host}", "--port=0"]
         assert __main__.main(["draw", *words]) == 130
-        shown = capsys.readouterr()
-        assert ("every machine that reaches this one can open the page" in shown.err) == said
-        assert "draw at http://127.0.0.1:" in shown.out
+        [(port, app)] = served
+        said = capsys.readouterr()
+        open_to_all = "every machine that reaches this one can open the page" in said.err
+        assert open_to_all == (host in ("0.0.0.0", "::"))
+
+        def status(name: str) -> int:
+            return Client(app).get("/model", base_url=f"http://{name}:{port}").status_code
+
+        return re.findall(
+            rf"(?:draw|from other machines) at http://(\S+):{port}\b", said.out
+        ), status
+
+    return show
+
+
+@pytest.mark.parametrize(("host", "local"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
+def test_a_server_for_other_machines_names_the_address_they_open(shown, host, local):
+    (here, there), status = shown(host)
+    assert here == local
+    if there == socket.gethostname():
+        pytest.skip("this machine is in no network")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    socket.create_server((there.strip("[]"), 0), family=family).close()  # it is this machine's
+    assert not ipaddress.ip_address(there.strip("[]")).is_loopback
+    assert status(there) == 200
+
+
+def test_outside_of_networks_a_machine_goes_by_its_name(shown, monkeypatch):
+    def fails(*_):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", fails)
+    monkeypatch.setattr(socket, "gethostname", lambda: "Study")
+    (here, there), status = shown("0.0.0.0")
+    assert (here, there) == ("127.0.0.1", "Study")
+    assert [status(name) for name in ("Study", "study", "study.example")] == [200, 200, 403]
+
+
+def test_a_server_for_this_machine_names_no_other_address(shown, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "study")
+    found, status = shown("127.0.0.1")
+    assert found == ["127.0.0.1"]
+    assert status("study") == 403
 
 
 # In a browser

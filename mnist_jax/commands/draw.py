@@ -47,5 +47,8 @@ class Draw:
             for notice in notices:
                 print(f"notice: {notice}", file=sys.stderr)
             read = draw.reader(run, self.platform)
-            print(f"{model['model']}\ndraw at {draw.url(listening)}  Ctrl-C ends it", flush=True)
-            draw.serve(listening, draw.application(read, model, self.host))
+            name = draw.network_name(listening)
+            local, shared = draw.url(listening), draw.url(listening, name)
+            others = "" if shared == local else f"\nfrom other machines at {shared}"
+            print(f"{model['model']}\ndraw at {local}  Ctrl-C ends it{others}", flush=True)
+            draw.serve(listening, draw.application(read, model, {self.host, name}))
