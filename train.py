@@ -9,6 +9,10 @@ import signal
 import sys
 import time
 
+DESCRIPTION = """Trains a network and says how many of the test images it gets right.
+
+Every flag may be left out. Defaults are those of the --preset and --model before --help."""
+
 
 def _leave(number: int, _: object) -> None:
     if sys.stdout.isatty():
@@ -28,7 +32,7 @@ def main(argv: list[str]) -> int:
         return 1
 
     def train() -> None:
-        config = cli.parse_config(argv, prog="train.py", description="Train a network on MNIST.")
+        config = cli.parse_config(argv, prog="python train.py", description=DESCRIPTION)
         display = Display()
         notices = devices.keep_compiled(config.compilation_cache)
         with processes.joined(config), signals.heard() as stop, contextlib.closing(display):

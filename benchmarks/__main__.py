@@ -59,20 +59,20 @@ class Options(launch.DataOptions):
     """The flags."""
 
     output: Path = launch.ROOT / "benchmarks" / "results"
-    """The folder in which the findings get a folder of their own."""
+    """Folder in which the findings get a folder of their own."""
     parts: tuple[Part, ...] = tuple(PARTS)  # pyright: ignore[reportAssignmentType]
-    """What to measure."""
+    """Parts to measure, each also a command of its own: python -m benchmarks.step --help."""
     model: tuple[launch.Model, ...] = ("logistic", "mlp", "cnn")
     """Networks to measure. In the short form the CNN is measured in step and roofline only, where
     no accelerator is at hand."""
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    """The device: auto is the best that JAX finds."""
+    """Device to run on; auto: the best that JAX finds."""
     repeats: int = 10
     """Samples of each thing measured."""
     launches: int = 5
     """Processes that time the training steps and evaluations, so that files can be compared."""
     full: bool = False
-    """Let every part measure all that it does by default: half an hour and more."""
+    """Let every part measure all that it does by default, which takes half an hour or more."""
 
 
 def plan(options: Options, data: dict[str, Any], platform: str) -> dict[str, list[Any]]:

@@ -63,7 +63,8 @@ class Options(launch.DataOptions):
     epochs: int = 10
     """Passes over the training images."""
     dataset: str = "mnist"
-    """The data set."""
+    """The images: mnist, fashion_mnist, kmnist, digits, or auto: mnist where it can be had,
+    otherwise digits."""
 
 
 def flags(model: str, change: dict[str, Any], dataset: str, epochs: int, seeds: int) -> str:

@@ -27,8 +27,8 @@ class Options(launch.Options):
     """The flags."""
 
     batch_size: tuple[int, ...] = tuple(2**i for i in range(14))
-    """Images a training step, each in turn."""
-    platforms: tuple[Literal["cpu", "gpu", "tpu"], ...] = ()
+    """Images a training step; one or several."""
+    platforms: tuple[Literal["cpu", "gpu", "tpu"], ...] | None = None
     """Devices to sweep, such as cpu gpu. None: that of --platform."""
 
 

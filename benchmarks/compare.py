@@ -44,22 +44,26 @@ IGNORED = ("command", "date", "left_out")  # of the context
 class Options:
     """The flags."""
 
-    files: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    files: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[A B]", help_behavior_hint="(or --run)"),
+    ] = ()
     """Two result files, A and B."""
-    run: tuple[str, ...] = ()
-    """Two commands that measure, in place of the files."""
+    run: tuple[str, ...] | None = None
+    """Two commands that measure, each in quotes, in place of the files."""
     launches: int = MIN_LAUNCHES
-    """How often either command is started."""
+    """How often --run starts each command."""
     folder: Path | None = None
-    """Where --run leaves A.json and B.json. None: nowhere."""
+    """Folder where --run leaves A.json and B.json. None: nowhere."""
     threshold: float = 0.05
-    """How much slower B may be, as a share."""
+    """Share by which B may be slower."""
 
     def __post_init__(self):
         launch.check_options(self)
-        if (len(self.files), len(self.run)) not in ((2, 0), (0, 2)):
+        if (len(self.files), commands := len(self.run or ())) not in ((2, 0), (0, 2)):
             raise UsageError(
-                f"{len(self.files)} files and {len(self.run)} commands are named; "
+                f"{len(self.files)} files and {commands} commands are named; "
                 "name two files, or two commands after --run"
             )
         if not 0 <= self.threshold < math.inf:

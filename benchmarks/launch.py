@@ -28,15 +28,15 @@ class Options:
     """The flags that the parts of the suite share."""
 
     output: Path | None = None
-    """The result file. None: only print."""
+    """Result file, in JSON. None: only print."""
     model: tuple[Model, ...] = ("logistic", "mlp", "cnn")
     """Networks to measure."""
     batch_size: tuple[int, ...] = (100,)
     """Images a training step; one or several."""
     precision: tuple[Literal["float32", "tf32", "bfloat16"], ...] = ("float32",)
-    """How exactly products are computed; one or several."""
+    """Precision of products; one or several."""
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    """The device: auto is the best that JAX finds."""
+    """Device to run on; auto: the best that JAX finds."""
     repeats: int = 20
     """Samples of each thing measured."""
 
@@ -49,13 +49,14 @@ class DataOptions:
     """The flags of what trains on a data set."""
 
     output: Path | None = None
-    """The result file. None: only print."""
+    """Result file, in JSON. None: only print."""
     dataset: str = "auto"
-    """The data set."""
+    """The images: mnist, fashion_mnist, kmnist, digits, or auto: mnist where it can be had,
+    otherwise digits."""
     data_dir: Path = DEFAULT_DATA_DIR
-    """Where it is prepared and cached."""
+    """Folder where prepared and decoded data sets are kept."""
     manual_dir: Path | None = None
-    """Folder with its four original .gz files."""
+    """Folder with the data set's four original .gz files, for a machine without network."""
 
     def __post_init__(self):
         check_options(self)
@@ -196,6 +197,7 @@ def command(kind: type[Kind], measure: Callable[[Kind], None], prog: str, doc: s
     """Reads the flags into `kind` and measures; returns the exit status."""
 
     def run() -> None:
-        measure(cli.parse(kind, sys.argv[1:], prog=prog, description=doc.partition("\n")[0]))
+        argv = [word for word in sys.argv[1:] if word != "--debug"]
+        measure(cli.parse(kind, argv, prog=prog, description=doc.partition("\n")[0]))
 
-    return cli.exit_status(run, debug=False)
+    return cli.exit_status(run, debug="--debug" in sys.argv)

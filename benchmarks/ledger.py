@@ -39,15 +39,15 @@ class Options(launch.DataOptions):
     batch_size: int = 100
     """Images a training step."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """How exactly products are computed."""
+    """Precision of products."""
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    """The device: auto is the best that JAX finds."""
+    """Device to run on; auto: the best that JAX finds."""
     epochs: int = 3
     """Passes over the training images."""
     max_steps: int | None = None
-    """End the run after this many steps."""
+    """End the run after this many steps. None: after --epochs."""
     repeats: int = 3
-    """Samples of the device's rates, to which a step is held."""
+    """Samples of each of the device's rates, beside which a step is set."""
 
 
 def account(words: list[str]) -> tuple[dict[str, float], float]:

@@ -12,7 +12,7 @@ import dataclasses
 import re
 import sys
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,11 @@ SHOWN = ("dot_general", "convolution", "while", "case", "sort", "gather", "reduc
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(launch.Options):
     """The flags."""
+
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    """Of no effect here: every platform is lowered for."""
+    repeats: int = 20
+    """Of no effect here: nothing is timed."""
 
 
 def operations(model: str, batch_size: int, precision: str, platform: str) -> dict[str, int]:

@@ -52,7 +52,7 @@ class Options:
     """The flags."""
 
     output: Path
-    """The result file."""
+    """Result file, in JSON."""
     models: tuple[Model, ...] = ("logistic", "mlp", "cnn")
     """Networks to measure."""
     rounds: int = 5
@@ -64,7 +64,7 @@ class Options:
     frameworks: tuple[Literal["flax", "pytorch", "keras"], ...] = ("flax", "pytorch", "keras")
     """Whom to measure beside this project."""
     peers_python: Path = Path(sys.executable)
-    """The interpreter that PyTorch and Keras are installed for."""
+    """Python interpreter that PyTorch and Keras are installed for."""
 
     def __post_init__(self):
         launch.check_options(self)

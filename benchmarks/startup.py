@@ -36,17 +36,18 @@ class Options(launch.DataOptions):
     """The flags."""
 
     output: Path = Path("startup.json")
-    """The result file."""
+    """Result file, in JSON."""
     rounds: int = 5
     """How often everything is run."""
     models: tuple[peers.Model, ...] = ("logistic", "mlp", "cnn")
     """Networks whose phases are measured."""
     dataset: str = "mnist"
-    """The data set."""
+    """The images: mnist, fashion_mnist, kmnist, digits, or auto: mnist where it can be had,
+    otherwise digits."""
     epochs: int = 10
-    """Epochs of the job."""
+    """Passes over the training images in the whole `train.py`."""
     peers_python: Path = Path(sys.executable)
-    """The interpreter that Keras is installed for."""
+    """Python interpreter that Keras is installed for."""
 
 
 def measure(options: Options) -> None:

@@ -45,10 +45,11 @@ class Options(launch.Options):
     what: tuple[Literal["train", "eval"], ...] = ("train", "eval")
     """A training step, the evaluation of 10,000 images, or both."""
     launches: int = 1
-    """Processes that measure each of them, one after the other."""
+    """Processes that measure each case, one after the other. python -m benchmarks.compare judges
+    files of 5 or more."""
     profile: Path | None = None
     """Also write a trace of 20 training steps into this folder, for TensorBoard or Perfetto, and
-    list the ten costliest operations."""
+    list the ten costliest operations. None: do not."""
 
 
 def jobs_of(options: launch.Options, modes: tuple[str, ...], what: tuple[str, ...]) -> list[Any]:

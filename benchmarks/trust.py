@@ -27,19 +27,19 @@ class Options:
     """The flags."""
 
     output: Path | None = None
-    """The result file. None: only print."""
+    """Result file, in JSON. None: only print."""
     model: launch.Model = "mlp"
     """The network whose training step is slowed."""
     slow_down: float = 0.1
-    """By what share."""
+    """Share by which that step is made slower."""
     comparisons: int = 20
-    """How many of either kind."""
+    """Comparisons with the slower step, and as many without."""
     launches: int = compare.MIN_LAUNCHES
-    """Processes of either side in a comparison."""
+    """Processes on either side of a comparison."""
     threshold: float = 0.05
-    """As in `benchmarks.compare`."""
+    """Share by which a step may be slower, as in benchmarks.compare."""
     repeats: int = 10
-    """Samples a process."""
+    """Samples in each process."""
 
     def __post_init__(self):
         launch.check_options(self)

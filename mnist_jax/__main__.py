@@ -1,14 +1,19 @@
 """Everything but training: `python -m mnist_jax COMMAND …`. `--help` lists the commands."""
 
+import inspect
 import sys
 
 from mnist_jax import cli, errors
 from mnist_jax.commands import COMMANDS
 
 
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").partition("\n")[0]
+
+
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}s}  {kind.__doc__}" for name, kind in COMMANDS.items()]
+    lines = [f"  {name:{width}s}  {_first_line(kind)}" for name, kind in COMMANDS.items()]
     usage = "usage: python -m mnist_jax COMMAND …; each explains itself with --help\n"
     after = "\n--debug shows the traceback of an error. To train: python train.py --help"
     return "\n".join([usage, *lines, after])
@@ -26,7 +31,8 @@ def main(argv: list[str]) -> int:
             raise errors.unknown_choice("command", name, COMMANDS)
         kind = COMMANDS[name]
         prog = f"python -m mnist_jax {name}"
-        cli.parse(kind, words, prog=prog, description=kind.__doc__ or "").run()
+        description = inspect.getdoc(kind) or ""
+        cli.parse(kind, words, prog=prog, description=description).run()
 
     return cli.exit_status(command, debug="--debug" in argv)
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -77,6 +78,8 @@ def parse(
     """
     import tyro
 
+    if {"--help", "-h"} & set(argv):
+        _explain(kind)
     fields = _fields(kind)
     given = _flags(argv, fields)
     for name, value in given.items():
@@ -100,6 +103,20 @@ def parse(
             raise
         reason = _reason(message.getvalue(), given, fields)
         raise UsageError(f"{reason}; see --help") from None
+
+
+def _explain(kind: type) -> None:
+    """Gives tyro each field's docstring in one piece, or it shows the line breaks of the source."""
+    import docstring_parser
+
+    texts = {
+        found.arg_name: " ".join((found.description or "").split())
+        for owner in reversed(kind.__mro__)
+        if dataclasses.is_dataclass(owner)
+        for found in docstring_parser.parse_from_object(owner).params
+    }
+    for field in dataclasses.fields(kind):
+        field.metadata = MappingProxyType({**field.metadata, "help": texts.get(field.name)})
 
 
 KINDS: dict[Any, str] = {
@@ -132,7 +149,7 @@ def _reason(message: str, given: Mapping[str, str], fields: Mapping[str, Any]) -
         return f"--{found[1]} {got}; allowed is {kind}"
     if found := re.search(r"Unrecognized options: (.*?)(?: -{5,}| For full|$)", text):
         return f"{found[1]!r} belongs to no flag; a flag is written --name=value"
-    if found := re.search(r"Required options.*?: (\S+) (.*?) \(required\)", text):
+    if found := re.search(r"Required options.*?: (\S+(?: [A-Z]+)*) (.*?)\. .*\(required\)", text):
         return f"{found[1]} is missing: {found[2]}"
     if found := re.search(r"Missing value for argument '(\w+)'", text):
         return f"{found[1]} is missing"

@@ -65,10 +65,10 @@ class Config:
 
     dataset: str = "auto"
     """The images: mnist, fashion_mnist, kmnist, digits (1,797 that come with scikit-learn), or
-    auto, which is mnist where it can be had and otherwise, with a notice, digits."""
+    auto: mnist where it can be had, otherwise digits, with a notice."""
 
     preset: str = "post"
-    """The recipe that fills in what is not given. post: the tutorial's, Adam at a constant rate.
+    """The recipe: what is not given is set by it. post: the tutorial's, Adam at a constant rate.
     fast: four epochs of shifted images, the rate rising and falling. best: ten, the images turned
     and stretched as well."""
 
@@ -76,14 +76,14 @@ class Config:
     """Passes over the training images."""
 
     batch_size: int = _from_preset()
-    """Images a step. The last batch of an epoch may be smaller and is trained on too."""
+    """Images a training step. The last batch of an epoch may be smaller and is trained on too."""
 
     learning_rate: float = _from_preset()
-    """Adam's step size; with a schedule, its highest."""
+    """Adam's step size; with a --schedule that changes it, the highest."""
 
     schedule: str = _from_preset()
-    """How it changes from step to step: constant, cosine (down to 0) or onecycle (up for the first
-    30 %, then down)."""
+    """How the learning rate goes: constant, cosine (down to 0) or onecycle (up for the first 30 %
+    of the steps, then down)."""
 
     normalize: bool = _from_preset()
     """Scale pixels from 0..255 to 0..1."""
@@ -95,13 +95,14 @@ class Config:
     """Turn each training image by up to this many degrees, at random."""
 
     scale: float = _from_preset()
-    """Stretch or shrink each axis of a training image by up to this share, at random."""
+    """Stretch or shrink each axis of a training image by up to this share, such as 0.1, at
+    random."""
 
     label_smoothing: float = _from_preset()
-    """Share of each training label that is spread over all classes, 0 to 1 (exclusive)."""
+    """Share of each training label that is spread over all classes, 0 or more and less than 1."""
 
     weight_decay: float = _from_preset()
-    """Share of the kernels that is taken off at each step, times the learning rate."""
+    """Share of itself that each kernel loses at a step, times the learning rate (as AdamW does)."""
 
     average: float = _from_preset()
     """Evaluate an exponential average of the parameters with this decay, such as 0.999. 0: the
@@ -114,26 +115,29 @@ class Config:
     """Fixes the initial weights, the order of the images and the dropout; 0 to 4294967295."""
 
     seeds: int | None = None
-    """Train so many networks in one program, with the seeds from --seed on, and report the mean."""
+    """Train this many networks in one program, with the seeds from --seed on, and report their
+    mean. None: one."""
 
     hidden_sizes: tuple[int, ...] | None = None
-    """Units of each hidden dense layer, such as 256 128 64 32. None: the model's own."""
+    """Units of each hidden dense layer, such as --hidden_sizes 256 128. None: the model's own."""
 
     dropout: float | None = None
-    """Share of hidden units dropped while training, 0 to 1 (exclusive). None: the model's own."""
+    """Share of hidden units dropped while training, 0 or more and less than 1. None: the model's
+    own."""
 
     activation: str | None = None
     """What follows a hidden dense layer of the MLP: relu or sigmoid. None: the model's own."""
 
     precision: str = "float32"
-    """float32 (exact products everywhere), tf32 (products with 10-bit mantissas, on hardware that
-    has them) or bfloat16 (layers computed in bfloat16, parameters kept in float32)."""
+    """Precision of products: float32 (full, on every device), tf32 (10-bit mantissas, on hardware
+    that has it) or bfloat16 (layers compute in bfloat16, parameters stay float32)."""
 
     max_steps: int | None = None
-    """End the run after this many steps, the partial epoch included in the metrics."""
+    """End the run after this many steps, the partial epoch included in the metrics. None: after
+    --epochs."""
 
     data_dir: Path = _execution(DEFAULT_DATA_DIR)
-    """Prepared and decoded data sets are kept here."""
+    """Folder where prepared and decoded data sets are kept."""
 
     manual_dir: Path | None = _execution(None)
     """Folder with the data set's four original .gz files, for a machine without network."""
@@ -145,12 +149,12 @@ class Config:
     """Device to run on: cpu, gpu, tpu, or auto, the best that JAX finds."""
 
     devices: int | Literal["all"] | None = _execution(None)
-    """How many of its devices work on the run: a whole number or all. A batch is spread over them,
-    or with --seeds the networks. None: one, and all where processes run together."""
+    """How many of the platform's devices work on the run: a whole number or all. A batch is spread
+    over them, or with --seeds the networks. None: one, and all where processes run together."""
 
     coordinator: str | None = _execution(None)
     """Work together with other processes, which find each other at this HOST:PORT, where process 0
-    listens. auto: as Slurm, Open MPI, Kubernetes or a TPU pod tells them."""
+    listens. auto: as Slurm, Open MPI, Kubernetes or a TPU pod tells them. None: alone."""
 
     num_processes: int | None = _execution(None)
     """How many processes there are, where --coordinator is not auto."""
@@ -167,7 +171,7 @@ class Config:
     every call."""
 
     compilation_cache: Path | None = _execution(Path("~/.cache/mnist_jax/compiled"))
-    """train.py keeps compiled programs here, so that the next start need not compile. None:
+    """Folder where train.py keeps compiled programs, so that the next start need not compile. None:
     nowhere. From Python, set jax_compilation_cache_dir yourself: it belongs to the process."""
 
     tensorboard: bool = _execution(False)
@@ -179,7 +183,7 @@ class Config:
 
     profile: Path | None = _execution(None)
     """Write a trace of one call of training steps into this folder, for TensorBoard or Perfetto,
-    and list the ten costliest operations."""
+    and list the ten costliest operations. None: do not."""
 
     deterministic: bool = _execution(False)
     """The same bits from the same seed on a GPU too, at some cost in speed. CPU and TPU give them

@@ -12,10 +12,10 @@ class Data:
     """Prepares a data set ahead of time, or checks one that is there."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, kmnist or digits."""
+    """The images: mnist, fashion_mnist, kmnist or digits."""
 
     data_dir: Path = data.DEFAULT_DATA_DIR
-    """Prepared and decoded data sets are kept here."""
+    """Folder where prepared and decoded data sets are kept."""
 
     manual_dir: Path | None = None
     """Folder with the data set's four original .gz files, for a machine without network."""

@@ -10,20 +10,20 @@ from mnist_jax.config import PLATFORMS, expand_paths
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Draw:
-    """Serves a page to draw a digit on, which shows what a saved model makes of it."""
+    """Serves a page to draw on, which shows what a saved model makes of it."""
 
     workdir: Path
-    """The run's folder."""
+    """The run's folder. Of a run with --seeds=K: the mean of its networks' answers."""
 
     host: str = "127.0.0.1"
-    """The address to listen at: this machine's own, which no other machine reaches, or 0.0.0.0 for
-    all it has."""
+    """Address to listen at. 127.0.0.1: only this machine can open the page. 0.0.0.0: others in its
+    network can too."""
 
     port: int = 8000
-    """The port to listen at, 0 to 65535. 0: any that is free."""
+    """Port to listen at, 0 to 65535. 0: any that is free."""
 
     platform: str | None = None
-    """Device that computes: cpu, gpu, tpu, or auto, the best that JAX finds. None: the run's."""
+    """Device to run on: cpu, gpu, tpu, or auto, the best that JAX finds. None: the run's."""
 
     def __post_init__(self):
         expand_paths(self, "workdir")

@@ -12,13 +12,13 @@ from mnist_jax.commands.evaluating import Evaluating, accuracy, percent
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(Evaluating):
-    """Shows how good a saved model is on the test images: overall, by class, and its confusions."""
+    """Shows how good a saved model is on the test images, and what it confuses."""
 
     workdir: Path
-    """Folder of the run. Of a run with --seeds=K: each member, and the mean of their answers."""
+    """The run's folder. Of a run with --seeds=K: each network, and the mean of their answers."""
 
     dataset: str | None = None
-    """Another data set's test images: mnist, fashion_mnist, kmnist or digits. None: the run's."""
+    """The images: the test part of mnist, fashion_mnist, kmnist or digits. None: the run's."""
 
     json: bool = False
     """Print one JSON object instead."""

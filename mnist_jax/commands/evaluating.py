@@ -4,7 +4,9 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from mnist_jax import errors
 from mnist_jax.config import PLATFORMS, checked_path
@@ -15,12 +17,20 @@ if TYPE_CHECKING:
     from mnist_jax.saved import SavedRun
 
 
+REQUIRED = "(required)"  # one or more, which each command checks to say what is missing
+Runs = Annotated[
+    tuple[Path, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint=REQUIRED),
+]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Computing:
     """The flag of the commands that compute with saved models."""
 
     platform: str | None = None
-    """Device that computes: cpu, gpu, tpu, or auto, the best that JAX finds. None: the run's."""
+    """Device to run on: cpu, gpu, tpu, or auto, the best that JAX finds. None: the run's."""
 
     def __post_init__(self):
         if self.platform not in (None, *PLATFORMS):
@@ -32,10 +42,10 @@ class Evaluating(Computing):
     """The flags of the commands that evaluate saved models."""
 
     data_dir: Path | None = None
-    """Prepared and decoded data sets are kept here. None: where the run had them."""
+    """Folder where prepared and decoded data sets are kept. None: the run's."""
 
     manual_dir: Path | None = None
-    """Folder with the data set's four original .gz files, if it is not in data_dir."""
+    """Folder with the data set's four original .gz files, for a machine without network."""
 
     def __post_init__(self):
         super().__post_init__()

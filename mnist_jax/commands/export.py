@@ -10,22 +10,25 @@ from mnist_jax.config import expand_paths
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """Writes a saved model for other programs: its parameters, or a program that holds them."""
+    """Writes a saved model for other programs.
+
+    Either its parameters, or a program that holds them.
+    """
 
     workdir: Path
     """The run's folder."""
 
     format: str = "safetensors"
-    """safetensors: the parameters by their names. stablehlo: a program from pixels to
-    probabilities for CPU, NVIDIA GPU and TPU, which jax.export loads without this package, if that
-    JAX is at most 6 months newer, or 3 weeks older, than the one here."""
+    """safetensors: the parameters by their names. stablehlo: a program from pixels to probabilities
+    for CPU, NVIDIA GPU and TPU, which jax.export loads without this package, if that JAX is at most
+    6 months newer, or 3 weeks older, than the one here."""
 
     output: Path | None = None
-    """The file. Its description is put beside it, as <file>.json. Replaces what was exported
+    """The file; its description is put beside it, as <file>.json. Replaces what was exported
     before, and nothing else. None: model.safetensors or model.stablehlo in the run's folder."""
 
     member: int | None = None
-    """The seed of the network to export, from a run with --seeds=K."""
+    """Seed of the network to export, from a run with --seeds=K."""
 
     def __post_init__(self):
         expand_paths(self, "workdir", "output")

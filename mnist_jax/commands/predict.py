@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mnist_jax import cli, errors
-from mnist_jax.commands.evaluating import Computing, percent
+from mnist_jax.commands.evaluating import REQUIRED, Computing, percent
 from mnist_jax.config import checked_path
 
 if TYPE_CHECKING:
@@ -29,22 +29,27 @@ BAR_AFTER_S = 2.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predict(Computing):
-    """Says which digit (or other thing) is on people's pictures, by a saved model."""
+    """Says which digit (or other thing) each picture shows, by a saved model."""
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    images: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PICTURE [PICTURE ...]", help_behavior_hint=REQUIRED),
+    ]
     """Pictures (PNG, JPEG, BMP, GIF, WebP), and folders, of which all pictures are taken."""
 
     workdir: Path
-    """Folder of the run whose model answers; of a run with --seeds=K, the mean of its members."""
+    """The run's folder. Of a run with --seeds=K: the mean of its networks' answers."""
 
     largest: bool = False
     """Give no notice where a picture holds several digits. The largest is read in any case."""
 
     json: bool = False
-    """Print a JSON object for each picture instead."""
+    """Print one JSON object a picture instead."""
 
     save_preprocessed: Path | None = None
-    """Folder for what the network sees of each picture, such as seven-28x28.png of seven.jpg."""
+    """Folder for what the network sees of each picture, such as seven-28x28.png of seven.jpg. None:
+    do not keep it."""
 
     def run(self) -> None:
         """Prints an answer to each picture, and on stderr a line for each that has none.

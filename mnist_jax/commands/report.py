@@ -2,23 +2,21 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from mnist_jax import errors, storage
-from mnist_jax.commands.evaluating import Evaluating
+from mnist_jax.commands.evaluating import Evaluating, Runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report(Evaluating):
-    """Makes a page with the curves, errors, weights and times of a run, or of several together."""
+    """Makes a page with the curves, errors, weights and times of runs."""
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    folders: Runs
     """The runs' folders, complete or not."""
 
     output: Path | None = None
-    """The page. None: report.html, for one run in its folder, for several in the current one."""
+    """The page's file. None: report.html, for one run in its folder, for several in the current
+    one."""
 
     def run(self) -> None:
         """Writes the page and prints where it is."""

@@ -12,9 +12,9 @@ from mnist_jax.commands.evaluating import Evaluating
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verify(Evaluating):
-    """Checks that a run's folder holds what the run left, and that its accuracy comes out again."""
+    """Checks a run's files, and that its accuracy comes out again."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
 
     def run(self) -> None:

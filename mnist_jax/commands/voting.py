@@ -8,19 +8,22 @@ from typing import Annotated
 import tyro
 
 from mnist_jax import errors
-from mnist_jax.commands.evaluating import Evaluating, accuracy, percent
+from mnist_jax.commands.evaluating import Evaluating, Runs, accuracy, percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ensemble(Evaluating):
-    """Lets all members of some runs vote on the test images; none is chosen by its accuracy."""
+    """Lets the networks of runs vote on the test images.
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """The runs' folders. A run with --seeds=K counts as K members."""
+    All of them vote: none is chosen by its accuracy.
+    """
+
+    folders: Runs
+    """The runs' folders. Of a run with --seeds=K all networks vote."""
 
     shift: int = 0
-    """Also show each member every image moved by so many pixels to each of eight sides, and take
-    the mean. Reported as such."""
+    """Also show each network every image moved by this many pixels in each of eight directions, and
+    take the mean of its nine answers. 0: do not."""
 
     json: bool = False
     """Print one JSON object instead."""
@@ -50,10 +53,13 @@ class Ensemble(Evaluating):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(Evaluating):
-    """Tells whether a second run is better than a first, or chance; exits with 7 if it is worse."""
+    """Tells whether a second run is better than a first, or chance.
 
-    folders: Annotated[tuple[Path, Path], tyro.conf.Positional]
-    """The two runs' folders. Of runs with --seeds=K all members count."""
+    Exits with 7 where it is significantly worse.
+    """
+
+    folders: Annotated[tuple[Path, Path], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN")]
+    """The two runs' folders. Of a run with --seeds=K all networks count."""
 
     def run(self) -> None:
         """Prints both tests; raises where the second run is significantly worse."""
