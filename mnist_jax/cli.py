@@ -149,7 +149,8 @@ def _reason(message: str, given: Mapping[str, str], fields: Mapping[str, Any]) -
         return f"--{found[1]} {got}; allowed is {kind}"
     if found := re.search(r"Unrecognized options: (.*?)(?: -{5,}| For full|$)", text):
         return f"{found[1]!r} belongs to no flag; a flag is written --name=value"
-    if found := re.search(r"Required options.*?: (\S+(?: [A-Z]+)*) (.*?)\. .*\(required\)", text):
+    required = r"Required options.*?: (--\w+|\S+(?: [A-Z]+)*)(?: [A-Z]+)* (.*?)\. .*\(required\)"
+    if found := re.search(required, text):
         return f"{found[1]} is missing: {found[2]}"
     if found := re.search(r"Missing value for argument '(\w+)'", text):
         return f"{found[1]} is missing"

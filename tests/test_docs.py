@@ -1,9 +1,12 @@
 """What the README and the pages in docs/ show works as it stands there."""
 
+import collections
 import dataclasses
 import gzip
 import hashlib
 import itertools
+import json
+import math
 import re
 import shlex
 import socket
@@ -13,6 +16,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +26,7 @@ from benchmarks import card, forecast, results, scaling, step
 from mnist_jax import __main__, cli, config, data, draw, fit, models
 from mnist_jax.config import Config
 from mnist_jax.data import sources
+from mnist_jax.statistics import welch
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
@@ -54,6 +59,8 @@ def place(tmp_path_factory, data_dir):
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m mnist_jax [^`\n|]*", TEXT))))
 def test_other_commands_run(command, place, data_dir, monkeypatch, capsys):
     name, *words = shlex.split(command.replace("RUN...", "RUN RUN"))[3:]
+    if name == "data":  # MNIST might have to be downloaded
+        words += ["--dataset=digits", f"--data_dir={data_dir}"]
     monkeypatch.chdir(place)
     monkeypatch.setattr(draw, "serve", lambda *_: None)  # for ever
     monkeypatch.setattr(draw, "listen", lambda host, port: REAL_LISTEN(host, 0))
@@ -125,12 +132,42 @@ def test_benchmarks_exist(module):
     assert folder.with_suffix(".py").is_file() or (folder / "__main__.py").is_file()
 
 
+def anchors(page: str) -> set[str]:
+    """Where a link can lead within a page: what GitHub makes of its headings."""
+    slugs: collections.Counter[str] = collections.Counter()
+    found = set()
+    for heading in re.findall(r"^#+ +(.+)$", re.sub(r"```.*?```", "", page, flags=re.S), re.M):
+        text = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).strip().lower()
+        slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        found.add(f"{slug}-{slugs[slug]}" if slugs[slug] else slug)
+        slugs[slug] += 1
+    return found
+
+
+def broken(name: str, text: str) -> list[str]:
+    """The links of a page that lead to no file, or to no heading of one."""
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    links = re.findall(r"\]\(([^):]+)\)|<img src=\"([^\":]+)\"", text)
+
+    def leads_somewhere(link: str) -> bool:
+        target, _, anchor = link.partition("#")
+        if target and not (folder / target).exists():
+            return False
+        return not anchor or anchor in anchors(PAGES[Path(target or name).name])
+
+    return [link for link in (a or b for a, b in links) if not leads_somewhere(link)]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
-    folder = ROOT if name == "README.md" else ROOT / "docs"
-    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)|<img src=\"([^\":]+)\"", PAGES[name])
-    for target in filter(None, (a or b for a, b in targets)):
-        assert (folder / target).exists(), target
+    assert not broken(name, PAGES[name])
+
+
+def test_headings_are_anchors_as_github_names_them():
+    page = "# `A_b`, *c* & d-e!\n## [95 %](x.md) 한글\n```sh\n# no\n```\n### Again\n### Again\n"
+    assert anchors(page) == {"a_b-c--d-e", "95--한글", "again", "again-1"}
+    links = "[](nowhere.md) [](recipes.md#nowhere) [](#nowhere) [](recipes.md#what-they-reach)"
+    assert broken("tutorial.md", links) == ["nowhere.md", "recipes.md#nowhere", "#nowhere"]
 
 
 def test_the_model_shown_trains(monkeypatch, tmp_path, data_dir):
@@ -189,7 +226,7 @@ def test_the_call_from_python_works(monkeypatch, tmp_path, data_dir, capsys):
 
 def test_a_model_s_functions_work(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    exec(shown("README.md", "predict("), {})
+    exec(shown("running.md", "predict("), {})
     assert re.fullmatch(r"\[\d\] 0\.\d+\n", capsys.readouterr().out)
 
 
@@ -218,3 +255,145 @@ def test_both_tutorials_show_the_same_commands():
     assert blocks[0] == blocks[1]
     numbers = [sorted(re.findall(r"\d+\.\d\d(?!\d)", page)) for page in pages]
     assert numbers[0] == numbers[1]
+
+
+# Numbers, which must be those of the records that the pages name
+
+
+def record(name: str) -> dict:
+    return json.loads((ROOT / name).read_text())
+
+
+def percent(*shares: float) -> list[str]:
+    return [f"{100 * share:.2f}" for share in shares]
+
+
+def spread(statistics: dict) -> list[str]:
+    return percent(statistics["mean"], statistics["sd"])
+
+
+RUNS = {
+    name: record(f"docs/results/mnist-{name}.json")
+    for name in ("logistic-post", "mlp-post", "cnn-fast", "cnn-fast-1234", "cnn-best")
+}
+ABLATIONS = record("benchmarks/results/mnist-ablations.json")["tables"]["ablations"]
+# Of the CNN's `post`, after each epoch: an earlier commit's run, whose record was not kept.
+CNN_POST = re.findall(r"\S+", "98.94 99.05 99.23 99.20 98.89 99.32 99.32 99.41 99.26 99.34")
+
+
+def ablation(model: str, **change) -> dict:
+    """The record of a row."""
+    change = {name: list(v) if isinstance(v, tuple) else v for name, v in change.items()}
+    [row] = [row for row in ABLATIONS if (row["model"], row["change"]) == (model, change)]
+    return row
+
+
+@pytest.mark.parametrize("page", ["tutorial.md", "tutorial.ko.md"])
+def test_a_tutorial_s_percentages_are_recorded(page):
+    """Each as often as it stands there, and no others."""
+    logistic, mlp, fast = (RUNS[name] for name in ("logistic-post", "mlp-post", "cnn-fast"))
+    votes = record("docs/results/mnist-mlp-post-ensemble.json")
+    six = {"hidden_sizes": (256, 128, 64, 32, 32, 32)}
+    rows = (
+        ablation("mlp", activation="sigmoid"),
+        ablation("mlp", **six, activation="sigmoid"),
+        ablation("mlp", **six),
+        ablation("mlp", hidden_sizes=(256,)),
+    )
+    expected = [
+        *2 * percent(logistic["test_accuracy"][0], mlp["test_accuracy"][0]),  # and in a figure
+        *spread(logistic["statistics"]["test_accuracy"]),
+        *spread(ablation("logistic", normalize=False)["statistics"]),
+        spread(logistic["statistics"]["test_accuracy"])[1],
+        *2 * spread(mlp["statistics"]["test_accuracy"]),
+        *percent(*(row["statistics"]["mean"] for row in rows)),
+        *CNN_POST,
+        max(CNN_POST),
+        *percent(RUNS["cnn-fast-1234"]["test_accuracy"]),  # in a figure
+        *percent(fast["statistics"]["test_accuracy"]["mean"], *fast["test_accuracy"]),
+        *percent(RUNS["cnn-best"]["test_accuracy"]),
+        *("99.99", "99.74", "99.82"),  # read in a figure, and two of other people's
+    ]
+    counts = [logistic["test_correct"][0], mlp["test_correct"][0]]
+    for vote in (votes["averaged"], votes["majority"]):
+        expected += percent(vote["accuracy"], *vote["ci95"])
+        counts.append(vote["correct"])
+    prose = re.sub(r"```python\n.*?```", "", PAGES[page], flags=re.DOTALL)
+    found = re.findall(r"\d+\.\d\d(?!\d)", prose)
+    assert collections.Counter(found) == collections.Counter(expected)
+    assert re.findall(r"\((\d+)/10000\)", prose) == list(map(str, counts))
+
+
+@pytest.mark.parametrize("page", ["tutorial.md", "tutorial.ko.md"])
+def test_a_tutorial_s_counts_are_those_of_the_networks(page):
+    def sizes(name: str) -> dict[str, int]:
+        key = jax.random.key(0)
+        params = jax.eval_shape(partial(models.init_params, models.MODELS[name]()), key)
+        layers = params.items()
+        return {k: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(v)) for k, v in layers}
+
+    cnn = sizes("cnn")
+    expected = [sum(sizes("logistic").values()), sum(sizes("mlp").values()), cnn["logits"]]
+    expected += [cnn[a] + cnn[b] for a, b in (("conv1", "conv2"), ("conv3", "conv4"))]
+    expected += [cnn["dense1"] + cnn["dense2"], 70_000, 60_000, 10_000]
+    assert set(re.findall(r"\d+(?:,\d{3})+", PAGES[page])) == {f"{n:,}" for n in expected}
+    assert f" {cnn['conv1']}" in PAGES[page]
+
+
+@pytest.mark.parametrize("page", ["README.md", "recipes.md"])
+@pytest.mark.parametrize("name", ["logistic-post", "mlp-post", "cnn-fast", "cnn-best"])
+def test_a_table_s_row_is_the_record_of_its_command(page, name):
+    run = RUNS[name]
+    here = {"data_dir": Config().data_dir, "manual_dir": None, "platform": "auto"}
+    trained = Config.from_json(run["config"])
+    command = cli.command_line(dataclasses.replace(trained, **here))
+    [row] = [line for line in PAGES[page].splitlines() if line.endswith(f"| `{command}` |")]
+    if trained.seeds:
+        mean, sd = spread(run["statistics"]["test_accuracy"])
+        assert f"{mean} % ({sd})" in row or f"| {mean} ({sd})" in row
+    else:
+        assert re.search(rf"\| {percent(run['test_accuracy'])[0]}( %)? \|", row)
+    alone = RUNS.get(f"{name}-1234", run)
+    seconds = alone["timings"]["train_s"] / (alone.get("seeds") or 1)
+    assert f"| {seconds:.{int(seconds < 1)}f} s" in row
+    if page == "recipes.md" and trained.seeds:
+        low, high = percent(*run["statistics"]["test_accuracy"]["ci95"])
+        assert f"| {low} to {high} |" in row
+
+
+def test_the_other_numbers_of_the_readme_are_recorded():
+    page = " ".join(PAGES["README.md"].split())
+    mean, sd = spread(ablation("logistic", normalize=False)["statistics"])
+    assert f"| {mean} % ({sd}) |" in page
+    models = ("logistic-post", "mlp-post", "cnn-fast")
+    means = [RUNS[name]["statistics"]["test_accuracy"]["mean"] for name in models]
+    first = re.search(r"\((\S+) %\).*? \((\S+) %\).*? \((\S+) %, and (\S+) % in", page)
+    assert first
+    rounded = [f"{100 * mean:.1f}" for mean in means]
+    assert list(first.groups()) == [*rounded[:2], f"{float(CNN_POST[-1]):.1f}", rounded[2]]
+    for file in ("README.md", "tutorial.md", "tutorial.ko.md"):
+        [figure] = re.findall(r"figures/time.svg.*", PAGES[file])
+        ends = [RUNS[f"{name}-post"]["test_accuracy"][0] for name in ("logistic", "mlp")]
+        ends.append(RUNS["cnn-fast-1234"]["test_accuracy"])
+        assert re.findall(r"(\d+\.\d\d) %", figure) == percent(*ends)
+    assert f"{CNN_POST[-1]} % ({float(CNN_POST[-1]) * 100:.0f}/10000)" in page
+
+
+def test_the_table_of_ablations_is_its_record():
+    rows = re.findall(
+        r"^\| *(?:logistic|mlp)? \| (?:none|`).*\|$", PAGES["recipes.md"], re.MULTILINE
+    )
+    assert len(rows) == len(ABLATIONS)
+    base = {}
+    for row, found in zip(rows, ABLATIONS, strict=True):
+        flags = found["command"].split(" --")[1:]
+        kept = ("model=", "dataset=", "epochs=", "seeds=")
+        changed = " ".join(f"--{flag}" for flag in flags if not flag.startswith(kept))
+        first = base.setdefault(found["model"], found)
+        cells = [f"`{changed.replace('--no_', '--no-')}`" if changed else "none: as `post`"]
+        cells += spread(found["statistics"])
+        if changed:
+            test = welch(*(np.array(side["test_accuracy"]) for side in (first, found)))
+            low, high = (f"{100 * end:+.2f}" for end in test["ci95"])
+            cells += [f"{100 * test['difference']:+.2f}", f"{low} to {high}"]
+        assert " | ".join(cells) in row

@@ -19,8 +19,8 @@ from mnist_jax import Config, __main__, devices, export, fit, load_dataset, save
 from mnist_jax.models import MODELS, init_params
 from mnist_jax.progress import Progress
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-LOADING = next(c for c in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "deserial" in c)
+PAGE = (Path(__file__).parents[1] / "docs" / "running.md").read_text()
+LOADING = next(c for c in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "deserial" in c)
 
 
 def untrained(folder: Path, **fields) -> saved.SavedRun:

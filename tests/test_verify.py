@@ -147,7 +147,7 @@ def test_a_run_that_is_not_complete_is_checked_as_far_as_it_came(data_dir, tmp_p
         (["verify", "nowhere"], 2, "nowhere holds no run"),
         (["verify"], 2, "^error: RUN is missing: The run's folder; see --help$"),
         (["compare"], 2, "^error: RUN RUN is missing: The two runs' folders; see --help$"),
-        (["draw"], 2, "^error: --workdir PATH is missing: The run's folder; see --help$"),
+        (["draw"], 2, "^error: --workdir is missing: The run's folder; see --help$"),
         (["verify", "no\nwhere"], 2, r"no\\nwhere holds no run"),
         (["verify", "a\0b"], 4, r"a\\x00b/config.json is not the config of a run"),
         (["verify", "--folder=x"], 2, "unknown flag '--folder'"),
