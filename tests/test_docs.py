@@ -82,30 +82,25 @@ def test_training_commands_run_cut_short(command, data_dir, tmp_path):
     assert fit(short).record["steps"] == 2
 
 
-def in_a_shell(command: str, data_dir: Path, workdir: Path) -> list[str]:
-    """The last lines of training as shown but cut short, one for each process that prints any."""
-    more = f"--dataset=digits --max_steps=2 --data_dir={data_dir} --workdir={workdir}"
-    command = re.sub(r"python train\.py", f"{sys.executable} train.py {more}", command)
-    shell = ["bash", "-c", f"{command}\nwait"]
-    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return re.findall("device .*|test accuracy: .*", done.stdout)
+SPREAD = r"JAX_NUM_CPU_DEVICES=8 python train\.py .*|python train\.py .*:12345 .* &\n.*"
 
 
-def test_many_devices_of_a_cpu_are_used_as_shown(data_dir, tmp_path):
-    [command] = re.findall(r"JAX_NUM_CPU_DEVICES=8 python train\.py .*", PAGES["scaling.md"])
-    device, _ = in_a_shell(command, data_dir, tmp_path / "run")
-    assert device.startswith("device  8 × cpu")
-
-
-def test_two_processes_train_as_shown(data_dir, tmp_path):
+@pytest.mark.parametrize("commands", sorted(set(re.findall(SPREAD, TEXT))))
+def test_many_devices_and_processes_give_the_result_of_one(commands, data_dir, tmp_path):
+    short = {"dataset": "digits", "epochs": 2, "data_dir": data_dir}
+    alone = fit(Config(model="mlp", **short, workdir=tmp_path / "alone")).record
     with socket.create_server(("", 0)) as free:
         port = str(free.getsockname()[1])
-    [commands] = re.findall(r"(python train\.py \S+:12345.* &\n.*)\n```", PAGES["scaling.md"])
-    commands = re.sub("12345(.*)", rf"{port}\1 --model=logistic", commands)
-    commands = commands.replace("& --model=logistic", "--model=logistic &")
-    device, _ = in_a_shell(commands, data_dir, tmp_path / "run")
-    assert device.endswith("of 2 processes, float32")
+    more = " ".join(f"--{name}={value}" for name, value in short.items())
+    here = f"{sys.executable} train.py {more} --workdir={tmp_path / 'run'}"
+    commands = commands.replace("12345", port).replace("python train.py", here)
+    shell = ["bash", "-c", f"{commands}\nwait"]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    [device] = re.findall("device  (.*)", done.stdout)
+    assert "8 × cpu" in device or "of 2 processes" in device
+    [correct] = re.findall(r"test accuracy: .* \((\d+)/360\)", done.stdout)
+    assert int(correct) == alone["test_correct"]
 
 
 def test_the_scaling_shown_is_that_of_the_file():
