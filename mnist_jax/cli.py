@@ -193,45 +193,50 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
         sys.stdout.reconfigure(errors="replace")
     try:
         command()
-    except KeyboardInterrupt:
-        return _report("interrupted", 128 + signal.SIGINT)
-    except InterruptedRunError as interruption:
-        return _report(str(interruption), interruption.exit_status)
-    except BrokenPipeError:  # whoever read our output has gone: stop, as other commands do
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except Exception as error:
-        if debug:
+    except (Exception, KeyboardInterrupt) as error:
+        status, line = ending(error)
+        if debug and status < 128:
             traceback.print_exc()
-        if isinstance(error, MnistJaxError):
-            return _report(f"error: {error}", error.exit_status)
-        if isinstance(error, MemoryError) or is_out_of_memory(error):
-            return _report(
-                f"error: out of memory ({_first_line(error)}); a smaller --batch_size helps",
-                DeviceError.exit_status,
-            )
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            return _report(f"error: {error}; free some space on the disk", DeviceError.exit_status)
-        return _report(
-            f"error: {type(error).__name__}: {_first_line(error)}; this is a bug in mnist_jax; "
-            "--debug shows where",
-            1,
-        )
+        if line:
+            print(printable(line), file=sys.stderr)
+        else:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status
     return 0
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def ending(error: BaseException) -> tuple[int, str]:
+    """The status that a command exits with after an error, and the line that it says of it.
+
+    No line where whoever read the output has gone: the command stops, as others do.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "interrupted"
+    if isinstance(error, InterruptedRunError):
+        return error.exit_status, str(error)
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE, ""
+    if isinstance(error, MnistJaxError):
+        return error.exit_status, f"error: {error}"
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
+        line = f"error: out of memory ({first_line(error)}); a smaller --batch_size helps"
+        return DeviceError.exit_status, line
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return DeviceError.exit_status, f"error: {error}; free some space on the disk"
+    return 1, (
+        f"error: {type(error).__name__}: {first_line(error)}; this is a bug in mnist_jax; "
+        "--debug shows where"
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether XLA could not have the memory that it needed."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
     return (str(error).splitlines() or [""])[0]
-
-
-def _report(line: str, status: int) -> int:
-    print(printable(line), file=sys.stderr)
-    return status
 
 
 def printable(text: str) -> str:

@@ -38,7 +38,7 @@ PRESETS["best"] = PRESETS["fast"] | {"epochs": 10, "rotation": 10.0, "scale": 0.
 SCHEDULES = ("constant", "cosine", "onecycle")
 MODEL_OPTIONS = ("hidden_sizes", "dropout", "activation")  # that a model's class may have as well
 PRECISIONS = ("float32", "tf32", "bfloat16")
-ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):\d{1,5}")
+ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 
 
@@ -266,8 +266,7 @@ class Config:
                 if getattr(self, name) is not None:
                     raise UsageError(f"{name} needs --coordinator=HOST:PORT; give both or neither")
             return
-        legal = "auto or HOST:PORT"
-        _check(self, "coordinator", lambda text: bool(ADDRESS.fullmatch(text)), legal)
+        _check(self, "coordinator", is_address, "auto or HOST:PORT")
         for name in numbers:
             if getattr(self, name) is None:
                 raise UsageError(f"--coordinator={address} needs --{name} as well")
@@ -336,6 +335,12 @@ def expand_paths(options: Any, *names: str) -> None:
     for name in names:
         if (path := getattr(options, name)) is not None:
             object.__setattr__(options, name, checked_path(name, path))
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is HOST:PORT, with a port that there can be."""
+    found = ADDRESS.fullmatch(text)
+    return found is not None and 0 < int(found[2]) < 2**16
 
 
 def _model_defaults(model: str) -> dict[str, Any]:

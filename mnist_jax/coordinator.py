@@ -8,6 +8,7 @@ of JSON to its standard input and reads one for each; nothing but jaxlib is impo
 
 import contextlib
 import errno
+import ipaddress
 import json
 import select
 import socket
@@ -25,7 +26,7 @@ def call_roll(listener: socket.socket, count: int, patience_s: float) -> str | N
     Returns:
         What is wrong, if anything; it is also the answer.
     """
-    came: list[socket.socket] = []
+    came: list[tuple[socket.socket, str]] = []
     where: dict[int, str] = {}
     problem = None
     until = time.monotonic() + patience_s
@@ -39,20 +40,24 @@ def call_roll(listener: socket.socket, count: int, patience_s: float) -> str | N
             sys.exit(1)
         else:
             connection, address = listener.accept()
-            came.append(connection)
+            name = _name(address)
+            came.append((connection, name))
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
                 connection.settimeout(HELLO_S)
                 told = json.loads(connection.recv(HELLO_BYTES))
                 index, of = told["process_id"], told["num_processes"]
-                name = address[0].removeprefix("::ffff:")
                 if of != count:
                     problem = f"process {index} was started as one of {of}, process 0 of {count}"
                 elif index in where:
                     problem = f"two claim number {index}, at {where[index]} and {name}"
                 where[index] = name
-    for connection in came:
+    # Who is on this machine may have come by an address that leads others nowhere.
+    outside = (_name(c.getsockname()) for c, name in came if not _is_loopback(name))
+    here = next(outside, None)
+    for connection, name in came:
+        told = {"problem": problem, "address": (_is_loopback(name) and here) or name}
         with contextlib.suppress(OSError):
-            connection.sendall(json.dumps({"problem": problem}).encode())
+            connection.sendall(json.dumps(told).encode())
         connection.close()
     return problem
 
@@ -63,7 +68,7 @@ def answer_roll(
     """Called by each process: tells the coordinator that it has come.
 
     Returns:
-        What is wrong, if anything, and the address by which the coordinator sees this machine.
+        What is wrong, if anything, and the address by which others reach this machine.
     """
     until = time.monotonic() + patience_s
     while True:
@@ -74,11 +79,19 @@ def answer_roll(
                 connection.sendall(json.dumps(hello).encode())
                 connection.settimeout(patience_s + HELLO_S)
                 answer = json.loads(connection.makefile().read())
-                return answer["problem"], connection.getsockname()[0]
+                return answer["problem"], answer["address"]
         except (OSError, ValueError, KeyError) as error:
             if time.monotonic() + PAUSE_S > until:
                 return f"nothing that answers was found in {patience_s:g} s: {error}", ""
             time.sleep(PAUSE_S)
+
+
+def _name(address: Any) -> str:
+    return address[0].removeprefix("::ffff:")
+
+
+def _is_loopback(name: str) -> bool:
+    return ipaddress.ip_address(name.partition("%")[0]).is_loopback
 
 
 def _numbers(missing: list[int]) -> str:

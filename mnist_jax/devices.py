@@ -112,9 +112,10 @@ class Layout:
         """None for one device, where nothing is said to the compiler of any layout."""
         if len(self.devices) == 1:
             return None
-        # The compiler works out what lies where, from what is said of the batch.
-        size, axis = (len(self.devices),), ("data" if self.members is None else "members",)
-        return jax.make_mesh(size, axis, axis_types=(AxisType.Auto,), devices=self.devices)
+        # Auto: the compiler works out what lies where, from what is said of the batch. Not by
+        # `jax.make_mesh`, which on TPUs takes only so many as fill a box.
+        axis = "data" if self.members is None else "members"
+        return Mesh(np.asarray(self.devices), (axis,), axis_types=(AxisType.Auto,))
 
     @functools.cached_property
     def whole(self) -> NamedSharding | None:
@@ -127,6 +128,10 @@ class Layout:
         if self.mesh is None:
             return None
         return NamedSharding(self.mesh, PartitionSpec(*self.mesh.axis_names))
+
+    @functools.cached_property
+    def _gather(self) -> Any:
+        return jax.jit(lambda x: x, out_shardings=self.whole)  # kept, or it compiles every time
 
     @property
     def per_device(self) -> int:
@@ -157,7 +162,7 @@ class Layout:
         if jax.process_count() > 1 and not all(
             x.is_fully_replicated for x in jax.tree.leaves(tree)
         ):
-            tree = jax.jit(lambda x: x, out_shardings=self.whole)(tree)
+            tree = self._gather(tree)
         tree = jax.device_get(tree)
         if self.members is None:
             return tree

@@ -7,7 +7,9 @@ process's sign of life, and how it ended.
 
 import contextlib
 import functools
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,8 +23,8 @@ import jax
 import numpy as np
 from jax._src import clusters, distributed  # neither's parts used here have public names
 
-from mnist_jax import coordinator
-from mnist_jax.config import Config
+from mnist_jax import cli, coordinator
+from mnist_jax.config import Config, is_address
 from mnist_jax.errors import DeviceError, UsageError
 
 JOIN_S = 120  # until all processes must have been started
@@ -33,7 +35,8 @@ DECIDED_KEPT = 64  # process 0's last decisions; no process is so far behind
 FOREVER_MS = 2**31 - 1  # a wait that is ended by `Watch` where a process is lost
 GO_ON = "the same commands with the run's folder as --workdir go on from its last checkpoint"
 # What launchers set in each of the processes they start, with the name to call them by.
-LAUNCHERS = {"SLURM_NTASKS": "Slurm", "OMPI_COMM_WORLD_SIZE": "Open MPI"}
+LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "Slurm", "OMPI_COMM_WORLD_SIZE": "Open MPI"}
+_TEAMS = itertools.count()  # in every process as many, and in the same order
 
 
 class Team:
@@ -47,6 +50,7 @@ class Team:
     """
 
     def __init__(self):
+        self._number = next(_TEAMS)
         self.index, self.count = jax.process_index(), jax.process_count()
         self._client: Any = distributed.global_state.client
         self._asked = 0
@@ -63,7 +67,7 @@ class Team:
         key = self._next_key()
         if self.leads:
             self._client.key_value_set(key, json.dumps(value))
-            self._client.key_value_delete(_key("said", self._asked - DECIDED_KEPT))
+            self._client.key_value_delete(self._key("said", self._asked - DECIDED_KEPT))
             return value
         return self._wait_for(key)
 
@@ -97,9 +101,9 @@ class Team:
         if self.count == 1 or (signal is None and not self.leads):
             return signal
         if not self.leads:
-            self._client.key_value_set(_key("stop", self.index), str(signal), True)
+            self._client.key_value_set(self._key("stop", self.index), str(signal), True)
             return signal
-        asked = [int(text) for _, text in self._client.key_value_dir_get(_key("stop"))]
+        asked = [int(text) for _, text in self._client.key_value_dir_get(self._key("stop"))]
         return signal if signal is not None else next(iter(asked), None)
 
     def check_same(self, facts: dict[str, Any]) -> None:
@@ -122,7 +126,10 @@ class Team:
 
     def _next_key(self) -> str:
         self._asked += 1
-        return _key("said", self._asked)
+        return self._key("said", self._asked)
+
+    def _key(self, *words: Any) -> str:
+        return _key(self._number, *words)  # what was said in an earlier run is of no account
 
     def _wait_for(self, key: str) -> Any:
         return json.loads(self._client.blocking_key_value_get(key, FOREVER_MS))
@@ -173,18 +180,24 @@ def join(config: Config) -> "Watch | None":
     gloo = "make_gloo_tcp_collectives"
     setattr(jaxlib, gloo, functools.partial(getattr(jaxlib, gloo), hostname=here))
     service = "get_distributed_runtime_service"
-    with mock.patch.object(jaxlib, service, own and own.serve):
-        jax.distributed.initialize(
-            address,
-            count,
-            index,
-            local_device_ids=devices,
-            cluster_detection_method="deactivate",
-            initialization_timeout=JOIN_S,
-            # Later than `Watch`, which can say what happened.
-            heartbeat_timeout_seconds=round(3 * LOST_S),
-            shutdown_timeout_seconds=round(FAREWELL_S),
-        )
+    try:
+        with mock.patch.object(jaxlib, service, own and own.serve):
+            jax.distributed.initialize(
+                address,
+                count,
+                index,
+                local_device_ids=devices,
+                cluster_detection_method="deactivate",
+                initialization_timeout=JOIN_S,
+                # Later than `Watch`, which can say what happened.
+                heartbeat_timeout_seconds=round(3 * LOST_S),
+                shutdown_timeout_seconds=round(LOST_S),
+            )
+    except jax.errors.JaxRuntimeError as error:
+        raise DeviceError(
+            f"process {index} of {count} cannot join the others at {address}: "
+            f"{cli.first_line(error)}; start all again"
+        ) from error
     return Watch(distributed.global_state.client, index, count) if count > 1 else None
 
 
@@ -194,9 +207,15 @@ def launched() -> tuple[str, int, int, list[int] | None]:
     Raises:
         UsageError: it finds none.
     """
-    address, count, index, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, JOIN_S
-    )
+    given = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    address = count = index = devices = None
+    why = ""
+    try:
+        address, count, index, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            given, None, None, None, None, JOIN_S
+        )
+    except (RuntimeError, ValueError, KeyError) as error:
+        why = f" ({cli.first_line(error)})"
     if address is None or count is None or index is None:
         if os.environ.get("OMPI_COMM_WORLD_SIZE"):
             raise UsageError(
@@ -205,11 +224,15 @@ def launched() -> tuple[str, int, int, list[int] | None]:
                 "--process_id=$OMPI_COMM_WORLD_RANK"
             )
         raise UsageError(
-            "no launcher says which processes belong to the run; start it with srun or mpirun, in "
-            "Kubernetes or on a TPU pod, or give --coordinator=HOST:PORT, --num_processes and "
-            "--process_id"
+            f"no launcher says which processes belong to the run{why}; start it with srun or "
+            "mpirun, in Kubernetes or on a TPU pod, or give --coordinator=HOST:PORT, "
+            "--num_processes and --process_id"
         )
-    return address, count, index, None if devices is None else list(devices)
+    if not is_address(address):
+        raise UsageError(f"JAX_COORDINATOR_ADDRESS is {given!r}; allowed is HOST:PORT")
+    if devices is None or "JAX_LOCAL_DEVICE_IDS" in os.environ:  # which JAX then reads
+        return address, count, index, None
+    return address, count, index, list(devices)
 
 
 class Coordinator:
@@ -223,7 +246,7 @@ class Coordinator:
         pipe = subprocess.PIPE
         # Ctrl-C is meant for the run, and is not to reach that process.
         self._process = subprocess.Popen(
-            [sys.executable, coordinator.__file__],
+            [sys.executable, "-P", coordinator.__file__],  # not: what lies beside it
             stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
         )  # fmt: skip
         self._ask([port, count, JOIN_S, LOST_S + FAREWELL_S])
@@ -290,7 +313,11 @@ class Watch:
         heard_at: float | None = None  # when an error elsewhere was first seen
         while not self._over.wait(PULSE_S):
             now = time.monotonic()
-            failed = {index: end for index, end in self._ends.items() if _is_error(end[0])}
+            failed = {
+                index: end
+                for index, end in self._ends.items()
+                if _is_error(end[0]) and index != str(self._index)
+            }
             if failed:
                 heard_at = heard_at or now
                 # This process may be about to say the same of itself.
@@ -310,23 +337,16 @@ class Watch:
             f"{who} of {self._count} processes is gone or cannot be reached; {GO_ON}",
         )
 
-    def end(self, error: BaseException | None) -> None:
+    def end(self, status: int, line: str) -> None:
         """Says how this process ended, and waits until the others have or know.
 
-        Raises:
-            DeviceError: in place of an error of JAX, where no process was found lost.
+        Without an error that is as long as process 0 still writes: who left JAX's service before
+        would have it end them all. Meanwhile the threads above see to it that all are alive.
         """
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            # Most likely another process is gone, which the thread above is about to find out.
-            time.sleep(LOST_S + FAREWELL_S)
-            raise DeviceError(
-                f"the processes cannot work together ({_first_line(error)}); {GO_ON}"
-            ) from error
-        status = getattr(error, "exit_status", 1) if error else 0
-        text = _first_line(error) if isinstance(error, Exception) else ""
+        told = json.dumps([status, line.removeprefix("error: ")])
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.key_value_set(_key("ended", self._index), json.dumps([status, text]), True)
-        until = time.monotonic() + (LOST_S if status == 0 else FAREWELL_S)
+            self._client.key_value_set(_key("ended", self._index), told, True)
+        until = time.monotonic() + FAREWELL_S if _is_error(status) else math.inf
         while len(self._ends) < self._count and time.monotonic() < until:
             time.sleep(PULSE_S / 10)
         self._over.set()
@@ -346,16 +366,29 @@ def _end(status: int, text: str) -> NoReturn:
 
 @contextlib.contextmanager
 def joined(config: Config) -> Iterator[None]:
-    """`join`, and at the end the others are told how this process ended."""
+    """`join`, and at the end the others are told how this process ended.
+
+    Raises:
+        DeviceError: in place of an error of JAX, where no process was found lost.
+    """
     watch = join(config)
-    try:
+    if watch is None:
         yield
+        return
+    try:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if cli.is_out_of_memory(error):
+                raise
+            # Most likely another process is gone, which the watch is about to find out.
+            time.sleep(LOST_S + FAREWELL_S)
+            text = f"the processes cannot work together ({cli.first_line(error)}); {GO_ON}"
+            raise DeviceError(text) from error
     except BaseException as error:
-        if watch is not None:
-            watch.end(error)
+        watch.end(*cli.ending(error))
         raise
-    if watch is not None:
-        watch.end(None)
+    watch.end(0, "")
 
 
 def leave(status: int) -> None:
@@ -371,7 +404,3 @@ def leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def _first_line(error: BaseException | None) -> str:
-    return (str(error).splitlines() or [""])[0]

@@ -145,8 +145,9 @@ def check_memory(
     state = jax.eval_shape(partial(steps.init_state, model=model, tx=tx), jax.random.key(0))
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     one *= 2 + (device.platform == "cpu")  # gradients and a copy; a checkpoint lies in host memory
-    # All devices of a CPU share its memory.
-    parts = 1 if device.platform == "cpu" else len(layout.devices)
+    # All devices of a CPU share its memory; of several processes each gets all that is saved.
+    together = device.platform == "cpu" or jax.process_count() > 1
+    parts = 1 if together else len(layout.devices)
     if (needed := -(-config.seeds // parts) * one) > room:
         raise DeviceError(
             f"seeds is {config.seeds}, which needs at least {needed / 1e9:.1f} GB; "

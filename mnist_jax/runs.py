@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mnist_jax.storage import IntegrityError, write_atomically
 RECORDS = ("config.json", "environment.json", "metrics.jsonl")
 RESULT = "result.json"
 PID = ".pid"  # the number of the process that holds the folder
+TOKEN = ".token"  # by which other processes know the folder; of no use later
 MANIFEST = "manifest.sha256"  # of the records and the result, as `sha256sum --check` reads it
 
 
@@ -116,6 +118,11 @@ class Run:
     def write_environment(self, record: dict[str, Any]) -> None:
         """Writes environment.json."""
         self._write_json("environment.json", record)
+
+    def write_token(self, token: str) -> None:
+        """Marks the folder, so that other processes can tell whether it is the one they see."""
+        with self._writing():
+            write_atomically(self.folder / TOKEN, token.encode())
 
     def restore(self, template: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
         """What `Checkpoints.load` finds, to go on from; None for a run that has not begun.
@@ -227,11 +234,13 @@ def open_run(config: Config, team: Team) -> tuple[Run, list[str]]:
     if team.count == 1:
         return Run(config.workdir or default_folder(config), config), []
     run = Run(config.workdir or default_folder(config), config) if team.leads else None
-    told = run and (str(run.folder.resolve()), (run.folder / PID).read_text(), run.began)
-    folder, pid, began = team.decide(told)
+    token = uuid.uuid4().hex
+    if run is not None:
+        run.write_token(token)
+    folder, token, began = team.decide(run and (str(run.folder.resolve()), token, run.began))
     _, result = team.broadcast({}, run and run.result)
     try:
-        sees = (Path(folder) / PID).read_text() == pid
+        sees = (Path(folder) / TOKEN).read_text() == token
     except (OSError, ValueError):
         sees = False
     other = config.workdir is not None and not sees and (config.workdir / "config.json").exists()

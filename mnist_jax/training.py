@@ -247,7 +247,9 @@ def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict
     versions = {name: where[name] for name in environment.PACKAGES}
     data = {"images of the data set": digest.hexdigest()[:16]}
     execution = {name: getattr(config, name) for name in ("devices", "deterministic", "debug")}
-    return {**config.identity(), **execution, **versions, "platform": where["platform"], **data}
+    platform = where["platform"]
+    here = {"platform": platform, "number of devices": len(jax.local_devices(backend=platform))}
+    return {**config.identity(), **execution, **versions, **here, **data}
 
 
 def run_epoch(

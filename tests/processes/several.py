@@ -41,7 +41,10 @@ def start(*flags: Any, setup: str = "", prefix: Sequence[str] = (), **options: A
         f"import sys, train, mnist_jax.processes as p; {setup}; sys.exit(train.main(sys.argv[1:]))"
     )
     command = [*prefix, sys.executable, *(("-c", program) if setup else (str(ROOT / "train.py"),))]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **options.pop("env", {})}
+    # Of a proxy JAX warns.
+    inherited = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    more = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **options.pop("env", {})}
+    env = {**inherited, **more}
     kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     return subprocess.Popen([*command, *map(str, flags)], **{**kept, **options}, env=env)
 

@@ -167,14 +167,28 @@ class Answers:
     def key_value_set(self, key, text, *_):
         self.said[key] = text
 
+    def key_value_delete(self, key):
+        self.said.pop(key, None)
+
     def blocking_key_value_get(self, key, _):
         return self.said.get(key) or json.dumps(self.others[int(key.rpartition("/")[2]) - 1])
 
 
-def test_other_versions_are_refused():
+def team_of_two(client, index: int = 0) -> processes.Team:
     team = processes.Team()
-    team.index, team.count = 0, 2
-    team._client = Answers({"jax": "0.11.2", "seed": 1})
+    team.index, team.count, team._client = index, 2, client
+    return team
+
+
+def test_a_second_run_of_the_same_processes_hears_nothing_of_the_first():
+    client = Answers()
+    for said in ("first", "second"):
+        assert team_of_two(client).decide(said) == said
+    assert sorted(map(json.loads, client.said.values())) == ["first", "second"]
+
+
+def test_other_versions_are_refused():
+    team = team_of_two(Answers({"jax": "0.11.2", "seed": 1}))
     with pytest.raises(UsageError, match=r"process 1 differs .* in jax \('0.11.2', in process 0 '"):
         team.check_same({"jax": "0.12.0", "seed": 1})
 
@@ -220,8 +234,25 @@ def test_slurm_says_who_they_are(launcher):
 
 
 def test_open_mpi_5_which_does_not_say_it_all_is_named(launcher):
-    launcher(OMPI_COMM_WORLD_SIZE="8", OMPI_COMM_WORLD_RANK="5")
+    named = {"SIZE": "8", "RANK": "5", "LOCAL_RANK": "1"}
+    launcher(**{f"OMPI_COMM_WORLD_{name}": value for name, value in named.items()})
     with pytest.raises(UsageError, match=r"Open MPI from version 5 .*--process_id=\$OMPI_COMM_WOR"):
+        processes.launched()
+
+
+def test_the_devices_of_a_process_can_be_named(launcher, monkeypatch):
+    slurm = {"SLURM_JOB_ID": "1234", "SLURM_STEP_NODELIST": "node7", "SLURM_NTASKS": "2"}
+    launcher(**slurm, SLURM_PROCID="1", SLURM_LOCALID="1")
+    assert processes.launched()[3] == [1]
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1,2,3")
+    assert processes.launched()[3] is None  # and JAX takes the variable
+
+
+def test_an_address_that_is_none_is_refused(launcher, monkeypatch):
+    slurm = {"SLURM_JOB_ID": "1234", "SLURM_STEP_NODELIST": "node7", "SLURM_NTASKS": "2"}
+    launcher(**slurm, SLURM_PROCID="1", SLURM_LOCALID="1")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "node7:none")
+    with pytest.raises(UsageError, match="JAX_COORDINATOR_ADDRESS is 'node7:none'; allowed is"):
         processes.launched()
 
 
