@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     """Runs a command; returns its exit status."""
 
     def command() -> None:
-        if not set(argv) - {"--debug"} or argv[0] in ("--help", "-h"):
+        if not set(argv) - {"--debug"} or argv[0] in ("--help", "-h", "help"):
             print(_overview())
             return
         name, *words = (word for word in argv if word != "--debug")

@@ -148,7 +148,10 @@ def _reason(message: str, given: Mapping[str, str], fields: Mapping[str, Any]) -
         got = f"is {value!r}" if value else "has no value"
         return f"--{found[1]} {got}; allowed is {kind}"
     if found := re.search(r"Unrecognized options: (.*?)(?: -{5,}| For full|$)", text):
-        return f"{found[1]!r} belongs to no flag; a flag is written --name=value"
+        exists = os.path.isdir(found[1])  # noqa: PTH112  Path's raises where a name is too long
+        meant = "workdir" in fields and "workdir" not in given and exists
+        example = f"--workdir={shlex.quote(found[1])}" if meant else "--name=value"
+        return f"{found[1]!r} belongs to no flag; a flag is written {example}"
     required = r"Required options.*?: (--\w+|\S+(?: [A-Z]+)*)(?: [A-Z]+)* (.*?)\. .*\(required\)"
     if found := re.search(required, text):
         return f"{found[1]} is missing: {found[2]}"

@@ -78,6 +78,17 @@ def test_a_browser_shows_all_of_it_on_a_phone(name, title, figures, scheme, brow
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.parametrize("width", [960, 1000, 1280])
+def test_no_table_is_cut_on_a_screen(width, browser, pages):
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for name in ("one", "two"):
+        browser.get((pages / f"{name}.html").as_uri())
+        cut = """return [...document.querySelectorAll(".wide")]
+            .filter(table => table.scrollWidth > table.clientWidth).map(table => table.ariaLabel)"""
+        assert browser.execute_script(cut) == []
+
+
 def test_the_page_forbids_scripts(browser, pages, tmp_path):
     """Whatever came through the escaping would still not run."""
     html = (pages / "two.html").read_text()

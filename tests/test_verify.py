@@ -148,6 +148,13 @@ def test_a_run_that_is_not_complete_is_checked_as_far_as_it_came(data_dir, tmp_p
         (["verify"], 2, "^error: RUN is missing: The run's folder; see --help$"),
         (["compare"], 2, "^error: RUN RUN is missing: The two runs' folders; see --help$"),
         (["draw"], 2, "^error: --workdir is missing: The run's folder; see --help$"),
+        (
+            ["evaluate", "/"],
+            2,
+            "^error: '/' belongs to no flag; a flag is written --workdir=/; see",
+        ),
+        (["evaluate", "no"], 2, "'no' belongs to no flag; a flag is written --name=value"),
+        (["evaluate", "x" * 5000], 2, "belongs to no flag; a flag is written --name=value"),
         (["verify", "no\nwhere"], 2, r"no\\nwhere holds no run"),
         (["verify", "a\0b"], 4, r"a\\x00b/config.json is not the config of a run"),
         (["verify", "--folder=x"], 2, "unknown flag '--folder'"),
@@ -171,6 +178,8 @@ def test_a_mistake_is_answered_in_one_line(words, status, message, capsys):
 def test_the_commands_explain_themselves(capsys, data_dir):
     assert __main__.main([]) == 0
     overview = capsys.readouterr().out
+    assert __main__.main(["help"]) == 0
+    assert capsys.readouterr().out == overview
     for name in COMMANDS:
         assert name in overview
         with pytest.raises(SystemExit) as stop:

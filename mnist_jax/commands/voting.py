@@ -44,7 +44,8 @@ class Ensemble(Evaluating):
             print(f"each image seen nine times, moved by {self.shift} pixels")
         single = found["single"]
         sd = "" if single["sd"] is None else f", sd {percent(single['sd'])}"
-        print(f"single     {percent(single['mean'])} % mean of {found['members']} members{sd}")
+        members = f"{found['members']} member{'s' * (found['members'] > 1)}"
+        print(f"single     {percent(single['mean'])} % mean of {members}{sd}")
         for name in ("averaged", "majority"):
             print(f"{name:11s}{accuracy(found[name])}")
         print(f"calibration error {found['calibration_error']:.4f}")
