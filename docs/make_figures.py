@@ -10,13 +10,11 @@ import html
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from matplotlib.figure import Figure
 
 from mnist_jax import cli, ensemble, pictures, plots, storage
-from mnist_jax.commands.evaluating import Evaluating
+from mnist_jax.commands.evaluating import Evaluating, Runs
 from mnist_jax.errors import UsageError
 
 
@@ -24,7 +22,7 @@ from mnist_jax.errors import UsageError
 class MakeFigures(Evaluating):
     """Makes the figures of the documentation from runs of different models on one data set."""
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    folders: Runs
     """The runs' folders."""
 
     output: Path = Path(__file__).parent / "figures"
