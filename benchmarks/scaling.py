@@ -46,7 +46,7 @@ VIRTUAL = (
 class Options(forecast.Options):
     """The flags."""
 
-    devices: tuple[int, ...] = ()
+    devices: tuple[int, ...] | None = None
     """How many devices to spread over; one or several. None: 2, 4, 8 and so on up to all."""
     predict: bool = False
     """Measure nothing; predict from step times and links that are assumed."""
@@ -197,7 +197,9 @@ def measure(options: Options) -> None:
     first = devices.select_device(options.platform)
     found = jax.local_devices(backend=first.platform)
     virtual = first.platform == "cpu"
-    counts = [] if options.predict else device_counts(len(found), options.devices, first.platform)
+    counts = (
+        [] if options.predict else device_counts(len(found), options.devices or (), first.platform)
+    )
     recorder = Recorder(options.output, environment.describe(first))
     if virtual and counts:
         recorder.context["note"] = VIRTUAL

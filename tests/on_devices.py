@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.scaling import apart
 from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data.split import Split
@@ -111,12 +112,6 @@ class Training:
 
 def cast(x, dtype):
     return dtype if np.issubdtype(x.dtype, np.floating) else x.dtype
-
-
-def apart(a, b) -> float:
-    """The largest difference of a leaf, relative to that leaf's largest number."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return max(float(np.abs(x - y).max() / max(np.abs(x).max(), 1e-30)) for x, y in pairs)
 
 
 def plain_text(config: Config) -> tuple[str, str]:

@@ -23,7 +23,7 @@ def found() -> dict[str, Any]:
     """What tests/on_devices.py found on eight devices of a CPU."""
     where = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
     script = [sys.executable, "tests/on_devices.py"]
-    done = subprocess.run(script, cwd=ROOT, env=where, capture_output=True, text=True)
+    done = subprocess.run(script, cwd=ROOT, env=where, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 

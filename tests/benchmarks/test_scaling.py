@@ -273,7 +273,7 @@ def four(tmp_path_factory) -> tuple[dict, str, Results]:
     file = tmp_path_factory.mktemp("scaling") / "scaling.json"
     where = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(ROOT)}
     script = [sys.executable, "tests/benchmarks/on_devices.py", str(file)]
-    done = subprocess.run(script, cwd=ROOT, env=where, capture_output=True, text=True)
+    done = subprocess.run(script, cwd=ROOT, env=where, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     *out, last = done.stdout.splitlines()
     return json.loads(last), "\n".join(out), results.read(file)
