@@ -19,13 +19,20 @@ from mnist_jax.errors import UsageError
 
 def roll(*claims: tuple[int, int], count: int, patience_s: float = 20.0) -> list[str | None]:
     """What the coordinator of so many, and then each who claims to be (number, of), finds wrong."""
-    found: dict[int, str | None] = {}
+    hosts = ["localhost"] * len(claims)
+    problem, answers = roll_at(hosts, claims, count, patience_s)
+    return [problem, *(problem for problem, _ in answers)]
+
+
+def roll_at(hosts, claims, count, patience_s=20.0):
+    """As `roll`, with the address at which each looks for the coordinator: all their answers."""
+    found: dict[int, tuple[str | None, str]] = {}
     read, write = os.pipe()  # process 0's hand, which holds still
-    with socket.create_server(("localhost", 0)) as listener, os.fdopen(read) as stdin:
+    with socket.create_server(("", 0)) as listener, os.fdopen(read) as stdin:
         port = listener.getsockname()[1]
 
         def answer(place: int, index: int, of: int) -> None:
-            found[place], _ = coordinator.answer_roll("localhost", port, index, of, patience_s)
+            found[place] = coordinator.answer_roll(hosts[place], port, index, of, patience_s)
 
         threads = [threading.Thread(target=answer, args=(n, *c)) for n, c in enumerate(claims)]
         with pytest.MonkeyPatch.context() as patch:
@@ -36,11 +43,27 @@ def roll(*claims: tuple[int, int], count: int, patience_s: float = 20.0) -> list
         for thread in threads:
             thread.join()
     os.close(write)
-    return [problem, *(found[n] for n in range(len(claims)))]
+    return problem, [found[n] for n in range(len(claims))]
 
 
 def test_all_who_come_are_told_that_all_is_well():
     assert roll((0, 3), (2, 3), (1, 3), count=3) == [None] * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there is all of 127 this machine")
+def test_who_is_on_the_coordinators_machine_gives_an_address_that_others_know(monkeypatch):
+    """127.0.0.1 stands for the way inside a machine, and 127.0.0.3 for its name outside."""
+    monkeypatch.setattr(coordinator, "_is_loopback", lambda name: name == "127.0.0.1")
+    connect = socket.create_connection
+
+    def connect_from_outside(address, timeout):
+        source = ("127.0.0.2", 0) if address[0] == "127.0.0.3" else None
+        return connect(address, timeout, source)
+
+    monkeypatch.setattr(socket, "create_connection", connect_from_outside)
+    hosts, claims = ["127.0.0.1", "127.0.0.1", "127.0.0.3"], [(0, 3), (1, 3), (2, 3)]
+    _, answers = roll_at(hosts, claims, 3)
+    assert answers == [(None, "127.0.0.3"), (None, "127.0.0.3"), (None, "127.0.0.2")]
 
 
 def test_two_that_claim_one_number_are_told_and_so_are_the_others():

@@ -188,10 +188,9 @@ def hosts():
 
 
 def test_two_hosts_whose_link_is_cut(hosts, flags, tmp_path, two):
-    """Process 0 reaches itself by an address that leads others nowhere, as its own name may be.
+    """Process 0 reaches itself by an address that leads others nowhere, as its own name may do.
 
-    Shown to fail where each host gives the other the address that its name stands for, or by
-    which it reached the coordinator.
+    Shown to fail where each host gives the other the address that its name stands for.
     """
     names, cable = hosts
     workdir = tmp_path / "run"
