@@ -35,10 +35,11 @@ def main(argv: list[str]) -> int:
         config = cli.parse_config(argv, prog="python train.py", description=DESCRIPTION)
         display = Display()
         notices = devices.keep_compiled(config.compilation_cache)
+        import_s = time.perf_counter() - started
         with processes.joined(config), signals.heard() as stop, contextlib.closing(display):
             for notice in notices + processes.not_joined():
                 display.on_notice(notice)
-            fit(config, observer=display, import_s=time.perf_counter() - started, stop=stop)
+            fit(config, observer=display, import_s=import_s, stop=stop)
 
     status = cli.exit_status(train, debug="--debug" in argv)
     processes.leave(status)

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import ipaddress
 import json
+import os
 import select
 import socket
 import sys
@@ -80,10 +81,13 @@ def answer_roll(
                 connection.settimeout(patience_s + HELLO_S)
                 answer = json.loads(connection.makefile().read())
                 return answer["problem"], answer["address"]
-        except (OSError, ValueError, KeyError) as error:
-            if time.monotonic() + PAUSE_S > until:
-                return f"nothing that answers was found in {patience_s:g} s: {error}", ""
-            time.sleep(PAUSE_S)
+        except (ValueError, KeyError):
+            error = "something else answers there, perhaps another run"
+        except OSError as failure:
+            error = str(failure)
+        if time.monotonic() + PAUSE_S > until:
+            return f"no coordinator was found in {patience_s:g} s: {error}", ""
+        time.sleep(PAUSE_S)
 
 
 def _name(address: Any) -> str:
@@ -130,7 +134,7 @@ def main() -> None:
     try:
         listener = _listen(port, linger_s + PAUSE_S)
     except OSError as error:
-        return say(f"cannot listen at port {port} ({error.strerror})")
+        return say(f"cannot listen at port {port} ({os.strerror(error.errno or 0)})")
     say(None)
     with listener:
         problem = call_roll(listener, count, patience_s)

@@ -27,6 +27,7 @@ from mnist_jax import cli, coordinator
 from mnist_jax.config import Config, is_address
 from mnist_jax.errors import DeviceError, UsageError
 
+WAITING_S = 15  # until a process says that it waits for others
 JOIN_S = 120  # until all processes must have been started
 LOST_S = 20.0  # without a sign of life until a process is given up
 PULSE_S = 1.0
@@ -168,8 +169,15 @@ def join(config: Config) -> "Watch | None":
     )
     assert count is not None and index is not None, "Config demands them"
     host, _, port = address.rpartition(":")
-    own = Coordinator(int(port), count) if index == 0 else None
-    problem, here = coordinator.answer_roll(host.strip("[]"), int(port), index, count, JOIN_S)
+    line = f"notice: process {index} of {count} is waiting for the others at {address}\n"
+    waiting = threading.Timer(WAITING_S, os.write, (2, line.encode()))
+    waiting.daemon = True
+    waiting.start()
+    try:
+        own = Coordinator(int(port), count) if index == 0 else None
+        problem, here = coordinator.answer_roll(host.strip("[]"), int(port), index, count, JOIN_S)
+    finally:
+        waiting.cancel()
     if problem:
         raise DeviceError(
             f"process {index} of {count} cannot join the others at {address}: {problem}; check "
@@ -270,7 +278,10 @@ class Coordinator:
         except OSError as error:
             problem = str(error)
         if problem:
-            raise DeviceError(f"process 0 has no coordinator: {problem}; change --coordinator")
+            raise DeviceError(
+                f"process 0 has no coordinator: {problem}; if no other run and no other process 0 "
+                "is meant to be there, change --coordinator"
+            )
 
 
 class Watch:

@@ -104,7 +104,7 @@ def test_a_stranger_at_the_port_changes_nothing(hello):
 def test_a_coordinator_that_is_not_there_is_given_up():
     problem, _ = coordinator.answer_roll("localhost", several.free_port(), 1, 2, 0.5)
     assert problem is not None
-    assert problem.startswith("nothing that answers was found in 0.5 s: ")
+    assert problem.startswith("no coordinator was found in 0.5 s: ")
     problem, _ = coordinator.answer_roll("no.such.host.invalid", 1, 1, 2, 0.1)
     assert problem is not None
 
@@ -115,15 +115,23 @@ def one_line(ended: several.Ended) -> str:
 
 
 def test_a_process_alone_is_refused_in_bounded_time():
-    setup = "p.JOIN_S = 1"
+    setup = "p.JOIN_S, p.WAITING_S = 3, 1"
     numbers = f"--coordinator=localhost:{several.free_port()}", "--num_processes=2"
     first, second = (
         several.ends([several.start(*several.FLAGS, *numbers, f"--process_id={n}", setup=setup)])[0]
         for n in (0, 1)
     )
     assert (first.status, second.status) == (6, 6)
-    assert "of 2 processes 1 did not come in 1 s; check that all are started" in one_line(first)
-    assert "nothing that answers was found in 1 s" in one_line(second)
+    address = numbers[0].partition("=")[2]
+    for number, (ended, problem) in enumerate(
+        [
+            (first, "of 2 processes 1 did not come in 3 s; check that all are started"),
+            (second, "no coordinator was found in 3 s"),
+        ]
+    ):
+        notice, error = ended.err.splitlines()
+        assert notice == f"notice: process {number} of 2 is waiting for the others at {address}"
+        assert error.startswith("error: ") and problem in error
 
 
 def test_a_port_in_use_is_refused():
@@ -132,7 +140,7 @@ def test_a_port_in_use_is_refused():
         flags = f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=0"
         [ended] = several.ends([several.start(*several.FLAGS, *flags, setup="p.LOST_S = -5")])
     assert ended.status == 6
-    assert re.search(rf"cannot listen at port {port} \(.*\); change --coordin", one_line(ended))
+    assert re.search(rf"cannot listen at port {port} \(.*\); if no other run and", one_line(ended))
 
 
 def test_processes_with_other_flags_are_refused_by_all(data_dir, tmp_path):
