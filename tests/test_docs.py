@@ -82,7 +82,8 @@ def test_training_commands_run_cut_short(command, data_dir, tmp_path):
     assert fit(short).record["steps"] == 2
 
 
-SPREAD = r"JAX_NUM_CPU_DEVICES=8 python train\.py .*|python train\.py .*:12345 .* &\n.*"
+EIGHT = r"JAX_NUM_CPU_DEVICES=8 python train\.py --model=mlp --devices.*"
+SPREAD = EIGHT + r"|python train\.py .*:12345 .* &\n.*"
 
 
 @pytest.mark.parametrize("commands", sorted(set(re.findall(SPREAD, TEXT))))
