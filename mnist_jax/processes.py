@@ -27,7 +27,7 @@ from mnist_jax import cli, coordinator
 from mnist_jax.config import Config, is_address
 from mnist_jax.errors import DeviceError, UsageError
 
-WAITING_S = 15  # until a process says that it waits for others
+WAITING_S = 30  # until a process says that it waits for others
 JOIN_S = 120  # until all processes must have been started
 LOST_S = 20.0  # without a sign of life until a process is given up
 PULSE_S = 1.0
