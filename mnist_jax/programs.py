@@ -20,9 +20,9 @@ from mnist_jax.errors import DeviceError
 from mnist_jax.members import member_of, over_devices, over_members
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import count_parameters, params_of
-from mnist_jax.processes import Team
 from mnist_jax.profiling import profiled
 from mnist_jax.recipe import averaged, make_recipe
+from mnist_jax.team import Team
 
 # Images a batch when evaluating. Fixed, so that sums are rounded the same way in every run; small
 # enough for each of the CNN's activations to stay under 60 MB.

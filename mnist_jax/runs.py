@@ -21,8 +21,8 @@ from mnist_jax.checkpoint import Checkpoints, names_of
 from mnist_jax.config import Config
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
 from mnist_jax.metrics import mean_over_members
-from mnist_jax.processes import Team
 from mnist_jax.storage import IntegrityError, write_atomically
+from mnist_jax.team import Team
 
 RECORDS = ("config.json", "environment.json", "metrics.jsonl")
 RESULT = "result.json"

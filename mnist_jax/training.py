@@ -19,12 +19,12 @@ from mnist_jax.devices import Layout
 from mnist_jax.errors import MnistJaxError, NonFiniteError, UsageError
 from mnist_jax.metrics import NEVER, MetricSums
 from mnist_jax.models import MODELS, count_parameters, params_of
-from mnist_jax.processes import Team
 from mnist_jax.programs import Programs, check_memory
 from mnist_jax.progress import Keeper, Progress
 from mnist_jax.recipe import averaged, make_optimizer
 from mnist_jax.signals import Stop
 from mnist_jax.steps import num_batches
+from mnist_jax.team import Team
 
 
 @dataclasses.dataclass(frozen=True)

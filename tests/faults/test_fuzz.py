@@ -52,11 +52,11 @@ from mnist_jax.devices import Layout
 from mnist_jax.errors import DataError, MnistJaxError, UsageError
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
-from mnist_jax.processes import Team
 from mnist_jax.progress import Keeper
 from mnist_jax.recipe import make_optimizer
 from mnist_jax.signals import Stop
 from mnist_jax.steps import TrainState
+from mnist_jax.team import Team
 
 # Said by Hypothesis when an input fails that is long; the failure matters.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")

@@ -15,6 +15,7 @@ import several
 
 from mnist_jax import Config, coordinator, processes
 from mnist_jax.errors import UsageError
+from mnist_jax.team import Team
 
 
 def roll(*claims: tuple[int, int], count: int, patience_s: float = 20.0) -> list[str | None]:
@@ -205,8 +206,8 @@ class Answers:
         return self.said.get(key) or json.dumps(self.others[int(key.rpartition("/")[2]) - 1])
 
 
-def team_of_two(client, index: int = 0) -> processes.Team:
-    team = processes.Team()
+def team_of_two(client, index: int = 0) -> Team:
+    team = Team()
     team.index, team.count, team._client = index, 2, client
     return team
 
@@ -222,6 +223,15 @@ def test_other_versions_are_refused():
     team = team_of_two(Answers({"jax": "0.11.2", "seed": 1}))
     with pytest.raises(UsageError, match=r"process 1 differs .* in jax \('0.11.2', in process 0 '"):
         team.check_same({"jax": "0.12.0", "seed": 1})
+
+
+SECOND_OF_TWO = {
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_NODELIST": "node7",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+}
 
 
 @pytest.fixture
@@ -272,16 +282,14 @@ def test_open_mpi_5_which_does_not_say_it_all_is_named(launcher):
 
 
 def test_the_devices_of_a_process_can_be_named(launcher, monkeypatch):
-    slurm = {"SLURM_JOB_ID": "1234", "SLURM_STEP_NODELIST": "node7", "SLURM_NTASKS": "2"}
-    launcher(**slurm, SLURM_PROCID="1", SLURM_LOCALID="1")
+    launcher(**SECOND_OF_TWO)
     assert processes.launched()[3] == [1]
     monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1,2,3")
     assert processes.launched()[3] is None  # and JAX takes the variable
 
 
 def test_an_address_that_is_none_is_refused(launcher, monkeypatch):
-    slurm = {"SLURM_JOB_ID": "1234", "SLURM_STEP_NODELIST": "node7", "SLURM_NTASKS": "2"}
-    launcher(**slurm, SLURM_PROCID="1", SLURM_LOCALID="1")
+    launcher(**SECOND_OF_TWO)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "node7:none")
     with pytest.raises(UsageError, match="JAX_COORDINATOR_ADDRESS is 'node7:none'; allowed is"):
         processes.launched()
