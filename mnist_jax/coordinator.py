@@ -15,21 +15,35 @@ import select
 import socket
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 HELLO_BYTES, HELLO_S = 1000, 5.0  # at most, of a process that says who it is
 PAUSE_S = 0.2  # between tries to reach the coordinator
 
 
-def call_roll(listener: socket.socket, count: int, patience_s: float) -> str | None:
+class Answer(NamedTuple):
+    """What a process hears that has come.
+
+    Attributes:
+        problem: what is wrong, if anything.
+        differs: whether that is a process which was told another number of processes.
+        address: by which others reach this machine.
+    """
+
+    problem: str | None
+    differs: bool
+    address: str
+
+
+def call_roll(listener: socket.socket, count: int, patience_s: float) -> bool:
     """Waits until processes 0 to `count` - 1 have come, and answers all who came.
 
     Returns:
-        What is wrong, if anything; it is also the answer.
+        Whether all is well.
     """
     came: list[tuple[socket.socket, str]] = []
     where: dict[int, str] = {}
-    problem = None
+    problem, differs = None, False
     until = time.monotonic() + patience_s
     while problem is None and len(where) < count:
         left = until - time.monotonic()
@@ -47,7 +61,7 @@ def call_roll(listener: socket.socket, count: int, patience_s: float) -> str | N
                 connection.settimeout(HELLO_S)
                 told = json.loads(connection.recv(HELLO_BYTES))
                 index, of = told["process_id"], told["num_processes"]
-                if of != count:
+                if differs := of != count:
                     problem = f"process {index} was started as one of {of}, process 0 of {count}"
                 elif index in where:
                     problem = f"two claim number {index}, at {where[index]} and {name}"
@@ -56,21 +70,15 @@ def call_roll(listener: socket.socket, count: int, patience_s: float) -> str | N
     outside = (_name(c.getsockname()) for c, name in came if not _is_loopback(name))
     here = next(outside, None)
     for connection, name in came:
-        told = {"problem": problem, "address": (_is_loopback(name) and here) or name}
+        told = Answer(problem, differs, (_is_loopback(name) and here) or name)
         with contextlib.suppress(OSError):
             connection.sendall(json.dumps(told).encode())
         connection.close()
-    return problem
+    return problem is None
 
 
-def answer_roll(
-    host: str, port: int, index: int, count: int, patience_s: float
-) -> tuple[str | None, str]:
-    """Called by each process: tells the coordinator that it has come.
-
-    Returns:
-        What is wrong, if anything, and the address by which others reach this machine.
-    """
+def answer_roll(host: str, port: int, index: int, count: int, patience_s: float) -> Answer:
+    """Called by each process: tells the coordinator that it has come."""
     until = time.monotonic() + patience_s
     while True:
         left = max(PAUSE_S, until - time.monotonic())
@@ -79,14 +87,13 @@ def answer_roll(
                 hello = {"process_id": index, "num_processes": count}
                 connection.sendall(json.dumps(hello).encode())
                 connection.settimeout(patience_s + HELLO_S)
-                answer = json.loads(connection.makefile().read())
-                return answer["problem"], answer["address"]
-        except (ValueError, KeyError):
+                return Answer(*json.loads(connection.makefile().read()))
+        except (ValueError, TypeError):
             error = "something else answers there, perhaps another run"
         except OSError as failure:
             error = str(failure)
         if time.monotonic() + PAUSE_S > until:
-            return f"no coordinator was found in {patience_s:g} s: {error}", ""
+            return Answer(f"no coordinator was found in {patience_s:g} s: {error}", False, "")
         time.sleep(PAUSE_S)
 
 
@@ -137,8 +144,8 @@ def main() -> None:
         return say(f"cannot listen at port {port} ({os.strerror(error.errno or 0)})")
     say(None)
     with listener:
-        problem = call_roll(listener, count, patience_s)
-    asked = None if problem else hear()
+        all_came = call_roll(listener, count, patience_s)
+    asked = hear() if all_came else None
     if asked is None:
         return None
     import jaxlib._jax

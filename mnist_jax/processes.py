@@ -54,7 +54,8 @@ def join(config: Config) -> "Watch | None":
     Raises:
         DeviceError: not all came within `JOIN_S` seconds, two claim one number, or their
             coordinator cannot be reached.
-        UsageError: no launcher is found that says who they are.
+        UsageError: no launcher is found that says who they are, or they were told different numbers
+            of processes.
     """
     if config.coordinator is None:
         return None
@@ -71,18 +72,21 @@ def join(config: Config) -> "Watch | None":
     waiting.start()
     try:
         own = Coordinator(int(port), count) if index == 0 else None
-        problem, here = coordinator.answer_roll(host.strip("[]"), int(port), index, count, JOIN_S)
+        answer = coordinator.answer_roll(host.strip("[]"), int(port), index, count, JOIN_S)
     finally:
         waiting.cancel()
-    if problem:
+    if answer.problem:
+        why = f"process {index} of {count} cannot join the others at {address}: {answer.problem}"
+        if answer.differs:
+            raise UsageError(f"{why}; give all the same --num_processes")
         raise DeviceError(
-            f"process {index} of {count} cannot join the others at {address}: {problem}; check "
-            "that all are started, each with a number of its own, and that process 0 runs there"
+            f"{why}; check that all are started, each with a number of its own, and that process 0 "
+            "runs there"
         )
     jaxlib: Any = distributed._jax  # pyright: ignore[reportPrivateImportUsage]
     # CPUs find each other by what a machine's own name stands for, which often is 127.0.0.1.
     gloo = "make_gloo_tcp_collectives"
-    setattr(jaxlib, gloo, functools.partial(getattr(jaxlib, gloo), hostname=here))
+    setattr(jaxlib, gloo, functools.partial(getattr(jaxlib, gloo), hostname=answer.address))
     service = "get_distributed_runtime_service"
     try:
         with mock.patch.object(jaxlib, service, own and own.serve):

@@ -18,16 +18,14 @@ from mnist_jax.errors import UsageError
 from mnist_jax.team import Team
 
 
-def roll(*claims: tuple[int, int], count: int, patience_s: float = 20.0) -> list[str | None]:
-    """What the coordinator of so many, and then each who claims to be (number, of), finds wrong."""
-    hosts = ["localhost"] * len(claims)
-    problem, answers = roll_at(hosts, claims, count, patience_s)
-    return [problem, *(problem for problem, _ in answers)]
+def roll(*claims: tuple[int, int], count: int, patience_s: float = 20.0):
+    """What each who claims to be (number, of) is told by the coordinator of `count` processes."""
+    return roll_at(["localhost"] * len(claims), claims, count, patience_s)
 
 
-def roll_at(hosts, claims, count, patience_s=20.0):
-    """As `roll`, with the address at which each looks for the coordinator: all their answers."""
-    found: dict[int, tuple[str | None, str]] = {}
+def roll_at(hosts, claims, count, patience_s=20.0) -> list[coordinator.Answer]:
+    """As `roll`, with the address at which each looks for the coordinator."""
+    found: dict[int, coordinator.Answer] = {}
     read, write = os.pipe()  # process 0's hand, which holds still
     with socket.create_server(("", 0)) as listener, os.fdopen(read) as stdin:
         port = listener.getsockname()[1]
@@ -40,15 +38,21 @@ def roll_at(hosts, claims, count, patience_s=20.0):
             patch.setattr(sys, "stdin", stdin)
             for thread in threads:
                 thread.start()
-            problem = coordinator.call_roll(listener, count, patience_s)
+            all_came = coordinator.call_roll(listener, count, patience_s)
         for thread in threads:
             thread.join()
     os.close(write)
-    return problem, [found[n] for n in range(len(claims))]
+    answers = [found[n] for n in range(len(claims))]
+    assert all_came == all(answer.problem is None for answer in answers)
+    return answers
+
+
+def problems(answers: list[coordinator.Answer]) -> set[tuple[str | None, bool]]:
+    return {(answer.problem, answer.differs) for answer in answers}
 
 
 def test_all_who_come_are_told_that_all_is_well():
-    assert roll((0, 3), (2, 3), (1, 3), count=3) == [None] * 4
+    assert problems(roll((0, 3), (2, 3), (1, 3), count=3)) == {(None, False)}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there is all of 127 this machine")
@@ -63,23 +67,23 @@ def test_who_is_on_the_coordinators_machine_gives_an_address_that_others_know(mo
 
     monkeypatch.setattr(socket, "create_connection", connect_from_outside)
     hosts, claims = ["127.0.0.1", "127.0.0.1", "127.0.0.3"], [(0, 3), (1, 3), (2, 3)]
-    _, answers = roll_at(hosts, claims, 3)
-    assert answers == [(None, "127.0.0.3"), (None, "127.0.0.3"), (None, "127.0.0.2")]
+    addresses = [answer.address for answer in roll_at(hosts, claims, 3)]
+    assert addresses == ["127.0.0.3", "127.0.0.3", "127.0.0.2"]
 
 
 def test_two_that_claim_one_number_are_told_and_so_are_the_others():
-    problems = roll((0, 3), (1, 3), (1, 3), count=3)
-    assert set(problems) == {"two claim number 1, at 127.0.0.1 and 127.0.0.1"}
+    told = problems(roll((0, 3), (1, 3), (1, 3), count=3))
+    assert told == {("two claim number 1, at 127.0.0.1 and 127.0.0.1", False)}
 
 
 def test_one_that_was_told_of_another_number_of_processes():
-    assert set(roll((1, 3), count=2)) == {"process 1 was started as one of 3, process 0 of 2"}
+    told = problems(roll((1, 3), count=2))
+    assert told == {("process 1 was started as one of 3, process 0 of 2", True)}
 
 
 def test_those_that_do_not_come_are_named():
-    assert set(roll((0, 4), (2, 4), count=4, patience_s=0.5)) == {
-        "of 4 processes 1, 3 did not come in 0.5 s"
-    }
+    told = problems(roll((0, 4), (2, 4), count=4, patience_s=0.5))
+    assert told == {("of 4 processes 1, 3 did not come in 0.5 s", False)}
 
 
 @pytest.mark.parametrize("hello", [b"", b"\0\xff", b"[]", b"{}", b'{"process_id": 1}', b"7"])
@@ -97,16 +101,16 @@ def test_a_stranger_at_the_port_changes_nothing(hello):
         with pytest.MonkeyPatch.context() as patch, os.fdopen(read) as stdin:
             patch.setattr(sys, "stdin", stdin)
             thread.start()
-            assert coordinator.call_roll(listener, 1, 20.0) is None
+            assert coordinator.call_roll(listener, 1, 20.0)
         os.close(write)
         thread.join()
 
 
 def test_a_coordinator_that_is_not_there_is_given_up():
-    problem, _ = coordinator.answer_roll("localhost", several.free_port(), 1, 2, 0.5)
+    problem = coordinator.answer_roll("localhost", several.free_port(), 1, 2, 0.5).problem
     assert problem is not None
     assert problem.startswith("no coordinator was found in 0.5 s: ")
-    problem, _ = coordinator.answer_roll("no.such.host.invalid", 1, 1, 2, 0.1)
+    problem = coordinator.answer_roll("no.such.host.invalid", 1, 1, 2, 0.1).problem
     assert problem is not None
 
 
@@ -157,6 +161,18 @@ def test_processes_with_other_flags_are_refused_by_all(data_dir, tmp_path):
         assert "process 1 differs from process 0 in " in line
         assert "seed (7, in process 0 1234)" in line and "learning_rate (0.5, " in line
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_processes_told_of_another_number_are_refused_by_all():
+    address = f"--coordinator=localhost:{several.free_port()}"
+    started = [
+        several.start(*several.FLAGS, address, f"--num_processes={count}", f"--process_id={number}")
+        for number, count in enumerate((2, 3))
+    ]
+    for ended in several.ends(started):
+        assert ended.status == 2
+        line = one_line(ended)
+        assert "process 1 was started as one of 3, process 0 of 2; give all the same --num" in line
 
 
 def on_another_disk(folder) -> tuple[str, ...]:
