@@ -270,11 +270,15 @@ def spread(statistics: dict) -> list[str]:
 
 RUNS = {
     name: record(f"docs/results/mnist-{name}.json")
-    for name in ("logistic-post", "mlp-post", "cnn-fast", "cnn-fast-1234", "cnn-best")
+    for name in ("logistic-post", "mlp-post", "cnn-post", "cnn-fast", "cnn-fast-1234", "cnn-best")
 }
 ABLATIONS = record("benchmarks/results/mnist-ablations.json")["tables"]["ablations"]
-# Of the CNN's `post`, after each epoch: an earlier commit's run, whose record was not kept.
-CNN_POST = re.findall(r"\S+", "98.94 99.05 99.23 99.20 98.89 99.32 99.32 99.41 99.26 99.34")
+CNN_POST = percent(  # after each epoch
+    *(
+        json.loads(row)["test/accuracy"]
+        for row in (ROOT / "docs/results/mnist-cnn-post.jsonl").read_text().splitlines()
+    )
+)
 
 
 def ablation(model: str, **change) -> dict:
