@@ -126,8 +126,10 @@ KINDS: dict[Any, str] = {
     float | None: "a number",
     tuple[int, ...]: "whole numbers with spaces between them",
     tuple[int, ...] | None: "whole numbers with spaces between them",
+    tuple[int, int] | None: "two whole numbers with a space between them",
     tuple[float, ...]: "numbers with spaces between them",
     int | Literal["auto"]: "auto or a whole number",
+    int | Literal["all"]: "all or a whole number",
     int | Literal["all"] | None: "all or a whole number",
 }
 

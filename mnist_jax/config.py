@@ -78,6 +78,11 @@ class Config:
     batch_size: int = _from_preset()
     """Images a training step. The last batch of an epoch may be smaller and is trained on too."""
 
+    microbatches: int = 1
+    """Compute the gradient of a batch in so many equal parts, one after the other, and sum them in
+    one order: less memory, and the same bits on every number of devices that divides it. A power of
+    two."""
+
     learning_rate: float = _from_preset()
     """Adam's step size; with a --schedule that changes it, the highest."""
 
@@ -182,8 +187,12 @@ class Config:
     """Make a page with pictures of the run at its end, report.html in the run's folder."""
 
     profile: Path | None = _execution(None)
-    """Write a trace of one call of training steps into this folder, for TensorBoard or Perfetto,
-    and list the ten costliest operations. None: do not."""
+    """Write a trace of some training steps into this folder, for TensorBoard or Perfetto, and list
+    the ten costliest operations. None: do not."""
+
+    profile_steps: tuple[int, int] | None = _execution(None)
+    """First and last step of that trace, of one epoch, such as 101 150. None: those of the second
+    call, on a CPU up to 50."""
 
     deterministic: bool = _execution(False)
     """The same bits from the same seed on a GPU too, at some cost in speed. CPU and TPU give them
@@ -212,6 +221,11 @@ class Config:
             raise unknown_choice("activation", self.activation, ACTIVATIONS)
         for name in ("epochs", "batch_size"):
             _check(self, name, lambda n: _is_int(n, 1), "a whole number, 1 or more")
+        legal = f"a power of two, 1 to {self.batch_size}, the --batch_size"
+        most = self.batch_size
+        _check(
+            self, "microbatches", lambda n: _is_int(n, 1) and n <= most and not n & (n - 1), legal
+        )
         _check(self, "validation", lambda n: _is_int(n, 0), "a whole number, 0 or more")
         for name in ("shift", "rotation", "scale", "weight_decay"):
             legal = "any finite number from 0"
@@ -241,6 +255,11 @@ class Config:
         self._check_processes()
         legal = "any number of seconds from 0"
         _check(self, "checkpoint_every", lambda s: _is_number(s) and s >= 0, legal)
+        if self.profile_steps is not None:
+            if self.profile is None:
+                raise UsageError("profile_steps needs --profile=DIR; give both or neither")
+            legal = "two whole numbers, 1 or more, the first not above the second"
+            _check(self, "profile_steps", _is_window, legal)
         if self.dropout is not None:
             legal = "0 or more and less than 1"
             _check(self, "dropout", lambda x: _is_number(x) and 0 <= x < 1, legal)
@@ -358,6 +377,15 @@ def _are_sizes(value: Any) -> bool:
         isinstance(value, tuple | list)
         and len(value) <= 100
         and all(_is_int(size, 1) and size <= 1_000_000 for size in value)
+    )
+
+
+def _is_window(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(_is_int(step, 1) for step in value)
+        and value[0] <= value[1]
     )
 
 

@@ -161,7 +161,9 @@ class Display(Observer):
         try:
             show_costliest(costliest(folder), self.console)
         except DataError:
-            self.notices.append("the second call of training steps is profiled; there was but one")
+            self.notices.append(
+                "nothing was profiled: the run has no second call, or none of --profile_steps"
+            )
 
     def close(self) -> None:
         """Takes the bar away, also when the run ends early."""
@@ -188,9 +190,9 @@ def _loss_and_accuracy(loss: Any, accuracy: Any) -> str:
 
 def _extras(config: Config) -> str:
     """What a recipe has beyond the tutorial's, for its line in the summary."""
-    plain = PRESETS["post"]
-    names = ("schedule", "shift", "rotation", "scale", "label_smoothing", "weight_decay", "average")
-    values = {name: getattr(config, name) for name in names}
+    plain = PRESETS["post"] | {"microbatches": 1}
+    names = ("microbatches", "schedule", "shift", "rotation", "scale", "label_smoothing")
+    values = {name: getattr(config, name) for name in (*names, "weight_decay", "average")}
     return "".join(f", {name} {v}" for name, v in values.items() if v != plain[name])
 
 

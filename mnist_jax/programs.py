@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -183,8 +184,10 @@ class Programs:
         self.any_length = takes_any_length(device)
         self.steps_per_call = config.steps_per_call
         self._profile = config.profile if team.leads else None  # until it is written
+        self._profile_steps = config.profile_steps
+        self._steps_before = 0  # those of the epochs before the present one
         self.train_size = len(dataset.train.label)
-        self.batch_size = config.batch_size
+        self.batch_size, self.microbatches = config.batch_size, config.microbatches
         self.members = config.seeds
         make_key = partial(jax.random.key, impl="threefry2x32")
         if self.members is None:
@@ -230,6 +233,7 @@ class Programs:
     def order(self, epoch: int) -> jax.Array:
         """The epoch's order of the training images; epochs count from 0."""
         args = self._keys, np.int32(epoch)
+        self._steps_before = epoch * self.steps_per_epoch
         compiled = self._compile(self._jitted.epoch_order, *args)
         return compiled(*args)  # its time is part of the next call's
 
@@ -244,8 +248,22 @@ class Programs:
         """
         sums = jax.tree.map(self.layout.fill_up, sums)
         args = state, sums, self.train_split, order, self._keys, np.int32(first)
-        program = self._jitted.train_steps
-        (state, sums), done = self._call("train_s", program, *args, most=end - first)
+        program, most = self._jitted.train_steps, end - first
+        folder, exact = None, False
+        if self._profile is not None and self._profile_steps is None:
+            folder = self._profile if program in self._calibrated else None
+        elif self._profile is not None and self._profile_steps is not None:
+            # Calls end where the window begins and where it ends.
+            begin, last = (step - self._steps_before for step in self._profile_steps)
+            if first + 1 < begin:
+                most = min(most, begin - 1 - first)
+            elif first < last:
+                folder, exact, most = self._profile, True, min(most, last - first)
+        if folder is not None:
+            self._profile = None
+        (state, sums), done = self._call(
+            "train_s", program, *args, most=most, profile=folder, exact=exact
+        )
         return state, self.layout.fetch(sums), first + done
 
     def locate_nan(
@@ -275,7 +293,13 @@ class Programs:
             one = member_of(one, member)
         state, order, root_key = one
         with jax.disable_jit(), jax.debug_nans(True):
-            batch = steps.take_batch(split, order, jnp.int32(first), batch_size=self.batch_size)
+            batch = steps.take_batch(
+                split,
+                order,
+                jnp.int32(first),
+                batch_size=self.batch_size,
+                microbatches=self.microbatches,
+            )
             self._train_step(state, batch, root_key)
 
     def evaluate(self, state: steps.TrainState, name: str) -> Iterator[MetricSums]:
@@ -294,25 +318,33 @@ class Programs:
             first += done
             yield sums
 
-    def _call(self, name: str, program: Any, *args, most: int) -> tuple[Any, int]:
-        """Runs `program` for as many steps as suit one call, at most `most`.
+    def _call(
+        self,
+        name: str,
+        program: Any,
+        *args,
+        most: int,
+        profile: Path | None = None,
+        exact: bool = False,
+    ) -> tuple[Any, int]:
+        """Runs `program` for as many steps as suit one call, at most `most`, or exactly so many.
 
         Returns:
-            Its result, finished, and how many steps it ran. The time is added to `name`.
+            Its result, finished, and how many steps it ran. The time is added to `name`; a trace
+            goes into the folder `profile`.
         """
         count = most
-        if isinstance(self.steps_per_call, int):
+        if exact:
+            pass
+        elif isinstance(self.steps_per_call, int):
             count = min(most, self.steps_per_call)
         elif self.any_length:
             count = min(most, self._calibrated.get(program, CALIBRATION_STEPS))
-        traced: Any = contextlib.nullcontext()
-        if self._profile is not None and name == "train_s" and program in self._calibrated:
-            traced, self._profile = profiled(self._profile), None
-            count = min(count, PROFILED_STEPS) if self.any_length else count
+            count = count if profile is None else min(count, PROFILED_STEPS)
         count = self._team.decide(count)
         compiled = self._compile(program, *args, steps=count)
         length = (np.int32(count),) if self.any_length else ()
-        with traced:
+        with contextlib.nullcontext() if profile is None else profiled(profile):
             started = time.perf_counter()
             result = jax.block_until_ready(compiled(*args, *length))  # here the host waits
             elapsed_s = time.perf_counter() - started

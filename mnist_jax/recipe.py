@@ -15,7 +15,7 @@ from mnist_jax.steps import Recipe
 def make_recipe(config: Config) -> Recipe:
     """What a step does besides the model and the optimizer."""
     augmentation = Augmentation(config.shift, config.rotation, config.scale)
-    return Recipe(config.normalize, augmentation, config.label_smoothing)
+    return Recipe(config.normalize, augmentation, config.label_smoothing, config.microbatches)
 
 
 def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:

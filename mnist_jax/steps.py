@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.split import Split
 from mnist_jax.metrics import NEVER, MetricSums
+from mnist_jax.microbatches import tree_sum
 from mnist_jax.models import init_params
 
 INIT, SHUFFLE, DROPOUT, AUGMENT = range(4)  # what a key is for
@@ -87,11 +88,14 @@ class Recipe:
         augmentation: distorts the training images.
         label_smoothing: the share of a training label that is spread evenly over all classes
             (Szegedy et al., 2016, section 7).
+        microbatches: equal parts of the batch whose gradients are computed one after the other and
+            summed in one order, whatever the number of devices; a power of two.
     """
 
     normalize: bool = True
     augmentation: Augmentation = Augmentation()
     label_smoothing: float = 0.0
+    microbatches: int = 1
 
 
 def loss_fn(
@@ -141,15 +145,21 @@ def train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     recipe: Recipe = Recipe(),
+    spread: NamedSharding | None = None,
 ) -> tuple[TrainState, MetricSums]:
     """One update, and the metrics of its batch from before the update.
 
     The metrics name this step as not finite if the loss, or any gradient, is NaN or infinite.
     """
     keys = tuple(address_key(root_key, purpose, state.step) for purpose in (DROPOUT, AUGMENT))
-    (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params, batch, keys, model=model, recipe=recipe
-    )
+    if recipe.microbatches == 1:
+        (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, batch, keys, model=model, recipe=recipe
+        )
+    else:
+        loss, sums, grads = _in_microbatches(
+            state.params, batch, keys, model=model, recipe=recipe, spread=spread
+        )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
@@ -158,6 +168,29 @@ def train_step(
         finite &= jnp.all(jnp.isfinite(leaf))
     sums = dataclasses.replace(sums, first_nonfinite=jnp.where(finite, NEVER, step))
     return TrainState(step, params, opt_state), sums
+
+
+def _in_microbatches(params, batch, keys, *, model, recipe, spread):
+    """Mean loss, sums and gradient as of `loss_fn`, but for the draws: each part has its own."""
+
+    def of_part(shared, part, number):
+        params, (dropout, augment), count = shared
+        keys = jax.random.fold_in(dropout, number), jax.random.fold_in(augment, number)
+
+        def loss_share(params):
+            sums = loss_fn(params, part, keys, model=model, recipe=recipe)[1]
+            loss = sums.loss_sum / count
+            return loss, (loss, sums.loss_sum, sums.correct)
+
+        return jax.grad(loss_share, has_aux=True)(params)
+
+    count = jnp.sum(batch["mask"], dtype=jnp.int32)
+    parts = jax.tree.map(lambda x: x.reshape(recipe.microbatches, -1, *x.shape[1:]), batch)
+    shared = params, keys, jnp.maximum(count, 1)
+    grads, (loss, loss_sum, correct) = tree_sum(
+        of_part, shared, parts, None if spread is None else spread.mesh
+    )
+    return loss, MetricSums(loss_sum, correct, count, jnp.full((), NEVER, jnp.int32)), grads
 
 
 def eval_step(
@@ -189,19 +222,18 @@ def take_batch(
     i: jax.Array,
     *,
     batch_size: int,
+    microbatches: int = 1,
     spread: NamedSharding | None = None,
 ) -> Batch:
     """Batch `i` of `split` in the given `order` (None: as it stands), padded and masked.
 
     With `spread` its rows lie on many devices, as many on each, which takes more padding where
-    they do not divide. What is drawn for a row depends on its place in the batch, not on where it
-    lies or on the rows behind it.
+    they do not divide; so do microbatches. What is drawn for a row depends on its place in the
+    batch, not on where it lies or on the rows behind it.
     """
     size = split.label.shape[0]
-    rows = jnp.arange(batch_size, dtype=jnp.int32)
-    if spread is not None:
-        each = -(-batch_size // spread.num_devices)
-        rows = jnp.arange(each * spread.num_devices, dtype=jnp.int32)
+    parts = max(microbatches, 1 if spread is None else spread.num_devices)
+    rows = jnp.arange(-(-batch_size // parts) * parts, dtype=jnp.int32)
     place = i * batch_size + rows
     mask = place < size
     if len(rows) > batch_size:
@@ -250,8 +282,17 @@ def train_steps(
 
     def body(i, carry):
         state, sums = carry
-        batch = take_batch(split, order, first + i, batch_size=batch_size, spread=spread)
-        state, step_sums = train_step(state, batch, root_key, model=model, tx=tx, recipe=recipe)
+        batch = take_batch(
+            split,
+            order,
+            first + i,
+            batch_size=batch_size,
+            microbatches=recipe.microbatches,
+            spread=spread,
+        )
+        state, step_sums = train_step(
+            state, batch, root_key, model=model, tx=tx, recipe=recipe, spread=spread
+        )
         return state, sums.merge(step_sums)
 
     return lax.fori_loop(0, steps, body, (state, sums))

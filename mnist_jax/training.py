@@ -135,6 +135,12 @@ def _fit(
     started: float,
 ) -> Result:
     layout = Layout.over(devices.select_devices(device, config.devices), config.seeds)
+    parts, count = config.microbatches, len(layout.devices)
+    if parts > 1 and config.seeds is None and parts % count:
+        raise UsageError(
+            f"microbatches is {parts}, which {count} devices do not divide; change --microbatches "
+            "or --devices"
+        )
     dtype = devices.compute_dtype(config.precision, device)
     if config.tensorboard:
         runs.summary_writer()  # its absence is better found before a folder is made

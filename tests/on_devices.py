@@ -169,6 +169,14 @@ def runs(folder: Path) -> dict[str, list[dict]]:
     return found
 
 
+def in_microbatches(config: Config) -> list[bool]:
+    """Whether 8 devices, and 2 and 4, train to the bits of one, each batch in eight parts."""
+    config = dataclasses.replace(config, microbatches=8)
+    many = (8,) if config.model == "cnn" else (8, 2, 4)  # which takes half a minute to compile
+    one, *others = (jax.tree.leaves(Training(config, n).after(12)) for n in (1, *many))
+    return [all(map(np.array_equal, one, other)) for other in others]
+
+
 def main() -> None:
     small = {"dataset": "digits", "batch_size": 36, "hidden_sizes": (16,)}  # 36 over 8: 4 idle rows
     configs = {
@@ -182,6 +190,7 @@ def main() -> None:
             one, many = Training(config, 1), Training(config, 8)
             found["collectives"][name] = many.collectives()
             found["gradients"][name] = apart(one.first_gradients(), many.first_gradients())
+        found["in microbatches"] = [in_microbatches(config) for config in configs.values()]
         found["plain"] = [a == b for a, b in map(plain_text, configs.values())]
         with jax.enable_x64(True):
             for name in ("logistic", "mlp"):

@@ -37,6 +37,7 @@ def test_flags_reach_the_config_in_either_spelling():
     assert parse("--hidden_sizes", "64", "32", "--model=mlp").hidden_sizes == (64, 32)
     assert parse("--steps_per_call=7").steps_per_call == 7
     assert parse("--steps_per_call=auto").steps_per_call == "auto"
+    assert parse("--profile=x", "--profile_steps", "3", "9").profile_steps == (3, 9)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,10 @@ def test_flags_reach_the_config_in_either_spelling():
         (["--model=mlp", "--hidden_sizes"], "^--hidden_sizes has no value; allowed is whole numb"),
         (["--normalize=false"], "takes no value; write --normalize or --no_normalize"),
         (["--seed", "1", "2"], "^'2' belongs to no flag"),
+        (
+            ["--profile=x", "--profile_steps", "3"],
+            "^--profile_steps is '3'; allowed is two whole n",
+        ),
         (["cnn"], "^'cnn' belongs to no flag"),
         (["--model=CNNN"], "did you mean cnn"),
         (["--learning_rate=nan"], "learning_rate is nan; allowed is any finite number above 0"),

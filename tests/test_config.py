@@ -49,6 +49,10 @@ def test_config_is_frozen():
         ("seed", 2**32, "0 to 4294967295"),
         ("max_steps", 0, "1 or more"),
         ("steps_per_call", 0, "1 or more"),
+        ("microbatches", 0, "a power of two, 1 to 100, the --batch_size"),
+        ("microbatches", 6, "a power of two"),
+        ("microbatches", 128, "1 to 100"),
+        ("profile_steps", (1, 2), "needs --profile=DIR"),
         ("steps_per_call", -5, "1 or more"),
         ("dropout", 1.0, "less than 1"),
         ("dropout", math.nan, "less than 1"),
@@ -72,6 +76,12 @@ def test_a_value_that_is_not_allowed_is_refused_with_what_is(field, value, messa
     with pytest.raises(UsageError, match=message) as caught:
         Config(**{field: value})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("window", [(0, 2), (3, 2), (1,), (1, 2.0), 5])
+def test_a_window_that_cannot_be_profiled_is_refused(window):
+    with pytest.raises(UsageError, match="two whole numbers, 1 or more, the first not above"):
+        Config(profile=Path("trace"), profile_steps=window)
 
 
 def test_options_a_model_does_not_have_are_refused():

@@ -53,6 +53,10 @@ def test_every_example_counts_once_however_many_devices(found):
         assert tests[0][0] == 300
 
 
+def test_microbatches_give_the_same_bits_on_any_number_of_devices(found):
+    assert found["in microbatches"] == [[True] * 3, [True] * 3, [True]]
+
+
 def test_one_device_runs_the_plain_program(found):
     assert found["plain"] == [True] * 3
 

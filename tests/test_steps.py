@@ -217,24 +217,56 @@ def test_the_root_key_fixes_the_first_state():
     assert not np.array_equal(state.params["logits"]["kernel"], other["logits"]["kernel"])
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_in_microbatches_the_gradient_is_that_of_the_whole_batch(parts):
+    """Of a batch that they do not divide, with a row that counts for nothing."""
+    model, split = models.MLP(hidden_sizes=(32, 16)), jax.device_put(make_split(BATCH_SIZE + 1))
+    take = partial(steps.take_batch, split, None, 0, batch_size=BATCH_SIZE + 1)
+    after = {}
+    for count in (1, parts):
+        recipe, batch = steps.Recipe(microbatches=count), take(microbatches=count)
+        assert len(batch["label"]) % count == 0
+        batch["mask"] = batch["mask"].at[1].set(False)
+        step = jax.jit(partial(steps.train_step, model=model, tx=optax.sgd(1.0), recipe=recipe))
+        after[count] = step(initial(model, optax.sgd(1.0)), batch, ROOT)
+    assert_close(after[parts], after[1])
+    assert after[1][1].count == BATCH_SIZE
+
+
+def test_each_microbatch_has_draws_of_its_own():
+    model, tx = MODELS["mlp"], optax.sgd(1.0)
+    batch = make_batch(jax.device_put(make_split(1)), np.zeros(2, int))  # one image twice
+    recipe = steps.Recipe(microbatches=2)
+
+    def moved(batch):
+        step = jax.jit(partial(steps.train_step, model=model, tx=tx, recipe=recipe))
+        return jax.tree.leaves(step(initial(model, tx), batch, ROOT)[0].params)
+
+    halves = [moved({**batch, "mask": np.arange(2) == row}) for row in (0, 1)]
+    assert not all(map(np.array_equal, *halves))
+
+
 # --- An epoch's batches
 
 
+@pytest.mark.parametrize("parts", [1, 8])
 @pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (12, 4), (3, 4), (101, 100), (7, 1)])
-def test_an_epoch_visits_every_example_once_the_last_smaller_batch_included(size, batch_size):
+def test_an_epoch_visits_every_example_once_the_last_smaller_batch_included(
+    size, batch_size, parts
+):
     split, order = make_split(size), order_of(3, size)
     count = steps.num_batches(size, batch_size)
     assert (count - 1) * batch_size < size <= count * batch_size
-    take = jax.jit(partial(steps.take_batch, batch_size=batch_size))
+    take = jax.jit(partial(steps.take_batch, batch_size=batch_size, microbatches=parts))
     visited = []
     for i in range(count):
         batch = take(split, order, i)
-        assert batch["image"].shape == (batch_size, 28, 28, 1)
+        assert batch["image"].shape == (-(-batch_size // parts) * parts, 28, 28, 1)
         assert batch["image"].dtype == jnp.uint8
         index = batch["image"][:, 0, 0, 0][batch["mask"]]
         np.testing.assert_array_equal(batch["label"][batch["mask"]], split.label[index])
         np.testing.assert_array_equal(batch["image"][batch["mask"]], split.image[index])
-        assert np.all(batch["mask"]) or i == count - 1
+        assert np.all(batch["mask"][:batch_size]) or i == count - 1
         visited += index.tolist()
     assert visited == order.tolist()
     assert sorted(visited) == list(range(size))

@@ -1,5 +1,6 @@
 """Steps timed in this process and in others, and what cannot be timed."""
 
+import sys
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from benchmarks import launch, memory, results, step
 from benchmarks.peer_workers import job as jobs
 from benchmarks.peer_workers import ours
-from mnist_jax import devices
+from mnist_jax import devices, profiling
 
 
 def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
@@ -34,6 +35,16 @@ def test_every_case_is_timed(tmp_path: Path, monkeypatch, capsys):
     assert all(len(b.samples_s) == 2 for b in found)
     assert found[0].details["peak_bytes"] > found[0].details["program_bytes"] > 47e6
     assert "images/s" in out
+
+
+def test_a_step_can_be_spread_over_devices(tmp_path: Path):
+    file = tmp_path / "step.json"
+    words = ["--model=logistic", "--what=train", "--repeats=2", "--devices=all"]
+    variables = {**launch.ON_CPU, "JAX_NUM_CPU_DEVICES": "2"}
+    python = Path(sys.executable)
+    launch.run(python, ["-m", "benchmarks.step", *words, f"--output={file}"], variables)
+    modes = [b.mode for b in results.read(file).benchmarks]
+    assert modes == [f"{mode}, 2 devices" for mode in (ours.MANY, ours.ONE)]
 
 
 def test_launches_are_processes_of_their_own(tmp_path: Path, monkeypatch, capsys):
@@ -73,6 +84,7 @@ def test_a_precision_that_the_device_lacks_is_left_out(monkeypatch, capsys):
     [
         (["--model=resnet"], 2, "resnet"),
         (["--batch_size=0"], 2, "batch_size is 0; allowed is 1 or more"),
+        (["--devices=9999"], 6, "devices is 9999; JAX finds"),
         (["--output=/proc/step.json"], 6, "cannot write /proc/step.json"),
         (["--profile=/proc/trace", "--model=logistic"], 6, "cannot write /proc/trace"),
     ],
@@ -86,10 +98,11 @@ def test_mistakes_are_answered_before_anything_is_measured(
 
 
 def test_a_step_can_be_profiled(tmp_path: Path, monkeypatch, capsys):
-    words = ["--model=logistic", "--what=train", "--mode=many", "--repeats=1"]
+    words = ["--model=logistic", "--what=train", "--mode=many", "--repeats=1", "--profile_steps=7"]
     status, out, _ = run(monkeypatch, capsys, *words, f"--profile={tmp_path / 'trace'}")
     assert status == 0
     assert "costliest operations" in out
+    assert {found.times % 7 for found in profiling.costliest(tmp_path / "trace")} == {0}
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 

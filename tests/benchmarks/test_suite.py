@@ -140,7 +140,8 @@ def test_words_make_the_same_options():
     assert cli.parse(time_to_accuracy.Options, words, prog="", description="") == options
 
 
-def test_the_trace_of_a_run_is_that_of_some_calls_and_changes_nothing(data_dir, tmp_path):
+@pytest.mark.parametrize("window", [None, (3, 9), (8, 500)])
+def test_the_trace_of_a_run_is_that_of_some_calls_and_changes_nothing(window, data_dir, tmp_path):
     from mnist_jax import fit, profiling
 
     runs = []
@@ -151,6 +152,7 @@ def test_the_trace_of_a_run_is_that_of_some_calls_and_changes_nothing(data_dir, 
             data_dir=data_dir,
             epochs=2,
             profile=profile,
+            profile_steps=window if profile else None,
             workdir=tmp_path / f"run-{len(runs)}",
         )
         runs.append(fit(config).record["params_sha256"])
@@ -159,5 +161,8 @@ def test_the_trace_of_a_run_is_that_of_some_calls_and_changes_nothing(data_dir, 
     assert 1 <= len(found) <= 10
     assert found == sorted(found, key=lambda operation: -operation.total_s)
     assert all(0 < operation.share < 1 for operation in found)
+    if window is not None:  # inside the window, which ends with the epoch of 15 steps at the latest
+        steps = min(window[1], 15) - window[0] + 1
+        assert {operation.times % steps for operation in found} == {0}
     with pytest.raises(profiling.DataError, match="holds no trace"):
         profiling.costliest(tmp_path / "run-0")

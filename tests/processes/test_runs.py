@@ -70,6 +70,14 @@ def test_as_many_images_are_right_as_in_one_process(count, alone, request):
     assert alone["test_accuracy"] > 0.8
 
 
+def test_in_microbatches_the_parameters_are_those_of_one_process(config, flags, tmp_path):
+    fields = {"microbatches": 4, "max_steps": 20}
+    alone = fit(dataclasses.replace(config, workdir=tmp_path / "alone", **fields)).record
+    words = [f"--{name}={value}" for name, value in fields.items()]
+    workdir, _ = undisturbed(2, (*flags, *words), tmp_path)
+    assert several.record(workdir)["params_sha256"] == alone["params_sha256"]
+
+
 def test_only_process_0_shows_and_writes(two):
     workdir, (first, second) = two
     assert first.out.count("\n") >= EPOCHS and "test accuracy" in first.out
