@@ -75,7 +75,7 @@ class Options(launch.DataOptions):
     """Let every part measure all that it does by default, which takes half an hour or more."""
 
 
-def plan(options: Options, data: dict[str, Any], platform: str) -> dict[str, list[Any]]:
+def plan(options: Options, data: dict[str, Any], platform: Any) -> dict[str, list[Any]]:
     """What each part is asked to do: the options of one or several of its commands."""
     small: Any = tuple(m for m in options.model if options.full or m != "cnn" or platform != "cpu")
     common: dict[str, Any] = {"platform": options.platform, "repeats": options.repeats}
@@ -87,9 +87,17 @@ def plan(options: Options, data: dict[str, Any], platform: str) -> dict[str, lis
     if slow:
         launches: dict[str, Any] = {"launches": min(2, options.launches), "mode": ("many",)}
         timed.append(step.Options(model=slow, **launches, **common))
+    swept = [batch_size.Options(model=small, **sweep, **common)]
+    if platform != "cpu":  # where a large batch of the CNN would take a CPU minutes
+        both: Any = tuple(m for m in small if m != "cnn")
+        alone: Any = tuple(m for m in small if m not in both)
+        swept = [
+            batch_size.Options(model=both, platforms=("cpu", platform), **sweep, **common),
+            batch_size.Options(model=alone, **sweep, **common),
+        ]
     return {
         "step": timed,
-        "batch_size": [batch_size.Options(model=small, **sweep, **common)],
+        "batch_size": swept,
         "ledger": [ledger.Options(**trains, repeats=3)],
         "input": [input.Options(model=small, **common)],
         "roofline": [roofline.Options(model=options.model, **common)],

@@ -18,6 +18,7 @@ from rich.table import Table
 from benchmarks import launch, step
 from benchmarks.results import Benchmark, Recorder, Results
 from mnist_jax import devices, environment
+from mnist_jax.devices import Layout
 
 SATURATED = 0.9  # of the highest throughput
 
@@ -40,7 +41,7 @@ def measure(options: Options) -> None:
     for device in found:
         for job in step.jobs_of(options, ("many",), ("train",)):
             with step.left_out_if_impossible(recorder, f"{step.describe(job)}, {device.platform}"):
-                for benchmark in step.time_job(job, device, platform=device.platform):
+                for benchmark in step.time_job(job, Layout((device,)), platform=device.platform):
                     recorder.add(benchmark)
             recorder.write()
     launch.show(report(recorder.found))

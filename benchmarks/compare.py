@@ -37,7 +37,7 @@ MIN_LAUNCHES = 5  # of either side; with fewer, no order of them is rare enough
 SIGNIFICANT = 0.05
 RESAMPLES = 10_000
 MUST_AGREE = ("model", "batch_size", "precision")
-IGNORED = ("command", "date", "left_out")  # of the context
+IGNORED = ("command", "date", "left_out", "harness_overhead_s")  # of the context
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

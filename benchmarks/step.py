@@ -27,10 +27,10 @@ from benchmarks.peer_workers import job as jobs
 from benchmarks.peer_workers import ours
 from benchmarks.results import Benchmark, Recorder, Results
 from mnist_jax import cli, devices, environment
+from mnist_jax.devices import Layout
 from mnist_jax.errors import DeviceError, UsageError
 from mnist_jax.profiling import costliest, make_folder, profiled, show_costliest
 
-PROFILED_STEPS = 20
 FEW = 5  # samples, below which no interval is shown
 TRAIN, EVALUATION = "train_step", "evaluation"
 MODES = {"many": ours.MANY, "one": ours.ONE}
@@ -44,12 +44,16 @@ class Options(launch.Options):
     """Steps a call of the program: many, or one."""
     what: tuple[Literal["train", "eval"], ...] = ("train", "eval")
     """A training step, the evaluation of 10,000 images, or both."""
+    devices: int | Literal["all"] = 1
+    """How many of the platform's devices a batch is spread over: a whole number or all."""
     launches: int = 1
     """Processes that measure each case, one after the other. python -m benchmarks.compare judges
     files of 5 or more."""
     profile: Path | None = None
-    """Also write a trace of 20 training steps into this folder, for TensorBoard or Perfetto, and
+    """Also write a trace of some training steps into this folder, for TensorBoard or Perfetto, and
     list the ten costliest operations. None: do not."""
+    profile_steps: int = 20
+    """Steps of that trace, after as many that are not in it."""
 
 
 def jobs_of(options: launch.Options, modes: tuple[str, ...], what: tuple[str, ...]) -> list[Any]:
@@ -102,12 +106,18 @@ def describe(job: jobs.Job) -> str:
     return f"{job.model}, batch {job.batch_size}, {job.precision}, {job.mode}"
 
 
-def time_job(job: jobs.Job, device: jax.Device, **details: Any) -> list[Benchmark]:
-    """The benchmarks of one job, in this process."""
-    memory = {}
+def spread_over(job: jobs.Job, layout: Layout) -> jobs.Job:
+    """The job by the name that it has on these devices."""
+    count = len(layout.devices)
+    return job if count == 1 else dataclasses.replace(job, mode=f"{job.mode}, {count} devices")
+
+
+def time_job(job: jobs.Job, layout: Layout, **details: Any) -> list[Benchmark]:
+    """The benchmarks of one job on these devices, in this process."""
+    memory, device = {}, layout.devices[0]
 
     def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
-        workload = ours.make(job, data, device)
+        workload = ours.make(job, data, layout=layout)
         memory["temporaries_bytes"] = workload.analysis.temp_size_in_bytes
         memory["program_bytes"] = ours.needed_bytes(workload.analysis)
         return workload
@@ -121,7 +131,8 @@ def time_job(job: jobs.Job, device: jax.Device, **details: Any) -> list[Benchmar
             more = {"steps_per_sample": times.steps_per_sample, **details}
             if what == "train":
                 more |= memory | {"peak_bytes": _peak_bytes(device, answer["peak_rss_bytes"])}
-            found = Benchmark.of(times.samples_s, times.warmup_s, details=more, **named(job, name))
+            names = named(spread_over(job, layout), name)
+            found = Benchmark.of(times.samples_s, times.warmup_s, details=more, **names)
             made.append(found)
     return made
 
@@ -140,10 +151,11 @@ def measure(options: Options) -> None:
         recorder = relaunched(options)
     else:
         device = devices.select_device(options.platform)
+        layout = Layout.over(devices.select_devices(device, options.devices))
         recorder = Recorder(options.output, environment.describe(device))
         for job in jobs_of(options, options.mode, options.what):
-            with left_out_if_impossible(recorder, describe(job)):
-                for benchmark in time_job(job, device):
+            with left_out_if_impossible(recorder, describe(spread_over(job, layout))):
+                for benchmark in time_job(job, layout):
                     recorder.add(benchmark)
             recorder.write()
     launch.show(report(recorder.found))
@@ -190,15 +202,17 @@ def relaunched(options: Options) -> Recorder:
 
 
 def trace(options: Options, folder: Path) -> None:
-    """Profiles 20 steps of the first case, after as many that are not."""
+    """Profiles the steps of the first case, after as many that are not."""
+    count = options.profile_steps
     device = devices.select_device(options.platform)
+    layout = Layout.over(devices.select_devices(device, options.devices))
     job = jobs_of(options, options.mode, ("train",))[0]
     with jax.default_matmul_precision(devices.MATMUL_PRECISION[job.precision]):
-        workload = ours.make(job, jobs.make_data(job), device)
-        state = jax.block_until_ready(workload.train(workload.state, PROFILED_STEPS))
+        workload = ours.make(job, jobs.make_data(job), layout=layout)
+        state = jax.block_until_ready(workload.train(workload.state, count))
         with profiled(folder):
-            jax.block_until_ready(workload.train(state, PROFILED_STEPS))
-    print(f"{describe(job)}, {PROFILED_STEPS} steps, traced in {folder}")
+            jax.block_until_ready(workload.train(state, count))
+    print(f"{describe(spread_over(job, layout))}, {count} steps, traced in {folder}")
     show_costliest(costliest(folder), Console())
 
 

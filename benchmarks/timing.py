@@ -2,9 +2,9 @@
 
 A sample is one reading of the clock around a call that runs several steps, plus the wait until
 all of its outputs exist. How many steps is settled while warming up, so that a sample lasts at
-least 10 ms: the clock's own 0.1 µs or so is then below a hundred-thousandth of it, and is not
-subtracted. Compilation and whatever else only the first calls pay falls into the warm-up, whose
-times are kept apart. No sample is ever dropped.
+least 10 ms: what the harness itself takes (`overhead_s`, 0.1 µs or so) is then below a
+ten-thousandth of it, and is not subtracted. Compilation and whatever else only the first calls pay
+falls into the warm-up, whose times are kept apart. No sample is ever dropped.
 
 Needs NumPy and nothing else, so that it runs inside every framework's process.
 """
@@ -121,6 +121,12 @@ def measure(
             warmup += samples_s
             steps, samples_s, spent_s = more, [], 0.0
     return Timing(warmup, samples_s, steps), state
+
+
+def overhead_s(samples: int = 1000) -> float:
+    """What the harness itself takes of a sample, in seconds: the median of samples of nothing."""
+    times, _ = measure(lambda _, steps: _, None, sync=bool, samples=samples, min_sample_s=0.0)
+    return float(np.median(times.samples_s))
 
 
 class Summary(NamedTuple):

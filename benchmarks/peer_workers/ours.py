@@ -125,6 +125,8 @@ def make(
     root_key = jax.random.wrap_key_data(key_data)
     first, sums = np.int32(0), MetricSums.zeros()
     epoch = max(1, job.train_size // job.batch_size)
+    # Of several calls under way the devices of a CPU would each wait in another, for ever.
+    virtual = device.platform == "cpu" and len(layout.devices) > 1
 
     def many(state: steps.TrainState, count: int) -> steps.TrainState:
         for done in range(0, count, epoch):
@@ -136,6 +138,8 @@ def make(
         for i in range(count):
             place = np.int32(i % epoch)
             state, _ = train_steps(state, sums, split, order, root_key, place, count=1)
+            if virtual:
+                jax.block_until_ready(state)
         return state
 
     def evaluate(state: steps.TrainState, batches: int) -> MetricSums:
