@@ -88,8 +88,8 @@ def plan(options: Options, data: dict[str, Any], platform: Any) -> dict[str, lis
         launches: dict[str, Any] = {"launches": min(2, options.launches), "mode": ("many",)}
         timed.append(step.Options(model=slow, **launches, **common))
     swept = [batch_size.Options(model=small, **sweep, **common)]
-    if platform != "cpu":  # where a large batch of the CNN would take a CPU minutes
-        both: Any = tuple(m for m in small if m != "cnn")
+    if platform != "cpu":
+        both: Any = tuple(m for m in small if m != "cnn")  # of which a CPU needs minutes
         alone: Any = tuple(m for m in small if m not in both)
         swept = [
             batch_size.Options(model=both, platforms=("cpu", platform), **sweep, **common),

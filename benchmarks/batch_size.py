@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
+import jax
 from rich import box
 from rich.table import Table
 
@@ -36,15 +37,20 @@ class Options(launch.Options):
 def measure(options: Options) -> None:
     """Sweeps every network on every platform, prints the tables and writes the file."""
     platforms = options.platforms or (options.platform,)
-    found = [devices.select_device(platform) for platform in platforms]
-    recorder = Recorder(options.output, environment.describe(found[-1]))
-    for device in found:
-        for job in step.jobs_of(options, ("many",), ("train",)):
-            with step.left_out_if_impossible(recorder, f"{step.describe(job)}, {device.platform}"):
-                for benchmark in step.time_job(job, Layout((device,)), platform=device.platform):
-                    recorder.add(benchmark)
-            recorder.write()
+    recorder = Recorder(options.output, environment.describe(devices.select_device(platforms[-1])))
+    for platform in platforms:
+        with step.left_out_if_impossible(recorder, platform):
+            sweep(options, devices.select_device(platform), recorder)
     launch.show(report(recorder.found))
+
+
+def sweep(options: Options, device: jax.Device, recorder: Recorder) -> None:
+    """Measures all on one device."""
+    for job in step.jobs_of(options, ("many",), ("train",)):
+        with step.left_out_if_impossible(recorder, f"{step.describe(job)}, {device.platform}"):
+            for benchmark in step.time_job(job, Layout((device,)), platform=device.platform):
+                recorder.add(benchmark)
+        recorder.write()
 
 
 def saturation(sweep: Sequence[Benchmark]) -> int:

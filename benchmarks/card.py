@@ -40,7 +40,6 @@ def markdown(context: Mapping[str, Any], reports: Mapping[str, list[Table | str]
         f"- command: `{' '.join(context['command'])}`",
         f"- date: {context['date']}",
         f"- data set: {context['dataset']}",
-        f"- harness: {1e6 * context['harness_overhead_s']:.2g} µs of a sample of 10 ms or more",
         "",
         "Times are medians; every sample stands in `results.json`. What each number means, and "
         "what is inside the clock: docs/benchmarks.md of the repository.",

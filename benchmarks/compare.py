@@ -7,15 +7,15 @@ Benchmarks of the same name, network, batch size, precision and mode are set sid
 of B's time to A's, by the medians of their launches. Times drift more between processes than within
 one, so launches are what is resampled and permuted, never the samples in them; a file of fewer than
 `MIN_LAUNCHES` is shown without a verdict. B is slower where the ratio exceeds 1 + threshold and no
-chance order of the launches explains it (a permutation test of the difference between the mean
-logarithms, at 5 %).
+chance order of the launches explains it (the exact test of Wilcoxon, 1945, and Mann and Whitney,
+1947, at 5 %: it asks for the launches' ranks, so that one which something else disturbed counts as
+one, however far out it lies).
 
 --run makes both files: it starts each command `--launches` times in turn, A B B A A B …, in a
 shell, with --output=FILE added, and keeps the files in --folder.
 """
 
 import dataclasses
-import itertools
 import math
 import subprocess
 import sys
@@ -34,10 +34,11 @@ from benchmarks.results import Benchmark, Results
 from mnist_jax.errors import UsageError, WorseError
 
 MIN_LAUNCHES = 5  # of either side; with fewer, no order of them is rare enough
+LAUNCHES = 7  # so many, that one of either side may be disturbed
 SIGNIFICANT = 0.05
 RESAMPLES = 10_000
 MUST_AGREE = ("model", "batch_size", "precision")
-IGNORED = ("command", "date", "left_out", "harness_overhead_s")  # of the context
+IGNORED = ("command", "date", "left_out")  # of the context
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Options:
     """Two result files, A and B."""
     run: tuple[str, ...] | None = None
     """Two commands that measure, each in quotes, in place of the files."""
-    launches: int = MIN_LAUNCHES
+    launches: int = LAUNCHES
     """How often --run starts each command."""
     folder: Path | None = None
     """Folder where --run leaves A.json and B.json. None: nowhere."""
@@ -97,7 +98,7 @@ def decide(
     rng = np.random.default_rng(0)
     drawn = [np.median(rng.choice(log, (RESAMPLES, len(log))), axis=1) for log in logs]
     low, high = np.exp(np.quantile(drawn[1] - drawn[0], (0.025, 0.975)))
-    p, word = permutation_p(*logs), "same"
+    p, word = rank_p(a, b), "same"
     if min(len(a), len(b)) < MIN_LAUNCHES:
         word = "few"
     elif p < significant and ratio > 1 + threshold:
@@ -107,21 +108,12 @@ def decide(
     return Verdict(ratio, (float(low), float(high)), p, word)
 
 
-def permutation_p(a: np.ndarray, b: np.ndarray) -> float:
-    """The share of all ways to deal the values to two sides whose means lie as far apart.
+def rank_p(a: Sequence[float], b: Sequence[float]) -> float:
+    """How often a chance order would set the ranks of two sides as far apart, either way."""
+    from scipy.stats import mannwhitneyu
 
-    All of them where there are few, else as many by chance (Fisher, 1935).
-    """
-    values, n = np.concatenate([a, b]), len(a)
-    if math.comb(len(values), n) <= RESAMPLES:
-        dealt = np.array(list(itertools.combinations(range(len(values)), n)))
-    else:
-        rng = np.random.default_rng(0)
-        dealt = np.array([rng.permutation(len(values))[:n] for _ in range(RESAMPLES)])
-    means = values[dealt].mean(axis=1)
-    rest = (values.sum() - n * means) / (len(values) - n)
-    apart = abs(a.mean() - b.mean())
-    return float(np.mean(np.abs(means - rest) >= apart * (1 - 1e-9)))
+    tied = len({*a, *b}) < len(a) + len(b)
+    return float(mannwhitneyu(a, b, method="auto" if tied else "exact").pvalue)
 
 
 def check_alike(a: Results, b: Results) -> None:

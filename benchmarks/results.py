@@ -3,9 +3,9 @@
     {"version": 1, "context": {...}, "benchmarks": [{"name": ..., "samples_s": [...], ...}],
      "tables": {"memory": [{...}, ...]}}
 
-`context` is the environment, the command, and what the harness takes of a sample. What was timed
-stands in `benchmarks`, a `Benchmark` each: one schema, by which the writer writes and the reader
-checks. What was counted stands in `tables`, by the part that counted it, a plain object a row.
+`context` is the environment and the command. What was timed stands in `benchmarks`, a `Benchmark`
+each: one schema, by which the writer writes and the reader checks. What was counted stands in
+`tables`, by the part that counted it, a plain object a row.
 """
 
 import dataclasses
@@ -172,8 +172,7 @@ class Recorder:
             check_writable(output)
         self.output = output
         command = [Path(sys.argv[0]).stem, *sys.argv[1:]]
-        harness = {"harness_overhead_s": timing.overhead_s()}
-        self.context = {"command": command, "left_out": {}, **harness, **context}
+        self.context = {"command": command, "left_out": {}, **context}
         self.benchmarks: list[Benchmark] = []
         self.tables: dict[str, list[dict[str, Any]]] = {}
 

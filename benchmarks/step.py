@@ -52,7 +52,7 @@ class Options(launch.Options):
     profile: Path | None = None
     """Also write a trace of some training steps into this folder, for TensorBoard or Perfetto, and
     list the ten costliest operations. None: do not."""
-    profile_steps: int = 20
+    traced_steps: int = 20
     """Steps of that trace, after as many that are not in it."""
 
 
@@ -131,6 +131,7 @@ def time_job(job: jobs.Job, layout: Layout, **details: Any) -> list[Benchmark]:
             more = {"steps_per_sample": times.steps_per_sample, **details}
             if what == "train":
                 more |= memory | {"peak_bytes": _peak_bytes(device, answer["peak_rss_bytes"])}
+                more["harness_s"] = answer["harness_s"]
             names = named(spread_over(job, layout), name)
             found = Benchmark.of(times.samples_s, times.warmup_s, details=more, **names)
             made.append(found)
@@ -203,7 +204,7 @@ def relaunched(options: Options) -> Recorder:
 
 def trace(options: Options, folder: Path) -> None:
     """Profiles the steps of the first case, after as many that are not."""
-    count = options.profile_steps
+    count = options.traced_steps
     device = devices.select_device(options.platform)
     layout = Layout.over(devices.select_devices(device, options.devices))
     job = jobs_of(options, options.mode, ("train",))[0]
@@ -231,7 +232,17 @@ def report(found: Results) -> list[Table | str]:
         names = case.name, case.model, str(case.batch_size), case.precision, case.mode
         doubt = "unstable" if case.warning else ""
         table.add_row(*names, *numbers, f"{images(case) / case.median_s:,.0f}", doubt)
-    return [table, *left_out(found)]
+    return [table, *harness_share(found.benchmarks), *left_out(found)]
+
+
+def harness_share(benchmarks: Sequence[Benchmark]) -> list[str]:
+    """A line on how much of a training step's sample the harness itself takes, at most."""
+    shares = [
+        b.details["harness_s"] / (b.median_s * b.details["steps_per_sample"])
+        for b in benchmarks
+        if "harness_s" in b.details
+    ]
+    return [f"the harness takes at most {100 * max(shares):.2g} % of a sample"] if shares else []
 
 
 def left_out(found: Results) -> list[str]:

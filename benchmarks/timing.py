@@ -2,8 +2,8 @@
 
 A sample is one reading of the clock around a call that runs several steps, plus the wait until
 all of its outputs exist. How many steps is settled while warming up, so that a sample lasts at
-least 10 ms: what the harness itself takes (`overhead_s`, 0.1 µs or so) is then below a
-ten-thousandth of it, and is not subtracted. Compilation and whatever else only the first calls pay
+least 10 ms: of it the harness itself (`overhead_s`) takes some microseconds, which are measured and
+not subtracted. Compilation and whatever else only the first calls pay
 falls into the warm-up, whose times are kept apart. No sample is ever dropped.
 
 Needs NumPy and nothing else, so that it runs inside every framework's process.
@@ -123,9 +123,15 @@ def measure(
     return Timing(warmup, samples_s, steps), state
 
 
-def overhead_s(samples: int = 1000) -> float:
-    """What the harness itself takes of a sample, in seconds: the median of samples of nothing."""
-    times, _ = measure(lambda _, steps: _, None, sync=bool, samples=samples, min_sample_s=0.0)
+def overhead_s(state: Any, sync: Callable[[Any], Any], samples: int = 1000) -> float:
+    """What the harness itself takes of a sample, in seconds: the median of samples of no steps.
+
+    Args:
+        state: what `measure` was given, with everything in it computed.
+        sync: as for `measure`.
+        samples: how many.
+    """
+    times, _ = measure(lambda state, _: state, state, sync=sync, samples=samples, min_sample_s=0.0)
     return float(np.median(times.samples_s))
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.trust --output FILE
 
 Half of the comparisons set a command against itself, the other half against the same with a
-training step made a tenth slower on purpose. Each comparison starts either command five times, in
+training step made a tenth slower on purpose. Each comparison starts either command seven times, in
 turn. Wanted: at least 19 of 20 slow-downs found, at most one alarm in 20 without.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import compare, launch
+from benchmarks import compare, launch, results
 from benchmarks.results import Recorder
 from mnist_jax import environment
 from mnist_jax.errors import WorseError
@@ -34,24 +34,36 @@ class Options:
     """Share by which that step is made slower."""
     comparisons: int = 20
     """Comparisons with the slower step, and as many without."""
-    launches: int = compare.MIN_LAUNCHES
+    launches: int = compare.LAUNCHES
     """Processes on either side of a comparison."""
     threshold: float = 0.05
     """Share by which a step may be slower, as in benchmarks.compare."""
     repeats: int = 10
     """Samples in each process."""
+    again: Path | None = None
+    """Measure nothing, and judge what is in this file again, as benchmarks.compare does now."""
 
     def __post_init__(self):
         launch.check_options(self)
 
 
 def measure(options: Options) -> None:
-    """Makes all comparisons, the two kinds in turn; writes the file after each.
+    """Makes all comparisons, the two kinds in turn; writes the file after each, or judges again.
 
     Raises:
         WorseError: fewer slow-downs were found, or more alarms raised, than is wanted.
     """
-    recorder = Recorder(options.output, environment.describe(jax.devices()[0]))
+    here = environment.describe(jax.devices()[0])
+    if options.again is not None:
+        found = results.read(options.again)
+        judged = {"judged_by_commit": here["git_commit"]}
+        recorder = Recorder(options.output, found.context | judged)
+        for row in found.tables["trust"]:
+            verdict = compare.decide(row["a_s"], row["b_s"], options.threshold)
+            recorder.row("trust", **row | verdict._asdict())
+        recorder.write()
+        return conclude(recorder, options.slow_down)
+    recorder = Recorder(options.output, here)
     flags = f"--model {options.model} --mode many --what train --repeats={options.repeats}"
     worker = f"{sys.executable} -m benchmarks.peer_workers.slowed"
     plain, slowed = (f"{worker} {share} {flags}" for share in (0.0, options.slow_down))
@@ -66,15 +78,25 @@ def measure(options: Options) -> None:
             recorder.row("trust", planted=planted, **verdict._asdict(), **times)
             launch.say(f"{number + 1}, {'slowed' if planted else 'alike'}: {verdict}")
             recorder.write()
+    return conclude(recorder, options.slow_down)
+
+
+def conclude(recorder: Recorder, slow_down: float) -> None:
+    """Counts what was found.
+
+    Raises:
+        WorseError: too few slow-downs, or too many alarms.
+    """
     rows = recorder.tables["trust"]
+    comparisons = sum(row["planted"] for row in rows)
     counts = {
         True: sum(row["word"] == "slower" for row in rows if row["planted"]),
         False: sum(row["word"] != "same" for row in rows if not row["planted"]),
     }
-    print(f"slow-downs of {options.slow_down:.0%} found: {counts[True]} of {options.comparisons}")
-    print(f"alarms without one: {counts[False]} of {options.comparisons}")
-    few = counts[True] < math.floor(FOUND * options.comparisons)
-    if few or counts[False] > math.ceil(ALARMS * options.comparisons):
+    print(f"slow-downs of {slow_down:.0%} found: {counts[True]} of {comparisons}")
+    print(f"alarms without one: {counts[False]} of {comparisons}")
+    few = counts[True] < math.floor(FOUND * comparisons)
+    if few or counts[False] > math.ceil(ALARMS * comparisons):
         raise WorseError("the comparison is not to be trusted on this machine as it is")
 
 

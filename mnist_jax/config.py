@@ -79,8 +79,8 @@ class Config:
     """Images a training step. The last batch of an epoch may be smaller and is trained on too."""
 
     microbatches: int = 1
-    """Compute the gradient of a batch in so many equal parts, one after the other, and sum them in
-    one order: less memory, and the same bits on every number of devices that divides it. A power of
+    """Compute the gradient of a batch in so many equal parts and sum these in one order, so that
+    on CPUs the parameters have the same bits on any number of devices that divides it. A power of
     two."""
 
     learning_rate: float = _from_preset()

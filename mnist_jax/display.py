@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Display(Observer):
         self.task: TaskID | None = None
         self.epochs = self.epoch = 0
         self.notices: list[str] = []
+        self.began = time.time()
 
     def on_load(self, config: Config) -> None:
         """A sign of life on a terminal."""
@@ -159,7 +161,7 @@ class Display(Observer):
     def _show_profile(self, folder: Path) -> None:
         print(f"profile {folder}")
         try:
-            show_costliest(costliest(folder), self.console)
+            show_costliest(costliest(folder, since=self.began), self.console)
         except DataError:
             self.notices.append(
                 "nothing was profiled: the run has no second call, or none of --profile_steps"

@@ -78,7 +78,7 @@ def join(config: Config) -> "Watch | None":
     if answer.problem:
         why = f"process {index} of {count} cannot join the others at {address}: {answer.problem}"
         if answer.differs:
-            raise UsageError(f"{why}; give all the same --num_processes")
+            raise UsageError(f"{why}; start all with the same number")
         raise DeviceError(
             f"{why}; check that all are started, each with a number of its own, and that process 0 "
             "runs there"

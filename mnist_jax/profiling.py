@@ -61,14 +61,15 @@ def profiled(folder: Path) -> Iterator[None]:
 CONTAINERS = ("while", "call", "conditional")
 
 
-def costliest(folder: Path, count: int = 10) -> list[Operation]:
+def costliest(folder: Path, count: int = 10, *, since: float = 0.0) -> list[Operation]:
     """The operations that took most of the newest trace in a folder, the costliest first.
 
     Raises:
-        DataError: the folder holds no trace.
+        DataError: the folder holds no trace made `since` that time, in seconds of the epoch.
     """
     # The trace in JSON: reading the other one ends the process with some versions of JAX.
-    traces = sorted(folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
+    made = {path: path.stat().st_mtime for path in folder.rglob("*.trace.json.gz")}
+    traces = sorted((path for path in made if made[path] >= since), key=made.__getitem__)
     if not traces:
         raise DataError(f"{folder} holds no trace; make one with --profile")
     with gzip.open(traces[-1]) as file:

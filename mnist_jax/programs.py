@@ -145,7 +145,8 @@ def check_memory(
         return
     state = jax.eval_shape(partial(steps.init_state, model=model, tx=tx), jax.random.key(0))
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    one *= 2 + (device.platform == "cpu")  # gradients and a copy; a checkpoint lies in host memory
+    # The gradients of the microbatches, and a copy; a checkpoint lies in host memory.
+    one *= 1 + config.microbatches + (device.platform == "cpu")
     # All devices of a CPU share its memory; of several processes each gets all that is saved.
     together = device.platform == "cpu" or jax.process_count() > 1
     parts = 1 if together else len(layout.devices)
@@ -185,7 +186,6 @@ class Programs:
         self.steps_per_call = config.steps_per_call
         self._profile = config.profile if team.leads else None  # until it is written
         self._profile_steps = config.profile_steps
-        self._steps_before = 0  # those of the epochs before the present one
         self.train_size = len(dataset.train.label)
         self.batch_size, self.microbatches = config.batch_size, config.microbatches
         self.members = config.seeds
@@ -233,7 +233,6 @@ class Programs:
     def order(self, epoch: int) -> jax.Array:
         """The epoch's order of the training images; epochs count from 0."""
         args = self._keys, np.int32(epoch)
-        self._steps_before = epoch * self.steps_per_epoch
         compiled = self._compile(self._jitted.epoch_order, *args)
         return compiled(*args)  # its time is part of the next call's
 
@@ -254,11 +253,11 @@ class Programs:
             folder = self._profile if program in self._calibrated else None
         elif self._profile is not None and self._profile_steps is not None:
             # Calls end where the window begins and where it ends.
-            begin, last = (step - self._steps_before for step in self._profile_steps)
-            if first + 1 < begin:
-                most = min(most, begin - 1 - first)
-            elif first < last:
-                folder, exact, most = self._profile, True, min(most, last - first)
+            (begin, last), done = self._profile_steps, steps.step_of(state)
+            if done + 1 < begin:
+                most = min(most, begin - 1 - done)
+            elif done < last:
+                folder, exact, most = self._profile, True, min(most, last - done)
         if folder is not None:
             self._profile = None
         (state, sums), done = self._call(
@@ -340,7 +339,8 @@ class Programs:
             count = min(most, self.steps_per_call)
         elif self.any_length:
             count = min(most, self._calibrated.get(program, CALIBRATION_STEPS))
-            count = count if profile is None else min(count, PROFILED_STEPS)
+        if profile is not None and not exact and self.any_length:
+            count = min(count, PROFILED_STEPS)
         count = self._team.decide(count)
         compiled = self._compile(program, *args, steps=count)
         length = (np.int32(count),) if self.any_length else ()

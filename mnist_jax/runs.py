@@ -103,11 +103,12 @@ class Run:
             self._tensorboard = summary_writer()(str(folder / "tensorboard"), write_to_disk=True)
 
     def _check_same(self, before: dict[str, Any], config: Config) -> None:
-        now = config.identity()
+        now, usual = config.identity(), config.usual().identity()
         different = [
-            f"{name} (was {before.get(name)!r}, now {value!r})"
+            f"{name} (was {was!r}, now {value!r})"
             for name, value in now.items()
-            if before.get(name) != value
+            # A run may be older than a field.
+            if (was := before.get(name, usual[name])) != value
         ]
         if different:
             raise UsageError(

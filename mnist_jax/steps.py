@@ -149,7 +149,8 @@ def train_step(
 ) -> tuple[TrainState, MetricSums]:
     """One update, and the metrics of its batch from before the update.
 
-    The metrics name this step as not finite if the loss, or any gradient, is NaN or infinite.
+    Microbatches divide the rows of the batch, and devices divide the microbatches. The metrics name
+    this step as not finite if the loss, or any gradient, is NaN or infinite.
     """
     keys = tuple(address_key(root_key, purpose, state.step) for purpose in (DROPOUT, AUGMENT))
     if recipe.microbatches == 1:
@@ -179,18 +180,17 @@ def _in_microbatches(params, batch, keys, *, model, recipe, spread):
 
         def loss_share(params):
             sums = loss_fn(params, part, keys, model=model, recipe=recipe)[1]
-            loss = sums.loss_sum / count
-            return loss, (loss, sums.loss_sum, sums.correct)
+            return sums.loss_sum / count, (sums.loss_sum, sums.correct)
 
         return jax.grad(loss_share, has_aux=True)(params)
 
     count = jnp.sum(batch["mask"], dtype=jnp.int32)
     parts = jax.tree.map(lambda x: x.reshape(recipe.microbatches, -1, *x.shape[1:]), batch)
     shared = params, keys, jnp.maximum(count, 1)
-    grads, (loss, loss_sum, correct) = tree_sum(
-        of_part, shared, parts, None if spread is None else spread.mesh
-    )
-    return loss, MetricSums(loss_sum, correct, count, jnp.full((), NEVER, jnp.int32)), grads
+    mesh = None if spread is None else spread.mesh
+    grads, (loss_sum, correct) = tree_sum(of_part, shared, parts, mesh)
+    sums = MetricSums(loss_sum, correct, count, jnp.full((), NEVER, jnp.int32))
+    return loss_sum / shared[2], sums, grads
 
 
 def eval_step(
@@ -277,7 +277,8 @@ def train_steps(
         batch_size: examples a step.
         recipe: what happens to images and labels.
         spread: over which devices the rows of a batch lie, if over several; everything else is
-            whole on each. The gradients are then summed over the devices by the compiler.
+            whole on each. The gradients are then summed over the devices, without microbatches by
+            the compiler.
     """
 
     def body(i, carry):

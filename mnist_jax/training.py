@@ -187,6 +187,11 @@ def _fit(
         programs = Programs(model, tx, dataset, config, layout, team)
         if config.max_steps is not None:
             last_step = min(last_step, config.max_steps)
+        if config.profile_steps is not None and config.profile_steps[0] > last_step:
+            raise UsageError(
+                f"profile_steps begin at {config.profile_steps[0]}, after the run's {last_step} "
+                "steps; change --profile_steps"
+            )
 
         stop.heeded = True
         keeper = Keeper(run, config, stop, programs.root_key, layout, team)

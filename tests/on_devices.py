@@ -21,7 +21,7 @@ from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data.split import Split
 from mnist_jax.devices import Layout, running_on
-from mnist_jax.errors import InterruptedRunError
+from mnist_jax.errors import InterruptedRunError, UsageError
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
 from mnist_jax.programs import Jitted, jitted
@@ -172,7 +172,8 @@ def runs(folder: Path) -> dict[str, list[dict]]:
 def in_microbatches(config: Config) -> list[bool]:
     """Whether 8 devices, and 2 and 4, train to the bits of one, each batch in eight parts."""
     config = dataclasses.replace(config, microbatches=8)
-    many = (8,) if config.model == "cnn" else (8, 2, 4)  # which takes half a minute to compile
+    # The CNN takes half a minute to compile.
+    many = (8,) if config.model == "cnn" else (8, 2, 4)
     one, *others = (jax.tree.leaves(Training(config, n).after(12)) for n in (1, *many))
     return [all(map(np.array_equal, one, other)) for other in others]
 
@@ -191,6 +192,8 @@ def main() -> None:
             found["collectives"][name] = many.collectives()
             found["gradients"][name] = apart(one.first_gradients(), many.first_gradients())
         found["in microbatches"] = [in_microbatches(config) for config in configs.values()]
+        halves = dataclasses.replace(configs["logistic"], microbatches=8)
+        found["exchanges"] = Training(halves, 4).collectives()
         found["plain"] = [a == b for a, b in map(plain_text, configs.values())]
         with jax.enable_x64(True):
             for name in ("logistic", "mlp"):
@@ -203,6 +206,9 @@ def main() -> None:
                     for sums in ([sums for _, sums in ends], tests)
                 ]
     with tempfile.TemporaryDirectory() as folder:
+        with contextlib.suppress(UsageError):
+            run(Path(folder), dataclasses.replace(configs["logistic"], microbatches=4), 8)
+            raise AssertionError
         found["runs"] = runs(Path(folder))
     json.dump(found, sys.stdout)
 

@@ -55,6 +55,8 @@ def test_every_example_counts_once_however_many_devices(found):
 
 def test_microbatches_give_the_same_bits_on_any_number_of_devices(found):
     assert found["in microbatches"] == [[True] * 3, [True] * 3, [True]]
+    # Among four devices two exchanges of kernel, bias and loss; what is counted may pass apart.
+    assert found["exchanges"]["collective-permute"].count(1) == 2 * 3
 
 
 def test_one_device_runs_the_plain_program(found):

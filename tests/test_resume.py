@@ -190,6 +190,17 @@ def rewrite(folder, change) -> None:
     storage.write_verified(path, safetensors.numpy.save(arrays, metadata))
 
 
+def test_a_run_from_before_a_field_came_goes_on(config):
+    cut(config)
+    path = config().workdir / "config.json"
+    before = json.loads(path.read_text())
+    del before["microbatches"]
+    path.write_text(json.dumps(before))
+    with pytest.raises(UsageError, match=r"differs in microbatches \(was 1, now 2\)"):
+        fit(config(microbatches=2))
+    assert fit(config()).record["config"]["microbatches"] == 1
+
+
 def test_another_config_is_refused_with_what_differs(config):
     cut(config)
     with pytest.raises(UsageError, match=r"differs in dropout \(was 0.0, now 0.1\)"):

@@ -238,10 +238,10 @@ def test_the_last_finite_checkpoint_is_kept(config):
         assert steps_kept(config) == [1]
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 5])
-def test_debug_shows_the_operation_that_made_a_nan(config, steps_per_call):
+@pytest.mark.parametrize("how", [{"steps_per_call": 1}, {"steps_per_call": 5}, {"microbatches": 4}])
+def test_debug_shows_the_operation_that_made_a_nan(config, how):
     with pytest.raises(NonFiniteError, match="at step 2 ") as caught:
-        fit(config(model="mlp", learning_rate=1e38, debug=True, steps_per_call=steps_per_call))
+        fit(config(model="mlp", learning_rate=1e38, debug=True, **how))
     assert isinstance(caught.value.__cause__, FloatingPointError)
 
 

@@ -129,6 +129,7 @@ def run(job: Job, make: Callable[[Job, Data], Workload]) -> dict[str, Any]:
         multiple_of = workload.multiple_of
         times, state = timing.measure(workload.train, state, multiple_of=multiple_of, **common)
         answer["train"] = times._asdict()
+        answer["harness_s"] = timing.overhead_s(state, workload.sync)
         answer["peak_rss_bytes"] = peak_rss_bytes()
     if "eval" in job.what:
 

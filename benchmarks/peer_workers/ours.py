@@ -126,24 +126,25 @@ def make(
     first, sums = np.int32(0), MetricSums.zeros()
     epoch = max(1, job.train_size // job.batch_size)
     # Of several calls under way the devices of a CPU would each wait in another, for ever.
-    virtual = device.platform == "cpu" and len(layout.devices) > 1
+    virtual = layout.devices[0].platform == "cpu" and count > 1
+
+    def settled(result: Any) -> Any:
+        return jax.block_until_ready(result) if virtual else result
 
     def many(state: steps.TrainState, count: int) -> steps.TrainState:
         for done in range(0, count, epoch):
             some = min(epoch, count - done)
-            state, _ = train_steps(state, sums, split, order, root_key, first, count=some)
+            state, _ = settled(train_steps(state, sums, split, order, root_key, first, count=some))
         return state
 
     def one(state: steps.TrainState, count: int) -> steps.TrainState:
         for i in range(count):
             place = np.int32(i % epoch)
-            state, _ = train_steps(state, sums, split, order, root_key, place, count=1)
-            if virtual:
-                jax.block_until_ready(state)
+            state, _ = settled(train_steps(state, sums, split, order, root_key, place, count=1))
         return state
 
     def evaluate(state: steps.TrainState, batches: int) -> MetricSums:
-        return eval_steps(state, sums, test, first, count=batches)
+        return settled(eval_steps(state, sums, test, first, count=batches))
 
     state = compiled.init_state(root_key)
     train_steps.compile(state, sums, split, order, root_key, first, count=1)  # or is refused

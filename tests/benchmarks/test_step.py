@@ -39,12 +39,12 @@ def test_every_case_is_timed(tmp_path: Path, monkeypatch, capsys):
 
 def test_a_step_can_be_spread_over_devices(tmp_path: Path):
     file = tmp_path / "step.json"
-    words = ["--model=logistic", "--what=train", "--repeats=2", "--devices=all"]
+    words = ["--model=logistic", "--repeats=2", "--devices=all"]
     variables = {**launch.ON_CPU, "JAX_NUM_CPU_DEVICES": "2"}
     python = Path(sys.executable)
     launch.run(python, ["-m", "benchmarks.step", *words, f"--output={file}"], variables)
-    modes = [b.mode for b in results.read(file).benchmarks]
-    assert modes == [f"{mode}, 2 devices" for mode in (ours.MANY, ours.ONE)]
+    found = [(b.name, b.mode.removesuffix(", 2 devices")) for b in results.read(file).benchmarks]
+    assert found == [(step.TRAIN, ours.MANY), (step.EVALUATION, ours.MANY), (step.TRAIN, ours.ONE)]
 
 
 def test_launches_are_processes_of_their_own(tmp_path: Path, monkeypatch, capsys):
@@ -98,7 +98,7 @@ def test_mistakes_are_answered_before_anything_is_measured(
 
 
 def test_a_step_can_be_profiled(tmp_path: Path, monkeypatch, capsys):
-    words = ["--model=logistic", "--what=train", "--mode=many", "--repeats=1", "--profile_steps=7"]
+    words = ["--model=logistic", "--what=train", "--mode=many", "--repeats=1", "--traced_steps=7"]
     status, out, _ = run(monkeypatch, capsys, *words, f"--profile={tmp_path / 'trace'}")
     assert status == 0
     assert "costliest operations" in out

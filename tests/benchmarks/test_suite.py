@@ -3,6 +3,7 @@
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,9 @@ from benchmarks import __main__ as suite
 from benchmarks import batch_size, card, input, launch, ledger, lowering, results, time_to_accuracy
 from benchmarks.peer_workers import accounts
 from benchmarks.results import Benchmark
-from mnist_jax import Config
+from mnist_jax import Config, fit, profiling
+from mnist_jax.errors import UsageError
+from mnist_jax.training import Observer
 
 
 def sweep(*times_s: float) -> list[Benchmark]:
@@ -140,29 +143,64 @@ def test_words_make_the_same_options():
     assert cli.parse(time_to_accuracy.Options, words, prog="", description="") == options
 
 
-@pytest.mark.parametrize("window", [None, (3, 9), (8, 500)])
-def test_the_trace_of_a_run_is_that_of_some_calls_and_changes_nothing(window, data_dir, tmp_path):
-    from mnist_jax import fit, profiling
+@pytest.mark.parametrize(
+    ("window", "ends"),
+    [
+        (None, [5, 10, 15]),  # the second call, of five steps
+        ((3, 9), [2, 9]),
+        ((8, 500), [2, 7, 15]),  # with the epoch at the latest
+        ((18, 20), [2, 15, 17, 20]),
+    ],
+)
+def test_the_trace_of_a_run_is_that_of_some_steps_and_changes_nothing(
+    window, ends, data_dir, tmp_path
+):
+    class Calls(Observer):
+        def __init__(self):
+            self.ends = []
 
-    runs = []
+        def on_call(self, epoch, step, last_step, sums, train_s):
+            self.ends.append(15 * (epoch - 1) + step)
+
+    runs, calls = [], Calls()
     for profile in (None, tmp_path / "trace"):
         config = Config(
             model="logistic",
             dataset="digits",
             data_dir=data_dir,
             epochs=2,
+            steps_per_call="auto" if window else 5,
             profile=profile,
             profile_steps=window if profile else None,
             workdir=tmp_path / f"run-{len(runs)}",
         )
-        runs.append(fit(config).record["params_sha256"])
+        runs.append(fit(config, observer=calls if profile else None).record["params_sha256"])
     assert runs[0] == runs[1]
     found = profiling.costliest(tmp_path / "trace")
     assert 1 <= len(found) <= 10
     assert found == sorted(found, key=lambda operation: -operation.total_s)
     assert all(0 < operation.share < 1 for operation in found)
-    if window is not None:  # inside the window, which ends with the epoch of 15 steps at the latest
-        steps = min(window[1], 15) - window[0] + 1
+    if window is not None:
+        assert set(ends) <= set(calls.ends)
+        steps = min(window[1], 15 * -(-window[0] // 15)) - window[0] + 1
         assert {operation.times % steps for operation in found} == {0}
+        assert min(operation.times for operation in found) == steps
     with pytest.raises(profiling.DataError, match="holds no trace"):
-        profiling.costliest(tmp_path / "run-0")
+        profiling.costliest(tmp_path / "trace", since=time.time() + 60)
+
+
+def test_a_window_beyond_the_runs_end_is_refused(data_dir, tmp_path):
+    fields: Any = {"model": "logistic", "dataset": "digits", "data_dir": data_dir, "epochs": 1}
+    config = Config(
+        **fields, profile=tmp_path / "t", profile_steps=(16, 20), workdir=tmp_path / "run"
+    )
+    with pytest.raises(UsageError, match="profile_steps begin at 16, after the run's 15 steps"):
+        fit(config)
+
+
+def test_the_suite_compares_an_accelerator_with_the_cpu_where_that_takes_no_minutes():
+    planned = suite.plan(suite.Options(), {}, "gpu")["batch_size"]
+    assert [(options.model, options.platforms) for options in planned] == [
+        (("logistic", "mlp"), ("cpu", "gpu")),
+        (("cnn",), None),
+    ]

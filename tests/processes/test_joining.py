@@ -172,7 +172,7 @@ def test_processes_told_of_another_number_are_refused_by_all():
     for ended in several.ends(started):
         assert ended.status == 2
         line = one_line(ended)
-        assert "process 1 was started as one of 3, process 0 of 2; give all the same --num" in line
+        assert "process 1 was started as one of 3, process 0 of 2; start all with the same" in line
 
 
 def on_another_disk(folder) -> tuple[str, ...]:
