@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from mnist_jax import steps, storage
 from mnist_jax.checkpoint import Checkpoints
@@ -23,6 +24,7 @@ from mnist_jax.recipe import averaged, make_optimizer, make_recipe
 
 # Few enough for the CNN's activations to stay in a CPU's cache from layer to layer.
 CPU_BATCH_SIZE = 50
+BATCHES_PER_CALL = 20  # in one memory: each call asks the system for its own
 
 
 class SavedRun(NamedTuple):
@@ -156,7 +158,10 @@ class Classifier:
         batch_size: int | None = None,
         logits: bool = False,
     ):
-        self._classify = jax.jit(partial(classify, run, logits=logits))
+        def in_turn(params: Any, batches: jax.Array) -> jax.Array:
+            return lax.map(lambda image: classify(run, params, image, logits=logits), batches)
+
+        self._classify = jax.jit(in_turn)
         self._members = run.members
         self._device = device
         suits = CPU_BATCH_SIZE if device.platform == "cpu" else EVAL_BATCH_SIZE
@@ -168,18 +173,23 @@ class Classifier:
         One member where the run is no ensemble.
         """
         shift, size = self._shift, self._batch_size
+        count = min(BATCHES_PER_CALL, steps.num_batches(len(images), size))
+        many = count * size
         sides = (-shift, 0, shift) if shift else (0,)
         found = []
         for params in self._members:  # one at a time on the device: many need not fit
-            params, batches = jax.device_put(params, self._device), []
-            for first in range(0, len(images), size):
-                batch = images[first : first + size]
-                padding = size - len(batch)  # one shape, one program
-                batch = np.pad(batch, ((0, padding), *[(shift, shift)] * 2, (0, 0)))
+            params, found_here = jax.device_put(params, self._device), []
+            for first in range(0, len(images), many):
+                block = images[first : first + many]
+                padding = many - len(block)  # one shape, one program
+                block = np.pad(block, ((0, padding), *[(shift, shift)] * 2, (0, 0)))
                 moved = [
-                    batch[:, shift - y :, shift - x :][:, :28, :28] for y in sides for x in sides
+                    block[:, shift - y :, shift - x :][:, :28, :28].reshape(count, size, 28, 28, 1)
+                    for y in sides
+                    for x in sides
                 ]
                 mean = sum(self._classify(params, image) for image in moved) / len(moved)
-                batches.append(mean)
-            found.append(np.concatenate(jax.device_get(batches))[: len(images)])  # the host waits
+                flat = np.asarray(mean).reshape(many, -1)  # here the host waits
+                found_here.append(flat[: many - padding])
+            found.append(np.concatenate(found_here))
         return np.stack(found)
