@@ -25,13 +25,14 @@ def main(argv: list[str]) -> int:
     """Runs the command; returns its exit status."""
     started = time.perf_counter()
     try:
-        from mnist_jax import cli, devices, fit, processes, signals
+        from mnist_jax import cli, devices, fit, memory, processes, signals
         from mnist_jax.display import Display
     except ImportError as error:
         print(f"error: {error}; install what is needed with: pip install .", file=sys.stderr)
         return 1
 
     def train() -> None:
+        memory.keep_freed()
         config = cli.parse_config(argv, prog="python train.py", description=DESCRIPTION)
         display = Display()
         notices = devices.keep_compiled(config.compilation_cache)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from mnist_jax import cli
+from mnist_jax import cli, memory
 from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
 from mnist_jax.errors import MnistJaxError, UsageError
 
@@ -197,6 +197,7 @@ def command(kind: type[Kind], measure: Callable[[Kind], None], prog: str, doc: s
     """Reads the flags into `kind` and measures; returns the exit status."""
 
     def run() -> None:
+        memory.keep_freed()  # as train.py does
         argv = [word for word in sys.argv[1:] if word != "--debug"]
         measure(cli.parse(kind, argv, prog=prog, description=doc.partition("\n")[0]))
 

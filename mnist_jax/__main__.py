@@ -3,7 +3,7 @@
 import inspect
 import sys
 
-from mnist_jax import cli, errors
+from mnist_jax import cli, errors, memory
 from mnist_jax.commands import COMMANDS
 
 
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
         kind = COMMANDS[name]
         prog = f"python -m mnist_jax {name}"
         description = inspect.getdoc(kind) or ""
+        memory.keep_freed()
         cli.parse(kind, words, prog=prog, description=description).run()
 
     return cli.exit_status(command, debug="--debug" in argv)

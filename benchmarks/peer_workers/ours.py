@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.peer_workers import job as jobs
-from mnist_jax import devices, environment, steps
+from mnist_jax import devices, environment, memory, steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
 from mnist_jax.devices import Layout
@@ -160,5 +160,6 @@ def make(
 
 
 if __name__ == "__main__":
+    memory.keep_freed()  # as train.py does
     with jax.default_matmul_precision(devices.MATMUL_PRECISION["float32"]):
         jobs.main(make)

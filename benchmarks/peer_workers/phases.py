@@ -21,10 +21,11 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from benchmarks.peer_workers import ours
-    from mnist_jax import devices, environment, load_dataset
+    from mnist_jax import devices, environment, load_dataset, memory
     from mnist_jax.config import Config
     from mnist_jax.metrics import MetricSums
 
+    memory.keep_freed()
     phase("import")
     dataset = load_dataset(question["dataset"], data_dir=question["data_dir"])
     phase("data")
