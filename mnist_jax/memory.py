@@ -16,8 +16,16 @@ def keep_freed() -> None:
     program allocates its temporaries and frees them: 200 MB for a step of the CNN, which glibc by
     itself returns to the system, whose pages then come one by one, filled with zeros, in the next.
     """
+    for parameter, value in SETTINGS.items():
+        _ask_glibc("mallopt", parameter, value)
+
+
+def give_back() -> None:
+    """Gives the system what is free just now, such as what compiling took and is not to keep."""
+    _ask_glibc("malloc_trim", 0)
+
+
+def _ask_glibc(name: str, *arguments: int) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            for parameter, value in SETTINGS.items():
-                mallopt(parameter, value)
+            getattr(ctypes.CDLL(None), name)(*arguments)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mnist_jax import devices, steps
+from mnist_jax import devices, memory, steps
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.devices import Layout
@@ -360,5 +360,6 @@ class Programs:
             started = time.perf_counter()
             length = () if steps is None else (np.int32(steps) if self.any_length else steps,)
             self._compiled[key] = program.lower(*args, *length).compile(self._compiler_options)
+            memory.give_back()
             self.seconds["compile_s"] += time.perf_counter() - started
         return self._compiled[key]

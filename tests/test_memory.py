@@ -7,7 +7,7 @@ import sys
 import pytest
 
 TWICE = """
-import resource, threading
+import os, resource, threading
 import numpy as np
 from mnist_jax import memory
 
@@ -22,7 +22,10 @@ found = [faults()]
 thread = threading.Thread(target=lambda: found.append(faults()))
 thread.start()
 thread.join()
-print(*found)
+pages = lambda: int(open("/proc/self/statm").read().split()[1])
+before = pages()
+memory.give_back()
+print(*found, (before - pages()) * os.sysconf("SC_PAGE_SIZE"))
 """
 
 
@@ -33,6 +36,7 @@ def test_a_second_array_takes_the_memory_of_the_first(kept):
     done = subprocess.run(
         [sys.executable, "-c", TWICE.format(kept=kept)], check=True, capture_output=True, text=True
     )
-    first, second = map(int, done.stdout.split())
-    assert first > 100
-    assert second < first / 10 if kept else second > first / 2
+    first, second, given_back = map(int, done.stdout.split())
+    assert first > 70  # 77 pages of 2 MiB, or 39,000 of 4 KiB
+    assert second < 20 if kept else second > 70
+    assert given_back > 150e6 if kept else given_back < 50e6
