@@ -140,6 +140,8 @@ def words(options: Any) -> list[str]:
             continue
         if isinstance(value, tuple):
             made += [f"--{name}", *map(str, value)]
+        elif isinstance(value, bool):
+            made.append(f"--{name}" if value else f"--no_{name}")
         elif value is not None:
             made.append(f"--{name}={value}")
     return made

@@ -73,9 +73,10 @@ def measure(options: Options) -> None:
     with jax.default_device(device):
         dtype = devices.compute_dtype(options.precision, device)
         with jax.default_matmul_precision(devices.MATMUL_PRECISION[options.precision]):
-            product = roofline.matrix_rate(options.repeats, dtype)
+            size = roofline.matrix_size(device)
+            product = roofline.matrix_rate(options.repeats, size, dtype)
             copy = roofline.copy_rate(options.repeats)
-    flops_per_s = 2 * roofline.MATRIX_SIZE**3 / np.median(product.samples_s)
+    flops_per_s = 2 * size**3 / np.median(product.samples_s)
     bytes_per_s = 2 * roofline.COPY_BYTES / np.median(copy.samples_s)
     for model in options.model:
         with tempfile.TemporaryDirectory() as folder:

@@ -2,11 +2,14 @@
 
     python -m benchmarks.peers --models logistic mlp cnn --output FILE
 
-Same network, batch, float32 and optimizer; what is inside the clock stands in
+Same network, batch, precision and optimizer; what is inside the clock stands in
 `benchmarks.peer_workers.job`. In each round every framework runs once, in a process of its own
 with all cores, in an order that rotates; ratios are taken within a round, so that a machine that
 slows down between rounds slows both sides. A framework that is not installed, or fails, is named
 and left out.
+
+With --platform=gpu the peer is PyTorch, whose images lie on the GPU too, in the same --precision:
+float32, TF32, or bfloat16 by autocast.
 """
 
 import dataclasses
@@ -20,6 +23,7 @@ import numpy as np
 from benchmarks import launch, results, timing
 from benchmarks.peer_workers.job import Job
 from benchmarks.results import Benchmark
+from mnist_jax.errors import UsageError
 
 NAMES = {"train": "train_step", "eval": "evaluation"}
 PRECISION = "float32"
@@ -47,6 +51,14 @@ PEERS = (
 )
 
 
+ON_GPU = (
+    Contender("pytorch", "eager", "pytorch"),
+    Contender("pytorch", "eager, fused Adam", "pytorch", ("train",)),
+    Contender("pytorch", "torch.compile, CUDA graphs", "pytorch"),
+    Contender("pytorch", "torch.compile, max-autotune", "pytorch"),
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """The flags."""
@@ -65,9 +77,18 @@ class Options:
     """Whom to measure beside this project."""
     peers_python: Path = Path(sys.executable)
     """Python interpreter that PyTorch and Keras are installed for."""
+    platform: Literal["cpu", "gpu"] = "cpu"
+    """Device to run on. On a GPU only PyTorch is measured beside this project."""
+    precision: Literal["float32", "tf32", "bfloat16"] = PRECISION
+    """Precision of products, on a CPU float32."""
 
     def __post_init__(self):
         launch.check_options(self)
+        if self.platform == "cpu" and self.precision != PRECISION:
+            raise UsageError(
+                f"precision is {self.precision!r}; allowed on a CPU is {PRECISION}; "
+                "change --precision or --platform"
+            )
 
 
 class Row(NamedTuple):
@@ -104,9 +125,10 @@ def rows(benchmarks: Sequence[Benchmark], *, ours: tuple[str, str] = OURS[:2]) -
 
 
 def measure(options: Options) -> None:
-    """Runs all rounds, prints the tables and writes the file, after every round."""
+    """Runs all rounds, prints the tables and writes the file, after every process."""
     results.check_writable(options.output)
-    contenders = [OURS, *(peer for peer in PEERS if peer.framework in options.frameworks)]
+    peers = PEERS if options.platform == "cpu" else ON_GPU
+    contenders = [OURS, *(peer for peer in peers if peer.framework in options.frameworks)]
     context: dict[str, Any] = {"command": sys.argv[1:], "left_out": {}}
     benchmarks: list[Benchmark] = []
     for i in range(options.rounds):
@@ -118,7 +140,7 @@ def measure(options: Options) -> None:
                 if not what or who in context["left_out"]:
                     continue
                 try:
-                    done = ask(contender, model, what, options.batch_size, options.peers_python)
+                    done = ask(contender, model, what, options)
                 except launch.ProcessError as error:
                     if contender == OURS:
                         raise
@@ -129,6 +151,7 @@ def measure(options: Options) -> None:
                 for w in what:
                     benchmarks.append(entry(contender, model, w, i, done, options))
                     launch.say(f"round {i + 1}, {model}, {who}: {describe(benchmarks[-1])}")
+                results.write(options.output, context, benchmarks)
         results.write(options.output, context, benchmarks)
     show(benchmarks)
     show_doubts(context, benchmarks)
@@ -148,20 +171,20 @@ def show_doubts(context: dict[str, Any], benchmarks: Sequence[Benchmark]) -> Non
 
 
 def ask(
-    contender: Contender,
-    model: str,
-    what: tuple[str, ...],
-    batch_size: int,
-    peers_python: Path = Path(sys.executable),
+    contender: Contender, model: str, what: tuple[str, ...], options: Options
 ) -> launch.Finished:
     """One process; its output is the worker's answer."""
-    job = Job(model=model, mode=contender.mode, what=what, batch_size=batch_size)
-    if model == "cnn":  # a call of ours lasts a second in training; an evaluation, several
+    where = {"platform": options.platform, "precision": options.precision}
+    size = options.batch_size
+    job = Job(model=model, mode=contender.mode, what=what, batch_size=size, **where)
+    if model == "cnn" and options.platform == "cpu":
+        # A call of ours lasts a second in training; an evaluation, several.
         job = dataclasses.replace(job, min_sample_s=0.5, budget_s=4.0, warmup_s=5.0)
     ours = contender.worker in ("ours", "plain_flax")
-    python = Path(sys.executable) if ours else peers_python
+    python = Path(sys.executable) if ours else options.peers_python
     module = f"benchmarks.peer_workers.{contender.worker}"
-    return launch.ask(python, module, dataclasses.asdict(job))
+    variables = launch.ON_CPU if options.platform == "cpu" else {}
+    return launch.ask(python, module, dataclasses.asdict(job), variables)
 
 
 def entry(
@@ -189,7 +212,7 @@ def entry(
         mode=contender.mode,
         model=model,
         batch_size=options.batch_size,
-        precision=PRECISION,
+        precision=options.precision,
         details=details,
     )
 

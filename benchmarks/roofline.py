@@ -44,6 +44,7 @@ from mnist_jax.recipe import make_optimizer
 from mnist_jax.steps import loss_fn
 
 MATRIX_SIZE, COPY_BYTES, FLOAT_BYTES = 2048, 2**28, 4
+LARGER = 4  # times as many rows on an accelerator, which so small a product may not fill
 GROUP = 16  # turns of a loop
 PRODUCT, COPY, LAYER, UPDATE = "matrix_product", "copy", "layer", "update"
 
@@ -170,9 +171,14 @@ def random_like(tree: Any) -> Any:
     return jax.tree.unflatten(treedef, made)
 
 
-def matrix_rate(samples: int, dtype: Any = None) -> timing.Timing:
-    """Seconds for a product of two matrices of `MATRIX_SIZE` rows and columns."""
-    x, other = jax.random.normal(jax.random.key(0), (2, MATRIX_SIZE, MATRIX_SIZE))
+def matrix_size(device: jax.Device) -> int:
+    """Rows and columns of the two matrices that are multiplied there."""
+    return MATRIX_SIZE * (1 if device.platform == "cpu" else LARGER)
+
+
+def matrix_rate(samples: int, size: int, dtype: Any = None) -> timing.Timing:
+    """Seconds for a product of two matrices of so many rows and columns."""
+    x, other = jax.random.normal(jax.random.key(0), (2, size, size))
     rotation, _ = jnp.linalg.qr(other)  # so that products neither grow nor shrink
     args = rotation.astype(dtype or jnp.float32)
     return time_loop(lambda _, x, other: x @ other, x.astype(args.dtype), args, samples)
@@ -285,9 +291,10 @@ def measure(options: Options) -> None:
         ):
             dtype = devices.compute_dtype(precision, device)
             with jax.default_matmul_precision(devices.MATMUL_PRECISION[precision]):
-                flops, moved = 2 * MATRIX_SIZE**3, 2 * COPY_BYTES
+                size = matrix_size(device)
+                flops, moved = 2 * size**3, 2 * COPY_BYTES
                 rates = (
-                    flops / add(PRODUCT, matrix_rate(options.repeats, dtype), flops=flops),
+                    flops / add(PRODUCT, matrix_rate(options.repeats, size, dtype), flops=flops),
                     moved / add(COPY, copy_rate(options.repeats), bytes=moved),
                 )
             for job in step.jobs_of(options, ("many",), ("train",)):

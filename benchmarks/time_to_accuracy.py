@@ -103,11 +103,13 @@ def measure(options: Options) -> None:
                     target=target,
                     reached_s=reached_s,
                     compile_s=compile_s,
+                    data_s=record["timings"]["data_s"],
+                    train_s=record["timings"]["train_s"],
                     epochs=clock.epochs,
                 )
                 said = "not reached" if reached_s is None else f"{reached_s:.3g} s"
                 launch.say(f"{model}, seed {seed}, {target:.2%}: {said}")
-        recorder.write()
+            recorder.write()
     launch.show(report(recorder.found))
 
 

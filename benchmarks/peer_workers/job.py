@@ -40,7 +40,9 @@ class Job:
     what: tuple[str, ...] = ("train", "eval")
     batch_size: int = 100
     precision: str = "float32"
-    """Only this project's own worker knows others."""
+    """On a CPU only this project's own worker knows others."""
+    platform: str = "auto"
+    """Where: cpu, gpu, or auto, the best that the framework's worker takes by itself."""
     train_size: int = 60_000
     test_size: int = 10_000
     samples: int = 20
@@ -157,6 +159,11 @@ def peak_rss_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
+def asked() -> Job:
+    """The job on the command line."""
+    return Job(**json.loads(sys.argv[1]))
+
+
 def main(make: Callable[[Job, Data], Workload]) -> None:
-    """Reads the job from the command line and prints the answer."""
-    print(json.dumps(run(Job(**json.loads(sys.argv[1])), make)), flush=True)
+    """Does the job on the command line and prints the answer."""
+    print(json.dumps(run(asked(), make)), flush=True)

@@ -105,11 +105,11 @@ def make(
     Args:
         job: what to do.
         data: on what.
-        device: where; the first there is for None.
+        device: where; the first of the job's platform for None.
         layout: in its place, the devices that a batch is spread over.
     """
     config = Config(model=job.model, batch_size=job.batch_size, precision=job.precision)
-    layout = layout or Layout((device or jax.devices()[0],))
+    layout = layout or Layout((device or devices.select_device(job.platform),))
     device, count = layout.devices[0], len(layout.devices)
     compiled = programs(config, device, job.train_size, layout)
     train_steps = AnyLength(compiled.train_steps, device, count)
@@ -161,5 +161,5 @@ def make(
 
 if __name__ == "__main__":
     memory.keep_freed()  # as train.py does
-    with jax.default_matmul_precision(devices.MATMUL_PRECISION["float32"]):
+    with jax.default_matmul_precision(devices.MATMUL_PRECISION[jobs.asked().precision]):
         jobs.main(make)
