@@ -174,7 +174,7 @@ def ask(
     contender: Contender, model: str, what: tuple[str, ...], options: Options
 ) -> launch.Finished:
     """One process; its output is the worker's answer."""
-    where = {"platform": options.platform, "precision": options.precision}
+    where: dict[str, Any] = {"platform": options.platform, "precision": options.precision}
     size = options.batch_size
     job = Job(model=model, mode=contender.mode, what=what, batch_size=size, **where)
     if model == "cnn" and options.platform == "cpu":

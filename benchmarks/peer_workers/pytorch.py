@@ -49,7 +49,7 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     """The network with `torch.optim.Adam`, used as the mode says."""
     on_gpu = job.platform == "gpu"
     device = torch.device("cuda" if on_gpu else "cpu")
-    context = {"torch": torch.__version__}
+    context: dict[str, str] = {"torch": torch.__version__}
     order = torch.from_numpy(data.order).to(device)
     if on_gpu:
         context["torch_device"] = torch.cuda.get_device_name()

@@ -132,6 +132,24 @@ def test_findings_of_another_device_are_not_mixed_in(tmp_path: Path):
         budget.keep_earlier(Recorder(None, {"device": "B"}), file, ())
 
 
+def test_of_an_earlier_file_only_parts_that_are_not_asked_for_again_stay(tmp_path: Path):
+    old, new = (
+        findings((part, "cnn", 100, "tf32", ours.MANY, 0.001)).benchmarks[0]
+        for part in ("epoch", "peers")
+    )
+    names = {"epoch/a": "x", "peers/b": "y"}
+    context = {"device": "A", "left_out": names, "commands": names, "seconds": {"epoch": 1.0}}
+    tables = {"runs": [{"part": "seeds"}, {"part": "peers"}]}
+    results.write(tmp_path / gpu.FILE, context, [old, new], tables)
+    recorder = Recorder(None, {"device": "A", "commands": {}, "seconds": {}})
+    budget.keep_earlier(recorder, tmp_path / gpu.FILE, ("peers", "suite"))
+    assert recorder.benchmarks == [old]
+    assert recorder.tables == {"runs": [{"part": "seeds"}]}
+    kept = recorder.context
+    assert kept["left_out"] == kept["commands"] == {"epoch/a": "x"}
+    assert kept["seconds"] == {"epoch": 1.0}
+
+
 def command(tmp_path: Path, script: str, **more) -> budget.Command:
     fields = {"part": "p", "name": "c", "minutes": 1.0, "made": tmp_path / "p" / "c.json"}
     return budget.Command(words=["-c", script], **{"kind": "run", **fields, **more})
