@@ -24,7 +24,7 @@ from mnist_jax.recipe import averaged, make_optimizer, make_recipe
 
 # Few enough for the CNN's activations to stay in a CPU's cache from layer to layer.
 CPU_BATCH_SIZE = 50
-BATCHES_PER_CALL = 20  # in one memory: each call asks the system for its own
+BATCHES_PER_CALL = 20  # in one memory: each call asks for its own, unless `memory` keeps it
 
 
 class SavedRun(NamedTuple):
@@ -145,7 +145,7 @@ class Classifier:
         device: computes.
         shift: also look at each image moved by so many pixels to each of the eight sides, and take
             the mean of all nine probabilities.
-        batch_size: images a call of the program; fewer are padded. None: what suits the device.
+        batch_size: images computed at once; fewer are padded. None: what suits the device.
         logits: return these, not the probabilities, of which the smallest vanish in float32.
     """
 
