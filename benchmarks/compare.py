@@ -4,12 +4,12 @@
     python -m benchmarks.compare --run 'python -m benchmarks.step --model mlp' 'COMMAND B'
 
 Benchmarks of the same name, network, batch size, precision and mode are set side by side: the ratio
-of B's time to A's, by the medians of their launches. Times drift more between processes than within
-one, so launches are what is resampled and permuted, never the samples in them; a file of fewer than
-`MIN_LAUNCHES` is shown without a verdict. B is slower where the ratio exceeds 1 + threshold and no
-chance order of the launches explains it (the exact test of Wilcoxon, 1945, and Mann and Whitney,
-1947, at 5 %: it asks for the launches' ranks, so that one which something else disturbed counts as
-one, however far out it lies).
+of B's time to A's, by the medians over their launches, each of which counts by its least sample.
+Times drift more between processes than within one, so launches are what is resampled and permuted,
+never the samples in them; a file of fewer than `MIN_LAUNCHES` is shown without a verdict. B is slower
+where the ratio exceeds 1 + threshold and no chance order of the launches explains it (the exact test
+of Wilcoxon, 1945, and Mann and Whitney, 1947, at 5 %: it asks for the launches' ranks, so that one
+which something else disturbed counts as one, however far out it lies).
 
 --run makes both files: it starts each command `--launches` times in turn, A B B A A B …, in a
 shell, with --output=FILE added, and keeps the files in --folder.
@@ -116,6 +116,17 @@ def rank_p(a: Sequence[float], b: Sequence[float]) -> float:
     return float(mannwhitneyu(a, b, method="auto" if tied else "exact").pvalue)
 
 
+def of_launch(samples_s: Sequence[float]) -> float:
+    """The time of one launch by its samples: the least.
+
+    What else a machine does only adds to a time, so the least is nearest to the program's own and
+    varies least from launch to launch (Chen and Revels, "Robust benchmarking in noisy
+    environments", 2016). What slows some steps only is in it all the same, as a sample is the mean
+    of all the steps that it has time for.
+    """
+    return min(samples_s)
+
+
 def check_alike(a: Results, b: Results) -> None:
     """Refuses files that do not tell of the same work.
 
@@ -159,11 +170,11 @@ def only_one_has(a: Results, b: Results) -> list[str]:
 
 
 def _launches(found: Results) -> dict[tuple[Any, ...], list[float]]:
-    """The median of each process that measured the same, by what it measured."""
-    medians: dict[tuple[Any, ...], list[float]] = {}
+    """The time of each process that measured the same, by what it measured."""
+    times: dict[tuple[Any, ...], list[float]] = {}
     for benchmark in found.benchmarks:
-        medians.setdefault(_key(benchmark), []).append(benchmark.median_s)
-    return medians
+        times.setdefault(_key(benchmark), []).append(of_launch(benchmark.samples_s))
+    return times
 
 
 def _key(benchmark: Benchmark) -> tuple[Any, ...]:

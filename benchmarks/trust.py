@@ -59,7 +59,8 @@ def measure(options: Options) -> None:
         judged = {"judged_by_commit": here["git_commit"]}
         recorder = Recorder(options.output, found.context | judged)
         for row in found.tables["trust"]:
-            verdict = compare.decide(row["a_s"], row["b_s"], options.threshold)
+            sides = ([compare.of_launch(samples) for samples in row[s]] for s in ("a_s", "b_s"))
+            verdict = compare.decide(*sides, options.threshold)
             recorder.row("trust", **row | verdict._asdict())
         recorder.write()
         return conclude(recorder, options.slow_down)
@@ -71,11 +72,11 @@ def measure(options: Options) -> None:
         for planted in (False, True):
             a, b = compare.interleaved((plain, slowed if planted else plain), options.launches)
             [verdict] = compare.compare(a, b, options.threshold).values()
-            times = {
-                f"{name}_s": [benchmark.median_s for benchmark in side.benchmarks]
+            samples = {
+                f"{name}_s": [benchmark.samples_s for benchmark in side.benchmarks]
                 for name, side in (("a", a), ("b", b))
             }
-            recorder.row("trust", planted=planted, **verdict._asdict(), **times)
+            recorder.row("trust", planted=planted, **verdict._asdict(), **samples)
             launch.say(f"{number + 1}, {'slowed' if planted else 'alike'}: {verdict}")
             recorder.write()
     return conclude(recorder, options.slow_down)

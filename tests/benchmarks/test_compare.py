@@ -13,7 +13,7 @@ from mnist_jax.errors import WorseError
 CONTEXT = {"jax": "0.10.2", "command": ["step"], "left_out": {}}
 
 
-def made(launches_s, **changes) -> list[Benchmark]:
+def made(launches_s, disturbed=(), **changes) -> list[Benchmark]:
     fields = {
         "name": "train_step",
         "framework": "mnist_jax",
@@ -23,7 +23,7 @@ def made(launches_s, **changes) -> list[Benchmark]:
         "mode": "many steps a call",
     }
     return [
-        Benchmark.of([seconds], details={"launch": i}, **(fields | changes))
+        Benchmark.of([*disturbed, seconds], details={"launch": i}, **(fields | changes))
         for i, seconds in enumerate(launches_s)
     ]
 
@@ -91,6 +91,12 @@ def test_a_slower_file_ends_with_7(tmp_path: Path, monkeypatch, capsys):
     assert run(monkeypatch, capsys, a, b, "--threshold=0.3")[0] == 0
 
 
+def test_samples_that_something_disturbed_count_for_nothing(tmp_path: Path, monkeypatch, capsys):
+    a = write(tmp_path / "a.json", made(NOISE))
+    b = write(tmp_path / "b.json", made(NOISE, disturbed=(1.5, 3.0)))
+    assert run(monkeypatch, capsys, a, b)[0] == 0
+
+
 def test_one_launch_gives_no_verdict(tmp_path: Path, monkeypatch, capsys):
     a, b = (write(tmp_path / f"{n}.json", made([n])) for n in (1, 2))
     status, out, _ = run(monkeypatch, capsys, a, b)
@@ -136,7 +142,8 @@ def test_commands_are_started_in_turn(tmp_path: Path):
 def test_the_trust_test_counts_what_is_found(seen, status, tmp_path: Path, monkeypatch, capsys):
     def interleaved(commands, count):
         factor = seen if "slowed 0.1" in commands[1] else 1.0
-        return Results(CONTEXT, made(NOISE), {}), Results(CONTEXT, made(factor * NOISE), {})
+        a, b = made(NOISE, disturbed=[9.0]), made(factor * NOISE)
+        return Results(CONTEXT, a, {}), Results(CONTEXT, b, {})
 
     monkeypatch.setattr(compare, "interleaved", interleaved)
     options = trust.Options(comparisons=3, output=tmp_path / "trust.json")
