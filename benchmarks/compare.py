@@ -6,10 +6,10 @@
 Benchmarks of the same name, network, batch size, precision and mode are set side by side: the ratio
 of B's time to A's, by the medians over their launches, each of which counts by its least sample.
 Times drift more between processes than within one, so launches are what is resampled and permuted,
-never the samples in them; a file of fewer than `MIN_LAUNCHES` is shown without a verdict. B is slower
-where the ratio exceeds 1 + threshold and no chance order of the launches explains it (the exact test
-of Wilcoxon, 1945, and Mann and Whitney, 1947, at 5 %: it asks for the launches' ranks, so that one
-which something else disturbed counts as one, however far out it lies).
+never the samples in them; a file of fewer than `MIN_LAUNCHES` is shown without a verdict. B is
+slower where the ratio exceeds 1 + threshold and no chance order of the launches explains it (the
+exact test of Wilcoxon, 1945, and Mann and Whitney, 1947, at 5 %: it asks for the launches' ranks,
+so that one which something else disturbed counts as one, however far out it lies).
 
 --run makes both files: it starts each command `--launches` times in turn, A B B A A B …, in a
 shell, with --output=FILE added, and keeps the files in --folder.

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -59,9 +60,7 @@ def measure(options: Options) -> None:
         judged = {"judged_by_commit": here["git_commit"]}
         recorder = Recorder(options.output, found.context | judged)
         for row in found.tables["trust"]:
-            sides = ([compare.of_launch(samples) for samples in row[s]] for s in ("a_s", "b_s"))
-            verdict = compare.decide(*sides, options.threshold)
-            recorder.row("trust", **row | verdict._asdict())
+            recorder.row("trust", **row | judge(row, options.threshold)._asdict())
         recorder.write()
         return conclude(recorder, options.slow_down)
     recorder = Recorder(options.output, here)
@@ -80,6 +79,12 @@ def measure(options: Options) -> None:
             launch.say(f"{number + 1}, {'slowed' if planted else 'alike'}: {verdict}")
             recorder.write()
     return conclude(recorder, options.slow_down)
+
+
+def judge(row: dict[str, Any], threshold: float) -> compare.Verdict:
+    """What `benchmarks.compare` says of the samples in a row of the file."""
+    a, b = ([compare.of_launch(samples_s) for samples_s in row[side]] for side in ("a_s", "b_s"))
+    return compare.decide(a, b, threshold)
 
 
 def conclude(recorder: Recorder, slow_down: float) -> None:

@@ -34,10 +34,14 @@ class Picture(NamedTuple):
     text: str
     alt: str
 
-    def uri(self, *, dark: bool) -> str:
-        """The figure itself as an address, for a white page or a dark one."""
-        data = base64.b64encode(plots.svg(self.figure, dark=dark)).decode()
-        return f"data:image/svg+xml;base64,{data}"
+    @property
+    def uris(self) -> dict[str, str]:
+        """The figure itself as two addresses: for a light page, and for a dark one."""
+        light = plots.svg(self.figure)
+        return {
+            page: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+            for page, svg in (("light", light), ("dark", plots.darkened(light)))
+        }
 
     @property
     def size(self) -> tuple[int, int]:

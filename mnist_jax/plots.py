@@ -1,6 +1,6 @@
 """Figures: each function takes plain data and returns one, drawn for a white page.
 
-`svg` also gives it in the colours for a dark one. Nothing is drawn through pyplot, so no state is
+`darkened` gives its SVG the colours for a dark one. Nothing is drawn through pyplot, so no state is
 shared with the caller, and the same data gives the same bytes.
 """
 
@@ -82,16 +82,20 @@ def _settle(figure: Figure) -> None:
         figure.set_layout_engine("none")
 
 
-def svg(figure: Figure, *, dark: bool = False) -> bytes:
-    """The figure as an SVG file, in the colours for a white page or a dark one."""
+def svg(figure: Figure) -> bytes:
+    """The figure as an SVG file, in the colours for a white page."""
     file = io.BytesIO()
     with _style():
         _settle(figure)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    text = file.getvalue().decode()
-    for light, other in DARK.items() if dark else ():
-        text = text.replace(light, other)
-    return text.encode()
+    return file.getvalue()
+
+
+def darkened(drawn: bytes) -> bytes:
+    """An SVG file of this module in the colours for a dark page."""
+    for light, dark in DARK.items():
+        drawn = drawn.replace(light.encode(), dark.encode())
+    return drawn
 
 
 def png(figure: Figure, *, dpi: int = 192) -> bytes:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mnist_jax import storage
 from mnist_jax.errors import DataError, DeviceError
+from mnist_jax.steps import TrainState, step_of
 
 
 class Operation(NamedTuple):
@@ -55,6 +56,55 @@ def profiled(folder: Path) -> Iterator[None]:
     make_folder(folder)
     with jax.profiler.trace(folder):
         yield
+
+
+class Call(NamedTuple):
+    """What a call of training steps is to do.
+
+    Attributes:
+        most: how many steps it may run.
+        exact: it is to run as many, and not fewer.
+        folder: where a trace of it is written; None for no trace.
+    """
+
+    most: int
+    exact: bool = False
+    folder: Path | None = None
+
+
+class Window:
+    """The one call of a run of which a trace is made.
+
+    Args:
+        folder: where it is written; None for no trace.
+        numbers: of its first and its last step, counted from 1; None for the program's second call,
+            as the first also does what is done once.
+    """
+
+    def __init__(self, folder: Path | None, numbers: tuple[int, int] | None):
+        self._folder, self._numbers = folder, numbers  # no folder once the trace is written
+
+    def call(self, state: TrainState, most: int, *, first: bool) -> Call:
+        """The next call from this state: calls end where the window begins, and where it ends.
+
+        Args:
+            state: before it.
+            most: how many steps it may run at most.
+            first: the program has not been called before.
+        """
+        folder = self._folder
+        if folder is None or (self._numbers is None and first):
+            return Call(most)
+        if self._numbers is None:
+            self._folder = None
+            return Call(most, folder=folder)
+        (begin, last), done = self._numbers, step_of(state)
+        if done + 1 < begin:
+            return Call(min(most, begin - 1 - done))
+        if done >= last:  # so far had the run come before
+            return Call(most)
+        self._folder = None
+        return Call(min(most, last - done), exact=True, folder=folder)
 
 
 # What only holds others: their time is counted where it is spent.

@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,7 +20,7 @@ from mnist_jax.errors import DeviceError
 from mnist_jax.members import member_of, over_devices, over_members
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import count_parameters, params_of
-from mnist_jax.profiling import profiled
+from mnist_jax.profiling import Call, Window, profiled
 from mnist_jax.recipe import averaged, make_recipe
 from mnist_jax.team import Team
 
@@ -184,8 +183,7 @@ class Programs:
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
         self.any_length = takes_any_length(device)
         self.steps_per_call = config.steps_per_call
-        self._profile = config.profile if team.leads else None  # until it is written
-        self._profile_steps = config.profile_steps
+        self._window = Window(config.profile if team.leads else None, config.profile_steps)
         self.train_size = len(dataset.train.label)
         self.batch_size, self.microbatches = config.batch_size, config.microbatches
         self.members = config.seeds
@@ -247,22 +245,9 @@ class Programs:
         """
         sums = jax.tree.map(self.layout.fill_up, sums)
         args = state, sums, self.train_split, order, self._keys, np.int32(first)
-        program, most = self._jitted.train_steps, end - first
-        folder, exact = None, False
-        if self._profile is not None and self._profile_steps is None:
-            folder = self._profile if program in self._calibrated else None
-        elif self._profile is not None and self._profile_steps is not None:
-            # Calls end where the window begins and where it ends.
-            (begin, last), done = self._profile_steps, steps.step_of(state)
-            if done + 1 < begin:
-                most = min(most, begin - 1 - done)
-            elif done < last:
-                folder, exact, most = self._profile, True, min(most, last - done)
-        if folder is not None:
-            self._profile = None
-        (state, sums), done = self._call(
-            "train_s", program, *args, most=most, profile=folder, exact=exact
-        )
+        program = self._jitted.train_steps
+        call = self._window.call(state, end - first, first=program not in self._calibrated)
+        (state, sums), done = self._call("train_s", program, *args, call=call)
         return state, self.layout.fetch(sums), first + done
 
     def locate_nan(
@@ -312,39 +297,31 @@ class Programs:
         end = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
         while first < end:
             args = state, jax.tree.map(self.layout.fill_up, sums), split, np.int32(first)
-            found, done = self._call("eval_s", self._jitted.eval_steps, *args, most=end - first)
+            found, done = self._call(
+                "eval_s", self._jitted.eval_steps, *args, call=Call(end - first)
+            )
             sums = self.layout.fetch(found)
             first += done
             yield sums
 
-    def _call(
-        self,
-        name: str,
-        program: Any,
-        *args,
-        most: int,
-        profile: Path | None = None,
-        exact: bool = False,
-    ) -> tuple[Any, int]:
-        """Runs `program` for as many steps as suit one call, at most `most`, or exactly so many.
+    def _call(self, name: str, program: Any, *args, call: Call) -> tuple[Any, int]:
+        """Runs `program` for as many of the steps asked for as suit one call.
 
         Returns:
-            Its result, finished, and how many steps it ran. The time is added to `name`; a trace
-            goes into the folder `profile`.
+            Its result, finished, and how many steps it ran. The time is added to `name`.
         """
-        count = most
-        if exact:
-            pass
-        elif isinstance(self.steps_per_call, int):
-            count = min(most, self.steps_per_call)
-        elif self.any_length:
-            count = min(most, self._calibrated.get(program, CALIBRATION_STEPS))
-        if profile is not None and not exact and self.any_length:
-            count = min(count, PROFILED_STEPS)
+        count = call.most
+        if not call.exact:
+            if isinstance(self.steps_per_call, int):
+                count = min(count, self.steps_per_call)
+            elif self.any_length:
+                count = min(count, self._calibrated.get(program, CALIBRATION_STEPS))
+            if call.folder is not None and self.any_length:
+                count = min(count, PROFILED_STEPS)
         count = self._team.decide(count)
         compiled = self._compile(program, *args, steps=count)
         length = (np.int32(count),) if self.any_length else ()
-        with contextlib.nullcontext() if profile is None else profiled(profile):
+        with contextlib.nullcontext() if call.folder is None else profiled(call.folder):
             started = time.perf_counter()
             result = jax.block_until_ready(compiled(*args, *length))  # here the host waits
             elapsed_s = time.perf_counter() - started
