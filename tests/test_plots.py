@@ -182,7 +182,8 @@ def test_the_same_data_gives_the_same_bytes_and_no_date():
 
 
 def test_a_dark_page_gets_each_colour_s_other():
-    light, dark = (plots.svg(some_figure(), dark=dark).decode() for dark in (False, True))
+    drawn = plots.svg(some_figure())
+    light, dark = drawn.decode(), plots.darkened(drawn).decode()
     ET.fromstring(dark)
     used = [colour for colour in plots.DARK if colour in light]
     assert {plots.PAPER, plots.INK, plots.BLUE, plots.VERMILION} <= set(used)
