@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import mnist_jax
-from benchmarks import card, forecast, results, scaling, step
+from benchmarks import card, forecast, results, scaling, step, trust
 from mnist_jax import __main__, cli, config, data, draw, fit, models
 from mnist_jax.config import Config
 from mnist_jax.data import sources
@@ -120,6 +120,22 @@ def test_the_prediction_shown_is_what_is_printed():
     rows = forecast.rows(job, options.assumed(job.batch_size), options, "assumed")
     for line in card.as_markdown(forecast.table(rows)):
         assert line in PAGES["scaling.md"].splitlines()
+
+
+def test_what_is_said_of_the_verdicts_is_recorded():
+    found = results.read(ROOT / "benchmarks" / "results" / "cpu-2-cores-amd-epyc-trust.json")
+    rows = found.tables["trust"]
+    assert [trust.judge(row, 0.05).word for row in rows] == [row["word"] for row in rows]
+    planted, not_planted = (
+        collections.Counter(row["word"] for row in rows if row["planted"] == yes)
+        for yes in (True, False)
+    )
+    assert planted.total() == not_planted.total() == 20
+    alarms = 20 - not_planted["same"]
+    assert planted["slower"] >= 19 and alarms <= 1
+    shown = " ".join(PAGES["benchmarks.md"].split())
+    assert f"found {planted['slower']} of the 20 and raised {alarms} alarms" in shown
+    assert found.context["git_commit"][:7] in shown
 
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (benchmarks[.\w]*)", TEXT))))
