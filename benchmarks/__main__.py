@@ -18,6 +18,7 @@ from typing import Any, Literal
 from benchmarks import (
     batch_size,
     card,
+    compare,
     input,
     launch,
     ledger,
@@ -69,7 +70,7 @@ class Options(launch.DataOptions):
     """Device to run on; auto: the best that JAX finds."""
     repeats: int = 10
     """Samples of each thing measured."""
-    launches: int = 5
+    launches: int = compare.LAUNCHES
     """Processes that time the training steps and evaluations, so that files can be compared."""
     full: bool = False
     """Let every part measure all that it does by default, which takes half an hour or more."""

@@ -142,10 +142,15 @@ def perform(
     for stale in (said, said.with_suffix(".err"), said.with_suffix(".json")):
         stale.unlink(missing_ok=True)
     context["commands"][name] = f"python {' '.join(command.words)}"
-    began, limit_s = time.monotonic(), min(left_s, TOO_LONG * expected_s)
+    began = time.monotonic()
+    deadline = began + min(left_s, TOO_LONG * expected_s)
+
+    def ended(*, kill: bool) -> bool:
+        return run(command, said, deadline - time.monotonic(), variables, kill=kill)
+
     try:
-        ends = [run(command, said, limit_s, variables, kill=True) for _ in range(command.kills)]
-        run(command, said, limit_s, variables)
+        ends = [ended(kill=True) for _ in range(command.kills)]
+        ended(kill=False)
         take_in(command, recorder, folder, **({"kills": ends.count(False)} if ends else {}))
     except launch.ProcessError as error:
         recorder.leave_out(name, str(error))
@@ -161,15 +166,13 @@ def keep_earlier(recorder: Recorder, file: Path, parts: tuple[str, ...]) -> None
     """Takes over what an earlier file holds of other parts than these.
 
     Raises:
-        UsageError: it is of another device.
+        UsageError: it is of another device, commit or JAX.
         DataError: it is no result file.
     """
     found, context = results.read(file), recorder.context
-    if found.context["device"] != context["device"]:
-        raise UsageError(
-            f"{file} is of {found.context['device']}, and this is {context['device']}; "
-            "choose another --output"
-        )
+    for name in ("device", "git_commit", "jax"):
+        if (before := found.context[name]) != (now := context[name]):
+            raise UsageError(f"{file} is of {before}, and this is {now}; choose another --output")
     recorder.benchmarks += [b for b in found.benchmarks if b.details["part"] not in parts]
     for table, rows in found.tables.items():
         recorder.tables[table] = [row for row in rows if row["part"] not in parts]

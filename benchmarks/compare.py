@@ -33,8 +33,8 @@ from benchmarks import launch, results
 from benchmarks.results import Benchmark, Results
 from mnist_jax.errors import UsageError, WorseError
 
-MIN_LAUNCHES = 5  # of either side; with fewer, no order of them is rare enough
-LAUNCHES = 7  # so many, that one of either side may be disturbed
+MIN_LAUNCHES = 5  # of either side, below which nothing is judged
+LAUNCHES = 7  # so many, that one of either side may be disturbed, and many things be compared
 SIGNIFICANT = 0.05
 RESAMPLES = 10_000
 MUST_AGREE = ("model", "batch_size", "precision")
@@ -80,7 +80,8 @@ class Verdict(NamedTuple):
         ratio: of B's median to A's.
         ci95: the 95 % interval of the ratio over resampled launches.
         p: how often a chance order of the launches would set them as far apart.
-        word: slower, faster, same, or few where there are too few launches to tell.
+        word: slower, faster, same, or few where there are too few launches to tell, whatever they
+            took.
     """
 
     ratio: float
@@ -99,7 +100,8 @@ def decide(
     drawn = [np.median(rng.choice(log, (RESAMPLES, len(log))), axis=1) for log in logs]
     low, high = np.exp(np.quantile(drawn[1] - drawn[0], (0.025, 0.975)))
     p, word = rank_p(a, b), "same"
-    if min(len(a), len(b)) < MIN_LAUNCHES:
+    rarest = 2 / math.comb(len(a) + len(b), len(a))  # all of one side below all of the other
+    if min(len(a), len(b)) < MIN_LAUNCHES or rarest >= significant:
         word = "few"
     elif p < significant and ratio > 1 + threshold:
         word = "slower"
@@ -121,8 +123,8 @@ def of_launch(samples_s: Sequence[float]) -> float:
 
     What else a machine does only adds to a time, so the least is nearest to the program's own and
     varies least from launch to launch (Chen and Revels, "Robust benchmarking in noisy
-    environments", 2016). What slows some steps only is in it all the same, as a sample is the mean
-    of all the steps that it has time for.
+    environments", 2016). A sample is the mean of all steps that it has time for, so what slows some
+    of many short ones is in it; what slows some steps as long as a sample is not.
     """
     return min(samples_s)
 
@@ -242,8 +244,8 @@ def measure(options: Options) -> None:
         print(line)
     if any(verdict.word == "few" for verdict in verdicts.values()):
         print(
-            f"few: fewer than {MIN_LAUNCHES} launches a side, so no verdict; times differ from "
-            "process to process; measure with --launches=5, or use --run"
+            f"few: too few launches a side for a verdict on {len(verdicts)} comparisons; times "
+            f"differ from process to process; measure with --launches={LAUNCHES}, or use --run"
         )
     slower = [key for key, verdict in verdicts.items() if verdict.word == "slower"]
     if slower:
@@ -263,7 +265,7 @@ def named(key: tuple[Any, ...]) -> str:
 
 def show(verdicts: dict[tuple[Any, ...], Verdict]) -> None:
     """Prints the table."""
-    table = Table(title="B's time divided by A's", box=box.SIMPLE)
+    table = Table(title="B's time divided by A's, by each launch's least sample", box=box.SIMPLE)
     table.add_column("")
     for heading in ("ratio", "95 %", "p", ""):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -99,7 +99,7 @@ def measure(options: Options) -> None:
                 )
                 details = {
                     "steps_per_sample": times.steps_per_sample,
-                    "largest_difference": float(max(jax.tree.leaves(apart))),
+                    "largest_difference": float(np.max(jax.tree.leaves(apart))),
                     "compared_steps": COMPARED_STEPS,
                 }
                 names = step.named(job, step.TRAIN)

@@ -163,7 +163,8 @@ def cases_of(job: jobs.Job, found: Sequence[jax.Device], counts: Sequence[int]) 
 def apart(tree: Any, reference: Any) -> float:
     """The largest difference of a leaf, relative to the largest number in it."""
     pairs = zip(*map(jax.tree.leaves, (tree, reference)), strict=True)
-    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs)
+    found = [np.abs(a - b).max() / max(np.abs(b).max(), 1e-30) for a, b in pairs]
+    return float(np.max(found))  # NaN if any is
 
 
 def in_turn(cases: Sequence[Case], samples: int, min_sample_s: float) -> list[Benchmark]:

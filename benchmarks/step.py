@@ -3,7 +3,7 @@
     python -m benchmarks.step --model mlp --batch_size 100 4096 --output FILE
 
 For each network, batch size, precision and mode. What is inside the clock stands in
-`benchmarks.peer_workers.job`; images are random. With --launches=5 each is measured in five
+`benchmarks.peer_workers.job`; images are random. With --launches=7 each is measured in seven
 processes of their own, one after the other: times drift more between processes than within one,
 and only such files can be told apart by `python -m benchmarks.compare`.
 """

@@ -136,10 +136,10 @@ def run(job: Job, make: Callable[[Job, Data], Workload]) -> dict[str, Any]:
     if "eval" in job.what:
 
         def evaluate(_: Any, batches: int) -> Any:
-            result = None
             for first in range(0, batches, job.eval_batches):
+                # Each is waited for: an evaluation's numbers are what one evaluates for.
                 result = workload.evaluate(state, min(job.eval_batches, batches - first))
-            return result
+                workload.sync(result)
 
         times, _ = timing.measure(evaluate, None, multiple_of=job.eval_batches, **common)
         answer["eval"] = times.per(job.eval_batches)._asdict()

@@ -63,6 +63,7 @@ class AnyLength:
         if key not in self._compiled:
             lowered = self._program.lower(*args, jnp.int32(count) if any_length else count)
             compiled = lowered.compile()
+            memory.give_back()
             self.analysis = compiled.memory_analysis()
             # A CPU's system would rather end the process than refuse the memory.
             _check_fits(self.analysis, self._device, self._count)
@@ -138,9 +139,10 @@ def make(
         return state
 
     def one(state: steps.TrainState, count: int) -> steps.TrainState:
+        carried = sums
         for i in range(count):
-            place = np.int32(i % epoch)
-            state, _ = settled(train_steps(state, sums, split, order, root_key, place, count=1))
+            args = state, carried, split, order, root_key, np.int32(i % epoch)
+            state, carried = settled(train_steps(*args, count=1))
         return state
 
     def evaluate(state: steps.TrainState, batches: int) -> MetricSums:

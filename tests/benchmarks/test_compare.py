@@ -100,7 +100,25 @@ def test_samples_that_something_disturbed_count_for_nothing(tmp_path: Path, monk
 def test_one_launch_gives_no_verdict(tmp_path: Path, monkeypatch, capsys):
     a, b = (write(tmp_path / f"{n}.json", made([n])) for n in (1, 2))
     status, out, _ = run(monkeypatch, capsys, a, b)
-    assert (status, "fewer than 5 launches a side, so no verdict" in out) == (0, True)
+    assert (status, "few: too few launches a side for a verdict on 1 comparisons" in out) == (
+        0,
+        True,
+    )
+
+
+@pytest.mark.parametrize(("launches", "status"), [(5, 0), (compare.LAUNCHES, 7)])
+def test_of_many_comparisons_each_needs_more_launches(
+    launches, status, tmp_path: Path, monkeypatch, capsys
+):
+    """Of nine, each is held to a level that no order of five launches a side can reach."""
+    times, names = np.linspace(0.98, 1.02, launches), [f"part {i}" for i in range(9)]
+    a, b = (
+        write(tmp_path / f"{i}.json", [x for name in names for x in made(i * times, name=name)])
+        for i in (1, 2)
+    )
+    found, out, _ = run(monkeypatch, capsys, a, b)
+    assert found == status
+    assert ("too few launches a side for a verdict on 9 comparisons" in out) == (status == 0)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +187,12 @@ def test_the_planted_slow_down_is_a_tenth_of_the_steps(monkeypatch):
     trained = []
     workload = ours.jobs.Workload(None, lambda _, n: trained.append(n), None, None, {})
     monkeypatch.setattr(ours, "make", lambda: workload)
-    monkeypatch.setattr(launch, "command", lambda *_: ours.make().train(None, 200))
+
+    def measured(*_):
+        planted = ours.make()
+        for count in (200, planted.multiple_of):  # the least that a sample may have
+            planted.train(None, count)
+
+    monkeypatch.setattr(launch, "command", measured)
     slowed.main(0.1)
-    assert trained == [220]
+    assert trained == [220, 11]

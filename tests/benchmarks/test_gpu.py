@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -139,16 +140,21 @@ def test_of_an_earlier_file_only_parts_that_are_not_asked_for_again_stay(tmp_pat
         for part in ("epoch", "peers")
     )
     names = {"epoch/a": "x", "peers/b": "y"}
-    context = {"device": "A", "left_out": names, "commands": names, "seconds": {"epoch": 1.0}}
+    made_by = {"device": "A", "git_commit": "c", "jax": "0.11"}
+    context = {**made_by, "left_out": names, "commands": names, "seconds": {"epoch": 1.0}}
     tables = {"runs": [{"part": "seeds"}, {"part": "peers"}]}
     results.write(tmp_path / gpu.FILE, context, [old, new], tables)
-    recorder = Recorder(None, {"device": "A", "commands": {}, "seconds": {}})
+    recorder = Recorder(None, {**made_by, "commands": {}, "seconds": {}})
     budget.keep_earlier(recorder, tmp_path / gpu.FILE, ("peers", "suite"))
     assert recorder.benchmarks == [old]
     assert recorder.tables == {"runs": [{"part": "seeds"}]}
     kept = recorder.context
     assert kept["left_out"] == kept["commands"] == {"epoch/a": "x"}
     assert kept["seconds"] == {"epoch": 1.0}
+    for name in made_by:
+        recorder = Recorder(None, {**made_by, name: "other", "commands": {}, "seconds": {}})
+        with pytest.raises(UsageError, match="and this is other"):
+            budget.keep_earlier(recorder, tmp_path / gpu.FILE, ())
 
 
 def command(tmp_path: Path, script: str, **more) -> budget.Command:
@@ -259,7 +265,7 @@ def test_the_targets_are_looked_up_in_the_findings():
         "logistic ÷ PyTorch eager": None,
         "logistic ÷ compiled": None,
         "the CNN to 99.0 %": 0.8,
-        "the CNN to 99.5 %": 1.3,
+        "the CNN to 99.5 %": math.inf,  # not all reach it
         "16 seeds of the CNN in one program, times as fast": 2.5,
         "16 seeds of the MLP in one program, times as fast": None,
         "fast, mean": 99.6,

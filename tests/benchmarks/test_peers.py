@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import launch, peers, results, startup
+from benchmarks.peer_workers import job
 from benchmarks.peer_workers.job import Job
 from benchmarks.results import Benchmark
+from mnist_jax.config import Config
 from mnist_jax.errors import UsageError
+from mnist_jax.models import MODELS
+from mnist_jax.programs import EVAL_BATCH_SIZE
 
 OURS = peers.OURS[:2]
 
@@ -24,6 +28,16 @@ def entry(framework: str, mode: str, number: int, *samples_s: float) -> Benchmar
         precision="float32",
         details={"round": number, "others_share": None, "peak_rss_bytes": 10**6 * (number + 1)},
     )
+
+
+def test_all_frameworks_do_what_a_run_does():
+    assert job.EVAL_BATCH_SIZE == EVAL_BATCH_SIZE
+    assert Job(model="mlp").batch_size == Config().batch_size
+    for name, sizes in job.HIDDEN_SIZES.items():
+        model, config = MODELS[name](), Config(model=name)
+        assert tuple(getattr(model, "hidden_sizes", ())) == sizes
+        assert getattr(model, "dropout", 0.0) == (job.DROPOUT if name == "cnn" else 0.0)
+        assert config.learning_rate == job.LEARNING_RATE
 
 
 def test_ratios_are_taken_within_a_round():
