@@ -69,7 +69,7 @@ class Options(launch.DataOptions):
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Device to run on; auto: the best that JAX finds."""
     repeats: int = 10
-    """Samples of each thing measured."""
+    """Samples of each thing measured; fewer where those taken last 1.5 s."""
     launches: int = compare.LAUNCHES
     """Processes that time the training steps and evaluations, so that files can be compared."""
     full: bool = False
@@ -83,11 +83,14 @@ def plan(options: Options, data: dict[str, Any], platform: Any) -> dict[str, lis
     trains: dict[str, Any] = {**data, "platform": options.platform, "model": small}
     sweep: dict[str, Any] = {} if options.full else {"batch_size": SHORT_SWEEP}
     repeats = options.repeats if options.full else min(3, options.repeats)
-    timed = [step.Options(model=small, launches=options.launches, **common)] if small else []
+    # Of the six times of two networks five launches are enough for `compare` to judge.
+    brief: dict[str, Any] = {} if options.full or platform != "cpu" else {"repeats": repeats}
+    launches = min(5, options.launches) if brief else options.launches
+    timed = [step.Options(model=small, launches=launches, **common | brief)] if small else []
     slow: Any = tuple(m for m in options.model if m not in small)
     if slow:
-        launches: dict[str, Any] = {"launches": min(2, options.launches), "mode": ("many",)}
-        timed.append(step.Options(model=slow, **launches, **common))
+        few: dict[str, Any] = {"launches": min(2, options.launches), "mode": ("many",)}
+        timed.append(step.Options(model=slow, **few, **common))
     swept = [batch_size.Options(model=small, **sweep, **common)]
     if platform != "cpu":
         both: Any = tuple(m for m in small if m != "cnn")  # of which a CPU needs minutes
@@ -131,12 +134,14 @@ def measure(options: Options) -> None:
                     continue
                 file = Path(scratch) / f"{part}-{number}.json"
                 command = f"python -m benchmarks.{part} {' '.join(launch.words(asked))}"
+                command = command.replace(str(Path.home()), "~")
                 recorder.context["parts"].setdefault(part, []).append(command)
                 try:
                     launch.part(f"benchmarks.{part}", dataclasses.replace(asked, output=file))
                 except launch.ProcessError as error:
-                    recorder.leave_out(part, str(error))
-                    continue
+                    recorder.leave_out(f"{part}{f' {number + 1}' * (number > 0)}", str(error))
+                    if not file.is_file():  # what it had written by then
+                        continue
                 one = results.read(file)
                 if one.context["device"] != context["device"]:
                     recorder.leave_out(part, f"it ran on {one.context['device']}")
@@ -145,7 +150,10 @@ def measure(options: Options) -> None:
                 before = found.get(part, Results({"left_out": {}}, [], {}))
                 left_out = before.context["left_out"] | one.context["left_out"]
                 benchmarks = [*before.benchmarks, *one.benchmarks]
-                tables = before.tables | one.tables
+                tables = {
+                    name: [*before.tables.get(name, []), *one.tables.get(name, [])]
+                    for name in before.tables | one.tables
+                }
                 found[part] = Results(one.context | {"left_out": left_out}, benchmarks, tables)
             recorder.write()
             write_card(folder, recorder, found)

@@ -217,7 +217,12 @@ def _merged(found: Sequence[Results]) -> Results:
         for number, one in enumerate(found)
         for b in one.benchmarks
     ]
-    return Results(found[0].context, benchmarks, {})
+    left_out = {
+        f"launch {number + 1}: {what}": why
+        for number, one in enumerate(found)
+        for what, why in one.context.get("left_out", {}).items()
+    }
+    return Results(found[0].context | {"left_out": left_out}, benchmarks, {})
 
 
 def measure(options: Options) -> None:
@@ -240,7 +245,12 @@ def measure(options: Options) -> None:
     if not verdicts:
         raise UsageError("the files have nothing in common; compare files of the same benchmark")
     show(verdicts)
-    for line in [*only_one_has(a, b), *different(a.context, b.context)]:
+    left_out = [
+        f"left out of {name}: {what}: {why}"
+        for name, side in (("A", a), ("B", b))
+        for what, why in side.context.get("left_out", {}).items()
+    ]
+    for line in [*left_out, *only_one_has(a, b), *different(a.context, b.context)]:
         print(line)
     if any(verdict.word == "few" for verdict in verdicts.values()):
         print(

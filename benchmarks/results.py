@@ -171,7 +171,9 @@ class Recorder:
         if output is not None:
             check_writable(output)
         self.output = output
-        command = [Path(sys.argv[0]).stem, *sys.argv[1:]]
+        *_, module = Path(sys.argv[0]).with_suffix("").as_posix().rpartition("/benchmarks/")
+        module = f"benchmarks.{module.replace('/', '.')}".removesuffix(".__main__")
+        command = ["python", "-m", module, *sys.argv[1:]]
         self.context = {"command": command, "left_out": {}, **context}
         self.benchmarks: list[Benchmark] = []
         self.tables: dict[str, list[dict[str, Any]]] = {}

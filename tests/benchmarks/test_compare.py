@@ -86,7 +86,7 @@ def test_a_slower_file_ends_with_7(tmp_path: Path, monkeypatch, capsys):
     assert (status, err.count("\n")) == (7, 1)
     assert "B is slower by more than 5% in 1 of 2: train_step, mlp, batch 100" in err
     assert "differs: jax: 0.10.2 in A, 0.12 in B" in out
-    assert "date" not in out
+    assert "date" not in out and "left out" not in out
     assert run(monkeypatch, capsys, b, a)[0] == 0
     assert run(monkeypatch, capsys, a, b, "--threshold=0.3")[0] == 0
 
@@ -154,6 +154,17 @@ def test_commands_are_started_in_turn(tmp_path: Path):
     a, b = compare.interleaved([f"sh -c '{measure}' {name}" for name in "ab"], 2)
     assert log.read_text() == "abba"
     assert [x.details["launch"] for x in a.benchmarks + b.benchmarks] == [0, 1, 0, 1]
+
+
+def test_what_some_launches_left_out_is_said(tmp_path: Path, monkeypatch, capsys):
+    a = write(tmp_path / "a.json", made([1.0]))
+    b = write(tmp_path / "b.json", made([1.0]), left_out={"evaluation": "out of memory"})
+    commands = [f"sh -c 'cp {file} \"${{0#--output=}}\"'" for file in (a, b)]
+    status, out, _ = run(monkeypatch, capsys, "--run", *commands, "--launches=2")
+    assert status == 0
+    for number in (1, 2):
+        assert f"left out of B: launch {number}: evaluation: out of memory" in out
+    assert "left out of A" not in out
 
 
 @pytest.mark.parametrize(("seen", "status"), [(1.2, 0), (1.0, 7)])
