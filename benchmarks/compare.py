@@ -252,10 +252,11 @@ def measure(options: Options) -> None:
     ]
     for line in [*left_out, *only_one_has(a, b), *different(a.context, b.context)]:
         print(line)
-    if any(verdict.word == "few" for verdict in verdicts.values()):
+    if few := sum(verdict.word == "few" for verdict in verdicts.values()):
         print(
-            f"few: too few launches a side for a verdict on {len(verdicts)} comparisons; times "
-            f"differ from process to process; measure with --launches={LAUNCHES}, or use --run"
+            f"few: in {few} of {len(verdicts)} comparisons too few launches a side for a verdict, "
+            "as times differ from process to process; measure with "
+            f"--launches={LAUNCHES}, or use --run"
         )
     slower = [key for key, verdict in verdicts.items() if verdict.word == "slower"]
     if slower:

@@ -23,6 +23,7 @@ from PIL import Image
 
 import mnist_jax
 from benchmarks import card, forecast, results, scaling, step, trust
+from benchmarks.results import Results
 from mnist_jax import __main__, cli, config, data, draw, fit, models
 from mnist_jax.config import Config
 from mnist_jax.data import sources
@@ -120,6 +121,18 @@ def test_the_prediction_shown_is_what_is_printed():
     rows = forecast.rows(job, options.assumed(job.batch_size), options, "assumed")
     for line in card.as_markdown(forecast.table(rows)):
         assert line in PAGES["scaling.md"].splitlines()
+
+
+def test_the_readme_shows_the_newest_card():
+    cards = (ROOT / "benchmarks" / "results").glob("*Z/card.md")
+    newest = max(cards, key=lambda path: path.parent.name.rpartition("-")[2])
+    assert f"({newest.relative_to(ROOT)})" in PAGES["README.md"]
+    found = results.read(newest.with_name("results.json"))
+    timed = [x for x in found.benchmarks if x.details["part"] == "step"]
+    table = card.as_markdown(step.report(Results(found.context, timed, {}))[0])
+    for line in table[2:]:  # without its title
+        assert line in PAGES["README.md"].splitlines()
+    assert found.context["git_commit"][:7] in PAGES["README.md"] and not found.context["git_dirty"]
 
 
 def test_what_is_said_of_the_verdicts_is_recorded():
