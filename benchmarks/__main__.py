@@ -52,6 +52,7 @@ Part = Literal[
     "memory",
     "lowering",
 ]
+TELL_OF_COMPILING = ("ledger", "time_to_accuracy")
 SHORT_SWEEP = (1, 8, 64, 512, 4096)
 
 
@@ -89,9 +90,8 @@ def plan(options: Options, data: dict[str, Any], platform: Any) -> dict[str, lis
     timed = [step.Options(model=small, launches=launches, **common | brief)] if small else []
     slow: Any = tuple(m for m in options.model if m not in small)
     if slow:
-        few: dict[str, Any] = {"launches": min(2, options.launches), "mode": ("many",)}
-        timed.append(step.Options(model=slow, **few, **common))
-    swept = [batch_size.Options(model=small, **sweep, **common)]
+        timed.append(step.Options(model=slow, mode=("many",), **common))
+    swept = [batch_size.Options(model=small, **sweep, **common | brief)]
     if platform != "cpu":
         both: Any = tuple(m for m in small if m != "cnn")  # of which a CPU needs minutes
         alone: Any = tuple(m for m in small if m not in both)
@@ -103,7 +103,7 @@ def plan(options: Options, data: dict[str, Any], platform: Any) -> dict[str, lis
         "step": timed,
         "batch_size": swept,
         "ledger": [ledger.Options(**trains, repeats=3)],
-        "input": [input.Options(model=small, **common)],
+        "input": [input.Options(model=small, **common | brief)],
         "roofline": [roofline.Options(model=options.model, **common)],
         "time_to_accuracy": [time_to_accuracy.Options(**trains, repeats=repeats)],
         "memory": [memory.Options(model=small, **common)],
@@ -113,10 +113,7 @@ def plan(options: Options, data: dict[str, Any], platform: Any) -> dict[str, lis
 
 def measure(options: Options) -> None:
     """Runs the parts one after the other, and writes what they found after each."""
-    # Asked for in a process of its own: what holds an accelerator keeps it from others.
-    where = {"platform": options.platform}
-    python = Path(sys.executable)
-    context = launch.ask(python, "benchmarks.peer_workers.where", where, variables={}).output
+    context = launch.where(options.platform)
     platform = context["platform"]
     data = options.prepare()
     context |= {"parts": {}, "dataset": data["dataset"]}
@@ -127,7 +124,13 @@ def measure(options: Options) -> None:
     planned = plan(dataclasses.replace(options, platform=platform), data, platform)
     found: dict[str, Results] = {}
     with tempfile.TemporaryDirectory() as scratch:
+        kept = {
+            "JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         for part in options.parts:
+            # Many of their processes need the same programs, whose compiling is in no clock.
+            variables = {} if part in TELL_OF_COMPILING else kept
             launch.say(f"== {part}")
             for number, asked in enumerate(planned[part]):
                 if not asked.model:
@@ -137,7 +140,8 @@ def measure(options: Options) -> None:
                 command = command.replace(str(Path.home()), "~")
                 recorder.context["parts"].setdefault(part, []).append(command)
                 try:
-                    launch.part(f"benchmarks.{part}", dataclasses.replace(asked, output=file))
+                    asked = dataclasses.replace(asked, output=file)
+                    launch.part(f"benchmarks.{part}", asked, variables)
                 except launch.ProcessError as error:
                     recorder.leave_out(f"{part}{f' {number + 1}' * (number > 0)}", str(error))
                     if not file.is_file():  # what it had written by then

@@ -180,23 +180,20 @@ def measure(options: Options) -> None:
     options = dataclasses.replace(options, output=folder)
     if options.short:
         options = dataclasses.replace(options, dataset="digits", manual_dir=None)
-    where, python = {"platform": options.platform}, Path(sys.executable)
     try:
-        asked = launch.ask(python, "benchmarks.peer_workers.where", where, variables={})
-    except launch.ProcessError as error:
+        context = launch.where(options.platform)
+    except DeviceError as error:
         raise DeviceError(
             f"no {options.platform} can be used ({error}); "
             "--platform=cpu --short tries the plan on a CPU"
         ) from error
     data = options.prepare()
     more = {"dataset": data["dataset"], "short": options.short, "commands": {}, "seconds": {}}
-    recorder = Recorder(folder / FILE, asked.output | more)
+    recorder = Recorder(folder / FILE, context | more)
     if (folder / FILE).exists():
         budget.keep_earlier(recorder, folder / FILE, options.parts)
     with tempfile.TemporaryDirectory() as scratch:
         variables = {
-            # Some of these commands start others, for which the first must leave memory.
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from mnist_jax import cli, memory
+from mnist_jax import cli, devices, environment, memory
 from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
-from mnist_jax.errors import MnistJaxError, UsageError
+from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 Kind = TypeVar("Kind")
@@ -147,14 +147,19 @@ def words(options: Any) -> list[str]:
     return made
 
 
-def part(module: str, options: Any) -> None:
+def part(module: str, options: Any, variables: Mapping[str, str] | None = None) -> None:
     """Runs a command of this folder in a process of its own; what it says on stderr is seen.
+
+    Args:
+        module: the command's.
+        options: its flags.
+        variables: environment variables, where the environment does not set them.
 
     Raises:
         ProcessError: it did not exit with 0.
     """
     command = [sys.executable, "-m", module, *words(options)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**(variables or {}), **os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     if done.returncode:
         error = ProcessError(f"{module} ended with status {done.returncode}; see what it said")
@@ -168,6 +173,23 @@ def ask(
     """Runs `module` with the question as JSON; its output is the JSON on its last line."""
     done = run(python, ["-m", module, json.dumps(question)], variables)
     return done._replace(output=json.loads(done.output.splitlines()[-1]))
+
+
+def where(platform: str) -> dict[str, Any]:
+    """What `environment.describe` says of a platform's device; auto: of the best that JAX finds.
+
+    An accelerator is asked in a process of its own: what holds one keeps its memory from others.
+
+    Raises:
+        DeviceError: the platform is absent.
+    """
+    if platform == "cpu":
+        return environment.describe(devices.select_device(platform))
+    question = {"platform": platform}
+    try:
+        return ask(Path(sys.executable), "benchmarks.peer_workers.where", question, {}).output
+    except ProcessError as error:
+        raise DeviceError(str(error).removeprefix("mnist_jax.errors.DeviceError: ")) from error
 
 
 def say(text: str) -> None:

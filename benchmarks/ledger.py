@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks import launch, roofline
 from benchmarks.results import Recorder, Results
-from mnist_jax import devices, environment
+from mnist_jax import devices
 from mnist_jax.models import MODELS
 
 UNACCOUNTED = "unaccounted"
@@ -66,10 +66,12 @@ def account(words: list[str]) -> tuple[dict[str, float], float]:
 
 def measure(options: Options) -> None:
     """Runs every network, prints the ledgers and writes the file."""
-    device = devices.select_device(options.platform)
+    context = launch.where(options.platform)
     data = options.prepare()
-    context = environment.describe(device) | {"dataset": data["dataset"]}
-    recorder = Recorder(options.output, context)
+    recorder = Recorder(options.output, context | {"dataset": data["dataset"]})
+    # Before this process takes the device.
+    runs = [run(options, model, data) for model in options.model]
+    device = devices.select_device(options.platform)
     with jax.default_device(device):
         dtype = devices.compute_dtype(options.precision, device)
         with jax.default_matmul_precision(devices.MATMUL_PRECISION[options.precision]):
@@ -78,32 +80,35 @@ def measure(options: Options) -> None:
             copy = roofline.copy_rate(options.repeats)
     flops_per_s = 2 * size**3 / np.median(product.samples_s)
     bytes_per_s = 2 * roofline.COPY_BYTES / np.median(copy.samples_s)
-    for model in options.model:
-        with tempfile.TemporaryDirectory() as folder:
-            words = [f"--model={model}", *(f"--{name}={value}" for name, value in data.items())]
-            for field in ("batch_size", "precision", "platform", "epochs", "max_steps"):
-                if (value := getattr(options, field)) is not None:
-                    words.append(f"--{field}={value}")
-            run = Path(folder) / "run"
-            # Compiled programs of earlier runs are not at hand: a ledger tells of a first start.
-            places = [f"--workdir={run}", f"--compilation_cache={folder}/compiled"]
-            seconds, wall_s = account([*words, *places])
-            result = json.loads((run / "result.json").read_text())
-        work = roofline.train_work(MODELS[model](dtype=dtype), options.batch_size, device.platform)
-        step_s = result["timings"]["train_s"] / result["steps"]
-        row = {
-            "model": model,
-            "batch_size": options.batch_size,
-            "precision": options.precision,
-            "words": words,
-            "seconds": seconds,
-            "wall_s": wall_s,
-            "step_s": step_s,
-            "limit_s": work.limit_s(flops_per_s, bytes_per_s),
-        }
-        recorder.row("ledger", **row)
-        recorder.write()
+    for row in runs:
+        model = MODELS[row["model"]](dtype=dtype)
+        work = roofline.train_work(model, options.batch_size, device.platform)
+        recorder.row("ledger", **row, limit_s=work.limit_s(flops_per_s, bytes_per_s))
+    recorder.write()
     launch.show(report(recorder.found))
+
+
+def run(options: Options, model: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Trains a network; returns its row, but for the limit."""
+    words = [f"--model={model}", *(f"--{name}={value}" for name, value in data.items())]
+    for field in ("batch_size", "precision", "platform", "epochs", "max_steps"):
+        if (value := getattr(options, field)) is not None:
+            words.append(f"--{field}={value}")
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder) / "run"
+        # Compiled programs of earlier runs are not at hand: a ledger tells of a first start.
+        places = [f"--workdir={workdir}", f"--compilation_cache={folder}/compiled"]
+        seconds, wall_s = account([*words, *places])
+        result = json.loads((workdir / "result.json").read_text())
+    return {
+        "model": model,
+        "batch_size": options.batch_size,
+        "precision": options.precision,
+        "words": words,
+        "seconds": seconds,
+        "wall_s": wall_s,
+        "step_s": result["timings"]["train_s"] / result["steps"],
+    }
 
 
 def closes(row: dict[str, Any]) -> bool:

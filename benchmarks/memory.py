@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks import launch, step
 from benchmarks.peer_workers import job as jobs
 from benchmarks.results import Recorder, Results
-from mnist_jax import devices, environment, steps
+from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.models import MODELS, layers
 from mnist_jax.recipe import make_optimizer
@@ -61,11 +61,11 @@ def counted(job: jobs.Job) -> dict[str, int]:
 
 def measure(options: Options) -> None:
     """Measures every case in a process of its own, prints the table and writes the file."""
-    device = devices.select_device(options.platform)
-    recorder = Recorder(options.output, environment.describe(device))
+    context = launch.where(options.platform)
+    recorder = Recorder(options.output, context)
     for job in step.jobs_of(options, ("many",), ("train",)):
         with step.left_out_if_impossible(recorder, step.describe(job)):
-            [found] = step.in_own_process(dataclasses.replace(job, samples=3), device.platform)
+            [found] = step.in_own_process(dataclasses.replace(job, samples=3), context["platform"])
             observed = {f"{name}_bytes": found.details[f"{name}_bytes"] for name in COLUMNS[3:]}
             names = {key: step.named(job, "")[key] for key in ("model", "batch_size", "precision")}
             recorder.row("memory", **names, **counted(job), **observed)

@@ -37,7 +37,7 @@ from rich.table import Table
 from benchmarks import launch, step, timing
 from benchmarks.peer_workers import job as jobs
 from benchmarks.results import Benchmark, Recorder, Results
-from mnist_jax import convolution, devices, environment
+from mnist_jax import convolution, devices
 from mnist_jax.config import Config
 from mnist_jax.models import IMAGE_SHAPE, MODELS, layers, params_of
 from mnist_jax.recipe import make_optimizer
@@ -275,8 +275,14 @@ def time_update(model: nn.Module, samples: int) -> timing.Timing:
 
 def measure(options: Options) -> None:
     """Measures the roof, the steps and their parts, prints the tables and writes the file."""
+    context = launch.where(options.platform)
+    recorder = Recorder(options.output, context)
+    # Before this process takes the device, and before the roof's large arrays, which slow a step.
+    wholes: dict[jobs.Job, Benchmark] = {}
+    for job in step.jobs_of(options, ("many",), ("train",)):
+        with step.left_out_if_impossible(recorder, step.describe(job)):
+            [wholes[job]] = step.in_own_process(job, context["platform"])
     device = devices.select_device(options.platform)
-    recorder = Recorder(options.output, environment.describe(device))
 
     def add(name: str, times: timing.Timing, job: jobs.Job | None = None, **details: Any) -> float:
         names = step.named(job or jobs.Job(model="", mode=""), name)
@@ -297,39 +303,37 @@ def measure(options: Options) -> None:
                     flops / add(PRODUCT, matrix_rate(options.repeats, size, dtype), flops=flops),
                     moved / add(COPY, copy_rate(options.repeats), bytes=moved),
                 )
-            for job in step.jobs_of(options, ("many",), ("train",)):
+            for job, whole in wholes.items():
                 if job.precision == precision:
-                    _measure_step(job, device, rates, add, recorder)
+                    with step.left_out_if_impossible(recorder, step.describe(job)):
+                        _measure_step(job, whole, device, rates, add)
         recorder.write()
     launch.show(report(recorder.found))
 
 
 def _measure_step(
-    job: jobs.Job, device: jax.Device, rates: tuple[float, float], add: Any, recorder: Recorder
+    job: jobs.Job, whole: Benchmark, device: jax.Device, rates: tuple[float, float], add: Any
 ) -> None:
-    """A whole step, in a process of its own, and its parts."""
+    """A whole step, as measured before, and its parts."""
     model = MODELS[job.model](dtype=devices.compute_dtype(job.precision, device))
-    with step.left_out_if_impossible(recorder, step.describe(job)):
-        # What the roof's large arrays leave behind slows a step in the same process.
-        [whole] = step.in_own_process(job, device.platform)
-        work = train_work(model, job.batch_size, device.platform)
-        limit_s = work.limit_s(*rates)
-        times = timing.Timing(whole.warmup_s, whole.samples_s, 0)
-        mfu = work.direct_flops / whole.median_s / rates[0]
-        xla = {"xla_flops": counted_by_xla(model, job.batch_size)}
-        add(step.TRAIN, times, job, **work._asdict(), **xla, limit_s=limit_s, mfu=mfu)
-        parts = works(model, job.batch_size, device.platform)
-        with jax.default_matmul_precision(devices.MATMUL_PRECISION[job.precision]):
-            layers_ = alone(model, job.batch_size)
-            for name, layer in layers_.items():
-                first = name == next(iter(layers_))
-                times = layer.time(first=first, samples=job.samples)
-                part = parts[name]._replace(bytes=layer.bytes(first=first))
-                details = {"layer": name, **part._asdict()}
-                add(LAYER, times, job, **details, limit_s=part.limit_s(*rates))
-            details = {"layer": UPDATE, **parts[UPDATE]._asdict()}
-            times = time_update(model, job.samples)
-            add(LAYER, times, job, **details, limit_s=parts[UPDATE].limit_s(*rates))
+    work = train_work(model, job.batch_size, device.platform)
+    limit_s = work.limit_s(*rates)
+    times = timing.Timing(whole.warmup_s, whole.samples_s, 0)
+    mfu = work.direct_flops / whole.median_s / rates[0]
+    xla = {"xla_flops": counted_by_xla(model, job.batch_size)}
+    add(step.TRAIN, times, job, **work._asdict(), **xla, limit_s=limit_s, mfu=mfu)
+    parts = works(model, job.batch_size, device.platform)
+    with jax.default_matmul_precision(devices.MATMUL_PRECISION[job.precision]):
+        layers_ = alone(model, job.batch_size)
+        for name, layer in layers_.items():
+            first = name == next(iter(layers_))
+            times = layer.time(first=first, samples=job.samples)
+            part = parts[name]._replace(bytes=layer.bytes(first=first))
+            details = {"layer": name, **part._asdict()}
+            add(LAYER, times, job, **details, limit_s=part.limit_s(*rates))
+        details = {"layer": UPDATE, **parts[UPDATE]._asdict()}
+        times = time_update(model, job.samples)
+        add(LAYER, times, job, **details, limit_s=parts[UPDATE].limit_s(*rates))
 
 
 def roof(benchmarks: Sequence[Benchmark], precision: str) -> tuple[float, float]:

@@ -57,6 +57,7 @@ def measure(
     min_sample_s: float = MIN_SAMPLE_S,
     warmup_s: float = 10.0,
     multiple_of: int = 1,
+    any_length: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Timing, State]:
     """Times `call` until it has `samples` samples, or at least one and no budget left.
@@ -72,6 +73,7 @@ def measure(
         min_sample_s: a sample lasts at least this long; its steps are set to last about twice that.
         warmup_s: the warm-up after the first call ends after this, stable or not.
         multiple_of: a sample is a multiple of this many steps (one of the warm-up need not be).
+        any_length: whether a number of steps met for the first time needs no warming.
         clock: seconds from any fixed moment.
 
     Returns:
@@ -109,7 +111,7 @@ def measure(
     samples_s: list[float] = []
     spent_s = 0.0
     while len(samples_s) < samples and (not samples_s or spent_s < budget_s):
-        if steps != warm_steps:  # a length met for the first time may be compiled first
+        if steps != warm_steps and not any_length:  # it may be compiled first
             warmup.append(timed(steps) / steps)
             warm_steps = steps
         elapsed_s = timed(steps)

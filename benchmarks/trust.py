@@ -13,11 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from benchmarks import compare, launch, results
 from benchmarks.results import Recorder
-from mnist_jax import environment
 from mnist_jax.errors import WorseError
 
 FOUND, ALARMS = 0.95, 0.05  # wanted shares
@@ -54,7 +51,7 @@ def measure(options: Options) -> None:
     Raises:
         WorseError: fewer slow-downs were found, or more alarms raised, than is wanted.
     """
-    here = environment.describe(jax.devices()[0])
+    here = launch.where("auto")
     if options.again is not None:
         found = results.read(options.again)
         judged = {"judged_by_commit": here["git_commit"]}

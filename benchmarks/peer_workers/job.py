@@ -89,6 +89,7 @@ class Workload(NamedTuple):
         context: versions and whatever else the result file's context should say.
         min_sample_s: least time in a sample, where the framework needs more than the job's.
         multiple_of: training steps in a sample are a multiple of this.
+        any_length: whether one program runs any number of steps.
         analysis: what the compiler says of the memory of a training step, if it does.
     """
 
@@ -99,6 +100,7 @@ class Workload(NamedTuple):
     context: dict[str, Any]
     min_sample_s: float = 0.0
     multiple_of: int = 1
+    any_length: bool = False
     analysis: Any = None
 
 
@@ -126,6 +128,7 @@ def run(job: Job, make: Callable[[Job, Data], Workload]) -> dict[str, Any]:
         "budget_s": job.budget_s,
         "min_sample_s": max(job.min_sample_s, workload.min_sample_s),
         "sync": workload.sync,
+        "any_length": workload.any_length,
     }
     if "train" in job.what:
         multiple_of = workload.multiple_of

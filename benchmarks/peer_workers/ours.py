@@ -157,6 +157,7 @@ def make(
         evaluate,
         jax.block_until_ready,
         environment.describe(device),
+        any_length=takes_any_length(device),
         analysis=train_steps.analysis,
     )
 
