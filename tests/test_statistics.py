@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy
 
 from mnist_jax import statistics
 
@@ -30,6 +31,15 @@ def test_wilson_s_interval():
     assert [low, high] == pytest.approx(
         [(x + z**2 / 2 - half) / (n + z**2), (x + z**2 / 2 + half) / (n + z**2)], rel=1e-6
     )
+
+
+@pytest.mark.parametrize(("correct", "count"), [(0, 7), (7, 7), (9934, 10_000), (1, 360)])
+def test_the_interval_and_the_exact_test_agree_with_scipy_s(correct, count):
+    test = scipy.stats.binomtest(correct, count)
+    expected = test.proportion_ci(method="wilson")
+    assert statistics.binomial_ci95(correct, count) == pytest.approx(expected, abs=1e-12)
+    right = np.arange(count) < correct
+    assert statistics.mcnemar(right, ~right)["p"] == pytest.approx(test.pvalue, abs=1e-12)
 
 
 def test_mcnemar_counts_only_where_the_two_differ():
