@@ -2,8 +2,11 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import filelock
 import pytest
 
 # Before JAX is imported: the tests compile the same programs again and again, also in processes of
@@ -73,6 +76,27 @@ def mnist_dir() -> Path:
     if missing:
         pytest.skip(f"{folder} lacks {', '.join(missing)}; set MNIST_DIR to the folder of all four")
     return folder
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Any]:
+    """(name, make) → what `make` returns, given a folder of that name, as JSON can hold it.
+
+    Made once in a session, by the first of its workers that asks; the others wait for it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def made_once(name: str, make: Callable[[Path], Any]) -> Any:
+        file = shared / f"{name}.json"
+        with filelock.FileLock(shared / f"{name}.lock"):
+            if not file.exists():
+                folder = shared / name
+                folder.mkdir()
+                file.write_text(json.dumps(make(folder), default=str))
+        return json.loads(file.read_text())
+
+    return made_once
 
 
 @pytest.fixture(scope="session")

@@ -18,14 +18,18 @@ from mnist_jax.errors import DeviceError
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What tests/on_devices.py found on eight devices of a CPU."""
+def on_devices(_: Path) -> dict[str, Any]:
     where = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
     script = [sys.executable, "tests/on_devices.py"]
     done = subprocess.run(script, cwd=ROOT, env=where, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
+
+
+@pytest.fixture
+def found(once) -> dict[str, Any]:
+    """What tests/on_devices.py found on eight devices of a CPU."""
+    return once("on_devices", on_devices)
 
 
 def test_one_all_reduce_holds_all_gradients_and_nothing_else_is_sent(found):

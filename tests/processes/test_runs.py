@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,27 +38,31 @@ def config(data_dir) -> Config:
 
 
 @pytest.fixture(scope="module")
-def alone(config, tmp_path_factory) -> dict:
+def alone(config, once) -> dict:
     """The record of the run in one process."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    return fit(dataclasses.replace(config, workdir=workdir)).record
+    return once("alone", lambda folder: fit(dataclasses.replace(config, workdir=folder)).record)
 
 
 def undisturbed(count: int, flags, folder: Path) -> tuple[Path, list[several.Ended]]:
+    """The folder of a run in so many processes, and how they ended."""
     ended = several.run(count, *flags, f"--workdir={folder / 'run'}")
     assert [e.status for e in ended] == [0] * count, ended
     return folder / "run", ended
 
 
-@pytest.fixture(scope="module")
-def two(flags, tmp_path_factory):
-    """The folder of a run in two processes, and how they ended."""
-    return undisturbed(2, flags, tmp_path_factory.mktemp("two"))
+def kept(found) -> tuple[Path, list[several.Ended]]:
+    workdir, ended = found
+    return Path(workdir), [several.Ended(*each) for each in ended]
 
 
 @pytest.fixture(scope="module")
-def four(flags, tmp_path_factory):
-    return undisturbed(4, flags, tmp_path_factory.mktemp("four"))
+def two(flags, once):
+    return kept(once("two", partial(undisturbed, 2, flags)))
+
+
+@pytest.fixture(scope="module")
+def four(flags, once):
+    return kept(once("four", partial(undisturbed, 4, flags)))
 
 
 @pytest.mark.parametrize("count", [2, 4])
