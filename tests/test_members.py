@@ -25,7 +25,7 @@ def config(data_dir, tmp_path):
 MODELS = {
     "logistic": {},
     "mlp": {"dropout": 0.3, "shift": 2.0, "average": 0.9, "microbatches": 4},
-    "cnn": {"batch_size": 400, "hidden_sizes": (16,), "max_steps": 3},
+    "cnn": {"batch_size": 50, "hidden_sizes": (16,), "max_steps": 3},
 }
 
 
