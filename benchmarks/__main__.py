@@ -72,7 +72,8 @@ class Options(launch.DataOptions):
     repeats: int = 10
     """Samples of each thing measured; fewer where those taken last 1.5 s."""
     launches: int = compare.LAUNCHES
-    """Processes that time the training steps and evaluations, so that files can be compared."""
+    """Processes that time the training steps and evaluations, so that files can be compared; in the
+    short form on a CPU, at most five, and one for the CNN."""
     full: bool = False
     """Let every part measure all that it does by default, which takes half an hour or more."""
 
@@ -124,10 +125,7 @@ def measure(options: Options) -> None:
     planned = plan(dataclasses.replace(options, platform=platform), data, platform)
     found: dict[str, Results] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        kept = {
-            "JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        kept = launch.keeping_compiled(scratch)
         for part in options.parts:
             # Many of their processes need the same programs, whose compiling is in no clock.
             variables = {} if part in TELL_OF_COMPILING else kept

@@ -193,10 +193,7 @@ def measure(options: Options) -> None:
     if (folder / FILE).exists():
         budget.keep_earlier(recorder, folder / FILE, options.parts)
     with tempfile.TemporaryDirectory() as scratch:
-        variables = {
-            "JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        variables = launch.keeping_compiled(scratch)
         recorder.context["variables"] = {**variables, **recorder.context["variables"]}
         for command in plan(options, data, Path(scratch)):
             if command.part in options.parts:

@@ -147,6 +147,14 @@ def words(options: Any) -> list[str]:
     return made
 
 
+def keeping_compiled(folder: str) -> dict[str, str]:
+    """Variables by which processes keep compiled programs there for each other."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
 def part(module: str, options: Any, variables: Mapping[str, str] | None = None) -> None:
     """Runs a command of this folder in a process of its own; what it says on stderr is seen.
 

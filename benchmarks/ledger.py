@@ -21,7 +21,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from benchmarks import launch, roofline
+from benchmarks import launch, roofline, step
 from benchmarks.results import Recorder, Results
 from mnist_jax import devices
 from mnist_jax.models import MODELS
@@ -70,7 +70,10 @@ def measure(options: Options) -> None:
     data = options.prepare()
     recorder = Recorder(options.output, context | {"dataset": data["dataset"]})
     # Before this process takes the device.
-    runs = [run(options, model, data) for model in options.model]
+    runs = []
+    for model in options.model:
+        with step.left_out_if_impossible(recorder, model):
+            runs.append(run(options, model, data))
     device = devices.select_device(options.platform)
     with jax.default_device(device):
         dtype = devices.compute_dtype(options.precision, device)
@@ -130,8 +133,9 @@ def sentence(row: dict[str, Any]) -> str:
 
 
 def report(found: Results) -> list[Table | str]:
-    """The ledgers, each with what it says."""
-    return [part for row in found.tables["ledger"] for part in _of_one(row)]
+    """The ledgers, each with what it says, and what was left out."""
+    ledgers = [part for row in found.tables.get("ledger", []) for part in _of_one(row)]
+    return [*ledgers, *step.left_out(found)]
 
 
 def _of_one(row: dict[str, Any]) -> list[Table | str]:
