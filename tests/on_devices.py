@@ -176,9 +176,9 @@ def runs(folder: Path) -> dict[str, list[dict]]:
 def in_microbatches(config: Config) -> list[bool]:
     """Whether 8 devices, and 2 and 4, train to the bits of one, each batch in eight parts."""
     config = dataclasses.replace(config, microbatches=8)
-    # The CNN takes half a minute to compile.
-    many = (8,) if config.model == "cnn" else (8, 2, 4)
-    one, *others = (jax.tree.leaves(Training(config, n).after(12)) for n in (1, *many))
+    # The CNN takes long to compile, and to train.
+    many, count = ((8,), 3) if config.model == "cnn" else ((8, 2, 4), 12)
+    one, *others = (jax.tree.leaves(Training(config, n).after(count)) for n in (1, *many))
     return [all(map(np.array_equal, one, other)) for other in others]
 
 
