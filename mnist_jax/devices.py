@@ -41,9 +41,11 @@ def select_device(platform: str) -> jax.Device:
             found = "none"
         told = os.environ.get("JAX_PLATFORMS")
         limit = f" with JAX_PLATFORMS={told}" if told else ""
+        missing = "device" if platform == "auto" else f"{platform} device"
+        otherwise = "unset JAX_PLATFORMS" if told else "leave --platform out"
         raise DeviceError(
-            f"no {platform} device; JAX finds {found}{limit}; "
-            "install JAX for it (the extras cuda12, cuda13, tpu) or leave --platform out"
+            f"no {missing}; JAX finds {found}{limit}; "
+            f"install JAX for it (the extras cuda12, cuda13, tpu) or {otherwise}"
         ) from error
 
 
@@ -92,7 +94,8 @@ class Layout:
     fill up. That is the only difference between what lies on the devices and what `fetch` gives.
 
     Attributes:
-        devices: those of all processes; with members, only as many as shorten the run.
+        devices: those of all processes; with members, in one process, only as many as shorten the
+            run.
         members: how many networks are trained; None for one.
     """
 

@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -62,7 +63,7 @@ def join(config: Config) -> "Watch | None":
     address, count, index, devices = (
         launched()
         if config.coordinator == "auto"
-        else (config.coordinator, config.num_processes, config.process_id, None)
+        else (config.coordinator, config.num_processes, config.process_id, named_devices())
     )
     assert count is not None and index is not None, "Config demands them"
     host, _, port = address.rpartition(":")
@@ -137,10 +138,27 @@ def launched() -> tuple[str, int, int, list[int] | None]:
             "--num_processes and --process_id"
         )
     if not is_address(address):
-        raise UsageError(f"JAX_COORDINATOR_ADDRESS is {given!r}; allowed is HOST:PORT")
-    if devices is None or "JAX_LOCAL_DEVICE_IDS" in os.environ:  # which JAX then reads
-        return address, count, index, None
-    return address, count, index, list(devices)
+        raise UsageError(
+            f"the coordinator's address is {address!r}; allowed is HOST:PORT; change "
+            "JAX_COORDINATOR_ADDRESS or JAX_COORDINATOR_PORT"
+        )
+    return address, count, index, named_devices() or (None if devices is None else list(devices))
+
+
+def named_devices() -> list[int] | None:
+    """This process's devices by JAX_LOCAL_DEVICE_IDS; None where that is not set.
+
+    Raises:
+        UsageError: it names none.
+    """
+    if not (text := os.environ.get("JAX_LOCAL_DEVICE_IDS")):
+        return None
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"JAX_LOCAL_DEVICE_IDS is {text!r}; allowed are whole numbers with commas between them"
+        ) from error
 
 
 class Coordinator:
@@ -179,8 +197,8 @@ class Coordinator:
             problem = str(error)
         if problem:
             raise DeviceError(
-                f"process 0 has no coordinator: {problem}; if no other run and no other process 0 "
-                "is meant to be there, change --coordinator"
+                f"process 0 has no coordinator: {problem}; start one process 0 only, or give all "
+                "processes another port in --coordinator (with auto, in JAX_COORDINATOR_PORT)"
             )
 
 
@@ -256,7 +274,8 @@ class Watch:
         Without an error that is as long as process 0 still writes: who left JAX's service before
         would have it end them all. Meanwhile the threads above see to it that all are alive.
         """
-        told = json.dumps([status, line.removeprefix("error: ")])
+        text = line.removeprefix("error: ") or "whoever read its output has gone"
+        told = json.dumps([status, text])
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(key_of("ended", self._index), told, True)
         until = time.monotonic() + FAREWELL_S if _is_error(status) else math.inf
@@ -267,7 +286,7 @@ class Watch:
 
 def _is_error(status: int) -> bool:
     """Whether a status is one that the other processes do not come to by themselves."""
-    return 0 < status < 128
+    return status not in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def _end(status: int, text: str) -> NoReturn:

@@ -145,7 +145,7 @@ def test_a_port_in_use_is_refused():
         flags = f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=0"
         [ended] = several.ends([several.start(*several.FLAGS, *flags, setup="p.LOST_S = -5")])
     assert ended.status == 6
-    assert re.search(rf"cannot listen at port {port} \(.*\); if no other run and", one_line(ended))
+    assert re.search(rf"cannot listen at port {port} \(.*\); start one process 0", one_line(ended))
 
 
 def test_processes_with_other_flags_are_refused_by_all(data_dir, tmp_path):
@@ -301,13 +301,18 @@ def test_the_devices_of_a_process_can_be_named(launcher, monkeypatch):
     launcher(**SECOND_OF_TWO)
     assert processes.launched()[3] == [1]
     monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1,2,3")
-    assert processes.launched()[3] is None  # and JAX takes the variable
+    assert processes.launched()[3] == [0, 1, 2, 3]
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0;1")
+    with pytest.raises(
+        UsageError, match="JAX_LOCAL_DEVICE_IDS is '0;1'; allowed are whole numbers"
+    ):
+        processes.launched()
 
 
 def test_an_address_that_is_none_is_refused(launcher, monkeypatch):
     launcher(**SECOND_OF_TWO)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "node7:none")
-    with pytest.raises(UsageError, match="JAX_COORDINATOR_ADDRESS is 'node7:none'; allowed is"):
+    with pytest.raises(UsageError, match="coordinator's address is 'node7:none'; allowed is"):
         processes.launched()
 
 

@@ -134,6 +134,18 @@ def test_one_killed_ends_the_others_in_a_minute_and_the_run_goes_on(
     assert digests[0] == digests[1]
 
 
+def test_all_end_where_the_reader_of_the_output_goes_away(flags, tmp_path):
+    workdir = tmp_path / "run"
+    first, _ = processes = several.start_all(2, *flags, f"--workdir={workdir}")
+    several.wait_for_epochs(workdir, 1, first)
+    assert first.stdout is not None
+    first.stdout.close()
+    ended = several.ends(processes, within_s=60)
+    assert [e.status for e in ended] == [128 + signal.SIGPIPE] * 2, ended
+    assert ended[0].err == ""
+    assert ended[1].err == "error: process 0 of 2 ended: whoever read its output has gone\n"
+
+
 def test_one_that_fails_says_why_and_so_do_the_others(flags, tmp_path):
     numbers = f"--coordinator=localhost:{several.free_port()}", "--num_processes=2"
     fails = "import mnist_jax.progress as progress; progress.Keeper.save = lambda *_: {}['save']"
