@@ -224,7 +224,7 @@ def ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MnistJaxError):
         return error.exit_status, f"error: {error}"
     if isinstance(error, MemoryError) or is_out_of_memory(error):
-        line = f"error: out of memory ({first_line(error)}); a smaller --batch_size helps"
+        line = f"error: out of memory ({first_line(error)}); train with a smaller --batch_size"
         return DeviceError.exit_status, line
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return DeviceError.exit_status, f"error: {error}; free some space on the disk"

@@ -1,5 +1,6 @@
 """A run as a person sees it: tables, a live bar on a terminal, one line an epoch elsewhere."""
 
+import math
 import shlex
 import sys
 import time
@@ -15,10 +16,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.status import Status
 from rich.table import Table
 
-from mnist_jax.config import PRESETS, Config
+from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DataError
-from mnist_jax.metrics import MetricSums
+from mnist_jax.metrics import NEVER, MetricSums, mean_over_members
 from mnist_jax.models import count_parameters, layers, params_of
 from mnist_jax.profiling import costliest, show_costliest
 from mnist_jax.training import Observer, Result
@@ -116,9 +117,13 @@ class Display(Observer):
             self.epoch = epoch
             return
         rate, left_s = int(np.sum(sums.count)) / train_s, (last_step - step) * train_s / step
+        kept = np.ravel(sums.first_nonfinite) == NEVER  # of an ensemble: members that are not lost
+        means = (
+            np.ravel(x)[kept].mean() if kept.any() else math.nan for x in (sums.loss, sums.accuracy)
+        )
         text = (
             f"{step}/{last_step}  {rate:,.0f} images/s  {left_s:.0f} s left  "
-            f"{_loss_and_accuracy(sums.loss, sums.accuracy)}"
+            f"{_loss_and_accuracy(*means)}"
         )
         self.progress.update(self.task, completed=step, text=text)
         self.progress.refresh()
@@ -126,7 +131,11 @@ class Display(Observer):
     def on_epoch(self, row: dict[str, Any]) -> None:
         """One line an epoch."""
         found = "".join(
-            f"{name} {_loss_and_accuracy(row[f'{name}/loss'], row[f'{name}/accuracy'])}  "
+            f"{name} "
+            + _loss_and_accuracy(
+                *(mean_over_members(row, f"{name}/{m}") for m in ("loss", "accuracy"))
+            )
+            + "  "
             for name in ("train", "validation", "test")
             if f"{name}/loss" in row
         )
@@ -182,20 +191,22 @@ def _named(devices: Sequence[jax.Device]) -> str:
     return f"{times}{devices[0].platform} ({devices[0].device_kind}){of}"
 
 
-def _loss_and_accuracy(loss: Any, accuracy: Any) -> str:
-    """Four decimals; a loss that has exploded in powers of ten. Of an ensemble, the means."""
-    losses = [value for value in np.ravel(loss).tolist() if value is not None]
-    loss = sum(losses) / max(len(losses), 1)
-    shown = f"{loss:.4f}" if loss < 1e4 else f"{loss:.3e}"
-    return f"loss {shown} accuracy {np.mean(accuracy):.4f}"
+def _loss_and_accuracy(loss: float, accuracy: float) -> str:
+    """Four decimals; a loss that has exploded in powers of ten."""
+    shown = f"{loss:.3e}" if loss >= 1e4 else f"{loss:.4f}"
+    return f"loss {shown} accuracy {accuracy:.4f}"
 
 
 def _extras(config: Config) -> str:
-    """What a recipe has beyond the tutorial's, for its line in the summary."""
-    plain = PRESETS["post"] | {"microbatches": 1}
-    names = ("microbatches", "schedule", "shift", "rotation", "scale", "label_smoothing")
-    values = {name: getattr(config, name) for name in (*names, "weight_decay", "average")}
-    return "".join(f", {name} {v}" for name, v in values.items() if v != plain[name])
+    """What a recipe has beyond the tutorial's that the rest of the summary does not say."""
+    said = {"dataset", "preset", "epochs", "batch_size", "learning_rate", "seed", "seeds"}
+    said |= {"hidden_sizes", "precision", "max_steps"}
+    plain = Config(model=config.model).identity()
+    return "".join(
+        f", {name} {value}"
+        for name, value in config.identity().items()
+        if name not in said and value != plain[name]
+    )
 
 
 def _seeds(config: Config) -> str:

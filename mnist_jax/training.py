@@ -134,13 +134,7 @@ def _fit(
     timings: dict[str, float],
     started: float,
 ) -> Result:
-    layout = Layout.over(devices.select_devices(device, config.devices), config.seeds)
-    parts, count = config.microbatches, len(layout.devices)
-    if parts > 1 and config.seeds is None and parts % count:
-        raise UsageError(
-            f"microbatches is {parts}, which {count} devices do not divide; change --microbatches "
-            "or --devices"
-        )
+    layout = _layout(config, device)
     dtype = devices.compute_dtype(config.precision, device)
     if config.tensorboard:
         runs.summary_writer()  # its absence is better found before a folder is made
@@ -151,19 +145,11 @@ def _fit(
         from mnist_jax import report as pictures  # takes half a second: only when needed
     observer.on_load(config)
     data_started = time.perf_counter()
-    dataset = load_dataset(config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir)
+    config, dataset = _load(config)
     timings["data_s"] = time.perf_counter() - data_started
     notices = [*dataset.notices, *devices.slow_precision(config.precision, device)]
     for notice in notices:
         observer.on_notice(notice)
-    config = dataclasses.replace(config, dataset=dataset.name)
-    if config.validation:
-        dataset = dataset.hold_out(config.validation)
-    if config.batch_size > (size := len(dataset.train.label)):
-        raise UsageError(
-            f"batch_size is {config.batch_size}; allowed is 1 to {size}, the number of training "
-            f"images in {dataset.name}; change --batch_size"
-        )
     where = environment.describe(device)
     if team.count > 1:
         team.check_same(_must_agree(config, dataset, where))
@@ -174,14 +160,14 @@ def _fit(
         if not team.leads:
             pictures = None  # process 0 makes them
         if run.result is not None:
-            page = pictures.at_end(run, config, dataset) if pictures and config.report else None
+            page = _page(run, config, dataset, observer) if pictures and config.report else None
             result = Result(None, run.result, run.folder, page)
             observer.on_end(result)
             return result
         run.write_environment(where)
         model = MODELS[config.model](dtype=dtype, **config.model_options())
         observer.on_start(config, dataset, model, layout.devices, run.folder)
-        last_step = config.epochs * num_batches(size, config.batch_size)
+        last_step = config.epochs * num_batches(len(dataset.train.label), config.batch_size)
         tx = make_optimizer(config, last_step)
         check_memory(config, model, tx, device, layout)
         programs = Programs(model, tx, dataset, config, layout, team)
@@ -239,15 +225,56 @@ def _fit(
         }
         run.finish(content)
         params = averaged(state.params, state.opt_state, config.average)
-        page = None
-        if pictures:
-            try:
-                page = pictures.at_end(run, config, dataset)
-            except (MnistJaxError, OSError) as error:  # the run is complete all the same
-                observer.on_notice(f"no report was made: {error}")
+        page = _page(run, config, dataset, observer) if pictures else None
         result = Result(params, content, run.folder, page)
         observer.on_end(result)
         return result
+
+
+def _layout(config: Config, device: jax.Device) -> Layout:
+    """How the run lies on its devices.
+
+    Raises:
+        DeviceError: there are too few.
+        UsageError: they do not divide the microbatches.
+    """
+    layout = Layout.over(devices.select_devices(device, config.devices), config.seeds)
+    parts, count = config.microbatches, len(layout.devices)
+    if parts > 1 and config.seeds is None and parts % count:
+        raise UsageError(
+            f"microbatches is {parts}, which {count} devices do not divide; change --microbatches "
+            "or --devices"
+        )
+    return layout
+
+
+def _load(config: Config) -> tuple[Config, Dataset]:
+    """The data set, with images held out if the config says so, and the config with its name.
+
+    Raises:
+        DataError: it cannot be had.
+        UsageError: it has too few images.
+    """
+    dataset = load_dataset(config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir)
+    if config.validation:
+        dataset = dataset.hold_out(config.validation)
+    if config.batch_size > (size := len(dataset.train.label)):
+        raise UsageError(
+            f"batch_size is {config.batch_size}; allowed is 1 to {size}, the number of training "
+            f"images in {dataset.name}; change --batch_size"
+        )
+    return dataclasses.replace(config, dataset=dataset.name), dataset
+
+
+def _page(run: runs.Run, config: Config, dataset: Dataset, observer: Observer) -> Path | None:
+    """The pictures that the config asks for of a complete run; without them it is as complete."""
+    from mnist_jax import report
+
+    try:
+        return report.at_end(run, config, dataset)
+    except (MnistJaxError, OSError) as error:
+        observer.on_notice(f"no report was made: {error}")
+        return None
 
 
 def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict[str, Any]:

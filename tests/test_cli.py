@@ -152,10 +152,11 @@ def digits(data_dir: Path, workdir: Path, *more: str) -> list[str]:
 
 
 def test_a_run_prints_a_line_an_epoch_and_ends_with_the_accuracy(capsys, data_dir, tmp_path):
-    argv = digits(data_dir, tmp_path / "run")
+    argv = digits(data_dir, tmp_path / "run", "--no_normalize")
     assert train.main(argv) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
+    assert "batch 100, Adam 0.001, normalize False, seed 1234" in out
     assert re.fullmatch(r"test accuracy: \d+\.\d\d % \(\d+/360\)", lines[-1])
     assert len([line for line in lines if line.startswith("epoch ")]) == 2
     assert "digits" in lines[0]

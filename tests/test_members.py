@@ -1,5 +1,6 @@
 """Many seeds in one program: each member is what a run of its own would be."""
 
+import io
 import json
 import signal
 
@@ -127,6 +128,14 @@ def test_a_member_that_is_not_finite_is_named_and_left_out(config, monkeypatch):
     assert json.loads(content.splitlines()[0])["train/loss"][0] is None
     assert "NaN" not in content
     assert "mean of 2 seeds" in display.accuracy_line(record)
+    row = json.loads(content.splitlines()[-1])
+    kept = sum(row["test/accuracy"][1:]) / 2
+    shown = display.Display()
+    shown.console = display.Console(file=io.StringIO(), width=500)
+    shown.on_epoch(row)
+    assert f"test loss {sum(row['test/loss'][1:]) / 2:.4f} accuracy {kept:.4f}" in (
+        shown.console.file.getvalue()
+    )
 
 
 def test_when_no_member_is_finite_the_run_ends(config):
