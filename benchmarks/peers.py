@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from benchmarks import launch, results, timing
 from benchmarks.peer_workers.job import Job
@@ -231,9 +233,7 @@ def milliseconds(seconds: float) -> str:
 
 def show(benchmarks: Sequence[Benchmark], ours: tuple[str, str] = OURS[:2]) -> None:
     """Prints a table for each model and name."""
-    from rich.console import Console
-    from rich.table import Table
-
+    console = Console()
     for model, name in dict.fromkeys((b.model, b.name) for b in benchmarks):
         chosen = [b for b in benchmarks if (b.model, b.name) == (model, name)]
         count = len({b.details["round"] for b in chosen})
@@ -248,7 +248,25 @@ def show(benchmarks: Sequence[Benchmark], ours: tuple[str, str] = OURS[:2]) -> N
             ratio = f"{row.ratio:.3f} ({row.lowest:.3f}…{row.highest:.3f})"
             cells = [row.framework, row.mode, milliseconds(row.median_s), ratio]
             table.add_row(*cells, *[f"{(row.peak_rss_bytes or 0) / 1e6:.0f}" for _ in memory])
-        Console().print(table)
+        console.print(table)
+
+
+def side_by_side(benchmarks: Sequence[Benchmark], name: str) -> Table:
+    """Of one name, all models in a table: milliseconds, and how ours compare (ratio; range)."""
+    models = dict.fromkeys(b.model for b in benchmarks)
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for model in models:
+        for row in rows([b for b in benchmarks if (b.model, b.name) == (model, name)]):
+            who = row.framework, row.mode
+            spread = f" ({row.ratio:.2f}; {row.lowest:.2f}…{row.highest:.2f})"
+            text = milliseconds(row.median_s) + spread * (who != OURS[:2])
+            cells.setdefault(who, {})[model] = text
+    table = Table(title=f"{name}, ms (our time ÷ theirs; range)")
+    for heading in ("framework", "mode", *models):
+        table.add_column(heading, no_wrap=True)
+    for who, of_model in sorted(cells.items(), key=lambda item: item[0] != OURS[:2]):
+        table.add_row(*who, *(of_model.get(model, "-") for model in models))
+    return table
 
 
 if __name__ == "__main__":

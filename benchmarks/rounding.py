@@ -1,0 +1,147 @@
+"""Whether the CNN's faster convolution costs accuracy: beside XLA's own, and beside mere rounding.
+
+    python -m benchmarks.rounding --manual_dir path/to/mnist --output FILE
+
+Both train from the same parameters on the same batches with the same dropout, and differ by
+float32's rounding alone, which training amplifies. By how much, show a third way and a fourth: the
+faster convolution again, with every initial parameter moved by about its last bit, up or down.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import numpy as np
+from jax import lax
+from rich import box
+from rich.table import Table
+
+from benchmarks import launch
+from benchmarks.results import Recorder, Results
+from mnist_jax import convolution, devices, environment, steps
+from mnist_jax.config import Config
+from mnist_jax.data import Dataset, load_dataset
+from mnist_jax.models import MODELS
+from mnist_jax.programs import EVAL_BATCH_SIZE
+from mnist_jax.recipe import make_optimizer, make_recipe
+from mnist_jax.statistics import summarize
+
+OURS, XLAS, UP, DOWN = "ours", "XLA's own", "ours, moved up", "ours, moved down"
+LAST_BIT = np.finfo(np.float32).eps  # between 1 and the next float32
+FACTORS = {OURS: 1, XLAS: 1, UP: 1 + LAST_BIT, DOWN: 1 - LAST_BIT}  # of the initial parameters
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(launch.DataOptions):
+    """The flags."""
+
+    steps: int = 200
+    """Training steps of each network."""
+    batch_size: int = 100
+    """Images a training step."""
+    repeats: int = 5
+    """Networks trained each way, with seeds from 1234 on."""
+
+
+class Programs(NamedTuple):
+    """The CNN's, compiled when first called; a step is a dispatch, as XLA's own wants it.
+
+    Attributes:
+        init: key → state.
+        step: state, order, number of the batch, key → state; the state is donated.
+        right: parameters, number of the batch → how many of these test images are right.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[..., Any]
+    right: Callable[..., Any]
+
+
+def programs(options: Options, dataset: Dataset) -> Programs:
+    """Those of a run at the default recipe."""
+    config = Config(model="cnn", batch_size=options.batch_size)
+    model, recipe = MODELS[config.model](**config.model_options()), make_recipe(config)
+    tx = make_optimizer(config, options.steps)
+    train, test = jax.device_put((dataset.train, dataset.test))
+
+    def init(key):
+        return steps.init_state(key, model=model, tx=tx)
+
+    def step(state, order, i, key):
+        batch = steps.take_batch(train, order, i, batch_size=config.batch_size)
+        return steps.train_step(state, batch, key, model=model, tx=tx, recipe=recipe)[0]
+
+    def right(params, i):
+        batch = steps.take_batch(test, None, i, batch_size=EVAL_BATCH_SIZE)
+        return steps.eval_step(params, batch, model=model, recipe=recipe).correct
+
+    return Programs(jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(right))
+
+
+def trained(made: Programs, dataset: Dataset, options: Options, seed: int, factor: float) -> int:
+    """Trains a network; returns how many test images it gets right."""
+    key, size = jax.random.key(seed), len(dataset.train.label)
+    state = made.init(key)
+    moved = jax.tree.map(lambda x: x * np.float32(factor), state.params)
+    state = state._replace(params=moved)
+    per_epoch = steps.num_batches(size, options.batch_size)
+    for epoch in range(steps.num_batches(options.steps, per_epoch)):
+        order = steps.epoch_order(key, epoch, size=size)
+        for i in range(min(per_epoch, options.steps - epoch * per_epoch)):
+            state = made.step(state, order, np.int32(i), key)
+    batches = steps.num_batches(len(dataset.test.label), EVAL_BATCH_SIZE)
+    return sum(int(made.right(state.params, np.int32(i))) for i in range(batches))
+
+
+def measure(options: Options) -> None:
+    """Trains every network in every way, prints the table and writes the file."""
+    data = options.prepare()
+    dataset = load_dataset(data["dataset"], data_dir=data["data_dir"])
+    with devices.running_on("cpu", "float32") as device:  # elsewhere both ways are XLA's
+        recorder = Recorder(
+            options.output, environment.describe(device) | {"dataset": dataset.name}
+        )
+        ours, xlas = (programs(options, dataset) for _ in range(2))
+        for seed in range(1234, 1234 + options.repeats):
+            for way, factor in FACTORS.items():
+                if way == XLAS:  # traced, when it is first called, with XLA's in the place of ours
+                    name = "conv_general_dilated"
+                    with mock.patch.object(convolution, name, lax.conv_general_dilated):
+                        correct = trained(xlas, dataset, options, seed, factor)
+                else:
+                    correct = trained(ours, dataset, options, seed, factor)
+                tested = {"correct": correct, "count": len(dataset.test.label)}
+                recorder.row("rounding", seed=seed, way=way, steps=options.steps, **tested)
+                launch.say(f"seed {seed}, {way}: {correct / tested['count']:.2%}")
+            recorder.write()
+    launch.show(report(recorder.found))
+
+
+def report(found: Results) -> list[Table | str]:
+    """The table: each way's accuracy, and its distance from ours with the same seed."""
+    rows = found.tables["rounding"]
+    shares = {
+        way: np.array([row["correct"] / row["count"] for row in rows if row["way"] == way])
+        for way in FACTORS
+    }
+    title = (
+        f"the CNN after {rows[0]['steps']} steps on {found.context['dataset']}, in points of 1 %"
+    )
+    table = Table(title=title, box=box.SIMPLE)
+    for heading in ("convolution", "n", "mean accuracy", "minus ours", "95 %", "at most apart"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for way, share in shares.items():
+        apart = 100 * (share - shares[OURS])
+        mean = summarize(apart.tolist())
+        low, high = mean["ci95"] or (np.nan, np.nan)
+        numbers = (f"{mean['mean']:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{abs(apart).max():.2f}")
+        numbers = ("", "", "") if way == OURS else numbers
+        table.add_row(way, str(len(share)), f"{100 * share.mean():.2f}", *numbers)
+    return [table]
+
+
+if __name__ == "__main__":
+    sys.exit(launch.command(Options, measure, "python -m benchmarks.rounding", __doc__ or ""))
