@@ -7,6 +7,7 @@ page itself may load nothing but what stands in it.
 """
 
 import base64
+import errno
 import hashlib
 import ipaddress
 import json
@@ -22,10 +23,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from mnist_jax import devices, display, runs
-from mnist_jax.data.sources import SOURCES
-from mnist_jax.errors import DataError, NonFiniteError, UsageError
+from mnist_jax.data import class_names
+from mnist_jax.errors import DataError, UsageError
 from mnist_jax.images import to_mnist
-from mnist_jax.saved import Classifier, SavedRun
+from mnist_jax.saved import Classifier, SavedRun, finite_members, none_left
 
 SIDE = 448  # pixels of a drawing
 
@@ -46,9 +47,13 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((address, port), family=family)
     except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            remedy = f"--port, such as {_free_port(family)}, which is free, or 0 for any"
+        else:
+            remedy = "--host, such as 127.0.0.1"
         raise UsageError(
             f"cannot listen at {host}, port {port} ({os.strerror(error.errno or 0)}); "
-            f"choose another --port, such as {_free_port(family)}, which is free, or 0 for any"
+            f"choose another {remedy}"
         ) from error
 
 
@@ -89,7 +94,7 @@ def network_name(listening: socket.socket) -> str:
 def reader(run: SavedRun, platform: str | None = None) -> Callable[[np.ndarray], dict[str, Any]]:
     """What the model makes of a drawing, as a function for any thread; compiled once, here.
 
-    Of an ensemble all members that are finite are asked, and the mean is taken.
+    Of an ensemble the mean is taken of all members that are finite; `run.notices` tells of others.
 
     Returns:
         grey levels (height, width) uint8 → the `probabilities` of the classes, the `image` that
@@ -104,21 +109,26 @@ def reader(run: SavedRun, platform: str | None = None) -> Callable[[np.ndarray],
     with devices.running_on(*where) as device:
         classifier = Classifier(run, device, batch_size=1)
 
-    def probabilities(image: np.ndarray) -> np.ndarray:
+    def members(image: np.ndarray) -> tuple[list[np.ndarray], list[str]]:
         with devices.running_on(*where):  # which holds for one thread
-            members = classifier(image[None])[:, 0]
-        return members[np.isfinite(members).all(1)]
+            finite, left_out = finite_members(run, classifier(image[None])[:, 0])
+        return list(finite.values()), left_out
 
-    if not len(probabilities(np.zeros((28, 28, 1), np.uint8))):  # compiles
-        raise NonFiniteError(f"no network of {run.folder} is finite; choose another --workdir")
+    finite, left_out = members(np.zeros((28, 28, 1), np.uint8))  # compiles
+    if not finite:
+        raise none_left(left_out)
+    run.notices.extend(left_out)
 
     def read(grey: np.ndarray) -> dict[str, Any]:
         try:
             digit = to_mnist(grey.astype(np.float32))
         except DataError as error:
             return {"message": str(error)}
+        finite, left_out = members(digit.image)
+        if not finite:
+            return {"message": str(none_left(left_out))}
         return {
-            "probabilities": probabilities(digit.image).mean(0).tolist(),
+            "probabilities": np.mean(finite, axis=0).tolist(),
             "image": digit.image.ravel().tolist(),
             "others": digit.others,
         }
@@ -136,7 +146,7 @@ def about(run: SavedRun) -> dict[str, Any]:
     known = "not complete" if record is None else display.accuracy_line(record)
     return {
         "model": f"{run.config.model} trained on {run.config.dataset}, {known}",
-        "classes": SOURCES.get(run.config.dataset, SOURCES["mnist"]).class_names,
+        "classes": class_names(run.config.dataset),
         "side": SIDE,
     }
 

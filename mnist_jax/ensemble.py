@@ -1,16 +1,13 @@
 """Several trained models on the same test images: their vote, and how two of them compare."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mnist_jax import devices
-from mnist_jax.data import Dataset, load_dataset
-from mnist_jax.errors import NonFiniteError, UsageError
-from mnist_jax.runs import read_result
-from mnist_jax.saved import Classifier, SavedRun, load_run
+from mnist_jax.data import Dataset
+from mnist_jax.saved import Classifier, SavedRun, finite_members, none_left
 from mnist_jax.statistics import accuracy, calibration_error, mcnemar, summarize, welch
 
 SIGNIFICANT = 0.05
@@ -33,69 +30,6 @@ class Predictions(NamedTuple):
     def right(self) -> np.ndarray:
         """(members, images) bool: whose most probable class is the label."""
         return self.probabilities.argmax(2) == self.label
-
-
-def notice_incomplete(run: SavedRun) -> None:
-    """Adds a notice to a run that is not complete.
-
-    Raises:
-        CheckpointError: its result is damaged.
-    """
-    if read_result(run.folder) is None:
-        run.notices.append(f"{run.folder} is not complete: it stands at step {run.progress.step:,}")
-
-
-def load_runs(
-    folders: Sequence[Path],
-    *,
-    dataset: str | None = None,
-    data_dir: Path | None = None,
-    manual_dir: Path | None = None,
-) -> tuple[list[SavedRun], Dataset]:
-    """Reads the runs, and the data set that all of them were trained on.
-
-    Args:
-        folders: the runs'. One that is not complete gets a notice.
-        dataset: one of `DATASETS` to read in the place of their own.
-        data_dir: where the data set is; None for where the first run had it.
-        manual_dir: where its original files are, if it is not there.
-
-    Raises:
-        UsageError: a folder holds no run, or they are of different data sets.
-        CheckpointError: a run cannot be used.
-        DataError: the data set cannot be had.
-    """
-    runs = [load_run(folder) for folder in folders]
-    names = {run.config.dataset for run in runs}
-    if len(names) > 1:
-        raise UsageError(
-            f"the runs are of different data sets ({', '.join(sorted(names))}); name runs of one"
-        )
-    for run in runs:
-        notice_incomplete(run)
-    (name,) = names
-    data_dir = data_dir or runs[0].config.data_dir
-    return runs, load_dataset(dataset or name, data_dir=data_dir, manual_dir=manual_dir)
-
-
-def finite_members(run: SavedRun, found: np.ndarray) -> tuple[dict[int, np.ndarray], list[str]]:
-    """What the members of a run found, (members, ...), by their seeds, and notices.
-
-    A member is left out, with a notice, if any of its numbers is not finite.
-    """
-    by_seed = dict(zip(run.config.all_seeds(), found, strict=True))
-    finite = {seed: values for seed, values in by_seed.items() if np.all(np.isfinite(values))}
-    left_out = [
-        f"seed {seed} of {run.folder} is not finite; it is left out"
-        for seed in by_seed
-        if seed not in finite
-    ]
-    return finite, left_out
-
-
-def none_left(notices: Sequence[str]) -> NonFiniteError:
-    """The error where `finite_members` left out every one."""
-    return NonFiniteError(f"{'; '.join(notices)}; no member is left")
 
 
 def predict_all(

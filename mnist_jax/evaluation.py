@@ -7,9 +7,8 @@ import numpy as np
 
 from mnist_jax import devices
 from mnist_jax.config import checked_path
-from mnist_jax.ensemble import finite_members, load_runs, none_left
 from mnist_jax.errors import UsageError
-from mnist_jax.saved import Classifier
+from mnist_jax.saved import Classifier, dataset_of, finite_members, load_runs, none_left
 from mnist_jax.statistics import accuracy, summarize
 
 
@@ -56,7 +55,8 @@ def evaluate(
         name: None if folder is None else checked_path(name, folder)
         for name, folder in (("data_dir", data_dir), ("manual_dir", manual_dir))
     }
-    (run,), loaded = load_runs([checked_path("workdir", workdir)], dataset=dataset, **folders)
+    (run,) = load_runs([checked_path("workdir", workdir)])
+    loaded = dataset_of(run, name=dataset, **folders)
     label, names = loaded.test.label, loaded.class_names
     with devices.running_on(platform or run.config.platform, run.config.precision) as device:
         logits = Classifier(run, device, logits=True)(loaded.test.image)

@@ -18,12 +18,12 @@ import numpy as np
 
 from mnist_jax import devices, runs, storage
 from mnist_jax.checkpoint import names_of
-from mnist_jax.data.sources import SOURCES
+from mnist_jax.data import class_names
 from mnist_jax.data.split import NUM_CLASSES
 from mnist_jax.errors import DeviceError, NonFiniteError, UsageError
 from mnist_jax.members import member_of
 from mnist_jax.models import IMAGE_SHAPE, count_parameters
-from mnist_jax.saved import SavedRun, classify
+from mnist_jax.saved import SavedRun, classify, notice_incomplete
 
 VERSION = 1  # of the description
 FORMATS = ("safetensors", "stablehlo")
@@ -147,7 +147,7 @@ def _origin(run: SavedRun, place: int) -> dict[str, Any]:
     """What the run was, and how good this network is."""
     config = run.config
     return {
-        "classes": SOURCES.get(config.dataset, SOURCES["mnist"]).class_names,  # digits are MNIST's
+        "classes": class_names(config.dataset),
         "seed": config.all_seeds()[place],
         "epochs": run.progress.epoch,
         "steps": run.progress.step,
@@ -161,8 +161,7 @@ def _accuracy(run: SavedRun, place: int) -> dict[str, Any]:
     unknown = {"test_accuracy": None, "test_correct": None, "test_count": None}
     record = runs.read_result(run.folder)
     if record is None:
-        step = run.progress.step
-        run.notices.append(f"{run.folder} is not complete: it stands at step {step:,}")
+        notice_incomplete(run)
         return unknown
     names = ("test_accuracy", "test_correct", "params_sha256")
     found, params = {name: record.get(name) for name in names}, run.progress.state.params

@@ -51,7 +51,7 @@ def write(path: Path, page: bytes) -> None:
         storage.write_atomically(path, page)
     except OSError as error:
         raise DeviceError(
-            f"cannot write {path} ({error.strerror}); name another file with --output"
+            f"cannot write {path} ({error.strerror}); choose another file or folder"
         ) from error
 
 

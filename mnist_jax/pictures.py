@@ -154,7 +154,9 @@ def first_layer(run: SavedRun) -> tuple[str, int, np.ndarray] | None:
         (units, height, width) float32, an image for each unit; None where it does not look at
         pixels.
     """
-    name = next(layer.name for layer in layers(run.model) if layer.parameters)
+    name = next((layer.name for layer in layers(run.model) if layer.parameters), None)
+    if name is None:  # parameters of no layer
+        return None
     for seed, params in zip(run.config.all_seeds(), run.members, strict=True):
         kernel = np.asarray(params[name].get("kernel", 0.0))
         if not np.all(np.isfinite(kernel)):

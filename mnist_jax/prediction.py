@@ -9,10 +9,9 @@ import numpy as np
 
 from mnist_jax import devices
 from mnist_jax.config import checked_path
-from mnist_jax.ensemble import finite_members, none_left
 from mnist_jax.errors import DataError, UsageError
 from mnist_jax.images import Digit, read_digit
-from mnist_jax.saved import Classifier, SavedRun, load_run
+from mnist_jax.saved import Classifier, SavedRun, finite_members, load_run, none_left
 
 # Images a call of the program. On a CPU as fast as more, and one alone is answered in a moment.
 BATCH_SIZE = 32

@@ -17,7 +17,6 @@ from mnist_jax.plots import percent
 from mnist_jax.saved import SavedRun, load_run
 from mnist_jax.statistics import binomial_ci95, confusion, summarize
 
-NAME = "report.html"
 SAMPLES = 60  # training images for TensorBoard
 RESULTS = (
     *("run", "test accuracy", "right", "95 % interval"),
@@ -32,12 +31,14 @@ TIMINGS = {
 }
 
 
-def make(saved: Sequence[SavedRun], dataset: Dataset, *, platform: str | None = None) -> bytes:
+def make(
+    saved: Sequence[SavedRun], dataset: Dataset | None, *, platform: str | None = None
+) -> bytes:
     """The page of one run, or of several side by side.
 
     Args:
         saved: the runs, complete or not.
-        dataset: theirs.
+        dataset: that of one run; of several the page shows no images.
         platform: the device that evaluates one run; None for the run's own.
 
     Raises:
@@ -45,8 +46,8 @@ def make(saved: Sequence[SavedRun], dataset: Dataset, *, platform: str | None = 
         DeviceError: the platform is absent.
         NonFiniteError: the answers of the network, or of every member, are not finite.
     """
-    if len(saved) > 1:
-        return render(of_several(saved, dataset))
+    if dataset is None or len(saved) > 1:
+        return render(of_several(saved))
     (run,) = saved
     return render(of_one(run, dataset, predict_all([run], dataset, platform=platform)))
 
@@ -74,7 +75,7 @@ def at_end(run: runs.Run, config: Config, dataset: Dataset) -> Path | None:
     run.add_image("confusion", plots.pixels(figure), saved.progress.step)
     if not config.report:
         return None
-    path = run.folder / NAME
+    path = run.folder / runs.REPORT
     write(path, render(of_one(saved, dataset, predictions)))
     return path
 
@@ -136,7 +137,7 @@ def of_one(run: SavedRun, dataset: Dataset, predictions: Predictions) -> Page:
     )
 
 
-def of_several(saved: Sequence[SavedRun], dataset: Dataset) -> Page:
+def of_several(saved: Sequence[SavedRun]) -> Page:
     """Runs side by side, by the numbers of their last whole epochs."""
     models = [run.config.model for run in saved]
     names = [f"{i} {model}" for i, model in enumerate(models, start=1)]
@@ -146,10 +147,10 @@ def of_several(saved: Sequence[SavedRun], dataset: Dataset) -> Page:
     identities = [run.config.identity() for run in saved]
     varied = [name for name in identities[0] if len({_text(each[name]) for each in identities}) > 1]
     return Page(
-        title=f"{len(saved)} runs on {dataset.name}",
+        title=f"{len(saved)} runs on {saved[0].config.dataset}",
         lead="",
         summary=[],
-        notices=list(dict.fromkeys([*dataset.notices, *(n for run in saved for n in run.notices)])),
+        notices=list(dict.fromkeys(notice for run in saved for notice in run.notices)),
         results=[
             Table(
                 "Results",
@@ -192,8 +193,9 @@ def _accuracy(run: SavedRun, correct: list[int], count: int) -> tuple[str, str]:
         more = f"; standard deviation {percent(found['sd'])}, 95 % interval of the mean "
         more += _range(found["ci95"])
     seeds = run.config.all_seeds()
+    of = "" if found["n"] == len(seeds) else f" of {len(seeds)}"
     return percent(found["mean"]), (
-        f"The mean of {found['n']} networks, with the seeds {seeds[0]} to {seeds[-1]}, on "
+        f"The mean of {found['n']}{of} networks, with the seeds {seeds[0]} to {seeds[-1]}, on "
         f"{count:,} test images{more}; the best {percent(found['best'])}, the worst "
         f"{percent(found['worst'])}."
     )

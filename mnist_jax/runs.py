@@ -26,6 +26,7 @@ from mnist_jax.team import Team
 
 RECORDS = ("config.json", "environment.json", "metrics.jsonl")
 RESULT = "result.json"
+REPORT = "report.html"
 PID = ".pid"  # the number of the process that holds the folder
 TOKEN = ".token"  # by which other processes know the folder; of no use later
 MANIFEST = "manifest.sha256"  # of the records and the result, as `sha256sum --check` reads it

@@ -1,5 +1,6 @@
-"""The model that a run left: read back from its folder, and evaluated."""
+"""The models that runs left: read back from their folders, and evaluated."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,14 +14,15 @@ from jax import lax
 from mnist_jax import steps, storage
 from mnist_jax.checkpoint import Checkpoints
 from mnist_jax.config import Config
-from mnist_jax.data import Split
-from mnist_jax.errors import CheckpointError, MnistJaxError, UsageError
+from mnist_jax.data import Dataset, Split, load_dataset
+from mnist_jax.errors import CheckpointError, MnistJaxError, NonFiniteError, UsageError
 from mnist_jax.members import member_of
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
 from mnist_jax.programs import EVAL_BATCH_SIZE, jitted, takes_any_length
 from mnist_jax.progress import Progress
 from mnist_jax.recipe import averaged, make_optimizer, make_recipe
+from mnist_jax.runs import read_result
 
 # Few enough for the CNN's activations to stay in a CPU's cache from layer to layer.
 CPU_BATCH_SIZE = 50
@@ -80,6 +82,56 @@ def load_run(folder: Path) -> SavedRun:
     return SavedRun(folder, config, model, progress, notices)
 
 
+def load_runs(folders: Sequence[Path]) -> list[SavedRun]:
+    """Reads runs of one data set back. One that is not complete gets a notice.
+
+    Raises:
+        UsageError: a folder holds no run, or they are of different data sets.
+        CheckpointError: a run cannot be used.
+    """
+    runs = [load_run(folder) for folder in folders]
+    names = {run.config.dataset for run in runs}
+    if len(names) > 1:
+        raise UsageError(
+            f"the runs are of different data sets ({', '.join(sorted(names))}); name runs of one"
+        )
+    for run in runs:
+        notice_incomplete(run)
+    return runs
+
+
+def notice_incomplete(run: SavedRun) -> None:
+    """Adds a notice to a run that is not complete.
+
+    Raises:
+        CheckpointError: its result is damaged.
+    """
+    if read_result(run.folder) is None:
+        run.notices.append(f"{run.folder} is not complete: it stands at step {run.progress.step:,}")
+
+
+def dataset_of(
+    run: SavedRun,
+    *,
+    name: str | None = None,
+    data_dir: Path | None = None,
+    manual_dir: Path | None = None,
+) -> Dataset:
+    """The data set that a run was trained on, or another in its place.
+
+    Args:
+        run: the run.
+        name: one of `DATASETS`; None for the run's own.
+        data_dir: where it is; None for where the run had its own.
+        manual_dir: where its original files are, if it is not there.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    name, data_dir = name or run.config.dataset, data_dir or run.config.data_dir
+    return load_dataset(name, data_dir=data_dir, manual_dir=manual_dir)
+
+
 def load_config(folder: Path) -> Config:
     """The Config of the run in a folder.
 
@@ -94,6 +146,26 @@ def load_config(folder: Path) -> Config:
         raise UsageError(f"{folder} holds no run; name a folder that train.py made") from error
     except (OSError, ValueError, MnistJaxError, TypeError) as error:
         raise CheckpointError(f"{path} is not the config of a run: {error}") from error
+
+
+def finite_members(run: SavedRun, found: np.ndarray) -> tuple[dict[int, np.ndarray], list[str]]:
+    """What the members of a run found, (members, ...), by their seeds, and notices.
+
+    A member is left out, with a notice, if any of its numbers is not finite.
+    """
+    by_seed = dict(zip(run.config.all_seeds(), found, strict=True))
+    finite = {seed: values for seed, values in by_seed.items() if np.all(np.isfinite(values))}
+    left_out = [
+        f"seed {seed} of {run.folder} is not finite; it is left out"
+        for seed in by_seed
+        if seed not in finite
+    ]
+    return finite, left_out
+
+
+def none_left(notices: Sequence[str]) -> NonFiniteError:
+    """The error where `finite_members` left out every one."""
+    return NonFiniteError(f"{'; '.join(notices)}; no member is left")
 
 
 def evaluate(run: SavedRun, split: Split, device: jax.Device) -> MetricSums:

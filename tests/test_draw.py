@@ -20,6 +20,7 @@ from PIL import Image
 from werkzeug.test import Client
 
 from mnist_jax import Config, __main__, draw, fit, images, saved
+from mnist_jax.errors import NonFiniteError
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = draw.SIDE
@@ -167,8 +168,9 @@ def test_members_that_are_not_finite_are_not_asked(folders):
     )
     bias[1] = np.nan
     assert sum(draw.reader(run, "cpu")(a_stroke())["probabilities"]) == pytest.approx(1)
+    assert run.notices == [f"seed 1235 of {run.folder} is not finite; it is left out"]
     bias[:] = np.nan
-    with pytest.raises(draw.NonFiniteError, match="no network of"):
+    with pytest.raises(NonFiniteError, match="no member is left"):
         draw.reader(run, "cpu")
 
 
@@ -181,7 +183,7 @@ def test_members_that_are_not_finite_are_not_asked(folders):
         (["--host=no such host"], 2, "host 'no such host' has no address"),
         (["--host=" + "x" * 300], 2, "has no address"),
         (["--host=a\0b"], 2, "has no address"),
-        (["--host=192.0.2.1", "--port=0"], 2, "cannot listen at 192.0.2.1"),
+        (["--host=192.0.2.1", "--port=0"], 2, "choose another --host, such as 127.0.0.1"),
         (["--platform=gup"], 2, "did you mean gpu"),
         (["--workdir=nowhere", "--port=0"], 2, "nowhere holds no run"),
     ],

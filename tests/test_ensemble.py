@@ -31,7 +31,8 @@ def run(capsys, data_dir, *words) -> tuple[int, str, str]:
 
 
 def test_predictions_are_those_of_the_run_s_own_evaluation(folders, data_dir):
-    runs, dataset = ensemble.load_runs([folders / "many"], data_dir=data_dir, manual_dir=None)
+    runs = saved.load_runs([folders / "many"])
+    dataset = saved.dataset_of(runs[0], data_dir=data_dir)
     found = ensemble.predict_all(runs, dataset, platform="cpu")
     record = json.loads((folders / "many" / "result.json").read_text())
     assert found.right.sum(1).tolist() == record["test_correct"]
@@ -100,7 +101,8 @@ def test_a_member_that_is_not_finite_is_left_out_with_a_notice(folders, data_dir
             return found
 
     monkeypatch.setattr(ensemble, "Classifier", Spoilt)
-    runs, dataset = ensemble.load_runs([folders / "many"], data_dir=data_dir, manual_dir=None)
+    runs = saved.load_runs([folders / "many"])
+    dataset = saved.dataset_of(runs[0], data_dir=data_dir)
     found = ensemble.predict_all(runs, dataset, platform="cpu")
     assert len(found.probabilities) == 2
     assert found.notices == [f"seed 1235 of {folders / 'many'} is not finite; it is left out"]

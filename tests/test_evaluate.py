@@ -126,8 +126,9 @@ def test_a_person_sees_a_table(runs, capsys):
     assert re.search(r"^together  [\d.]+ % ", out, re.M)
 
 
-def test_json_is_one_object(runs, capsys):
-    status, out, _ = run(capsys, f"--workdir={runs / 'one'}", "--json")
+def test_json_is_one_object(runs, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(runs))
+    status, out, _ = run(capsys, "--workdir=~/one", "--json")
     assert (status, out.count("\n")) == (0, 1)
     assert json.loads(out) == evaluate(runs / "one")
 
@@ -156,7 +157,7 @@ def test_a_class_without_images_has_no_accuracy(runs, monkeypatch, capsys, test_
     few = test_split.image[test_split.label < 9], test_split.label[test_split.label < 9]
     dataset = data.load_dataset("digits")
     object.__setattr__(dataset, "test", data.Split(*few))
-    monkeypatch.setattr("mnist_jax.ensemble.load_dataset", lambda *_, **__: dataset)
+    monkeypatch.setattr("mnist_jax.saved.load_dataset", lambda *_, **__: dataset)
     assert evaluate(runs / "one")["classes"][9]["accuracy"] is None
     assert run(capsys, f"--workdir={runs / 'one'}")[1].splitlines()[-1].endswith(" -")
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from mnist_jax import Config, ensemble, fit, page, report
+from mnist_jax import Config, fit, page, report, saved
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -24,7 +24,8 @@ def pages(tmp_path_factory, data_dir):
     folder = tmp_path_factory.mktemp("pages")
     where = {"data_dir": data_dir, "workdir": folder / "run"}
     fit(Config(model="logistic", dataset="digits", epochs=2, **where))
-    runs, dataset = ensemble.load_runs([folder / "run"])
+    runs = saved.load_runs([folder / "run"])
+    dataset = saved.dataset_of(runs[0])
     for name, some in (("one", runs), ("two", runs * 2)):
         page.write(folder / f"{name}.html", report.make(some, dataset))
     return folder

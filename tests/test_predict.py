@@ -66,8 +66,9 @@ def two_digits(pictures: Path, target: Path) -> Path:
 # Answers
 
 
-def test_a_folder_is_answered_in_aligned_lines(runs, pictures, capsys):
-    status, out, err = run(capsys, f"--workdir={runs / 'one'}", pictures)
+def test_a_folder_is_answered_in_aligned_lines(runs, pictures, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(runs))
+    status, out, err = run(capsys, "--workdir=~/one", pictures)
     lines = out.splitlines()
     assert (status, err, len(lines)) == (0, "", 36)
     assert len({len(line) for line in lines}) == 1

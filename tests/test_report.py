@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -200,6 +201,7 @@ def test_a_run_that_is_not_complete_says_so(data_dir, tmp_path, capsys):
 def test_several_runs_stand_side_by_side(folders, data_dir, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report, "predict_all", None)  # their own counts are shown
+    monkeypatch.setattr(saved, "load_dataset", None)  # and no image
     page = made(capsys, data_dir, folders / "one", folders / "many")
     assert (tmp_path / "report.html").exists()
     one = json.loads((folders / "one" / "result.json").read_text())
@@ -219,7 +221,11 @@ def test_several_runs_stand_side_by_side(folders, data_dir, capsys, tmp_path, mo
         ([], 2, "no run is named; name the folders"),
         (["nowhere"], 2, "nowhere holds no run"),
         (["{one}", "--output=a\0"], 2, r"output is 'a\\x00', which is no path"),
-        (["{one}", "--output={one}/nowhere/x.html"], 6, "cannot write .*No such file.*--output"),
+        (
+            ["{one}", "--output={one}/nowhere/x.html"],
+            6,
+            "cannot write .*No such file.*another file",
+        ),
         (["{one}", "--platform=gup"], 2, "did you mean gpu"),
     ],
 )
@@ -260,6 +266,10 @@ def test_training_makes_it_or_names_the_command(data_dir, capsys, tmp_path, monk
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == [f"report  {folder / 'report.html'}", lines[-1]]
     assert (folder / "report.html").read_bytes() == by_command
+    (folder / "report.html").unlink()
+    (folder / "report.html").mkdir()
+    assert train.main([*words, "--report"]) == 0  # of a run that is as complete without
+    assert "notice: no report was made: cannot write" in capsys.readouterr().out
     shutil.rmtree(folder)
     assert train.main([*words, "--report"]) == 0
     assert capsys.readouterr().out.splitlines()[-2] == f"report  {folder / 'report.html'}"
@@ -294,6 +304,15 @@ def test_the_first_layer_is_seen_as_images(name, layer, shape):
     assert found[2].shape == shape
     at = kernel[y, x, 0, unit] if kernel.ndim == 4 else kernel[y * 28 + x, unit]
     assert found[2][unit, y, x] == at
+
+
+def test_a_network_of_its_own_parameters_has_no_first_layer():
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train=False):
+            return x.reshape(len(x), -1) @ self.param("w", nn.initializers.zeros, (784, 10))
+
+    assert pictures.first_layer(SimpleNamespace(model=Own())) is None
 
 
 def test_the_documentation_s_figures_are_made(folders, data_dir, tmp_path, capsys):

@@ -41,12 +41,12 @@ class Draw:
         with draw.listen(self.host, self.port) as listening:
             run = saved.load_run(self.workdir)
             model = draw.about(run)
-            notices = [*run.notices, *devices.keep_compiled(run.config.compilation_cache)]
+            notices = devices.keep_compiled(run.config.compilation_cache)
             if not draw.is_private(listening):
                 notices.append("every machine that reaches this one can open the page")
-            for notice in notices:
-                print(f"notice: {notice}", file=sys.stderr)
             read = draw.reader(run, self.platform)
+            for notice in (*run.notices, *notices):
+                print(f"notice: {notice}", file=sys.stderr)
             name = draw.network_name(listening)
             local, shared = draw.url(listening), draw.url(listening, name)
             others = "" if shared == local else f"\nfrom other machines at {shared}"

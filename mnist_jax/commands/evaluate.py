@@ -8,6 +8,7 @@ from typing import Any
 
 from mnist_jax import data, errors
 from mnist_jax.commands.evaluating import Evaluating, accuracy, percent
+from mnist_jax.config import expand_paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,10 @@ class Evaluate(Evaluating):
 
     json: bool = False
     """Print one JSON object instead."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        expand_paths(self, "workdir")
 
     def run(self) -> None:
         """Prints the accuracy, the loss and the table of confusions."""

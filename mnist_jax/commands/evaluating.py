@@ -73,11 +73,10 @@ class Evaluating(Computing):
 
     def load(self, folders: Sequence[Path]) -> "tuple[list[SavedRun], Dataset]":
         """The runs and their data set, and a place for compiled programs."""
-        from mnist_jax import devices, ensemble
+        from mnist_jax import devices, saved
 
-        runs, dataset = ensemble.load_runs(
-            folders, data_dir=self.data_dir, manual_dir=self.manual_dir
-        )
+        runs = saved.load_runs(folders)
+        dataset = saved.dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
         # Programs are kept where the run kept its own; without them all works, but slower.
         devices.keep_compiled(runs[0].config.compilation_cache)
         return runs, dataset

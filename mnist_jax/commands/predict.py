@@ -17,7 +17,7 @@ import tyro
 
 from mnist_jax import cli, errors
 from mnist_jax.commands.evaluating import REQUIRED, Computing, percent
-from mnist_jax.config import checked_path
+from mnist_jax.config import expand_paths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,18 +51,22 @@ class Predict(Computing):
     """Folder for what the network sees of each picture, such as seven-28x28.png of seven.jpg. None:
     do not keep it."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        expand_paths(self, "workdir", "save_preprocessed")
+
     def run(self) -> None:
         """Prints an answer to each picture, and on stderr a line for each that has none.
 
         Raises:
             DataError: there are such. The others have been answered.
         """
-        from mnist_jax import data, devices, ensemble, images, prediction, saved
+        from mnist_jax import data, devices, images, prediction, saved
 
         if not self.images:
             raise errors.UsageError("no picture is named; name files, or folders of them")
         run = saved.load_run(self.workdir)
-        ensemble.notice_incomplete(run)
+        saved.notice_incomplete(run)
         names = data.class_names(run.config.dataset)
         folder = self.save_preprocessed
         save = None if folder is None else _saver(folder)
@@ -199,12 +203,9 @@ def _saver(folder: Path) -> Callable[[Path, "np.ndarray"], None]:
     """What writes an image into a folder, under the name of the picture it was made of.
 
     Raises:
-        UsageError: no folder can have that name.
         DeviceError: the folder cannot be made, or later written to.
     """
     from PIL import Image
-
-    folder = checked_path("save_preprocessed", folder)
 
     times: collections.Counter[str] = collections.Counter()  # pictures may have the same name
 

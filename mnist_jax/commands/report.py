@@ -3,8 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from mnist_jax import errors, storage
+from mnist_jax import errors
 from mnist_jax.commands.evaluating import Evaluating, Runs
+from mnist_jax.config import checked_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,18 +21,18 @@ class Report(Evaluating):
 
     def run(self) -> None:
         """Writes the page and prints where it is."""
+        from mnist_jax import runs, saved
+
         if not self.folders:
             raise errors.UsageError("no run is named; name the folders of one or more")
         alone = len(self.folders) == 1
-        output = self.output or (self.folders[0] if alone else Path()) / "report.html"
-        try:
-            output = storage.user_path(output)
-        except ValueError as error:
-            raise errors.UsageError(
-                f"output is {str(output)!r}, which is no path ({error}); change --output"
-            ) from error
-        saved, dataset = self.load(self.folders)
+        output = self.output or (self.folders[0] if alone else Path()) / runs.REPORT
+        output = checked_path("output", output)
+        if alone:
+            found, dataset = self.load(self.folders)
+        else:  # whose numbers are in their folders
+            found, dataset = saved.load_runs(self.folders), None
         from mnist_jax import report  # takes half a second: after what may be wrong with the flags
 
-        report.write(output, report.make(saved, dataset, platform=self.platform))
+        report.write(output, report.make(found, dataset, platform=self.platform))
         print(f"report: {output}")

@@ -36,7 +36,6 @@ from mnist_jax import (
     __main__,
     checkpoint,
     data,
-    ensemble,
     environment,
     fit,
     images,
@@ -263,7 +262,7 @@ def test_command_lines(fuzz, monkeypatch):
     monkeypatch.setattr(data, "load_dataset", lambda name, **_: dataset)
     monkeypatch.setattr(saved, "load_run", no_runs)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setattr(ensemble, "load_runs", no_runs)
+    monkeypatch.setattr(saved, "load_runs", no_runs)
     monkeypatch.setattr(saved, "load_config", no_runs)
 
     def use(main_and_words):
