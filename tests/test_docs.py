@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import mnist_jax
-from benchmarks import card, forecast, results, scaling, step, trust
+from benchmarks import card, forecast, peers, results, scaling, step, trust
 from benchmarks.results import Results
 from mnist_jax import __main__, cli, config, data, draw, fit, models
 from mnist_jax.config import Config
@@ -133,6 +133,25 @@ def test_the_readme_shows_the_newest_card():
     for line in table[2:]:  # without its title
         assert line in PAGES["README.md"].splitlines()
     assert found.context["git_commit"][:7] in PAGES["README.md"] and not found.context["git_dirty"]
+
+
+def test_the_peers_shown_are_those_of_the_files():
+    page, slowest = PAGES["benchmarks.md"], {}
+    for name in ("peers", "peers-jax-0.12", "peers-slower"):
+        file = ROOT / "benchmarks" / "results" / f"cpu-2-cores-amd-epyc-{name}.json"
+        found = results.read(file)
+        assert found.context["git_commit"][:7] in page and not found.context["git_dirty"]
+        models = {b.model for b in found.benchmarks} if name == "peers" else {"cnn"}
+        some = [b for b in found.benchmarks if b.model in models]
+        for what in ("train_step", "evaluation") if name == "peers" else ("train_step",):
+            for line in card.as_markdown(peers.side_by_side(some, what))[2:]:
+                assert line in page.splitlines()
+        for model in models if name == "peers" else ():
+            steps = [b for b in some if (b.model, b.name) == (model, "train_step")]
+            ratios = [row.ratio for row in peers.rows(steps) if row.framework == "pytorch"]
+            slowest[model] = max(ratios)
+    least, most = min(slowest.values()), max(slowest.values())
+    assert f"{least:.1f} to {most:.1f} of the time of [PyTorch's fastest mode]" in PAGES["README.md"]
 
 
 def test_what_is_said_of_the_verdicts_is_recorded():
