@@ -5,11 +5,13 @@
 Both train from the same parameters on the same batches with the same dropout, and differ by
 float32's rounding alone, which training amplifies. By how much, show a third way and a fourth: the
 faster convolution again, with every initial parameter moved by about its last bit, up or down.
+Where the first way ends, both ways' gradients are set against float64's.
 """
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -22,6 +24,7 @@ from rich.table import Table
 from benchmarks import launch
 from benchmarks.results import Recorder, Results
 from mnist_jax import convolution, devices, environment, steps
+from mnist_jax.checkpoint import names_of
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.models import MODELS
@@ -53,11 +56,13 @@ class Programs(NamedTuple):
         init: key → state.
         step: state, order, number of the batch, key → state; the state is donated.
         right: parameters, number of the batch → how many of these test images are right.
+        gradients: parameters → those of the loss of the first images, without dropout.
     """
 
     init: Callable[..., Any]
     step: Callable[..., Any]
     right: Callable[..., Any]
+    gradients: Callable[..., Any]
 
 
 def programs(options: Options, dataset: Dataset) -> Programs:
@@ -78,11 +83,45 @@ def programs(options: Options, dataset: Dataset) -> Programs:
         batch = steps.take_batch(test, None, i, batch_size=EVAL_BATCH_SIZE)
         return steps.eval_step(params, batch, model=model, recipe=recipe).correct
 
-    return Programs(jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(right))
+    def gradients(params):
+        batch = steps.take_batch(train, None, np.int32(0), batch_size=config.batch_size)
+        return jax.grad(lambda p: steps.loss_fn(p, batch, model=model, recipe=recipe)[0])(params)
+
+    made = init, step, right, gradients
+    return Programs(*(jax.jit(f, donate_argnums=0 if f is step else ()) for f in made))
 
 
-def trained(made: Programs, dataset: Dataset, options: Options, seed: int, factor: float) -> int:
-    """Trains a network; returns how many test images it gets right."""
+@contextlib.contextmanager
+def xlas_own() -> Iterator[None]:
+    """What is traced inside has XLA's convolutions in the place of ours."""
+    with mock.patch.object(convolution, "conv_general_dilated", lax.conv_general_dilated):
+        yield
+
+
+def gradient_errors(ours: Programs, xlas: Programs, params: Any) -> dict[str, dict[str, float]]:
+    """How far either way's gradients are from XLA's own in float64, by way and parameter.
+
+    Relative: the norm of the difference divided by the norm.
+    """
+    found = {OURS: ours.gradients(params)}
+    with xlas_own():
+        found[XLAS] = xlas.gradients(params)
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(params))
+            exact = names_of(jax.device_get(xlas.gradients(wide)))
+    return {
+        way: {
+            name: float(np.linalg.norm(leaf - exact[name]) / np.linalg.norm(exact[name]))
+            for name, leaf in names_of(jax.device_get(gradients)).items()
+        }
+        for way, gradients in found.items()
+    }
+
+
+def trained(
+    made: Programs, dataset: Dataset, options: Options, seed: int, factor: float
+) -> tuple[Any, int]:
+    """Trains a network; returns its parameters, and how many test images it gets right."""
     key, size = jax.random.key(seed), len(dataset.train.label)
     state = made.init(key)
     moved = jax.tree.map(lambda x: x * np.float32(factor), state.params)
@@ -93,7 +132,8 @@ def trained(made: Programs, dataset: Dataset, options: Options, seed: int, facto
         for i in range(min(per_epoch, options.steps - epoch * per_epoch)):
             state = made.step(state, order, np.int32(i), key)
     batches = steps.num_batches(len(dataset.test.label), EVAL_BATCH_SIZE)
-    return sum(int(made.right(state.params, np.int32(i))) for i in range(batches))
+    correct = sum(int(made.right(state.params, np.int32(i))) for i in range(batches))
+    return state.params, correct
 
 
 def measure(options: Options) -> None:
@@ -107,21 +147,21 @@ def measure(options: Options) -> None:
         ours, xlas = (programs(options, dataset) for _ in range(2))
         for seed in range(1234, 1234 + options.repeats):
             for way, factor in FACTORS.items():
-                if way == XLAS:  # traced, when it is first called, with XLA's in the place of ours
-                    name = "conv_general_dilated"
-                    with mock.patch.object(convolution, name, lax.conv_general_dilated):
-                        correct = trained(xlas, dataset, options, seed, factor)
-                else:
-                    correct = trained(ours, dataset, options, seed, factor)
+                with xlas_own() if way == XLAS else contextlib.nullcontext():
+                    made = xlas if way == XLAS else ours
+                    end, correct = trained(made, dataset, options, seed, factor)
                 tested = {"correct": correct, "count": len(dataset.test.label)}
                 recorder.row("rounding", seed=seed, way=way, steps=options.steps, **tested)
                 launch.say(f"seed {seed}, {way}: {correct / tested['count']:.2%}")
+                if way == OURS:
+                    for whose, errors in gradient_errors(ours, xlas, end).items():
+                        recorder.row("gradients", seed=seed, way=whose, errors=errors)
             recorder.write()
     launch.show(report(recorder.found))
 
 
 def report(found: Results) -> list[Table | str]:
-    """The table: each way's accuracy, and its distance from ours with the same seed."""
+    """Each way's accuracy, and its distance from ours with the same seed; and the gradients."""
     rows = found.tables["rounding"]
     shares = {
         way: np.array([row["correct"] / row["count"] for row in rows if row["way"] == way])
@@ -140,7 +180,28 @@ def report(found: Results) -> list[Table | str]:
         numbers = (f"{mean['mean']:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{abs(apart).max():.2f}")
         numbers = ("", "", "") if way == OURS else numbers
         table.add_row(way, str(len(share)), f"{100 * share.mean():.2f}", *numbers)
-    return [table]
+    return [table, gradient_table(found.tables["gradients"])]
+
+
+def gradient_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Of each layer the error of its worse parameter: the median over the seeds, and the most."""
+    title = "gradients' relative distance from float64's: median of the seeds, and most"
+    table = Table(title=title, box=box.SIMPLE)
+    table.add_column("layer")
+    for way in (OURS, XLAS):
+        table.add_column(way, justify="right", no_wrap=True)
+    layers = dict.fromkeys(name.partition("/")[0] for name in rows[0]["errors"])
+    for layer in layers:
+        cells = []
+        for way in (OURS, XLAS):
+            worse = [
+                max(e for name, e in row["errors"].items() if name.startswith(f"{layer}/"))
+                for row in rows
+                if row["way"] == way
+            ]
+            cells.append(f"{np.median(worse):.0e}, {max(worse):.0e}")
+        table.add_row(layer, *cells)
+    return table
 
 
 if __name__ == "__main__":

@@ -151,7 +151,9 @@ def test_the_peers_shown_are_those_of_the_files():
             ratios = [row.ratio for row in peers.rows(steps) if row.framework == "pytorch"]
             slowest[model] = max(ratios)
     least, most = min(slowest.values()), max(slowest.values())
-    assert f"{least:.1f} to {most:.1f} of the time of [PyTorch's fastest mode]" in PAGES["README.md"]
+    assert (
+        f"{least:.1f} to {most:.1f} of the time of [PyTorch's fastest mode]" in PAGES["README.md"]
+    )
 
 
 def test_what_is_said_of_the_verdicts_is_recorded():

@@ -28,9 +28,9 @@ def test_each_way_trains_with_its_own_convolution(tmp_path, data_dir, monkeypatc
 
     def watched(made, dataset, options, seed, factor):
         before = len(traced)
-        correct = trained(made, dataset, options, seed, factor)
+        end = trained(made, dataset, options, seed, factor)
         kernels[seed, factor, made] = len(traced) > before
-        return correct
+        return end
 
     monkeypatch.setattr(convolution, "conv3x3", ours)
     monkeypatch.setattr(rounding, "trained", watched)
@@ -48,3 +48,11 @@ def test_each_way_trains_with_its_own_convolution(tmp_path, data_dir, monkeypatc
     }
     assert accuracy[rounding.XLAS] == pytest.approx(accuracy[rounding.OURS], abs=0.05)
     assert f"{100 * accuracy[rounding.OURS]:.2f}" in capsys.readouterr().out
+    gradients = found.tables["gradients"]
+    assert [row["way"] for row in gradients] == [rounding.OURS, rounding.XLAS] * 2
+    for row in gradients:
+        assert row["errors"].keys() == {
+            f"{layer}/{kind}" for layer in ("Conv_0", "Dense_0") for kind in ("bias", "kernel")
+        }
+        assert all(0 < error < 1e-5 for error in row["errors"].values())
+    assert gradients[0]["errors"] != gradients[1]["errors"]
