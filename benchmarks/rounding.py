@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from rich import box
@@ -84,7 +85,7 @@ def programs(options: Options, dataset: Dataset) -> Programs:
         return steps.eval_step(params, batch, model=model, recipe=recipe).correct
 
     def gradients(params):
-        batch = steps.take_batch(train, None, np.int32(0), batch_size=config.batch_size)
+        batch = steps.take_batch(train, None, jnp.int32(0), batch_size=config.batch_size)
         return jax.grad(lambda p: steps.loss_fn(p, batch, model=model, recipe=recipe)[0])(params)
 
     made = init, step, right, gradients
