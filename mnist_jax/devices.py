@@ -189,6 +189,11 @@ def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bo
     return DETERMINISTIC_OPTIONS if deterministic and device.platform == "gpu" else None
 
 
+def quick_to_compile(device: jax.Device) -> dict[str, int] | None:
+    """What XLA is told of a program that runs once, and on a CPU takes longer to optimize."""
+    return {"xla_backend_optimization_level": 1} if device.platform == "cpu" else None
+
+
 def memory_bytes(device: jax.Device) -> int | None:
     """The memory that arrays on the device can take; None where the system does not say."""
     try:

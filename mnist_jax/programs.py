@@ -106,7 +106,7 @@ def jitted(
         train_steps = each(train_steps, [True, True, False, True, True, False, False])
         eval_steps = each(eval_steps, [True, True, False, False, False])
     return Jitted(
-        jax.jit(init_state, **lying),
+        jax.jit(init_state, compiler_options=devices.quick_to_compile(device), **lying),
         jax.jit(epoch_order, **lying),
         jax.jit(
             train_steps,

@@ -10,11 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from mnist_jax import MODELS, Config, devices, fit, runs
+from mnist_jax import MODELS, Config, devices, fit, runs, steps
 from mnist_jax.errors import CheckpointError, DeviceError, NonFiniteError, UsageError
 from mnist_jax.models import LogisticRegression
+from mnist_jax.programs import jitted
 from mnist_jax.training import Observer
 
 
@@ -57,6 +59,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(config, tmp_path
         for i, seed in enumerate((1, 1, 2))
     ]
     assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("name", ["logistic", "mlp"])
+def test_parameters_start_at_the_same_bits_in_a_program_that_is_optimized_in_full(name):
+    device, key, tx = jax.devices()[0], jax.random.key(3), optax.adam(1e-3)
+    model = MODELS[name]()
+    quick = jitted(model, tx, device, train_size=1, batch_size=1, recipe=steps.Recipe()).init_state
+    full = jax.jit(lambda key: steps.init_state(key, model=model, tx=tx))
+    for ours, theirs in zip(*map(jax.tree.leaves, (quick(key), full(key))), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("model", ["logistic", "mlp", "cnn"])
