@@ -16,6 +16,7 @@ from mnist_jax.page import Page, Table, render, write
 from mnist_jax.plots import percent
 from mnist_jax.saved import SavedRun, load_run
 from mnist_jax.statistics import binomial_ci95, confusion, summarize
+from mnist_jax.steps import num_batches
 
 SAMPLES = 60  # training images for TensorBoard
 RESULTS = (
@@ -97,6 +98,8 @@ def of_one(run: SavedRun, dataset: Dataset, predictions: Predictions) -> Page:
     parameters = f"{count_parameters(params_of(run.model)):,}"
     if config.validation and dataset.validation is None:
         dataset = dataset.hold_out(config.validation)
+    # Not progress.epoch, which counts the part of one that --max_steps leaves.
+    epochs = progress.step // num_batches(len(dataset.train.label), config.batch_size)
     shapes = [
         (name, kind, " × ".join(map(str, shape)), f"{count:,}")
         for name, kind, shape, count in layers(run.model)
@@ -107,7 +110,7 @@ def of_one(run: SavedRun, dataset: Dataset, predictions: Predictions) -> Page:
         summary=[
             said,
             f"{parameters} parameters, trained for {progress.step:,} steps of {config.batch_size} "
-            f"out of {len(dataset.train.label):,} images; {progress.epoch} of {config.epochs} "
+            f"out of {len(dataset.train.label):,} images; {epochs} of {config.epochs} "
             "epochs are complete.",
             f"Folder: {run.folder}",
         ],

@@ -1,6 +1,7 @@
 """The page of a run: what it says, that it is escaped, and that it needs nothing but itself."""
 
 import base64
+import dataclasses
 import json
 import re
 import runpy
@@ -166,7 +167,7 @@ def test_a_result_with_odd_values_still_has_a_page(odd, folders, data_dir, tmp_p
     run = saved.load_run(folder)
     predictions = SimpleNamespace(right=np.ones((1, 360), bool), notices=[])
     dataset = SimpleNamespace(
-        notices=(), test=SimpleNamespace(label=np.zeros(360)), train=SimpleNamespace(label=()),
+        notices=(), test=SimpleNamespace(label=np.zeros(360)), train=SimpleNamespace(label=range(7)),
         validation=(),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -196,6 +197,10 @@ def test_a_run_that_is_not_complete_says_so(data_dir, tmp_path, capsys):
     assert "Learning curves" not in page.text
     several = made(capsys, data_dir, folder, folder, f"--output={tmp_path / 'two.html'}")
     assert "1 logistic - - - 0 7,850" in several.text
+    fit(dataclasses.replace(config, max_steps=20, workdir=tmp_path / "short"))  # of 15 an epoch
+    assert "20 steps of 100 out of 1,437 images; 1 of 10 epochs are complete" in (
+        made(capsys, data_dir, tmp_path / "short").text
+    )
 
 
 def test_several_runs_stand_side_by_side(folders, data_dir, capsys, tmp_path, monkeypatch):
