@@ -149,6 +149,10 @@ def _reason(message: str, given: Mapping[str, str], fields: Mapping[str, Any]) -
         value, kind = given.get(found[1]), KINDS.get(fields[found[1]], "a text")
         got = f"is {value!r}" if value else "has no value"
         return f"--{found[1]} {got}; allowed is {kind}"
+    choice = r"invalid choice '(.*?)' for argument '--(\w+)'\. Expected one of \((.*?)\)"
+    if found := re.search(choice, text):
+        allowed = found[3].replace("'", "")
+        return f"--{found[2]} is {found[1]!r}; allowed is {allowed}"
     if found := re.search(r"Unrecognized options: (.*?)(?: -{5,}| For full|$)", text):
         exists = os.path.isdir(found[1])  # noqa: PTH112  Path's raises where a name is too long
         meant = "workdir" in fields and "workdir" not in given and exists
@@ -159,7 +163,7 @@ def _reason(message: str, given: Mapping[str, str], fields: Mapping[str, Any]) -
         return f"{found[1]} is missing: {found[2]}"
     if found := re.search(r"Missing value for argument '(\w+)'", text):
         return f"{found[1]} is missing"
-    return text
+    return text.partition(" For full helptext")[0]
 
 
 def _flags(argv: Sequence[str], fields: Mapping[str, Any]) -> dict[str, str]:

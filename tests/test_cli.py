@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import train
+from benchmarks import launch
 from benchmarks.__main__ import PARTS
 from mnist_jax import Config, cli
 from mnist_jax.commands import COMMANDS
@@ -78,6 +79,12 @@ def test_a_mistyped_command_is_answered_in_one_line(argv, message):
     assert re.search(message, text, re.IGNORECASE), text
     assert "\n" not in text
     assert len(text) < 250
+
+
+def test_a_choice_of_a_benchmark_that_is_none_is_answered_in_one_line():
+    for words in (["--model", "cnn", "foo"], ["--model=foo"]):
+        with pytest.raises(UsageError, match="^--model is 'foo'; allowed is logistic, mlp, cnn; s"):
+            cli.parse(launch.Options, words, prog="", description="")
 
 
 @pytest.mark.parametrize(
