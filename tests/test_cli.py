@@ -83,7 +83,7 @@ def test_a_mistyped_command_is_answered_in_one_line(argv, message):
 
 def test_a_choice_of_a_benchmark_that_is_none_is_answered_in_one_line():
     for words in (["--model", "cnn", "foo"], ["--model=foo"]):
-        with pytest.raises(UsageError, match="^--model is 'foo'; allowed is logistic, mlp, cnn; s"):
+        with pytest.raises(UsageError, match=r"^--model is 'foo'; allowed is logistic, mlp, cnn"):
             cli.parse(launch.Options, words, prog="", description="")
 
 
