@@ -161,7 +161,7 @@ def measure(options: Options) -> None:
     launch.show(report(recorder.found))
 
 
-def report(found: Results) -> list[Table | str]:
+def report(found: Results) -> list[Table]:
     """Each way's accuracy, and its distance from ours with the same seed; and the gradients."""
     rows = found.tables["rounding"]
     shares = {

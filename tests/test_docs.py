@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import mnist_jax
-from benchmarks import card, forecast, peers, results, scaling, step, trust
+from benchmarks import card, forecast, peers, results, rounding, scaling, step, trust
 from benchmarks.results import Results
 from mnist_jax import __main__, cli, config, data, draw, fit, models
 from mnist_jax.config import Config
@@ -154,6 +154,15 @@ def test_the_peers_shown_are_those_of_the_files():
     assert (
         f"{least:.1f} to {most:.1f} of the time of [PyTorch's fastest mode]" in PAGES["README.md"]
     )
+
+
+def test_the_rounding_shown_is_that_of_the_file():
+    file = ROOT / "benchmarks" / "results" / "cpu-2-cores-amd-epyc-rounding.json"
+    found, page = results.read(file), PAGES["benchmarks.md"]
+    assert found.context["git_commit"][:7] in page and not found.context["git_dirty"]
+    for table in rounding.report(found):
+        for line in card.as_markdown(table)[2:]:
+            assert line in page.splitlines()
 
 
 def test_what_is_said_of_the_verdicts_is_recorded():
