@@ -90,8 +90,8 @@ def compare(a: Predictions, b: Predictions) -> dict[str, Any]:
     Returns:
         images: McNemar's test on the images, of the mean probabilities of each side's members.
         seeds: Welch's t-test of the members' accuracies, with a 95 % interval of the difference;
-        None where a side has one member. worse: whether the second is significantly worse, by the
-        seeds where there are any, else by the images.
+        None where a side has one member. better and worse: whether the second is significantly so,
+        by the seeds where there are any, else by the images.
     """
     right_a, right_b = (side.probabilities.mean(0).argmax(1) == side.label for side in (a, b))
     images = {"difference": float(right_b.mean() - right_a.mean()), **mcnemar(right_a, right_b)}
@@ -99,5 +99,6 @@ def compare(a: Predictions, b: Predictions) -> dict[str, Any]:
     if min(len(a.probabilities), len(b.probabilities)) > 1:
         seeds = welch(a.right.mean(1), b.right.mean(1))
     verdict = images if seeds is None else seeds
-    worse = verdict["difference"] < 0 and verdict["p"] < SIGNIFICANT
-    return {"images": images, "seeds": seeds, "worse": worse}
+    significant = verdict["p"] < SIGNIFICANT
+    better, worse = (significant and sign * verdict["difference"] > 0 for sign in (1, -1))
+    return {"images": images, "seeds": seeds, "better": better, "worse": worse}

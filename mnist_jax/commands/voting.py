@@ -63,7 +63,7 @@ class Compare(Evaluating):
     """The two runs' folders. Of a run with --seeds=K all networks count."""
 
     def run(self) -> None:
-        """Prints both tests; raises where the second run is significantly worse."""
+        """Prints both tests and what they say; raises where the second is significantly worse."""
         from mnist_jax import ensemble
 
         found = ensemble.compare(*self.predict(self.folders, apart=True))
@@ -80,6 +80,8 @@ class Compare(Evaluating):
             print(f"Welch's p = {seeds['p']:.3g}")
         if found["worse"]:
             raise errors.WorseError(f"{self.folders[1]} is significantly worse")
+        better = f"{self.folders[1]} is significantly better"
+        print(better if found["better"] else "the difference may be chance")
 
 
 def _points(difference: float) -> str:
