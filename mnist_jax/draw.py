@@ -24,9 +24,10 @@ import numpy as np
 
 from mnist_jax import devices, display, runs
 from mnist_jax.data import class_names
-from mnist_jax.errors import DataError, UsageError
+from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.images import to_mnist
-from mnist_jax.saved import Classifier, SavedRun, finite_members, none_left
+from mnist_jax.prediction import Predictor
+from mnist_jax.saved import SavedRun
 
 SIDE = 448  # pixels of a drawing
 
@@ -107,28 +108,19 @@ def reader(run: SavedRun, platform: str | None = None) -> Callable[[np.ndarray],
     """
     where = platform or run.config.platform, run.config.precision
     with devices.running_on(*where) as device:
-        classifier = Classifier(run, device, batch_size=1)
-
-    def members(image: np.ndarray) -> tuple[list[np.ndarray], list[str]]:
-        with devices.running_on(*where):  # which holds for one thread
-            finite, left_out = finite_members(run, classifier(image[None])[:, 0])
-        return list(finite.values()), left_out
-
-    finite, left_out = members(np.zeros((28, 28, 1), np.uint8))  # compiles
-    if not finite:
-        raise none_left(left_out)
-    run.notices.extend(left_out)
+        predictor = Predictor(run, device, batch_size=1)
+        predictor(np.zeros((1, 28, 28, 1), np.uint8))  # compiles
+    run.notices.extend(predictor.notices)
 
     def read(grey: np.ndarray) -> dict[str, Any]:
         try:
             digit = to_mnist(grey.astype(np.float32))
-        except DataError as error:
+            with devices.running_on(*where):  # which holds for one thread
+                (probabilities,) = predictor(digit.image[None])
+        except (DataError, NonFiniteError) as error:
             return {"message": str(error)}
-        finite, left_out = members(digit.image)
-        if not finite:
-            return {"message": str(none_left(left_out))}
         return {
-            "probabilities": np.mean(finite, axis=0).tolist(),
+            "probabilities": probabilities.tolist(),
             "image": digit.image.ravel().tolist(),
             "others": digit.others,
         }

@@ -83,10 +83,10 @@ class Predictor:
         notices: members that were left out, and why.
     """
 
-    def __init__(self, run: SavedRun, device: jax.Device):
+    def __init__(self, run: SavedRun, device: jax.Device, *, batch_size: int = BATCH_SIZE):
         self.notices: list[str] = []
         self._run = run
-        self._classify = Classifier(run, device, batch_size=BATCH_SIZE)
+        self._classify = Classifier(run, device, batch_size=batch_size)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Images (n, 28, 28, 1) uint8, at least one → probabilities (n, classes) float32.
