@@ -138,9 +138,7 @@ def _backward(padding, precision, residuals, g):
         w,
         g,
         cpu=partial(_gradients_on_cpu, padding=padding, precision=precision),
-        default=lambda x, w, g: jax.vjp(
-            partial(_direct, padding=padding, precision=precision), x, w
-        )[1](g),
+        default=partial(_direct_gradients, padding=padding, precision=precision),
     )
 
 
@@ -151,6 +149,28 @@ def _direct(x, w, padding, precision):
     return lax.conv_general_dilated(
         x, w, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
     )
+
+
+def _direct_gradients(x, w, g, padding, precision):
+    """The gradients by XLA's own convolutions, of many networks at once under `jax.vmap`.
+
+    Those of a convolution that has been batched are others than the batched gradients of one: the
+    kernel's is a sum over the images that GPUs have a routine for, where the latter would be a
+    convolution of gigantic windows.
+    """
+
+    convolve = partial(_direct, padding=padding, precision=precision)
+    one = jax.custom_batching.custom_vmap(lambda x, w, g: jax.vjp(convolve, x, w)[1](g))
+
+    @one.def_vmap
+    def many(size, batched, *arrays):
+        x, w, g = (
+            array if is_batched else jnp.broadcast_to(array, (size, *array.shape))
+            for array, is_batched in zip(arrays, batched, strict=True)
+        )
+        return jax.vjp(jax.vmap(convolve), x, w)[1](g), (True, True)
+
+    return one(x, w, g)
 
 
 def _on_cpu(x, w, padding, precision):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import export, lax
 
+from mnist_jax import convolution
 from mnist_jax.convolution import conv3x3, conv_general_dilated, max_pool_2x2
 from mnist_jax.models import CNN, init_params
 
@@ -203,6 +204,25 @@ def test_vmap_over_kernels_equals_one_at_a_time():
             alone = one(x if images is x else xs[k], ws[k], gs[k])
             for a, b in zip(together, alone, strict=True):
                 np.testing.assert_allclose(a[k], b, rtol=1e-5, atol=1e-5)
+
+
+def test_elsewhere_the_gradients_of_many_networks_are_those_of_a_grouped_convolution():
+    """Which the compiler for GPUs knows as a sum over images; its batch groups are the networks."""
+    x, w, g = make_case(3, 5, 7, 2, 3, "VALID")
+    rng = np.random.default_rng(0)
+    ws, gs, xs = (rng.standard_normal((4, *a.shape)).astype(np.float32) for a in (w, g, x))
+    gradients = partial(convolution._direct_gradients, padding="VALID", precision="highest")
+    for images, in_axes in ((x, (None, 0, 0)), (xs, (0, 0, 0))):
+        together = jax.jit(jax.vmap(gradients, in_axes))(images, ws, gs)
+        for k in range(4):
+            alone = gradients(x if images is x else xs[k], ws[k], gs[k])
+            for a, b in zip(together, alone, strict=True):
+                np.testing.assert_allclose(a[k], b, rtol=1e-5, atol=1e-5)
+    many = jax.jit(jax.vmap(partial(ours, padding="VALID")))
+    text = export.export(many, platforms=["cuda"])(xs, ws, gs).mlir_module()
+    assert text.count("stablehlo.convolution") == 3
+    assert text.count("batch_group_count = 4") == 1
+    assert text.count("feature_group_count = 4") == 2
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
