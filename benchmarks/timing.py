@@ -58,6 +58,7 @@ def measure(
     warmup_s: float = 10.0,
     multiple_of: int = 1,
     any_length: bool = False,
+    whole: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Timing, State]:
     """Times `call` until it has `samples` samples, or at least one and no budget left.
@@ -74,6 +75,8 @@ def measure(
         warmup_s: the warm-up after the first call ends after this, stable or not.
         multiple_of: a sample is a multiple of this many steps (one of the warm-up need not be).
         any_length: whether a number of steps met for the first time needs no warming.
+        whole: whether the warm-up, too, is of multiples of `multiple_of` only, because every number
+            of steps is compiled.
         clock: seconds from any fixed moment.
 
     Returns:
@@ -94,20 +97,24 @@ def measure(
         wanted = math.ceil(2 * steps * min_sample_s / max(elapsed_s, 1e-9))
         return min(max(wanted, steps + 1), GROWTH * steps)
 
-    warmup = [timed(1)]  # in seconds a step
-    steps, before_s, spent_s = 1, math.inf, 0.0
+    def rounded(steps: int, unit: int = multiple_of) -> int:
+        return math.ceil(steps / unit) * unit
+
+    unit = multiple_of if whole else 1
+    warmup = [timed(unit) / unit]  # in seconds a step
+    steps, before_s, spent_s = unit, math.inf, 0.0
     while spent_s < warmup_s:
         elapsed_s = timed(steps)
         spent_s += elapsed_s
         warmup.append(elapsed_s / steps)
-        if (more := grown(steps, elapsed_s)) > steps:
+        if (more := rounded(grown(steps, elapsed_s), unit)) > steps:
             steps, before_s = more, math.inf
         elif abs(elapsed_s - before_s) <= STABLE * min(elapsed_s, before_s):
             break
         else:
             before_s = elapsed_s
 
-    warm_steps, steps = steps, math.ceil(steps / multiple_of) * multiple_of
+    warm_steps, steps = steps, rounded(steps)
     samples_s: list[float] = []
     spent_s = 0.0
     while len(samples_s) < samples and (not samples_s or spent_s < budget_s):
@@ -117,7 +124,7 @@ def measure(
         elapsed_s = timed(steps)
         spent_s += elapsed_s
         samples_s.append(elapsed_s / steps)
-        more = math.ceil(grown(steps, elapsed_s) / multiple_of) * multiple_of
+        more = rounded(grown(steps, elapsed_s))
         if more > steps:
             # It was not warm, and has become faster since. What was taken joins the warm-up.
             warmup += samples_s

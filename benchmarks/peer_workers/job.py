@@ -90,6 +90,7 @@ class Workload(NamedTuple):
         min_sample_s: least time in a sample, where the framework needs more than the job's.
         multiple_of: training steps in a sample are a multiple of this.
         any_length: whether one program runs any number of steps.
+        whole: whether every number of steps is compiled, so that all are to be such multiples.
         analysis: what the compiler says of the memory of a training step, if it does.
     """
 
@@ -101,6 +102,7 @@ class Workload(NamedTuple):
     min_sample_s: float = 0.0
     multiple_of: int = 1
     any_length: bool = False
+    whole: bool = False
     analysis: Any = None
 
 
@@ -129,6 +131,7 @@ def run(job: Job, make: Callable[[Job, Data], Workload]) -> dict[str, Any]:
         "min_sample_s": max(job.min_sample_s, workload.min_sample_s),
         "sync": workload.sync,
         "any_length": workload.any_length,
+        "whole": workload.whole,
     }
     if "train" in job.what:
         multiple_of = workload.multiple_of

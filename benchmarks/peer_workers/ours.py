@@ -126,6 +126,9 @@ def make(
     root_key = jax.random.wrap_key_data(key_data)
     first, sums = np.int32(0), MetricSums.zeros()
     epoch = max(1, job.train_size // job.batch_size)
+    # An accelerator's loops are compiled for one length: an epoch, or a step.
+    any_length = takes_any_length(device)
+    unit = 1 if any_length or job.mode == ONE else epoch
     # Of several calls under way the devices of a CPU would each wait in another, for ever.
     virtual = layout.devices[0].platform == "cpu" and count > 1
 
@@ -149,7 +152,7 @@ def make(
         return settled(eval_steps(state, sums, test, first, count=batches))
 
     state = compiled.init_state(root_key)
-    train_steps.compile(state, sums, split, order, root_key, first, count=1)  # or is refused
+    train_steps.compile(state, sums, split, order, root_key, first, count=unit)  # or is refused
     train = one if job.mode == ONE else many
     return jobs.Workload(
         state,
@@ -157,7 +160,9 @@ def make(
         evaluate,
         jax.block_until_ready,
         environment.describe(device),
-        any_length=takes_any_length(device),
+        multiple_of=unit,
+        any_length=any_length,
+        whole=not any_length,
         analysis=train_steps.analysis,
     )
 

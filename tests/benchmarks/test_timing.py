@@ -46,6 +46,14 @@ def test_the_compilation_stays_in_the_warm_up():
     assert times.steps_per_sample == 1
 
 
+def test_where_every_number_of_steps_is_compiled_few_are_asked_for():
+    device = Device(steady(2e-4, first_s=1.0))
+    times = device.measure(samples=3, multiple_of=30, whole=True)
+    assert set(device.calls) == {30, 120}  # 6 ms, then at least twice 10
+    assert times.steps_per_sample == 120
+    assert times.samples_s == pytest.approx([2e-4] * 3)
+
+
 def test_a_sample_has_steps_enough_to_last_ten_milliseconds():
     device = Device(steady(1e-5, first_s=1.0))
     times = device.measure(samples=3)
