@@ -123,7 +123,7 @@ def measure(options: Options) -> None:
     folder = options.output / f"{name}-{now}"
     recorder = Recorder(folder / "results.json", context)
     planned = plan(dataclasses.replace(options, platform=platform), data, platform)
-    found: dict[str, Results] = {}
+    found: dict[str, Recorder] = {}
     with tempfile.TemporaryDirectory() as scratch:
         kept = launch.keeping_compiled(scratch)
         for part in options.parts:
@@ -148,34 +148,17 @@ def measure(options: Options) -> None:
                 if one.context["device"] != context["device"]:
                     recorder.leave_out(part, f"it ran on {one.context['device']}")
                     continue
-                take_in(recorder, part, one)
-                before = found.get(part, Results({"left_out": {}}, [], {}))
-                left_out = before.context["left_out"] | one.context["left_out"]
-                benchmarks = [*before.benchmarks, *one.benchmarks]
-                tables = {
-                    name: [*before.tables.get(name, []), *one.tables.get(name, [])]
-                    for name in before.tables | one.tables
-                }
-                found[part] = Results(one.context | {"left_out": left_out}, benchmarks, tables)
+                recorder.take_in(one, f"{part}: ", part=part)
+                of_part = one.context | {"left_out": {}}
+                found.setdefault(part, Recorder(None, of_part)).take_in(one)
             recorder.write()
-            write_card(folder, recorder, found)
+            write_card(folder, {part: one.found for part, one in found.items()})
     print(f"written: {folder}/card.md and results.json")
     if not found:
         raise DeviceError("nothing could be measured; see what the parts said")
 
 
-def take_in(recorder: Recorder, part: str, one: Results) -> None:
-    """Adds what a part found to the suite's file."""
-    for benchmark in one.benchmarks:
-        details = benchmark.details | {"part": part}
-        recorder.benchmarks.append(dataclasses.replace(benchmark, details=details))
-    for table, rows in one.tables.items():
-        recorder.tables.setdefault(table, []).extend(rows)
-    for what, why in one.context["left_out"].items():
-        recorder.context["left_out"][f"{part}: {what}"] = why
-
-
-def write_card(folder: Path, recorder: Recorder, found: dict[str, Results]) -> None:
+def write_card(folder: Path, found: dict[str, Results]) -> None:
     """Writes the page and its figures."""
     context = results.read(folder / "results.json").context
     reports = {part: PARTS[part].report(one) for part, one in found.items()}

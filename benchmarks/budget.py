@@ -70,7 +70,7 @@ def run(
         ProcessError: it failed, or was ended at its limit.
     """
     words, errors = [sys.executable, *command.words], said.with_suffix(".err")
-    environment = {**variables, **os.environ, "PYTHONPATH": str(launch.ROOT)}
+    environment = {**variables, **os.environ, "PYTHONPATH": launch.python_path()}
     began, before, killed = time.monotonic(), command.checkpoints(), False
     with said.open("ab") as out, errors.open("ab") as err:
         # In a group of its own, so that what it started ends with it.
@@ -102,14 +102,7 @@ def take_in(command: Command, recorder: Recorder, folder: Path, **more: Any) -> 
     """
     of = {"part": command.part, "command": command.name, **more}
     if command.kind == "results":
-        found = results.read(command.made)
-        for b in found.benchmarks:
-            recorder.benchmarks.append(dataclasses.replace(b, details=b.details | of))
-        for table, rows in found.tables.items():
-            for row in rows:
-                recorder.row(table, **row | of)
-        for what, why in found.context["left_out"].items():
-            recorder.leave_out(f"{command.part}/{command.name}: {what}", why)
+        recorder.take_in(results.read(command.made), f"{command.part}/{command.name}: ", **of)
     elif command.kind == "run":
         record = json.loads(command.made.read_bytes())
         shutil.copy(command.made, folder / f"{command.name}.json")

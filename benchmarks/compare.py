@@ -30,7 +30,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks import launch, results
-from benchmarks.results import Benchmark, Results
+from benchmarks.results import Benchmark, Recorder, Results
 from mnist_jax.errors import UsageError, WorseError
 
 MIN_LAUNCHES = 5  # of either side, below which nothing is judged
@@ -212,17 +212,10 @@ def interleaved(commands: Sequence[str], count: int) -> tuple[Results, Results]:
 
 def _merged(found: Sequence[Results]) -> Results:
     """The benchmarks of several launches as those of one file."""
-    benchmarks = [
-        dataclasses.replace(b, details=b.details | {"launch": number})
-        for number, one in enumerate(found)
-        for b in one.benchmarks
-    ]
-    left_out = {
-        f"launch {number + 1}: {what}": why
-        for number, one in enumerate(found)
-        for what, why in one.context.get("left_out", {}).items()
-    }
-    return Results(found[0].context | {"left_out": left_out}, benchmarks, {})
+    merged = Recorder(None, found[0].context | {"left_out": {}})
+    for number, one in enumerate(found):
+        merged.take_in(one, f"launch {number + 1}: ", launch=number)
+    return merged.found
 
 
 def measure(options: Options) -> None:

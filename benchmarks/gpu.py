@@ -156,7 +156,7 @@ def plan(options: Options, data: dict[str, Any], scratch: Path) -> list[Command]
     for name in ("once",) if short else ("once", "again"):
         train("deterministic", name, 0.6, **same, deterministic=True)
     often = {"steps_per_call": 5 if short else 100, "checkpoint_every": 0}
-    train("deterministic", "killed", 2, 1 if short else 3, **same, **often, deterministic=True)
+    train("deterministic", "killed", 4, 1 if short else 20, **same, **often, deterministic=True)
 
     if not short:
         beside("tf32", "cnn")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -99,13 +100,18 @@ class Finished(NamedTuple):
 ON_CPU = {"JAX_PLATFORMS": "cpu"}  # where the peers run too
 
 
+def python_path() -> str:
+    """This repository before what PYTHONPATH names already."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
 def run(python: Path, arguments: Sequence[str], variables: Mapping[str, str] = ON_CPU) -> Finished:
     """Runs Python with these arguments and environment variables in the repository's root.
 
     Raises:
         ProcessError: it did not exit with 0.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    environment = {**os.environ, "PYTHONPATH": python_path(), **variables}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # compiling is part of what is measured
     command = [str(python), *arguments]
     before_s, started = _others_s(), time.perf_counter()
@@ -116,7 +122,8 @@ def run(python: Path, arguments: Sequence[str], variables: Mapping[str, str] = O
         share = max(0.0, after_s - before_s) / (wall_s * (os.cpu_count() or 1))
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise ProcessError(last.removeprefix("ModuleNotFoundError: "))
+        # An error's class says less than its message, but for those that Python itself raises.
+        raise ProcessError(re.sub(r"^(ModuleNotFoundError|mnist_jax\.errors\.\w+): ", "", last))
     return Finished(done.stdout, wall_s, share)
 
 
@@ -167,7 +174,7 @@ def part(module: str, options: Any, variables: Mapping[str, str] | None = None) 
         ProcessError: it did not exit with 0.
     """
     command = [sys.executable, "-m", module, *words(options)]
-    environment = {**(variables or {}), **os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**(variables or {}), **os.environ, "PYTHONPATH": python_path()}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     if done.returncode:
         error = ProcessError(f"{module} ended with status {done.returncode}; see what it said")
@@ -197,7 +204,7 @@ def where(platform: str) -> dict[str, Any]:
     try:
         return ask(Path(sys.executable), "benchmarks.peer_workers.where", question, {}).output
     except ProcessError as error:
-        raise DeviceError(str(error).removeprefix("mnist_jax.errors.DeviceError: ")) from error
+        raise DeviceError(str(error)) from error
 
 
 def say(text: str) -> None:

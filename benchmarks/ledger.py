@@ -4,8 +4,8 @@
 
 `train.py` is run in a process of its own, with clocks around its parts. At any moment one part has
 the clock: one that begins inside another takes it over, so that no second counts twice. The sum is
-held against the time that this process saw. `host` is what training's own loop takes between
-calls, `start` and `end` what Python takes around all of it; `unaccounted` is what no part has.
+held against the time that this process saw. `start` and `end` are what Python takes around all of
+it; `unaccounted` is what no part has: training's own loop between its calls, and all that is small.
 """
 
 import dataclasses

@@ -13,7 +13,6 @@ import dataclasses
 import math
 import sys
 from functools import partial
-from typing import Any
 
 import jax
 from rich import box
@@ -23,6 +22,7 @@ from benchmarks import launch, step
 from benchmarks.peer_workers import job as jobs
 from benchmarks.results import Recorder, Results
 from mnist_jax import steps
+from mnist_jax.checkpoint import tree_bytes
 from mnist_jax.config import Config
 from mnist_jax.models import MODELS, layers
 from mnist_jax.recipe import make_optimizer
@@ -38,11 +38,6 @@ class Options(launch.Options):
     """Images a training step; one or several."""
     repeats: int = 20
     """Of no effect here: nothing is timed."""
-
-
-def tree_bytes(tree: Any) -> int:
-    """The bytes of all arrays of a tree."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def counted(job: jobs.Job) -> dict[str, int]:

@@ -22,15 +22,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import launch, results, timing
+from benchmarks import launch, step, timing
 from benchmarks.peer_workers.job import Job
-from benchmarks.results import Benchmark
+from benchmarks.results import Benchmark, Recorder, Results
 from mnist_jax.errors import UsageError
 
-NAMES = {"train": "train_step", "eval": "evaluation"}
+NAMES = {"train": step.TRAIN, "eval": step.EVALUATION}
 PRECISION = "float32"
 BUSY = 0.05  # a share of the processor for other processes above this brings a warning
-Model = Literal["logistic", "mlp", "cnn"]
 
 
 class Contender(NamedTuple):
@@ -67,7 +66,7 @@ class Options:
 
     output: Path
     """Result file, in JSON."""
-    models: tuple[Model, ...] = ("logistic", "mlp", "cnn")
+    models: tuple[launch.Model, ...] = ("logistic", "mlp", "cnn")
     """Networks to measure."""
     rounds: int = 5
     """How often every framework is run."""
@@ -128,42 +127,39 @@ def rows(benchmarks: Sequence[Benchmark], *, ours: tuple[str, str] = OURS[:2]) -
 
 def measure(options: Options) -> None:
     """Runs all rounds, prints the tables and writes the file, after every process."""
-    results.check_writable(options.output)
+    recorder = Recorder(options.output, {})
+    left_out = recorder.context["left_out"]
     peers = PEERS if options.platform == "cpu" else ON_GPU
     contenders = [OURS, *(peer for peer in peers if peer.framework in options.frameworks)]
-    context: dict[str, Any] = {"command": sys.argv[1:], "left_out": {}}
-    benchmarks: list[Benchmark] = []
     for i in range(options.rounds):
         for model in options.models:
             shift = i % len(contenders)
             for contender in [*contenders[shift:], *contenders[:shift]]:
                 who = f"{contender.framework} ({contender.mode})"
                 what = tuple(w for w in contender.what if w in options.what)
-                if not what or who in context["left_out"]:
+                if not what or who in left_out:
                     continue
                 try:
                     done = ask(contender, model, what, options)
                 except launch.ProcessError as error:
                     if contender == OURS:
                         raise
-                    context["left_out"][who] = f"{model}: {error}"
-                    launch.say(f"{who} is left out: {error}")
+                    recorder.leave_out(who, f"{model}: {error}")
                     continue
-                context |= done.output["context"]
+                recorder.context |= done.output["context"]
                 for w in what:
-                    benchmarks.append(entry(contender, model, w, i, done, options))
-                    launch.say(f"round {i + 1}, {model}, {who}: {describe(benchmarks[-1])}")
-                results.write(options.output, context, benchmarks)
-        results.write(options.output, context, benchmarks)
-    show(benchmarks)
-    show_doubts(context, benchmarks)
+                    recorder.add(entry(contender, model, w, i, done, options))
+                recorder.write()
+        recorder.write()
+    show(recorder.benchmarks)
+    show_doubts(recorder.found)
 
 
-def show_doubts(context: dict[str, Any], benchmarks: Sequence[Benchmark]) -> None:
+def show_doubts(found: Results) -> None:
     """Names what could not be measured, and says when the machine was not idle."""
-    for who, why in context["left_out"].items():
-        print(f"left out: {who}: {why}")
-    shares = [b.details["others_share"] or 0.0 for b in benchmarks]
+    for line in step.left_out(found):
+        print(line)
+    shares = [b.details["others_share"] or 0.0 for b in found.benchmarks]
     if max(shares) > BUSY:
         print(
             f"warning: other processes took {np.median(shares):.0%} of the processor (median; at "
@@ -217,12 +213,6 @@ def entry(
         precision=options.precision,
         details=details,
     )
-
-
-def describe(benchmark: Benchmark) -> str:
-    """Its median, and a warning where there is one."""
-    warning = f" ({benchmark.warning})" if benchmark.warning else ""
-    return f"{benchmark.name} {milliseconds(benchmark.median_s)} ms{warning}"
 
 
 def milliseconds(seconds: float) -> str:

@@ -181,15 +181,31 @@ class Recorder:
     def add(self, benchmark: Benchmark) -> Benchmark:
         """Takes a measurement in."""
         self.benchmarks.append(benchmark)
-        what = f"{benchmark.model}, batch {benchmark.batch_size}, {benchmark.precision}, "
-        what += f"{benchmark.mode}: {benchmark.name} " if benchmark.model else f"{benchmark.name} "
-        warning = f" ({benchmark.warning})" if benchmark.warning else ""
-        launch.say(f"{what}{1e3 * benchmark.median_s:.4g} ms{warning}")
+        b = benchmark
+        peer = "" if b.framework == "mnist_jax" else f"{b.framework}, "
+        case = f"{peer}{b.model}, batch {b.batch_size}, {b.precision}, {b.mode}: " * bool(b.model)
+        warning = f" ({b.warning})" if b.warning else ""
+        launch.say(f"{case}{b.name} {1e3 * b.median_s:.4g} ms{warning}")
         return benchmark
 
     def row(self, table: str, **values: Any) -> None:
         """Takes a row of a table in."""
         self.tables.setdefault(table, []).append(values)
+
+    def take_in(self, found: Results, said_by: str = "", **of: Any) -> None:
+        """Adds what a command of its own found.
+
+        Args:
+            found: what its file holds.
+            said_by: stands before what was left out there.
+            of: goes to the details of each benchmark and to each row.
+        """
+        for b in found.benchmarks:
+            self.benchmarks.append(dataclasses.replace(b, details=b.details | of))
+        for table, rows in found.tables.items():
+            self.tables.setdefault(table, []).extend(row | of for row in rows)
+        for what, why in found.context.get("left_out", {}).items():
+            self.context["left_out"][f"{said_by}{what}"] = why
 
     def leave_out(self, what: str, why: str) -> None:
         """Notes what could not be measured."""

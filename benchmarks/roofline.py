@@ -38,6 +38,7 @@ from benchmarks import launch, step, timing
 from benchmarks.peer_workers import job as jobs
 from benchmarks.results import Benchmark, Recorder, Results
 from mnist_jax import convolution, devices
+from mnist_jax.checkpoint import tree_bytes
 from mnist_jax.config import Config
 from mnist_jax.models import IMAGE_SHAPE, MODELS, layers, params_of
 from mnist_jax.recipe import make_optimizer
@@ -230,12 +231,8 @@ class Alone(NamedTuple):
         output's gradient read, the gradients of the parameters and, but for the first layer, of
         the input written.
         """
-        params, x, y = (_bytes(part) for part in (self.params, self.x, self.y))
+        params, x, y = (tree_bytes(part) for part in (self.params, self.x, self.y))
         return 3 * params + 2 * x + 2 * y + (0 if first else x)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def alone(model: nn.Module, batch_size: int) -> dict[str, Alone]:
@@ -288,7 +285,9 @@ def measure(options: Options) -> None:
         names = step.named(job or jobs.Job(model="", mode=""), name)
         names |= {"precision": precision}
         made = Benchmark.of(times.samples_s, times.warmup_s, details=details, **names)
-        return recorder.add(made).median_s
+        recorder.add(made)
+        recorder.write()
+        return made.median_s
 
     for precision in options.precision:
         with (

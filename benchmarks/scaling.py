@@ -25,11 +25,12 @@ from jax.sharding import PartitionSpec
 from rich import box
 from rich.table import Table
 
-from benchmarks import cost_model, forecast, launch, memory, roofline, step, timing
+from benchmarks import cost_model, forecast, launch, roofline, step, timing
 from benchmarks.peer_workers import job as jobs
 from benchmarks.peer_workers import ours
 from benchmarks.results import Benchmark, Recorder, Results
 from mnist_jax import devices, environment
+from mnist_jax.checkpoint import tree_bytes
 from mnist_jax.devices import Layout
 from mnist_jax.errors import DeviceError, UsageError
 from mnist_jax.models import MODELS, params_of
@@ -156,7 +157,7 @@ def cases_of(job: jobs.Job, found: Sequence[jax.Device], counts: Sequence[int]) 
             run = ours.AnyLength(program, found[0], count)
             names = step.named(dataclasses.replace(job, mode=f"{count} devices"), SUM)
             details = {"kind": SUM, "devices": count, "base": job.batch_size}
-            details["bytes"] = memory.tree_bytes(params)
+            details["bytes"] = tree_bytes(params)
             yield Case(names, lambda x, n, run=run: run(x, count=n), start, details)
 
 
@@ -168,7 +169,10 @@ def apart(tree: Any, reference: Any) -> float:
 
 
 def in_turn(cases: Sequence[Case], samples: int, min_sample_s: float) -> list[Benchmark]:
-    """Times all cases, a sample each a round, every other round from the last case to the first."""
+    """Times all cases, a sample each a round, every other round from the last case to the first.
+
+    Each turn begins with a step and a sample that do not count, after what another left in caches.
+    """
     states, steps = [case.state for case in cases], [1] * len(cases)
     warmups, taken = ([[] for _ in cases] for _ in range(2))
     for number in range(samples + 1):  # in the first round they warm up

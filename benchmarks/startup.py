@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import launch, peers, results
-from benchmarks.results import Benchmark
+from benchmarks import launch, peers
+from benchmarks.results import Benchmark, Recorder
 from mnist_jax.data import load_dataset
 
 PHASES = ("import", "data", "init", "trace", "compile", "first_step", "rest")
@@ -39,7 +39,7 @@ class Options(launch.DataOptions):
     """Result file, in JSON."""
     rounds: int = 5
     """How often everything is run."""
-    models: tuple[peers.Model, ...] = ("logistic", "mlp", "cnn")
+    models: tuple[launch.Model, ...] = ("logistic", "mlp", "cnn")
     """Networks whose phases are measured."""
     dataset: str = "mnist"
     """The images: mnist, fashion_mnist, kmnist, digits, or auto: mnist where it can be had,
@@ -52,12 +52,9 @@ class Options(launch.DataOptions):
 
 def measure(options: Options) -> None:
     """Runs all rounds, prints the tables and writes the file, after every round."""
-    results.check_writable(options.output)
-    context: dict[str, Any] = {"command": sys.argv[1:], "left_out": {}}
-    benchmarks: list[Benchmark] = []
-    data_dir = options.data_dir.expanduser().resolve()
-    dataset = load_dataset(options.dataset, data_dir=data_dir, manual_dir=options.manual_dir)
-    ours, data = Path(sys.executable), {"dataset": dataset.name, "data_dir": str(data_dir)}
+    recorder = Recorder(options.output, {})
+    data = {name: str(value) for name, value in options.prepare().items()}
+    dataset, ours = load_dataset(data["dataset"], data_dir=data["data_dir"]), Path(sys.executable)
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -72,15 +69,13 @@ def measure(options: Options) -> None:
                 names = {"name": name, "framework": who, "mode": mode, "model": model}
                 common = {"batch_size": BATCH_SIZE, "precision": peers.PRECISION}
                 details = {"round": i, "others_share": share}
-                made = Benchmark.of([seconds], details=details, **names, **common)
-                benchmarks.append(made)
-                launch.say(f"round {i + 1}, {model}, {who} ({mode}): {peers.describe(made)}")
+                recorder.add(Benchmark.of([seconds], details=details, **names, **common))
 
             for model in options.models:
                 question = data | {"model": model, "cache": str(folder / f"{model}-{i}")}
                 for mode in (COLD, WARM):
                     done = launch.ask(ours, "benchmarks.peer_workers.phases", question)
-                    context |= done.output.pop("context")
+                    recorder.context |= done.output.pop("context")
                     seconds = done.output | {"rest": done.wall_s - sum(done.output.values())}
                     for phase in PHASES:
                         add(phase, "mnist_jax", mode, model, seconds[phase], done.others_share)
@@ -91,17 +86,17 @@ def measure(options: Options) -> None:
                 places = [f"--workdir={folder}/{i}-{mode}", f"--compilation_cache={folder}/job-{i}"]
                 done = launch.run(ours, ["train.py", *flags, *places])
                 add(JOB, "mnist_jax", mode, JOB_MODEL, done.wall_s, done.others_share)
-            if "keras" not in context["left_out"]:
+            if "keras" not in recorder.context["left_out"]:
                 words = [str(folder / "data.npz"), str(options.epochs), str(BATCH_SIZE)]
                 try:
                     done = launch.run(options.peers_python, ["-m", KERAS_JOB, *words])
                 except launch.ProcessError as error:
-                    context["left_out"]["keras"] = str(error)
+                    recorder.leave_out("keras", str(error))
                 else:
                     add(JOB, "keras", "fit", JOB_MODEL, done.wall_s, done.others_share)
-            results.write(options.output, context, benchmarks)
-    show(benchmarks)
-    peers.show_doubts(context, benchmarks)
+            recorder.write()
+    show(recorder.benchmarks)
+    peers.show_doubts(recorder.found)
 
 
 def show(benchmarks: Sequence[Benchmark]) -> None:

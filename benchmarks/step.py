@@ -26,7 +26,7 @@ from benchmarks import launch, results, timing
 from benchmarks.peer_workers import job as jobs
 from benchmarks.peer_workers import ours
 from benchmarks.results import Benchmark, Recorder, Results
-from mnist_jax import cli, devices, environment
+from mnist_jax import devices, environment, errors
 from mnist_jax.devices import Layout
 from mnist_jax.errors import DeviceError, UsageError
 from mnist_jax.profiling import costliest, make_folder, profiled, show_costliest
@@ -88,7 +88,7 @@ def named(job: jobs.Job, name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def left_out_if_impossible(recorder: Recorder, what: str) -> Iterator[None]:
-    """What does not fit into memory, or no such device can do, is noted; the rest goes on."""
+    """What does not fit into memory, or XLA or the device cannot do, is noted; the rest goes on."""
     try:
         yield
     except (DeviceError, UsageError, launch.ProcessError) as error:
@@ -96,9 +96,8 @@ def left_out_if_impossible(recorder: Recorder, what: str) -> Iterator[None]:
     except MemoryError:
         recorder.leave_out(what, "out of memory")
     except jax.errors.JaxRuntimeError as error:
-        if not cli.is_out_of_memory(error):
-            raise
-        recorder.leave_out(what, f"out of memory ({str(error).splitlines()[0]})")
+        memory = "out of memory: " if errors.is_out_of_memory(error) else ""
+        recorder.leave_out(what, f"{memory}{errors.first_line(error)}")
 
 
 def describe(job: jobs.Job) -> str:
@@ -192,12 +191,8 @@ def relaunched(options: Options) -> Recorder:
         for number in range(options.launches):
             launch.part("benchmarks.step", once)
             found = results.read(output)
-            command, left_out = recorder.context["command"], recorder.context["left_out"]
-            left_out |= found.context["left_out"]
-            recorder.context |= found.context | {"command": command, "left_out": left_out}
-            for b in found.benchmarks:
-                details = b.details | {"launch": number}
-                recorder.benchmarks.append(dataclasses.replace(b, details=details))
+            recorder.context = found.context | recorder.context
+            recorder.take_in(found, launch=number)
             recorder.write()
     return recorder
 

@@ -75,6 +75,7 @@ def measure(options: Options) -> None:
     data = options.prepare()
     context = environment.describe(device) | {"dataset": data["dataset"]}
     recorder = Recorder(options.output, context)
+    given: dict[str, Any] = {"batch_size": options.batch_size}  # None: the preset's
     for model in options.model:
         for seed in range(1234, 1234 + options.repeats):
             with tempfile.TemporaryDirectory() as folder:
@@ -82,11 +83,11 @@ def measure(options: Options) -> None:
                     model=model,
                     preset=options.preset,
                     precision=options.precision,
-                    batch_size=options.batch_size or 100,
                     platform=options.platform,
                     seed=seed,
                     workdir=Path(folder) / "run",
                     **data,
+                    **given,
                 )
                 clock = Clock()
                 record = fit(config, observer=clock).record

@@ -35,10 +35,14 @@ def names_of(tree: Tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def tree_bytes(tree: Tree) -> int:
+    """The bytes of all arrays of a tree, or of arrays of its shapes and dtypes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def max_bytes(template: Tree) -> int:
     """The most that a checkpoint of such arrays can take."""
-    leaves = jax.tree.leaves(template)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + MAX_HEADER_BYTES
+    return tree_bytes(template) + MAX_HEADER_BYTES
 
 
 class Checkpoints:
@@ -84,6 +88,16 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def wait_for_one(self) -> None:
+        """Returns once there is a checkpoint on the disk, if one was begun."""
+        if not self._paths():
+            self.wait()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is still being written."""
+        return self._pending is not None and not self._pending.done()
 
     def close(self) -> None:
         """Waits for the last save, whatever becomes of it, and lets the thread go."""

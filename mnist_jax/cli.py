@@ -3,22 +3,18 @@
 import contextlib
 import dataclasses
 import difflib
-import errno
 import io
 import os
 import re
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
-import jax
-
 from mnist_jax.config import Config
-from mnist_jax.errors import DeviceError, InterruptedRunError, MnistJaxError, UsageError
+from mnist_jax.errors import UsageError, ending, printable
 
 Options = TypeVar("Options")
 
@@ -34,32 +30,6 @@ def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
     # The preset's values, and the model's options, where no flag says otherwise.
     default = Config(preset=given.get("preset") or "post", model=given.get("model") or "cnn")
     return parse(Config, argv, prog=prog, description=description, default=default)
-
-
-# Fields of execution without which a run may find no data, or give other numbers.
-NEEDED = ("data_dir", "manual_dir", "platform", "deterministic")
-
-
-def command_line(config: Config) -> str:
-    """The shortest command, for a shell, that trains as `config` says, in a folder of its own.
-
-    An empty `hidden_sizes`, which only Python can give, is beyond it.
-    """
-    usual = config.usual()
-    words = ["python", "train.py", f"--model={config.model}"]
-    if config.preset != "post":
-        words.append(f"--preset={config.preset}")
-    for name in (*config.identity(), *NEEDED):
-        value = getattr(config, name)
-        if value == getattr(usual, name):
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no_{name}")
-        elif isinstance(value, tuple):
-            words += [f"--{name}", *map(str, value)]
-        else:
-            words.append(f"--{name}={value}")
-    return shlex.join(words)
 
 
 def parse(
@@ -212,42 +182,3 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status
     return 0
-
-
-def ending(error: BaseException) -> tuple[int, str]:
-    """The status that a command exits with after an error, and the line that it says of it.
-
-    No line where whoever read the output has gone: the command stops, as others do.
-    """
-    if isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT, "interrupted"
-    if isinstance(error, InterruptedRunError):
-        return error.exit_status, str(error)
-    if isinstance(error, BrokenPipeError):
-        return 128 + signal.SIGPIPE, ""
-    if isinstance(error, MnistJaxError):
-        return error.exit_status, f"error: {error}"
-    if isinstance(error, MemoryError) or is_out_of_memory(error):
-        line = f"error: out of memory ({first_line(error)}); train with a smaller --batch_size"
-        return DeviceError.exit_status, line
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-        return DeviceError.exit_status, f"error: {error}; free some space on the disk"
-    return 1, (
-        f"error: {type(error).__name__}: {first_line(error)}; this is a bug in mnist_jax; "
-        "--debug shows where"
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether XLA could not have the memory that it needed."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).splitlines() or [""])[0]
-
-
-def printable(text: str) -> str:
-    """The text in one line, with nothing that a terminal obeys, whatever is in a file's name."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

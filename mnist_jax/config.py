@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,9 +38,8 @@ PRESETS["fast"] = PRESETS["post"] | {
 PRESETS["best"] = PRESETS["fast"] | {"epochs": 10, "rotation": 10.0, "scale": 0.1}
 SCHEDULES = ("constant", "cosine", "onecycle")
 MODEL_OPTIONS = ("hidden_sizes", "dropout", "activation")  # that a model's class may have as well
-PRECISIONS = ("float32", "tf32", "bfloat16")
-ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
+ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})")
 
 
 def _from_preset() -> Any:
@@ -137,6 +137,10 @@ class Config:
     """Precision of products: float32 (full, on every device), tf32 (10-bit mantissas, on hardware
     that has it) or bfloat16 (layers compute in bfloat16, parameters stay float32)."""
 
+    deterministic: bool = False
+    """The same bits from the same seed on a GPU too, at some cost in speed. CPU and TPU give them
+    in any case."""
+
     max_steps: int | None = None
     """End the run after this many steps, the partial epoch included in the metrics. None: after
     --epochs."""
@@ -172,8 +176,8 @@ class Config:
     on an accelerator. Never changes the result."""
 
     checkpoint_every: float = _execution(60.0)
-    """Seconds between checkpoints inside an epoch; one follows each epoch in any case. 0: one after
-    every call."""
+    """Seconds between checkpoints inside an epoch. One follows each epoch too, but for those that
+    end while another is being written. 0: one after every call and every epoch."""
 
     compilation_cache: Path | None = _execution(Path("~/.cache/mnist_jax/compiled"))
     """Folder where train.py keeps compiled programs, so that the next start need not compile. None:
@@ -194,10 +198,6 @@ class Config:
     """First and last step of that trace, of one epoch, such as 101 150. None: those of the second
     call, on a CPU up to 50."""
 
-    deterministic: bool = _execution(False)
-    """The same bits from the same seed on a GPU too, at some cost in speed. CPU and TPU give them
-    in any case."""
-
     debug: bool = _execution(False)
     """Show the traceback of an error, and of a NaN the operation that made it (jax_debug_nans)."""
 
@@ -206,71 +206,35 @@ class Config:
             raise unknown_choice("preset", self.preset, PRESETS)
         self._fill_in(PRESETS[self.preset])
         expand_paths(self, "data_dir", "manual_dir", "workdir", "compilation_cache", "profile")
-        if self.model not in MODELS:
-            raise unknown_choice("model", self.model, MODELS)
+        for name, choices in CHOICES.items():
+            if self._is_given(name) and getattr(self, name) not in choices:
+                raise unknown_choice(name, getattr(self, name), choices)
         self._fill_in(_model_defaults(self.model))
-        if self.dataset not in ("auto", *DATASETS):
-            raise unknown_choice("dataset", self.dataset, ("auto", *DATASETS))
-        if self.precision not in PRECISIONS:
-            raise unknown_choice("precision", self.precision, PRECISIONS)
-        if self.platform not in PLATFORMS:
-            raise unknown_choice("platform", self.platform, PLATFORMS)
-        if self.schedule not in SCHEDULES:
-            raise unknown_choice("schedule", self.schedule, SCHEDULES)
-        if self.activation is not None and self.activation not in ACTIVATIONS:
-            raise unknown_choice("activation", self.activation, ACTIVATIONS)
-        for name in ("epochs", "batch_size"):
-            _check(self, name, lambda n: _is_int(n, 1), "a whole number, 1 or more")
-        legal = f"a power of two, 1 to {self.batch_size}, the --batch_size"
+        for name, rule in RULES.items():
+            if self._is_given(name):
+                self._check(name, *rule)
         most = self.batch_size
-        _check(
-            self, "microbatches", lambda n: _is_int(n, 1) and n <= most and not n & (n - 1), legal
-        )
-        _check(self, "validation", lambda n: _is_int(n, 0), "a whole number, 0 or more")
-        for name in ("shift", "rotation", "scale", "weight_decay"):
-            legal = "any finite number from 0"
-            _check(self, name, lambda x: _is_number(x) and 0 <= x < math.inf, legal)
-        for name in ("label_smoothing", "average"):
-            legal = "0 or more and less than 1"
-            _check(self, name, lambda x: _is_number(x) and 0 <= x < 1, legal)
-        _check(self, "seed", lambda n: _is_int(n, 0) and n < 2**32, "0 to 4294967295")
-        _check(
-            self,
-            "learning_rate",
-            lambda x: _is_number(x) and 0 < x < math.inf,
-            "any finite number above 0",
-        )
+        legal = f"a power of two, 1 to {most}, the --batch_size"
+        self._check("microbatches", lambda n: _is_int(n, 1, most) and not n & (n - 1), legal)
         if self.seeds is not None:
-            legal = "a whole number, 1 to 100000, with seed + seeds up to 4294967296"
             most = min(100_000, 2**32 - self.seed)
-            _check(self, "seeds", lambda n: _is_int(n, 1) and n <= most, legal)
-        if self.max_steps is not None:
-            _check(self, "max_steps", lambda n: _is_int(n, 1), "a whole number, 1 or more")
-        if self.steps_per_call != "auto":
-            legal = "'auto' or a whole number, 1 or more"
-            _check(self, "steps_per_call", lambda n: _is_int(n, 1), legal)
-        if self.devices not in ("all", None):
-            legal = "'all' or a whole number, 1 or more"
-            _check(self, "devices", lambda n: _is_int(n, 1), legal)
+            legal = "a whole number, 1 to 100000, with seed + seeds up to 4294967296"
+            self._check("seeds", lambda n: _is_int(n, 1, most), legal)
         self._check_processes()
-        legal = "any number of seconds from 0"
-        _check(self, "checkpoint_every", lambda s: _is_number(s) and s >= 0, legal)
-        if self.profile_steps is not None:
-            if self.profile is None:
-                raise UsageError("profile_steps needs --profile=DIR; give both or neither")
-            legal = "two whole numbers, 1 or more, the first not above the second"
-            _check(self, "profile_steps", _is_window, legal)
-        if self.dropout is not None:
-            legal = "0 or more and less than 1"
-            _check(self, "dropout", lambda x: _is_number(x) and 0 <= x < 1, legal)
-        if self.hidden_sizes is not None:
-            legal = "up to 100 whole numbers, 1 to 1000000"  # more could not even be traced
-            _check(self, "hidden_sizes", _are_sizes, legal)
-        for name in ("normalize", "tensorboard", "report", "deterministic", "debug"):
-            _check(self, name, lambda x: type(x) is bool, "true or false")
+        if self.profile_steps is not None and self.profile is None:
+            raise UsageError("profile_steps needs --profile=DIR; give both or neither")
         for name in MODEL_OPTIONS:
             if getattr(self, name) is not None and name not in _model_defaults(self.model):
                 raise UsageError(f"the model {self.model!r} has no {name}; leave --{name} out")
+
+    def _is_given(self, name: str) -> bool:
+        """Whether a field holds a value: not None, or None where that is not its default."""
+        return getattr(self, name) is not None or getattr(Config, name) is not None
+
+    def _check(self, name: str, allowed: Callable[[Any], bool], legal: str) -> None:
+        value = getattr(self, name)
+        if not allowed(value):
+            raise UsageError(f"{name} is {value!r}; allowed is {legal}; change --{name}")
 
     def _fill_in(self, values: dict[str, Any]) -> None:
         """Sets the fields that were not given."""
@@ -285,17 +249,39 @@ class Config:
                 if getattr(self, name) is not None:
                     raise UsageError(f"{name} needs --coordinator=HOST:PORT; give both or neither")
             return
-        _check(self, "coordinator", is_address, "auto or HOST:PORT")
+        self._check("coordinator", is_address, "auto or HOST:PORT")
         for name in numbers:
             if getattr(self, name) is None:
                 raise UsageError(f"--coordinator={address} needs --{name} as well")
-        _check(self, "num_processes", lambda n: _is_int(n, 1), "a whole number, 1 or more")
+        self._check("num_processes", *COUNT)
         last = self.num_processes - 1 if self.num_processes else 0
-        _check(self, "process_id", lambda n: _is_int(n, 0) and n <= last, f"0 to {last}")
+        self._check("process_id", lambda n: _is_int(n, 0, last), f"0 to {last}")
 
     def model_options(self) -> dict[str, Any]:
         """The arguments that the model's class is made with."""
         return {name: getattr(self, name) for name in _model_defaults(self.model)}
+
+    def command_line(self) -> str:
+        """The shortest command, for a shell, that trains like this, in a folder of its own.
+
+        An empty `hidden_sizes`, which only Python can give, is beyond it.
+        """
+        usual = self.usual()
+        words = ["python", "train.py", f"--model={self.model}"]
+        if self.preset != "post":
+            words.append(f"--preset={self.preset}")
+        # Of execution, that without which it may find no data, or give other numbers.
+        for name in (*self.identity(), "data_dir", "manual_dir", "platform"):
+            value = getattr(self, name)
+            if value == getattr(usual, name):
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no_{name}")
+            elif isinstance(value, tuple):
+                words += [f"--{name}", *map(str, value)]
+            else:
+                words.append(f"--{name}={value}")
+        return shlex.join(words)
 
     def usual(self) -> "Config":
         """What this would be with nothing given but the model and the preset."""
@@ -368,25 +354,8 @@ def _model_defaults(model: str) -> dict[str, Any]:
     return {field.name: field.default for field in fields if field.name in MODEL_OPTIONS}
 
 
-def _is_int(value: Any, least: int) -> bool:
-    return type(value) is int and value >= least  # a bool is no count
-
-
-def _are_sizes(value: Any) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) <= 100
-        and all(_is_int(size, 1) and size <= 1_000_000 for size in value)
-    )
-
-
-def _is_window(value: Any) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 2
-        and all(_is_int(step, 1) for step in value)
-        and value[0] <= value[1]
-    )
+def _is_int(value: Any, least: int, most: float = math.inf) -> bool:
+    return type(value) is int and least <= value <= most  # a bool is no count
 
 
 def _is_number(value: Any) -> bool:
@@ -394,7 +363,43 @@ def _is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def _check(config: Config, name: str, allowed: Callable[[Any], bool], legal: str) -> None:
-    value = getattr(config, name)
-    if not allowed(value):
-        raise UsageError(f"{name} is {value!r}; allowed is {legal}; change --{name}")
+def _are_sizes(value: Any) -> bool:
+    few = isinstance(value, tuple | list) and len(value) <= 100
+    return few and all(_is_int(size, 1, 1_000_000) for size in value)
+
+
+def _is_window(value: Any) -> bool:
+    pair = isinstance(value, tuple | list) and len(value) == 2
+    return pair and _is_int(value[0], 1) and _is_int(value[1], value[0])
+
+
+CHOICES: dict[str, Collection[str]] = {
+    "model": MODELS,
+    "dataset": ("auto", *DATASETS),
+    "precision": ("float32", "tf32", "bfloat16"),
+    "platform": PLATFORMS,
+    "schedule": SCHEDULES,
+    "activation": ACTIVATIONS,
+}
+Rule = tuple[Callable[[Any], bool], str]
+"""What holds of a value, and that in words."""
+COUNT: Rule = (lambda n: _is_int(n, 1), "a whole number, 1 or more")
+SHARE: Rule = (lambda x: _is_number(x) and 0 <= x < 1, "0 or more and less than 1")
+AMOUNT: Rule = (lambda x: _is_number(x) and 0 <= x < math.inf, "any finite number from 0")
+SWITCH: Rule = (lambda x: type(x) is bool, "true or false")
+# Of fields that depend on no other.
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("epochs", "batch_size", "max_steps"), COUNT),
+    **dict.fromkeys(("shift", "rotation", "scale", "weight_decay"), AMOUNT),
+    **dict.fromkeys(("label_smoothing", "average", "dropout"), SHARE),
+    **dict.fromkeys(("normalize", "deterministic", "tensorboard", "report", "debug"), SWITCH),
+    "validation": (lambda n: _is_int(n, 0), "a whole number, 0 or more"),
+    "seed": (lambda n: _is_int(n, 0, 2**32 - 1), "0 to 4294967295"),
+    "learning_rate": (lambda x: AMOUNT[0](x) and x > 0, "any finite number above 0"),
+    "steps_per_call": (lambda n: n == "auto" or _is_int(n, 1), f"'auto' or {COUNT[1]}"),
+    "devices": (lambda n: n == "all" or _is_int(n, 1), f"'all' or {COUNT[1]}"),
+    "checkpoint_every": (lambda s: _is_number(s) and s >= 0, "any number of seconds from 0"),
+    "profile_steps": (_is_window, "two whole numbers, 1 or more, the first not above the second"),
+    # More could not even be traced.
+    "hidden_sizes": (_are_sizes, "up to 100 whole numbers, 1 to 1000000"),
+}

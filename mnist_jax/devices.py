@@ -21,8 +21,9 @@ from mnist_jax.errors import DeviceError, UsageError
 # on TPU, bfloat16.
 MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
 # Forbids operations whose sums come in any order, and the choice of algorithms by their speed of
-# the day: either would give other bits from process to process.
-DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True}
+# the day: either would give other bits from process to process. Products are left to cuBLAS then:
+# kernels of the compiler's own are chosen by their speed.
+DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True, "xla_gpu_enable_triton_gemm": False}
 CACHE_BYTES = 512 * 2**20  # the least recently used programs go first
 
 

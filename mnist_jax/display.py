@@ -22,17 +22,9 @@ from mnist_jax.errors import DataError
 from mnist_jax.metrics import NEVER, MetricSums, mean_over_members
 from mnist_jax.models import count_parameters, layers, params_of
 from mnist_jax.profiling import costliest, show_costliest
+from mnist_jax.record import accuracy_line
+from mnist_jax.statistics import percent
 from mnist_jax.training import Observer, Result
-
-
-def accuracy_line(record: dict[str, Any]) -> str:
-    """The last line of a run: `test accuracy: 92.55 % (9255/10000)`."""
-    correct, count = record["test_correct"], record["test_count"]
-    if "statistics" in record:
-        of = record["statistics"]["test_accuracy"]
-        sd = "" if of["sd"] is None else f", sd {100 * of['sd']:.2f}"
-        return f"test accuracy: {100 * of['mean']:.2f} % mean of {of['n']} seeds{sd}"
-    return f"test accuracy: {100 * correct / count:.2f} % ({correct}/{count})"
 
 
 class PipeConsole(Console):
@@ -220,16 +212,12 @@ def statistics_table(record: dict[str, Any]) -> Table:
     for heading in ("images", "seeds", "mean", "sd", "95 % interval of the mean", "best", "worst"):
         table.add_column(heading, justify="left" if heading == "images" else "right")
     for name, found in record["statistics"].items():
-        interval = " to ".join(f"{100 * end:.2f}" for end in found["ci95"] or ())
-        cells = [_percent(found[key]) for key in ("mean", "sd")]
-        ends = [_percent(found[key]) for key in ("best", "worst")]
+        interval = " to ".join(percent(end, "") for end in found["ci95"] or ())
+        cells = [percent(found[key], "") for key in ("mean", "sd")]
+        ends = [percent(found[key], "") for key in ("best", "worst")]
         image = name.removesuffix("_accuracy")
         table.add_row(image, str(found["n"]), *cells, interval or "-", *ends)
     return table
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
 
 
 def layer_table(name: str, model: nn.Module) -> Table:

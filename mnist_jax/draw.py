@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from mnist_jax import devices, display, runs
+from mnist_jax import devices, record, runs
 from mnist_jax.data import class_names
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.images import to_mnist
@@ -134,8 +134,8 @@ def about(run: SavedRun) -> dict[str, Any]:
     Raises:
         CheckpointError: the run's result is damaged.
     """
-    record = runs.read_result(run.folder)
-    known = "not complete" if record is None else display.accuracy_line(record)
+    result = runs.read_result(run.folder)
+    known = "not complete" if result is None else record.accuracy_line(result)
     return {
         "model": f"{run.config.model} trained on {run.config.dataset}, {known}",
         "classes": class_names(run.config.dataset),

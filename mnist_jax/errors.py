@@ -5,7 +5,11 @@ A message is one line: what was found; what is allowed; what to do. Whatever is 
 """
 
 import difflib
+import errno
+import signal
 from collections.abc import Iterable
+
+import jax
 
 
 class MnistJaxError(Exception):
@@ -69,3 +73,44 @@ def unknown_choice(what: str, got: object, choices: Iterable[str]) -> UsageError
     near = difflib.get_close_matches(str(got).lower(), choices, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return UsageError(f"unknown {what} {got!r}; choose from {', '.join(choices)}{hint}")
+
+
+def ending(error: BaseException) -> tuple[int, str]:
+    """The status that a command exits with after an error, and the line that it says of it.
+
+    No line where whoever read the output has gone: the command stops, as others do.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "interrupted"
+    if isinstance(error, InterruptedRunError):
+        return error.exit_status, str(error)
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE, ""
+    if isinstance(error, MnistJaxError):
+        return error.exit_status, f"error: {error}"
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
+        line = f"error: out of memory ({first_line(error)}); train with a smaller --batch_size"
+        return DeviceError.exit_status, line
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return DeviceError.exit_status, f"error: {error}; free some space on the disk"
+    if isinstance(error, ModuleNotFoundError):
+        return 1, f"error: {error}; install what is needed with: pip install ."
+    return 1, (
+        f"error: {type(error).__name__}: {first_line(error)}; this is a bug in mnist_jax; "
+        "--debug shows where"
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether XLA could not have the memory that it needed."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).splitlines() or [""])[0]
+
+
+def printable(text: str) -> str:
+    """The text in one line, with nothing that a terminal obeys, whatever is in a file's name."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -9,7 +9,7 @@ from mnist_jax import devices
 from mnist_jax.config import checked_path
 from mnist_jax.errors import UsageError
 from mnist_jax.saved import Classifier, dataset_of, finite_members, load_runs, none_left
-from mnist_jax.statistics import accuracy, summarize
+from mnist_jax.statistics import accuracy, confusion, summarize
 
 
 def evaluate(
@@ -78,17 +78,15 @@ def evaluate(
         log_probabilities = log_softmax(values.astype(np.float64), axis=1)
         members.append({"seed": seed, **judged(log_probabilities)})
         log_sum = np.logaddexp(log_sum, log_probabilities)
-    predicted = log_sum.argmax(1)
-    confusion = np.zeros((len(names), len(names)), int)
-    np.add.at(confusion, (label, predicted), 1)
+    counts = confusion(log_sum.argmax(1), label, len(names))
     return {
         "dataset": loaded.name,
         "trained_on": run.config.dataset,
         **judged(log_sum - np.log(len(finite))),
-        "confusion": confusion.tolist(),
+        "confusion": counts.tolist(),
         "classes": [
             {"name": name, "correct": int(row[i]), "count": int(row.sum()), "accuracy": share}
-            for i, (name, row) in enumerate(zip(names, confusion, strict=True))
+            for i, (name, row) in enumerate(zip(names, counts, strict=True))
             for share in [float(row[i] / row.sum()) if row.sum() else None]
         ],
         "members": members,

@@ -63,15 +63,19 @@ class MetricSums:
         return (np.asarray(total, np.float64) / np.maximum(self.count, 1)).tolist()
 
 
+def kept_members(row: Mapping[str, Any]) -> list[bool]:
+    """Of a line of metrics.jsonl, which members are not lost: none of their losses is None."""
+    losses = [np.ravel(value).tolist() for name, value in row.items() if name.endswith("/loss")]
+    return [None not in of_member for of_member in zip(*losses, strict=True)]
+
+
 def of_kept_members(row: Mapping[str, Any]) -> dict[str, list[float]]:
     """The numbers of a line of metrics.jsonl, each as a list over the members that are not lost.
 
-    A lost member is one with a loss of None. The list is of one number where there are no members,
-    and empty where all are lost.
+    The list is of one number where there are no members, and empty where all are lost.
     """
     values = {name: np.ravel(value).tolist() for name, value in row.items()}
-    losses = [each for name, each in values.items() if name.endswith("/loss")]
-    kept = [None not in of_member for of_member in zip(*losses, strict=True)]
+    kept = kept_members(row)
     return {
         name: [value for value, keep in zip(each, kept, strict=True) if keep]
         if "/" in name

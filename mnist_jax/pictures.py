@@ -13,9 +13,8 @@ from mnist_jax.data.split import NUM_CLASSES
 from mnist_jax.ensemble import Predictions
 from mnist_jax.metrics import mean_over_members
 from mnist_jax.models import layers
-from mnist_jax.plots import percent
 from mnist_jax.saved import SavedRun
-from mnist_jax.statistics import calibration_bins, confusion, most_confident_errors
+from mnist_jax.statistics import calibration_bins, confusion, most_confident_errors, percent
 
 ERRORS = 24  # wrong answers shown
 UNITS = 32  # of a hidden layer
@@ -68,7 +67,7 @@ def of_one(run: SavedRun, dataset: Dataset, predictions: Predictions) -> Iterato
     bins = calibration_bins(probabilities, label)
     yield Picture(
         "reliability",
-        plots.reliability(bins),
+        plots.reliability(bins, networks),
         "Can its probabilities be believed?",
         "Answers sorted by their probability. On the dashed line a network is right as often as it "
         "says; below it, it is too sure. Vertical lines are 95 % intervals. The calibration error "

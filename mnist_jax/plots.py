@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from mnist_jax.metrics import mean_over_members, of_kept_members
-from mnist_jax.statistics import CalibrationBins, binomial_ci95
+from mnist_jax.statistics import CalibrationBins, binomial_ci95, percent
 
 Rows = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
 
@@ -355,18 +355,21 @@ def confusion(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
 
 
 @_style()
-def reliability(bins: CalibrationBins) -> Figure:
+def reliability(bins: CalibrationBins, networks: int = 1) -> Figure:
     """Whether a model is right as often as it is sure: above, how often; below, of how many images.
 
     Args:
         bins: images by the probability of the answer. Bins without any are left out.
+        networks: how many answered each image. Their answers to one are so alike that for the
+            intervals they count as one.
     """
     figure = Figure((WIDTH, 5.4))
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(2.4, 1))
     edges = np.linspace(0, 1, len(bins.images) + 1)
     some = bins.images > 0
     count, correct = bins.images[some], bins.correct[some]
-    ends = [binomial_ci95(int(k), int(n)) for k, n in zip(correct, count, strict=True)]
+    shares = zip(correct / networks, count / networks, strict=True)
+    ends = [binomial_ci95(*share) for share in shares]
     sure = bins.confidence[some] / count
     upper.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle="--")
     upper.vlines(sure, *np.transpose(ends), color=BLUE, linewidth=1, clip_on=False)
@@ -391,8 +394,3 @@ def reliability(bins: CalibrationBins) -> Figure:
             size=8,
         )
     return figure
-
-
-def percent(share: float) -> str:
-    """A share of 1 as a text, to a hundredth of a percent."""
-    return f"{100 * share:.2f} %"

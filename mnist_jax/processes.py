@@ -22,9 +22,9 @@ from unittest import mock
 import jax
 from jax._src import clusters, distributed  # neither's parts used here have public names
 
-from mnist_jax import cli, coordinator
+from mnist_jax import coordinator
 from mnist_jax.config import Config, is_address
-from mnist_jax.errors import DeviceError, UsageError
+from mnist_jax.errors import DeviceError, UsageError, ending, first_line, is_out_of_memory
 from mnist_jax.team import key_of
 
 WAITING_S = 30  # until a process says that it waits for others
@@ -105,7 +105,7 @@ def join(config: Config) -> "Watch | None":
     except jax.errors.JaxRuntimeError as error:
         raise DeviceError(
             f"process {index} of {count} cannot join the others at {address}: "
-            f"{cli.first_line(error)}; start all again"
+            f"{first_line(error)}; start all again"
         ) from error
     return Watch(distributed.global_state.client, index, count) if count > 1 else None
 
@@ -124,7 +124,7 @@ def launched() -> tuple[str, int, int, list[int] | None]:
             given, None, None, None, None, JOIN_S
         )
     except (RuntimeError, ValueError, KeyError) as error:
-        why = f" ({cli.first_line(error)})"
+        why = f" ({first_line(error)})"
     if address is None or count is None or index is None:
         if os.environ.get("OMPI_COMM_WORLD_SIZE"):
             raise UsageError(
@@ -311,14 +311,14 @@ def joined(config: Config) -> Iterator[None]:
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
-            if cli.is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             # Most likely another process is gone, which the watch is about to find out.
             time.sleep(LOST_S + FAREWELL_S)
-            text = f"the processes cannot work together ({cli.first_line(error)}); {GO_ON}"
+            text = f"the processes cannot work together ({first_line(error)}); {GO_ON}"
             raise DeviceError(text) from error
     except BaseException as error:
-        watch.end(*cli.ending(error))
+        watch.end(*ending(error))
         raise
     watch.end(0, "")
 

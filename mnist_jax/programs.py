@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from mnist_jax import devices, memory, steps
+from mnist_jax.checkpoint import tree_bytes
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.devices import Layout
@@ -143,16 +144,18 @@ def check_memory(
     if config.seeds is None or room is None:
         return
     state = jax.eval_shape(partial(steps.init_state, model=model, tx=tx), jax.random.key(0))
-    one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    # The gradients of the microbatches, and a copy; a checkpoint lies in host memory.
-    one *= 1 + config.microbatches + (device.platform == "cpu")
+    on_cpu = device.platform == "cpu"
+    each = tree_bytes(state) * (1 + on_cpu)  # there a checkpoint's copy lies in the same memory
+    gradients = tree_bytes(state.params) * config.microbatches
+    once = gradients if members_take_turns(model, device) else 0
+    each += gradients - once
     # All devices of a CPU share its memory; of several processes each gets all that is saved.
-    together = device.platform == "cpu" or jax.process_count() > 1
-    parts = 1 if together else len(layout.devices)
-    if (needed := -(-config.seeds // parts) * one) > room:
+    parts = 1 if on_cpu or jax.process_count() > 1 else len(layout.devices)
+    if (needed := -(-config.seeds // parts) * each + once) > room:
+        most = parts * max(0, (room - once) // each)
         raise DeviceError(
             f"seeds is {config.seeds}, which needs at least {needed / 1e9:.1f} GB; "
-            f"at most {parts * (room // one)} fit into the memory of {room / 1e9:.1f} GB"
+            f"at most {most} fit into the memory of {room / 1e9:.1f} GB"
             f"{f' of each of {parts} devices' * (parts > 1)}; change --seeds"
         )
 

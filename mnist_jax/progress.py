@@ -149,7 +149,21 @@ class Keeper:
             progress.state = self._layout.place_state(progress.state)
             self._saved = progress.epoch, progress.step
         self._run.write_metrics(progress.rows)
+        if self._saved is None:
+            self.save(progress)  # written while the training's program is compiled
         return progress, notices
+
+    def end_epoch(self, progress: Progress, *, last: bool) -> None:
+        """Adds an epoch's line to metrics.jsonl and saves the progress.
+
+        Not while the save before is still being written, which on an accelerator can take longer
+        than an epoch: then a later epoch is saved. The last one is in any case, and every one is
+        with --checkpoint_every=0.
+        """
+        self._run.append_metrics(progress.rows[-1])
+        passed_over = self._every_s > 0 and not last and self._run.is_saving()
+        if not self._team.decide(passed_over):
+            self.save(progress)
 
     def save(self, progress: Progress) -> None:
         """Saves it in the background, unless it has not moved since the last time."""
@@ -170,8 +184,7 @@ class Keeper:
         signal = self._team.ask_to_stop(self._stop.signal)
         due = time.monotonic() - self._saved_at >= self._every_s
         due, signal = self._team.decide((due, signal))
-        # The first call: a line of metrics.jsonl without any checkpoint would look like lost ones.
-        if due or signal is not None or self._saved is None:
+        if due or signal is not None:
             self.save(progress)
         if signal is not None:
             self._run.finish_saving()

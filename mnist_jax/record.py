@@ -9,10 +9,10 @@ import numpy as np
 
 from mnist_jax.config import Config
 from mnist_jax.members import member_of
-from mnist_jax.metrics import NEVER, MetricSums
+from mnist_jax.metrics import NEVER, MetricSums, kept_members
 from mnist_jax.progress import Progress
 from mnist_jax.runs import params_sha256
-from mnist_jax.statistics import summarize
+from mnist_jax.statistics import percent, summarize
 
 
 def metrics(found: Mapping[str, MetricSums]) -> dict[str, Any]:
@@ -57,8 +57,7 @@ def outcome(config: Config, progress: Progress) -> dict[str, Any]:
     params = jax.device_get(progress.state.params)
     if config.seeds is None:
         return {**progress.end, "params_sha256": params_sha256(params)}
-    losses = progress.rows[-1]["train/loss"], progress.rows[-1]["test/loss"]
-    kept = [member for member in range(config.seeds) if None not in (row[member] for row in losses)]
+    kept = np.flatnonzero(kept_members(progress.rows[-1])).tolist()
     statistics = {
         name: summarize([values[member] for member in kept])
         for name, values in progress.end.items()
@@ -73,3 +72,13 @@ def outcome(config: Config, progress: Progress) -> dict[str, Any]:
         "nonfinite_seeds": [seed for m, seed in enumerate(seeds) if m not in kept],
         "params_sha256": [params_sha256(member) for member in members],
     }
+
+
+def accuracy_line(record: dict[str, Any]) -> str:
+    """The last line of a run: `test accuracy: 92.55 % (9255/10000)`."""
+    correct, count = record["test_correct"], record["test_count"]
+    if "statistics" in record:
+        of = record["statistics"]["test_accuracy"]
+        sd = "" if of["sd"] is None else f", sd {percent(of['sd'], '')}"
+        return f"test accuracy: {percent(of['mean'])} mean of {of['n']} seeds{sd}"
+    return f"test accuracy: {percent(correct / count)} ({correct}/{count})"

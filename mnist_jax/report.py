@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_jax import cli, pictures, plots, runs, storage
+from mnist_jax import pictures, plots, runs, storage
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.data.split import NUM_CLASSES
@@ -13,15 +13,14 @@ from mnist_jax.ensemble import Predictions, predict_all
 from mnist_jax.metrics import mean_over_members, of_kept_members
 from mnist_jax.models import count_parameters, layers, params_of
 from mnist_jax.page import Page, Table, render, write
-from mnist_jax.plots import percent
 from mnist_jax.saved import SavedRun, load_run
-from mnist_jax.statistics import binomial_ci95, confusion, summarize
+from mnist_jax.statistics import binomial_ci95, confusion, percent, summarize
 from mnist_jax.steps import num_batches
 
 SAMPLES = 60  # training images for TensorBoard
 RESULTS = (
     *("run", "test accuracy", "right", "95 % interval"),
-    *("epochs", "parameters", "training, s", "total, s"),
+    *("steps", "parameters", "training, s", "total, s"),
 )
 TIMINGS = {
     "import_s": "imports",
@@ -133,7 +132,7 @@ def of_one(run: SavedRun, dataset: Dataset, predictions: Predictions) -> Page:
                 numbers=False,
                 text=f"What differs from the preset {config.preset} and the model's own values, "
                 "and the command for another run like this one.",
-                commands=[cli.command_line(config)],
+                commands=[config.command_line()],
             ),
             Table("Environment", (), _environment(run.folder), numbers=False),
         ],
@@ -141,7 +140,7 @@ def of_one(run: SavedRun, dataset: Dataset, predictions: Predictions) -> Page:
 
 
 def of_several(saved: Sequence[SavedRun]) -> Page:
-    """Runs side by side, by the numbers of their last whole epochs."""
+    """Runs side by side, by the numbers of their last evaluations."""
     models = [run.config.model for run in saved]
     names = [f"{i} {model}" for i, model in enumerate(models, start=1)]
     if len(set(models)) == len(models):
@@ -176,7 +175,7 @@ def of_several(saved: Sequence[SavedRun]) -> Page:
                 ],
                 numbers=False,
                 text="Where they differ, and a command for another run like each.",
-                commands=[cli.command_line(run.config) for run in saved],
+                commands=[run.config.command_line() for run in saved],
             )
         ],
     )
@@ -205,7 +204,7 @@ def _accuracy(run: SavedRun, correct: list[int], count: int) -> tuple[str, str]:
 
 
 def _result(name: str, run: SavedRun) -> tuple[Any, ...]:
-    """A run's row among several; its accuracy is that after the last whole epoch."""
+    """A run's row among several; its accuracy is that of the last evaluation."""
     progress = run.progress
     accuracy = right = interval = "-"
     if progress.rows and run.config.seeds is None:
@@ -218,7 +217,7 @@ def _result(name: str, run: SavedRun) -> tuple[Any, ...]:
         interval = _range(found["ci95"]) if found["ci95"] else "-"
     times = [f"{progress.seconds.get(key, 0.0):,.1f}" for key in ("train_s", "total_s")]
     parameters = f"{count_parameters(params_of(run.model)):,}"
-    return (name, accuracy, right, interval, progress.epoch, parameters, *times)
+    return (name, accuracy, right, interval, f"{progress.step:,}", parameters, *times)
 
 
 def _epoch_table(rows: plots.Rows) -> Table:
@@ -278,7 +277,7 @@ def _environment(folder: Path) -> list[tuple[str, str]]:
 
 def _range(interval: Sequence[float]) -> str:
     low, high = interval
-    return f"{100 * low:.2f} to {percent(high)}"
+    return f"{percent(low, '')} to {percent(high)}"
 
 
 def _text(value: Any) -> str:

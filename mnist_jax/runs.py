@@ -81,9 +81,9 @@ class Run:
     def close(self) -> None:
         """Lets other processes have the folder."""
         self.checkpoints.close()
-        self._lock.release()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        self._lock.release()
 
     def _open(self, config: Config) -> None:
         folder = self.folder
@@ -149,6 +149,10 @@ class Run:
         with self._writing():
             self.checkpoints.save(epoch, step, arrays, rest)
 
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is still being written."""
+        return self.checkpoints.busy
+
     def finish_saving(self) -> None:
         """Returns once the last checkpoint is on the disk."""
         with self._writing():
@@ -161,9 +165,9 @@ class Run:
             write_atomically(self.folder / "metrics.jsonl", lines.encode())
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds one epoch's line to metrics.jsonl, once the last checkpoint is on the disk."""
+        """Adds one epoch's line to metrics.jsonl."""
         with self._writing():
-            self.checkpoints.wait()  # so that no crash leaves lines and no checkpoint
+            self.checkpoints.wait_for_one()  # a crash must not leave lines and no checkpoint
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
@@ -219,6 +223,10 @@ class Unwritten(Run):
 
     close = write_environment = restore = save = finish_saving = _nothing
     write_metrics = append_metrics = add_image = finish = _nothing
+
+    def is_saving(self) -> bool:
+        """Never."""
+        return False
 
 
 def open_run(config: Config, team: Team) -> tuple[Run, list[str]]:

@@ -37,7 +37,8 @@ class SavedRun(NamedTuple):
         config: what the run is made of.
         model: its network, computing in the precision of the config.
         progress: the newest checkpoint's, its arrays NumPy's.
-        notices: a checkpoint that was passed over because it is damaged.
+        notices: what its reader should know, such as a checkpoint that was passed over because it
+            is damaged; whoever works on with the run adds to them.
     """
 
     folder: Path
@@ -171,8 +172,8 @@ def none_left(notices: Sequence[str]) -> NonFiniteError:
 def evaluate(run: SavedRun, split: Split, device: jax.Device) -> MetricSums:
     """The metrics of a saved model, or of each member, on all images of a split.
 
-    Computed as during its training. To be called inside `devices.running_on`, which sets the
-    precision of products.
+    By the program that a run in its training evaluates with, on one device. To be called inside
+    `devices.running_on`, which sets the precision of products.
     """
     programs = jitted(
         run.model,

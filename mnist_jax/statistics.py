@@ -7,6 +7,11 @@ import numpy as np
 import scipy  # of which scipy.special, a tenth of a second, is imported when it is first used
 
 
+def percent(share: float | None, sign: str = " %") -> str:
+    """A share of 1 as a text, to a hundredth of a percent; of None a hyphen."""
+    return "-" if share is None else f"{100 * share:.2f}{sign}"
+
+
 def summarize(values: Sequence[float]) -> dict[str, Any]:
     """What the values of several seeds say of a recipe.
 
@@ -38,7 +43,7 @@ def accuracy(predicted: np.ndarray, label: np.ndarray) -> dict[str, Any]:
     return {"correct": correct, "count": count, "accuracy": correct / count, "ci95": interval}
 
 
-def binomial_ci95(correct: int, count: int) -> list[float]:
+def binomial_ci95(correct: float, count: float) -> list[float]:
     """The 95 % interval of an accuracy that came of `count` images (Wilson, 1927).
 
     It is of the accuracy on all such images, of which these are a sample; another seed's varies

@@ -128,8 +128,8 @@ def loss_fn(
     mask, label = batch["mask"], batch["label"]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     if keys is not None and recipe.label_smoothing:
-        spread = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
-        losses = (1 - recipe.label_smoothing) * losses + recipe.label_smoothing * spread
+        uniform = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+        losses = (1 - recipe.label_smoothing) * losses + recipe.label_smoothing * uniform
     loss_sum = jnp.sum(jnp.where(mask, losses, 0))
     count = jnp.sum(mask, dtype=jnp.int32)
     correct = jnp.sum(mask & (jnp.argmax(logits, axis=-1) == label), dtype=jnp.int32)

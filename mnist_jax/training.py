@@ -140,9 +140,7 @@ def _fit(
         runs.summary_writer()  # its absence is better found before a folder is made
     if config.profile is not None:
         profiling.make_folder(config.profile)
-    pictures = None
-    if config.tensorboard or config.report:
-        from mnist_jax import report as pictures  # takes half a second: only when needed
+    pictures = team.leads and (config.tensorboard or config.report)
     observer.on_load(config)
     data_started = time.perf_counter()
     config, dataset = _load(config)
@@ -157,8 +155,6 @@ def _fit(
     with contextlib.closing(run):
         for notice in more:
             observer.on_notice(notice)
-        if not team.leads:
-            pictures = None  # process 0 makes them
         if run.result is not None:
             page = _page(run, config, dataset, observer) if pictures and config.report else None
             result = Result(None, run.result, run.folder, page)
@@ -187,7 +183,9 @@ def _fit(
         if step := progress.step:
             observer.on_resume(step)
         elif pictures and config.tensorboard:
-            pictures.at_start(run, dataset)
+            from mnist_jax import report  # takes half a second: only when needed
+
+            report.at_start(run, dataset)
         earlier = progress.seconds
 
         def seconds() -> dict[str, float]:
@@ -200,9 +198,8 @@ def _fit(
             for _ in run_epoch(programs, progress, steps, config, observer):
                 progress.seconds = seconds()
                 keeper.look(progress)
-            run.append_metrics(progress.rows[-1])
             progress.seconds = seconds()
-            keeper.save(progress)
+            keeper.end_epoch(progress, last=step + steps == last_step)
             observer.on_epoch(progress.rows[-1])
         run.finish_saving()
 
@@ -284,7 +281,7 @@ def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict
         digest.update(array.tobytes())
     versions = {name: where[name] for name in environment.PACKAGES}
     data = {"images of the data set": digest.hexdigest()[:16]}
-    execution = {name: getattr(config, name) for name in ("devices", "deterministic", "debug")}
+    execution = {name: getattr(config, name) for name in ("devices", "debug")}
     platform = where["platform"]
     here = {"platform": platform, "number of devices": len(jax.local_devices(backend=platform))}
     return {**config.identity(), **execution, **versions, **here, **data}
@@ -318,7 +315,7 @@ def run_epoch(
         )
         lost = sums.first_nonfinite != NEVER
         if np.all(lost):
-            member = int(np.argmin(sums.first_nonfinite))
+            member = int(np.argmax(sums.first_nonfinite))  # the last to be lost
             bad_step, cause = int(np.ravel(sums.first_nonfinite)[member]), None
             if config.debug:
                 at = progress.state, order, progress.batch

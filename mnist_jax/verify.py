@@ -14,7 +14,7 @@ from mnist_jax.metrics import MetricSums
 from mnist_jax.models import count_parameters, params_of
 from mnist_jax.record import outcome
 
-ELSEWHERE = 0.001  # share of images that rounding may turn on another device or version
+ELSEWHERE = 0.001  # share of images that rounding may turn on a GPU, or elsewhere
 
 
 class Check(NamedTuple):
@@ -81,8 +81,9 @@ def verify(
     dataset = load_dataset(config.dataset, data_dir=data_dir, manual_dir=manual_dir)
     with devices.running_on(platform or config.platform, config.precision) as device:
         sums = saved.evaluate(run, dataset.test, device)
-        same = environment.describe(device) == record.get("environment")
-    yield _check("accuracy", lambda: _accuracy(record, sums, same))
+        exact = environment.describe(device) == record.get("environment")
+        exact = exact and device.platform != "gpu"  # whose bits differ from process to process
+    yield _check("accuracy", lambda: _accuracy(record, sums, exact))
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
@@ -118,8 +119,8 @@ def _metrics(run: saved.SavedRun, *, complete: bool) -> str:
     data = storage.read_bounded(path, max_bytes=storage.MAX_JSON_BYTES)
     known, lines = run.progress.rows, data.splitlines()
     rows = [storage.parse_json(line, path.name) for line in lines[: len(known)]]
-    # A run that was killed may have written one line since its newest checkpoint, or a part of it.
-    if rows != known or len(lines) > len(known) + (not complete):
+    # A run that was killed may have written more since its newest checkpoint.
+    if rows != known or (complete and len(lines) > len(known)):
         raise _WrongError(f"{path.name} does not hold the epochs of the newest checkpoint")
     for row in known:
         for name, value in row.items():
@@ -155,7 +156,7 @@ def _result(run: saved.SavedRun, record: dict[str, Any]) -> str:
     return "the parameters and the numbers are the newest checkpoint's"
 
 
-def _accuracy(record: dict[str, Any], sums: MetricSums, same: bool) -> str:
+def _accuracy(record: dict[str, Any], sums: MetricSums, exact: bool) -> str:
     """Whether the test accuracy comes out again: of every member, where there are several."""
     correct, count = np.ravel(sums.correct).tolist(), int(np.max(sums.count))
     recorded = record.get("test_correct")
@@ -168,6 +169,6 @@ def _accuracy(record: dict[str, Any], sums: MetricSums, same: bool) -> str:
         isinstance(was, int) and abs(is_now - was) <= ELSEWHERE * count
         for is_now, was in zip(correct, recorded, strict=True)
     )
-    if same or not near or record.get("test_count") != count:
+    if exact or not near or record.get("test_count") != count:
         raise _WrongError(found)
-    return f"{found}, on another device or with other versions"
+    return f"{found}: rounding on a GPU, another device or with other versions"

@@ -98,7 +98,7 @@ def test_a_choice_of_a_benchmark_that_is_none_is_answered_in_one_line():
         ({"dropout": 0.0, "average": 0.99}, "--model=cnn --average=0.99 --dropout=0.0"),
         (
             {"data_dir": "a b;c", "deterministic": True},
-            "--model=cnn '--data_dir=a b;c' --deterministic",
+            "--model=cnn --deterministic '--data_dir=a b;c'",
         ),
         ({"workdir": "x", "steps_per_call": 7, "report": True, "debug": True}, "--model=cnn"),
         (
@@ -109,7 +109,7 @@ def test_a_choice_of_a_benchmark_that_is_none_is_answered_in_one_line():
 )
 def test_a_config_s_command_gives_the_same_config(fields, command):
     config = Config(**fields)
-    assert cli.command_line(config) == f"python train.py {command}"
+    assert config.command_line() == f"python train.py {command}"
     again = parse(*shlex.split(command))
     assert again.identity() == config.identity()
     assert (again.data_dir, again.deterministic) == (config.data_dir, config.deterministic)
@@ -213,6 +213,16 @@ def test_a_bug_exits_with_1_in_one_line(capsys):
     err = capsys.readouterr().err
     assert err == (
         "error: RuntimeError: first line; this is a bug in mnist_jax; --debug shows where\n"
+    )
+
+
+def test_a_package_that_is_missing_is_named_with_what_to_do(capsys):
+    def lacking():
+        import no_such_package  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+    assert cli.exit_status(lacking, debug=False) == 1
+    assert capsys.readouterr().err == (
+        "error: No module named 'no_such_package'; install what is needed with: pip install .\n"
     )
 
 

@@ -405,7 +405,7 @@ def test_a_table_s_row_is_the_record_of_its_command(page, name):
     run = RUNS[name]
     here = {"data_dir": Config().data_dir, "manual_dir": None, "platform": "auto"}
     trained = Config.from_json(run["config"])
-    command = cli.command_line(dataclasses.replace(trained, **here))
+    command = dataclasses.replace(trained, **here).command_line()
     [row] = [line for line in PAGES[page].splitlines() if line.endswith(f"| `{command}` |")]
     if trained.seeds:
         mean, sd = spread(run["statistics"]["test_accuracy"])

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax import Config, __main__, display, fit
+from mnist_jax import Config, __main__, devices, display, fit
 from mnist_jax.errors import DeviceError, InterruptedRunError, NonFiniteError
+from mnist_jax.record import accuracy_line
 from mnist_jax.signals import Stop
 from mnist_jax.training import Observer
 
@@ -127,7 +128,7 @@ def test_a_member_that_is_not_finite_is_named_and_left_out(config, monkeypatch):
     content = (result.workdir / "metrics.jsonl").read_text()
     assert json.loads(content.splitlines()[0])["train/loss"][0] is None
     assert "NaN" not in content
-    assert "mean of 2 seeds" in display.accuracy_line(record)
+    assert "mean of 2 seeds" in accuracy_line(record)
     row = json.loads(content.splitlines()[-1])
     kept = sum(row["test/accuracy"][1:]) / 2
     shown = display.Display()
@@ -143,9 +144,40 @@ def test_when_no_member_is_finite_the_run_ends(config):
         fit(config(model="mlp", seeds=2, learning_rate=1e38))
 
 
+def test_the_error_names_the_step_at_which_the_last_member_was_lost(config, monkeypatch):
+    """The first is lost at once, the second after 20 steps, in the second epoch."""
+    from mnist_jax.programs import Programs
+
+    init, train = Programs.init, Programs.train
+
+    def without(state, member):
+        params = jax.tree.map(lambda leaf: leaf.at[member].set(np.inf), state.params)
+        return state._replace(params=params)
+
+    def spoiling(self, *args):
+        state, *rest = train(self, *args)
+        return without(state, 1) if np.all(state.step == 20) else state, *rest
+
+    monkeypatch.setattr(Programs, "init", lambda self: without(init(self), 0))
+    monkeypatch.setattr(Programs, "train", spoiling)
+    with pytest.raises(NonFiniteError, match="at step 21 "):
+        fit(config(seeds=2, steps_per_call=5))
+
+
 def test_more_members_than_memory_holds_are_refused_with_how_many_fit(config):
     with pytest.raises(DeviceError, match=r"seeds is 100000.*at most \d+ fit"):
         fit(config(model="cnn", seeds=100_000))
+
+
+def test_gradients_of_microbatches_are_counted_once_where_members_take_turns(config, monkeypatch):
+    """Of the MLP: 244,522 parameters, kept with two moments and copied; 64 gradients of one."""
+    asked = config(model="mlp", seeds=8, microbatches=64, max_steps=1)
+    each, gradients = 2 * 3 * 4 * 244_522, 64 * 4 * 244_522
+    monkeypatch.setattr(devices, "memory_bytes", lambda _: 8 * each + gradients - 1)
+    with pytest.raises(DeviceError, match="at most 7 fit"):
+        fit(asked)
+    monkeypatch.setattr(devices, "memory_bytes", lambda _: 8.01 * each + gradients)
+    fit(asked)
 
 
 def test_no_decision_reads_the_test_images(config, tmp_path, monkeypatch):

@@ -168,6 +168,17 @@ def test_reliability_by_hand():
     assert lower.get_yscale() == "log"
 
 
+def test_networks_that_answer_alike_make_no_interval_narrower():
+    probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]])
+    label = np.array([0, 0, 1, 1, 0])
+    one, three = (
+        plots.reliability(statistics.calibration_bins(answers, label), networks=len(answers))
+        for answers in (probabilities[None], np.stack([probabilities] * 3))
+    )
+    (lines,), (same,) = (figure.axes[0].collections for figure in (one, three))
+    np.testing.assert_allclose(same.get_segments(), lines.get_segments())
+
+
 def some_figure():
     counts = np.arange(100).reshape(10, 10)
     return plots.confusion(counts, DIGITS)

@@ -196,7 +196,7 @@ def test_a_run_that_is_not_complete_says_so(data_dir, tmp_path, capsys):
     assert "0 of 10 epochs are complete" in page.text
     assert "Learning curves" not in page.text
     several = made(capsys, data_dir, folder, folder, f"--output={tmp_path / 'two.html'}")
-    assert "1 logistic - - - 0 7,850" in several.text
+    assert "1 logistic - - - 5 7,850" in several.text
     fit(dataclasses.replace(config, max_steps=20, workdir=tmp_path / "short"))  # of 15 an epoch
     assert "20 steps of 100 out of 1,437 images; 1 of 10 epochs are complete" in (
         made(capsys, data_dir, tmp_path / "short").text
@@ -215,6 +215,7 @@ def test_several_runs_stand_side_by_side(folders, data_dir, capsys, tmp_path, mo
     assert f"{100 * many['statistics']['test_accuracy']['mean']:.2f} % mean of 3 seeds" in page.text
     assert "2 runs on digits" in page.text and "What the accuracy costs" in page.text
     assert "epochs 3 2" in page.text  # where they differ
+    assert f" {one['steps']} {one['parameters']:,} " in page.text
     assert page.text.count("python train.py --model=") == 2
     twice = made(capsys, data_dir, folders / "one", folders / "one")
     assert "1 logistic" in twice.text and "2 logistic" in twice.text

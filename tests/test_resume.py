@@ -12,6 +12,7 @@ from mnist_jax import Config, fit, runs, saved, storage
 from mnist_jax.errors import CheckpointError, DeviceError, InterruptedRunError, UsageError
 from mnist_jax.signals import Stop
 from mnist_jax.training import Observer
+from mnist_jax.verify import verify
 
 
 @pytest.fixture
@@ -205,6 +206,35 @@ def test_another_config_is_refused_with_what_differs(config):
     cut(config)
     with pytest.raises(UsageError, match=r"differs in dropout \(was 0.0, now 0.1\)"):
         fit(config(dropout=0.1))
+    with pytest.raises(UsageError, match=r"differs in deterministic \(was False, now True\)"):
+        fit(config(deterministic=True))
+
+
+def test_epochs_that_end_while_a_checkpoint_is_written_have_none(config, tmp_path, monkeypatch):
+    """On an accelerator a run that is killed then has several lines more than its checkpoint."""
+
+    class EndedAfter(Observer):
+        def on_epoch(self, row):
+            if row["epoch"] == 3:
+                raise KeyboardInterrupt
+
+    whole = fit(config(epochs=5, workdir=tmp_path / "whole"))
+    monkeypatch.setattr(runs.Run, "is_saving", lambda self: True)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config(epochs=5), observer=EndedAfter())
+    folder = config().workdir
+    assert [p.stem for p in folder.glob("checkpoints/*.safetensors")] == [
+        "epoch-0000-step-00000000"
+    ]
+    assert len(metrics_of(folder)) == 3
+    assert all(check.good for check in verify(folder))
+    again = fit(config(epochs=5))
+    assert again.record["params_sha256"] == whole.record["params_sha256"]
+    assert metrics_of(folder) == metrics_of(whole.workdir)
+    kept = sorted(p.stem for p in folder.glob("checkpoints/*.safetensors"))
+    assert kept == ["epoch-0000-step-00000000", "epoch-0005-step-00000075"]
+    every = fit(config(epochs=5, checkpoint_every=0, workdir=tmp_path / "every"))
+    assert len([*every.workdir.glob("checkpoints/epoch-000[45]-*.safetensors")]) >= 2
 
 
 def test_a_line_too_many_is_taken_back(config, tmp_path):

@@ -1,1 +1,1 @@
-"""One module for each framework, run as a process of its own by `benchmarks.peers`."""
+"""What runs in a process of its own, to be measured: each framework's training, and `train.py`."""

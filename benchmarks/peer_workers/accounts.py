@@ -66,7 +66,17 @@ def wrap_parts(accounts: Accounts) -> None:
     """Puts clocks around the parts of a run."""
     import jax
 
-    from mnist_jax import checkpoint, cli, devices, display, environment, programs, runs, training
+    from mnist_jax import (
+        checkpoint,
+        cli,
+        devices,
+        display,
+        environment,
+        programs,
+        record,
+        runs,
+        training,
+    )
 
     called = set()
 
@@ -79,9 +89,12 @@ def wrap_parts(accounts: Accounts) -> None:
     accounts.wrap(cli, "parse_config", "flags")
     accounts.wrap(devices, "select_device", "device")
     accounts.wrap(training, "load_dataset", "data")
-    accounts.wrap(training, "_fit", "host")
     accounts.wrap(environment, "describe", "environment")
     accounts.wrap(programs.Programs, "__init__", "data to device")
+    accounts.wrap(training, "check_memory", "trace")
+    accounts.wrap(programs.Programs, "init", "initial state")
+    accounts.wrap(training.Keeper, "restore", "checkpoints")
+    accounts.wrap(record, "outcome", "digest")
     accounts.wrap(programs.Programs, "_call", kind)
     accounts.wrap(programs.Programs, "_compile", "trace")
     accounts.wrap(jax.stages.Lowered, "compile", "compile")

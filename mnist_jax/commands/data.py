@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from mnist_jax import data, errors
-from mnist_jax.config import checked_path
+from mnist_jax.config import expand_paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,7 @@ class Data:
 
     def run(self) -> None:
         """Loads it, which proves every image and label, and says where it came from."""
-        for name in ("data_dir", "manual_dir"):
-            if (path := getattr(self, name)) is not None:
-                checked_path(name, path)
+        expand_paths(self, "data_dir", "manual_dir")
         if self.dataset not in data.DATASETS:
             raise errors.unknown_choice("dataset", self.dataset, data.DATASETS)
         loaded = data.load_dataset(self.dataset, data_dir=self.data_dir, manual_dir=self.manual_dir)

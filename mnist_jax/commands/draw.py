@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 from mnist_jax import errors
-from mnist_jax.config import PLATFORMS, expand_paths
+from mnist_jax.commands.evaluating import Computing
+from mnist_jax.config import expand_paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Draw:
+class Draw(Computing):
     """Serves a page to draw on, which shows what a saved model makes of it."""
 
     workdir: Path
@@ -22,17 +23,13 @@ class Draw:
     port: int = 8000
     """Port to listen at, 0 to 65535. 0: any that is free."""
 
-    platform: str | None = None
-    """Device to run on: cpu, gpu, tpu, or auto, the best that JAX finds. None: the run's."""
-
     def __post_init__(self):
+        super().__post_init__()
         expand_paths(self, "workdir")
         if not 0 <= self.port <= 65535:
             raise errors.UsageError(
                 f"port is {self.port}; allowed is 0 to 65535, 0 for any that is free; change --port"
             )
-        if self.platform not in (None, *PLATFORMS):
-            raise errors.unknown_choice("platform", self.platform, PLATFORMS)
 
     def run(self) -> None:
         """Prints the page's address once all is ready, and answers until Ctrl-C."""

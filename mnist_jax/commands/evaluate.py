@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax import data, errors
-from mnist_jax.commands.evaluating import Evaluating, accuracy, percent
+from mnist_jax.commands.evaluating import Evaluating, accuracy
 from mnist_jax.config import expand_paths
+from mnist_jax.statistics import percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,11 @@ class Evaluate(Evaluating):
 
     def run(self) -> None:
         """Prints the accuracy, the loss and the table of confusions."""
-        from mnist_jax import devices, evaluation, saved
+        from mnist_jax import evaluation, saved
 
         if self.dataset not in (None, *data.DATASETS):
             raise errors.unknown_choice("dataset", self.dataset, data.DATASETS)
-        # Programs are kept where the run kept its own; without them all works, but slower.
-        devices.keep_compiled(saved.load_config(self.workdir).compilation_cache)
+        self.keep_compiled(saved.load_config(self.workdir))
         found = evaluation.evaluate(
             self.workdir,
             dataset=self.dataset,
@@ -55,14 +55,14 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines = [f"data      {found['dataset']}, {found['count']:,} test images{trained}"]
     if len(found["members"]) > 1:
         lines += [
-            f"seed {member['seed']}  {percent(member['accuracy'])} % "
+            f"seed {member['seed']}  {percent(member['accuracy'])} "
             f"({member['correct']}/{member['count']}), loss {member['loss']:.4f}"
             for member in found["members"]
         ]
         single = found["single"]
         lines.append(
-            f"single    {percent(single['mean'])} % mean of {single['n']} members, "
-            f"sd {percent(single['sd'])}"
+            f"single    {percent(single['mean'])} mean of {single['n']} members, "
+            f"sd {percent(single['sd'], '')}"
         )
     name = "together" if len(found["members"]) > 1 else "accuracy"
     lines += [f"{name}  {accuracy(found)}", f"loss      {found['loss']:.4f}", ""]
@@ -75,8 +75,7 @@ def _table(found: dict[str, Any]) -> list[str]:
     rows = [["label", *map(str, range(len(found["classes"]))), "accuracy"]]
     for label, (kind, counts) in enumerate(zip(found["classes"], found["confusion"], strict=True)):
         name = kind["name"] if kind["name"] == str(label) else f"{label} {kind['name']}"
-        share = "-" if kind["accuracy"] is None else f"{percent(kind['accuracy'])} %"
-        rows.append([name, *(str(count or ".") for count in counts), share])
+        rows.append([name, *(str(count or ".") for count in counts), percent(kind["accuracy"])])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mnist_jax import errors
-from mnist_jax.config import PLATFORMS, checked_path
+from mnist_jax.config import PLATFORMS, Config, expand_paths
+from mnist_jax.statistics import percent
 
 if TYPE_CHECKING:
     from mnist_jax.data import Dataset
@@ -36,6 +37,12 @@ class Computing:
         if self.platform not in (None, *PLATFORMS):
             raise errors.unknown_choice("platform", self.platform, PLATFORMS)
 
+    def keep_compiled(self, config: Config) -> None:
+        """Keeps programs where the run kept its own; without them all works, but slower."""
+        from mnist_jax import devices
+
+        devices.keep_compiled(config.compilation_cache)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluating(Computing):
@@ -49,9 +56,7 @@ class Evaluating(Computing):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("data_dir", "manual_dir"):
-            if (path := getattr(self, name)) is not None:
-                checked_path(name, path)
+        expand_paths(self, "data_dir", "manual_dir")
 
     def predict(
         self, folders: Sequence[Path], *, apart: bool = False, shift: int = 0
@@ -73,22 +78,16 @@ class Evaluating(Computing):
 
     def load(self, folders: Sequence[Path]) -> "tuple[list[SavedRun], Dataset]":
         """The runs and their data set, and a place for compiled programs."""
-        from mnist_jax import devices, saved
+        from mnist_jax import saved
 
         runs = saved.load_runs(folders)
         dataset = saved.dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
-        # Programs are kept where the run kept its own; without them all works, but slower.
-        devices.keep_compiled(runs[0].config.compilation_cache)
+        self.keep_compiled(runs[0].config)
         return runs, dataset
-
-
-def percent(share: float) -> str:
-    """Two decimals, without the sign."""
-    return f"{100 * share:.2f}"
 
 
 def accuracy(found: dict[str, Any]) -> str:
     """What `statistics.accuracy` found, in words."""
-    low, high = (percent(end) for end in found["ci95"])
+    low, high = (percent(end, "") for end in found["ci95"])
     counts = f"({found['correct']}/{found['count']})"
-    return f"{percent(found['accuracy'])} % {counts}, 95 % interval {low} to {high}"
+    return f"{percent(found['accuracy'])} {counts}, 95 % interval {low} to {high}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mnist_jax import errors
 from mnist_jax.config import expand_paths
+from mnist_jax.statistics import percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,6 @@ class Export:
         for notice in run.notices:
             print(f"notice: {notice}", file=sys.stderr)
         print(f"{output}  {output.stat().st_size / 1e6:.1f} MB, described in {output.name}.json")
-        accuracy = found["test_accuracy"]
-        known = "not known" if accuracy is None else f"{100 * accuracy:.2f} %"
+        known = "not known" if found["test_accuracy"] is None else percent(found["test_accuracy"])
         which = f"{run.config.model} on {run.config.dataset}, seed {found['seed']}"
         print(f"{which}, test accuracy {known}")

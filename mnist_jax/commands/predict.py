@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mnist_jax import cli, errors
-from mnist_jax.commands.evaluating import REQUIRED, Computing, percent
+from mnist_jax import errors
+from mnist_jax.commands.evaluating import REQUIRED, Computing
 from mnist_jax.config import expand_paths
+from mnist_jax.statistics import percent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,8 +81,7 @@ class Predict(Computing):
         failed = 0
         # Answers that come on a terminal one by one need no bar, and would break it.
         one_by_one = self.json if sys.stdout.isatty() else _is_pipe(sys.stdout)
-        # Programs are kept where the run kept its own; without them all works, but slower.
-        devices.keep_compiled(run.config.compilation_cache)
+        self.keep_compiled(run.config)
         platform, precision = self.platform or run.config.platform, run.config.precision
         with (
             devices.running_on(platform, precision) as device,
@@ -114,7 +114,7 @@ class Predict(Computing):
 
 
 def _tell(line: str) -> None:
-    print(cli.printable(line), file=sys.stderr)
+    print(errors.printable(line), file=sys.stderr)
 
 
 def _record(answer: "Answer", names: Sequence[str]) -> dict[str, Any]:
@@ -146,13 +146,13 @@ def _columns(
     for heading in ("file", "label", "probability", "runner-up", "probability"):
         side = "right" if heading == "probability" else "left"
         table.add_column(heading, justify=side, overflow="fold")
-    longest = max((len(cli.printable(str(path))) for path in paths), default=0)
+    longest = max((len(errors.printable(str(path))) for path in paths), default=0)
     name_width = max(map(len, names))
 
     def show(path: Path, probabilities: "np.ndarray") -> None:
-        file = cli.printable(str(path))
+        file = errors.printable(str(path))
         cells: list[tuple[str, str]] = [
-            (names[label], f"{percent(float(probabilities[label]))} %")
+            (names[label], percent(float(probabilities[label])))
             for label in (-probabilities).argsort(kind="stable")[:2].tolist()
         ]
         if console.is_terminal:

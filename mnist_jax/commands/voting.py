@@ -8,7 +8,8 @@ from typing import Annotated
 import tyro
 
 from mnist_jax import errors
-from mnist_jax.commands.evaluating import Evaluating, Runs, accuracy, percent
+from mnist_jax.commands.evaluating import Evaluating, Runs, accuracy
+from mnist_jax.statistics import percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,9 @@ class Ensemble(Evaluating):
         if self.shift:
             print(f"each image seen nine times, moved by {self.shift} pixels")
         single = found["single"]
-        sd = "" if single["sd"] is None else f", sd {percent(single['sd'])}"
+        sd = "" if single["sd"] is None else f", sd {percent(single['sd'], '')}"
         members = f"{found['members']} member{'s' * (found['members'] > 1)}"
-        print(f"single     {percent(single['mean'])} % mean of {members}{sd}")
+        print(f"single     {percent(single['mean'])} mean of {members}{sd}")
         for name in ("averaged", "majority"):
             print(f"{name:11s}{accuracy(found[name])}")
         print(f"calibration error {found['calibration_error']:.4f}")
