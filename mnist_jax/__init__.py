@@ -5,12 +5,16 @@
 >>> result.record["test_correct"], result.record["test_count"]  # doctest: +SKIP
 """
 
-from mnist_jax.config import Config
-from mnist_jax.data import Dataset, load_dataset
-from mnist_jax.evaluation import evaluate
-from mnist_jax.models import MODELS
-from mnist_jax.prediction import predict
-from mnist_jax.training import Result, fit
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mnist_jax.config import Config
+    from mnist_jax.data import Dataset, load_dataset
+    from mnist_jax.evaluation import evaluate
+    from mnist_jax.models import MODELS
+    from mnist_jax.prediction import predict
+    from mnist_jax.training import Result, fit
 
 __all__ = [
     "MODELS",
@@ -22,3 +26,25 @@ __all__ = [
     "load_dataset",
     "predict",
 ]
+
+# Imported when first asked for, so that a command can see to Ctrl-C before JAX is.
+_MODULES = {
+    "Config": "config",
+    "Dataset": "data",
+    "MODELS": "models",
+    "Result": "training",
+    "evaluate": "evaluation",
+    "fit": "training",
+    "load_dataset": "data",
+    "predict": "prediction",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

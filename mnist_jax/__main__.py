@@ -2,18 +2,18 @@
 
 import inspect
 import sys
+from collections.abc import Mapping
 
-from mnist_jax import cli, errors, memory
-from mnist_jax.commands import COMMANDS
+from mnist_jax import starting
 
 
 def _first_line(kind: type) -> str:
     return (kind.__doc__ or "").partition("\n")[0]
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}s}  {_first_line(kind)}" for name, kind in COMMANDS.items()]
+def _overview(commands: Mapping[str, type]) -> str:
+    width = max(map(len, commands))
+    lines = [f"  {name:{width}s}  {_first_line(kind)}" for name, kind in commands.items()]
     usage = "usage: python -m mnist_jax COMMAND …; each explains itself with --help\n"
     after = "\n--debug shows the traceback of an error. To train: python train.py --help"
     return "\n".join([usage, *lines, after])
@@ -21,10 +21,13 @@ def _overview() -> str:
 
 def main(argv: list[str]) -> int:
     """Runs a command; returns its exit status."""
+    with starting.importing():
+        from mnist_jax import cli, errors, memory
+        from mnist_jax.commands import COMMANDS
 
     def command() -> None:
         if not set(argv) - {"--debug"} or argv[0] in ("--help", "-h", "help"):
-            print(_overview())
+            print(_overview(COMMANDS))
             return
         name, *words = (word for word in argv if word != "--debug")
         if name not in COMMANDS:
@@ -39,4 +42,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    starting.begin()
     sys.exit(main(sys.argv[1:]))

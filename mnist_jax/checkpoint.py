@@ -141,7 +141,11 @@ class Checkpoints:
             CheckpointError: there are checkpoints and none can be used.
         """
         notices = []
-        for path in self._paths():
+        try:
+            paths = self._paths()
+        except OSError as error:
+            raise CheckpointError(f"cannot look into {self.folder}: {error}") from error
+        for path in paths:
             try:
                 return *self._read(path, template), notices
             except (CheckpointError, OSError) as error:

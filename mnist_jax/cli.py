@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from mnist_jax.config import Config
 from mnist_jax.errors import UsageError, ending, printable
 
 Options = TypeVar("Options")
+NARROW = 20  # columns that --help needs
 
 
 def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
@@ -50,6 +52,8 @@ def parse(
 
     if {"--help", "-h"} & set(argv):
         _explain(kind)
+        if shutil.get_terminal_size().columns < NARROW:
+            os.environ["COLUMNS"] = str(NARROW)  # in less, tyro's layout does not come to an end
     fields = _fields(kind)
     given = _flags(argv, fields)
     for name, value in given.items():
@@ -177,7 +181,8 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
         if debug and status < 128:
             traceback.print_exc()
         if line:
-            print(printable(line), file=sys.stderr)
+            with contextlib.suppress(OSError):  # whoever read it has gone, and wants the status
+                print(printable(line), file=sys.stderr, flush=True)
         else:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status

@@ -42,6 +42,8 @@ def select_device(platform: str) -> jax.Device:
             found = "none"
         told = os.environ.get("JAX_PLATFORMS")
         limit = f" with JAX_PLATFORMS={told}" if told else ""
+        if (count := os.environ.get("JAX_NUM_CPU_DEVICES")) == "0":
+            limit += f" with JAX_NUM_CPU_DEVICES={count}"
         missing = "device" if platform == "auto" else f"{platform} device"
         otherwise = "unset JAX_PLATFORMS" if told else "leave --platform out"
         raise DeviceError(
@@ -52,9 +54,33 @@ def select_device(platform: str) -> jax.Device:
 
 @contextlib.contextmanager
 def running_on(platform: str, precision: str) -> Iterator[jax.Device]:
-    """Selects the device, as `select_device` does, and makes its products that precise inside."""
+    """Selects the device, as `select_device` does, and makes its products that precise inside.
+
+    Settings of JAX's that would give other numbers, or that what runs inside is not made for, are
+    inside what they are by default, whatever the environment or the caller says.
+
+    Raises:
+        DeviceError: as `select_device`.
+        UsageError: JAX's seeds are offset, which would make other numbers of the same seed.
+    """
     device = select_device(platform)
-    with jax.default_device(device), jax.default_matmul_precision(MATMUL_PRECISION[precision]):
+    if offset := jax.config.jax_random_seed_offset:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UsageError(
+            f"JAX_RANDOM_SEED_OFFSET is {offset}, which changes what every seed means; unset it "
+            "and choose another --seed"
+        )
+    with contextlib.ExitStack() as stack:
+        for setting in (
+            jax.default_device(device),
+            jax.default_matmul_precision(MATMUL_PRECISION[precision]),
+            jax.enable_x64(False),
+            jax.threefry_partitionable(True),
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            jax.transfer_guard("allow"),
+            jax.disable_jit(False),
+        ):
+            stack.enter_context(setting)
         yield device
 
 

@@ -103,7 +103,8 @@ def ending(error: BaseException) -> tuple[int, str]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether XLA could not have the memory that it needed."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    said = ("RESOURCE_EXHAUSTED", "Out of memory")  # by XLA, as it is compiled for each platform
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(map(str(error).__contains__, said))
 
 
 def first_line(error: BaseException) -> str:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jinja2
 
 from mnist_jax import plots, storage
-from mnist_jax.errors import DeviceError
+from mnist_jax.errors import DeviceError, UsageError
 from mnist_jax.pictures import Picture
+
+BEGINNING = b"<!DOCTYPE html>"
 
 
 class Table(NamedTuple):
@@ -45,9 +47,14 @@ def write(path: Path, page: bytes) -> None:
     """Writes the page, whole or not at all.
 
     Raises:
+        UsageError: another file is there, which is not such a page.
         DeviceError: it cannot be written.
     """
     try:
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(len(BEGINNING)) != BEGINNING:
+                    raise UsageError(f"{path} is there and is no page; choose another --output")
         storage.write_atomically(path, page)
     except OSError as error:
         raise DeviceError(

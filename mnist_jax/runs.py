@@ -295,7 +295,7 @@ def check_idle(folder: Path) -> None:
         UsageError: names the process.
     """
     lock = FileLock(folder / ".lock", timeout=0)
-    if (folder / ".lock").exists():
+    if storage.exists(folder / ".lock"):
         try:
             with lock:
                 pass
@@ -324,6 +324,10 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return storage.parse_json(data, RESULT)
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise CheckpointError(
+            f"cannot read the result of {folder}: {error}; see who may read its files"
+        ) from error
     except (OSError, IntegrityError) as error:
         raise CheckpointError(
             f"the result is damaged: {error}; remove {path}, and the run's own command with "

@@ -143,7 +143,7 @@ def load_config(folder: Path) -> Config:
     path = folder / "config.json"
     try:
         return Config.from_json(storage.read_json(path))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{folder} holds no run; name a folder that train.py made") from error
     except (OSError, ValueError, MnistJaxError, TypeError) as error:
         raise CheckpointError(f"{path} is not the config of a run: {error}") from error

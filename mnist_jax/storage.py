@@ -30,6 +30,16 @@ def user_path(path: str | Path) -> Path:
     return expanded
 
 
+def exists(path: Path) -> bool:
+    """Whether something is there; not what may not be looked at, or has an impossible name."""
+    return os.path.exists(path)  # noqa: PTH110  Path's raises where it may not look
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; as `exists`."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes `path` so that a reader, or a crash at any instant, sees the old file or the new.
 

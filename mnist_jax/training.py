@@ -164,6 +164,11 @@ def _fit(
         model = MODELS[config.model](dtype=dtype, **config.model_options())
         observer.on_start(config, dataset, model, layout.devices, run.folder)
         last_step = config.epochs * num_batches(len(dataset.train.label), config.batch_size)
+        if last_step > NEVER:
+            raise UsageError(
+                f"epochs is {config.epochs}, of {last_step:,} steps in all; allowed are up to "
+                f"{NEVER:,}; change --epochs"
+            )
         tx = make_optimizer(config, last_step)
         check_memory(config, model, tx, device, layout)
         programs = Programs(model, tx, dataset, config, layout, team)

@@ -265,22 +265,26 @@ class Finder:
         if name == module:
             os.kill(os.getpid(), number)
 sys.meta_path.insert(0, Finder())
-sys.argv = ["train.py", *sys.argv[3:]]
-runpy.run_path("train.py", run_name="__main__")
+sys.argv = sys.argv[3:]
+if sys.argv[0] == "train.py":
+    runpy.run_path("train.py", run_name="__main__")
+runpy.run_module(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("module", ["jax", "flax.linen", "rich.progress"])
+@pytest.mark.parametrize("module", ["jax", "flax.linen", "tyro"])
 @pytest.mark.parametrize(
     ("number", "status", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
 def test_a_signal_while_importing_ends_it(module, number, status, word, data_dir, tmp_path):
-    words = [module, str(int(number)), *digits(data_dir, tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPT_AT, *words], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (status, f"{word}\n")
+    for program in (
+        ["train.py", *digits(data_dir, tmp_path / "run")],
+        ["mnist_jax", "report", str(tmp_path)],
+    ):
+        words = [sys.executable, "-c", INTERRUPT_AT, module, str(int(number)), *program]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (status, f"{word}\n")
 
 
 def test_a_terminal_shows_a_bar_and_the_same_lines(data_dir, tmp_path):
@@ -330,6 +334,35 @@ def test_compiled_programs_are_kept_for_the_next_start(data_dir, tmp_path):
     first = files(1, f"--compilation_cache={kept}")
     assert first
     assert files(2, f"--compilation_cache={kept}") == first
+
+
+@pytest.mark.parametrize("program", [["train.py"], ["-m", "mnist_jax", "data"]])
+def test_a_variable_that_jax_does_not_take_is_said_in_one_line(program):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "zzz"}
+    words = [sys.executable, *program]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ") and "zzz" in line and "JAX_" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", "2>&1 | true; exit ${PIPESTATUS[0]}"])
+def test_the_status_is_right_where_nobody_reads_the_error(where):
+    line = f"{sys.executable} train.py --epochs=0 {where}"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_help_fits_into_any_terminal():
+    done = subprocess.run(
+        [sys.executable, "train.py", "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "3"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0
 
 
 def test_a_platform_that_the_environment_rules_out_is_a_device_error(data_dir, tmp_path):

@@ -114,6 +114,7 @@ def test_a_member_that_is_not_finite_is_left_out_with_a_notice(folders, data_dir
     [
         (["ensemble"], "no run is named"),
         (["ensemble", "nowhere"], "nowhere holds no run"),
+        (["ensemble", "x", "y", "./x"], "a run is named twice"),
         (["ensemble", "x", "--shift=28"], "shift is 28; allowed is 0 to 27"),
         (["compare", "x"], "folders"),
     ],

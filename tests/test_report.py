@@ -233,6 +233,7 @@ def test_several_runs_stand_side_by_side(folders, data_dir, capsys, tmp_path, mo
             "cannot write .*No such file.*another file",
         ),
         (["{one}", "--platform=gup"], 2, "did you mean gpu"),
+        (["{one}", "--output={one}/config.json"], 2, "config.json is there and is no page"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(words, status, message, folders, data_dir, capsys):

@@ -263,6 +263,39 @@ def test_debug_changes_no_bit(config, tmp_path):
     assert debug["params_sha256"] == plain
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        jax.enable_x64(True),
+        jax.threefry_partitionable(False),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.transfer_guard("disallow"),
+        jax.disable_jit(True),
+    ],
+    ids=("x64", "threefry", "dtype promotion", "rank promotion", "transfer guard", "no jit"),
+)
+def test_what_else_jax_was_told_changes_no_number(config, tmp_path, setting):
+    plain = fit(config(model="mlp", dropout=0.2, max_steps=5, workdir=tmp_path / "plain"))
+    with setting:
+        told = fit(config(model="mlp", dropout=0.2, max_steps=5))
+    assert told.record["params_sha256"] == plain.record["params_sha256"]
+
+
+def test_offset_seeds_are_refused(config, monkeypatch):
+    jax.config.update("jax_random_seed_offset", 7)
+    try:
+        with pytest.raises(UsageError, match="JAX_RANDOM_SEED_OFFSET is 7"):
+            fit(config())
+    finally:
+        jax.config.update("jax_random_seed_offset", 0)
+
+
+def test_more_steps_than_can_be_counted_are_refused(config):
+    with pytest.raises(UsageError, match="15,000,000,000 steps in all"):
+        fit(config(epochs=1_000_000_000, max_steps=1, schedule="onecycle"))
+
+
 def test_deterministic_names_an_option_that_xla_knows(config):
     """Used on a GPU alone; a wrong name would be refused here too."""
     options = devices.DETERMINISTIC_OPTIONS

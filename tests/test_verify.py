@@ -6,9 +6,9 @@ import re
 import pytest
 from filelock import FileLock
 
-from mnist_jax import Config, __main__, fit, storage
+from mnist_jax import Config, __main__, fit, runs, storage
 from mnist_jax.commands import COMMANDS
-from mnist_jax.errors import InterruptedRunError
+from mnist_jax.errors import CheckpointError, InterruptedRunError
 from mnist_jax.signals import Stop
 from mnist_jax.training import Observer
 
@@ -193,3 +193,12 @@ def test_a_run_that_goes_on_is_not_judged(folder, data_dir, capsys):
     with FileLock(folder / ".lock"):
         assert verify(folder, data_dir) == 2
     assert "is in use by process" in capsys.readouterr().err
+
+
+def test_a_result_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def forbidden(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(storage, "read_bounded", forbidden)
+    with pytest.raises(CheckpointError, match=r"cannot read the result .*Permission denied"):
+        runs.read_result(tmp_path)

@@ -114,7 +114,7 @@ def _load_idx(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
     originals = None
     if manual_dir is not None:
         manual_dir = storage.user_path(manual_dir)
-        if not manual_dir.is_dir():
+        if not storage.is_folder(manual_dir):
             raise DataError(
                 f"--manual_dir={manual_dir} is not a folder; name the one that holds "
                 f"{', '.join(source.files)}"
@@ -130,7 +130,7 @@ def _load_idx(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
                 notices.append(f"{error}; left as it is, and not used")
             except ImportError as error:
                 notices.append(f"tensorflow-datasets is not installed ({error}); {folder} not read")
-        elif folder.exists():
+        elif storage.exists(folder):
             notices.append(
                 f"{folder} is not in the array_record format, the one that can be read without "
                 "TensorFlow; left as it is, and not used"
@@ -153,7 +153,7 @@ def _load_idx(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
                     f"cannot prepare {name} in {data_dir}: {error}; choose another --data_dir"
                 ) from error
         origin = f"original files in {manual_dir}"
-        if unwritable is None and not folder.exists():
+        if unwritable is None and not storage.exists(folder):
             try:
                 return *builders.prepare(name, data_dir, manual_dir), origin
             except ImportError as error:

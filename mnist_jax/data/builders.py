@@ -103,7 +103,7 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> tuple[Split, 
             config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
             builder.download_and_prepare(download_config=config, file_format="array_record")
         folder = prepared_folder(name, data_dir)
-        if not folder.exists():
+        if not storage.exists(folder):
             folder.parent.mkdir(exist_ok=True)
             Path(builder.data_dir).rename(folder)
         return builder.splits_in_order

@@ -266,11 +266,12 @@ def test_a_folder_that_tensorflow_prepared_is_left_alone(
 # Folders that cannot be written, packages that are not installed
 
 
+@pytest.mark.parametrize("name", ["file/data", "n" * 300])
 def test_without_a_writable_folder_manual_files_and_digits_still_load(
-    originals, truth, tmp_path, no_network
+    originals, truth, tmp_path, no_network, name
 ):
     (tmp_path / "file").write_text("in the way")
-    data_dir = tmp_path / "file" / "data"
+    data_dir = tmp_path / name
     dataset = load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
     assert_holds(dataset, truth)
     assert ["cannot cache mnist" in notice for notice in dataset.notices] == [True]
