@@ -135,17 +135,23 @@ def check_memory(
     device: jax.Device,
     layout: Layout,
 ) -> None:
-    """Refuses an ensemble whose members' states alone are more than a device has room for.
+    """Refuses networks whose states and gradients alone are more than a device has room for.
 
     Raises:
-        DeviceError: says how many fit at most.
+        DeviceError: says how many members of an ensemble fit at most.
     """
-    room = devices.memory_bytes(device)
-    if config.seeds is None or room is None:
+    if (room := devices.memory_bytes(device)) is None:
         return
     state = jax.eval_shape(partial(steps.init_state, model=model, tx=tx), jax.random.key(0))
     on_cpu = device.platform == "cpu"
     each = tree_bytes(state) * (1 + on_cpu)  # there a checkpoint's copy lies in the same memory
+    if config.seeds is None:
+        if (needed := each + tree_bytes(state.params)) > room:
+            raise DeviceError(
+                f"the {config.model} needs at least {needed / 1e9:.1f} GB, and the memory has "
+                f"{room / 1e9:.1f} GB; change --hidden_sizes"
+            )
+        return
     gradients = tree_bytes(state.params) * config.microbatches
     once = gradients if members_take_turns(model, device) else 0
     each += gradients - once

@@ -169,6 +169,11 @@ def test_more_members_than_memory_holds_are_refused_with_how_many_fit(config):
         fit(config(model="cnn", seeds=100_000))
 
 
+def test_a_network_that_no_memory_holds_is_refused_before_it_is_made(config):
+    with pytest.raises(DeviceError, match=r"the mlp needs at least .* GB.*change --hidden_sizes"):
+        fit(config(model="mlp", hidden_sizes=(1_000_000, 1_000_000)))
+
+
 def test_gradients_of_microbatches_are_counted_once_where_members_take_turns(config, monkeypatch):
     """Of the MLP: 244,522 parameters, kept with two moments and copied; 64 gradients of one."""
     asked = config(model="mlp", seeds=8, microbatches=64, max_steps=1)
