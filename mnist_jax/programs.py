@@ -142,17 +142,18 @@ def check_memory(
     """
     if (room := devices.memory_bytes(device)) is None:
         return
-    state = jax.eval_shape(partial(steps.init_state, model=model, tx=tx), jax.random.key(0))
+    params = params_of(model)
+    state_bytes = tree_bytes((params, jax.eval_shape(tx.init, params)))
     on_cpu = device.platform == "cpu"
-    each = tree_bytes(state) * (1 + on_cpu)  # there a checkpoint's copy lies in the same memory
+    each = state_bytes * (1 + on_cpu)  # there a checkpoint's copy lies in the same memory
     if config.seeds is None:
-        if (needed := each + tree_bytes(state.params)) > room:
+        if (needed := each + tree_bytes(params)) > room:
             raise DeviceError(
                 f"the {config.model} needs at least {needed / 1e9:.1f} GB, and the memory has "
                 f"{room / 1e9:.1f} GB; change --hidden_sizes"
             )
         return
-    gradients = tree_bytes(state.params) * config.microbatches
+    gradients = tree_bytes(params) * config.microbatches
     once = gradients if members_take_turns(model, device) else 0
     each += gradients - once
     # All devices of a CPU share its memory; of several processes each gets all that is saved.

@@ -72,6 +72,7 @@ def wrap_parts(accounts: Accounts) -> None:
         devices,
         display,
         environment,
+        memory,
         programs,
         record,
         runs,
@@ -97,7 +98,9 @@ def wrap_parts(accounts: Accounts) -> None:
     accounts.wrap(record, "outcome", "digest")
     accounts.wrap(programs.Programs, "_call", kind)
     accounts.wrap(programs.Programs, "_compile", "trace")
+    accounts.wrap(training, "params_of", "trace")
     accounts.wrap(jax.stages.Lowered, "compile", "compile")
+    accounts.wrap(memory, "give_back", "compile")
     for name in ("save", "wait", "close"):
         accounts.wrap(checkpoint.Checkpoints, name, "checkpoints")
     for name in ("__init__", "write_environment", "write_metrics", "append_metrics", "finish"):
