@@ -59,6 +59,7 @@ class Checkpoints:
         self.folder = folder
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
+        self._has_one = False
 
     def save(self, epoch: int, step: int, arrays: Tree, rest: Mapping[str, Any]) -> None:
         """Saves the state after so many epochs and updates; all but the newest `KEPT` are removed.
@@ -90,8 +91,12 @@ class Checkpoints:
             pending.result()
 
     def wait_for_one(self) -> None:
-        """Returns once there is a checkpoint on the disk, if one was begun."""
-        if not self._paths():
+        """Returns once a checkpoint is on the disk, where no power cut can take it back.
+
+        Raises:
+            OSError: the one that was begun could not be written.
+        """
+        if not self._has_one:
             self.wait()
 
     @property
@@ -111,6 +116,7 @@ class Checkpoints:
         path = self.folder / f"epoch-{epoch:04d}-step-{step:08d}.safetensors"
         storage.make_folder(self.folder, exist_ok=True)
         storage.write_verified(path, safetensors.numpy.save(arrays, metadata))
+        self._has_one = True
         for old in self._paths()[KEPT:]:
             old.unlink(missing_ok=True)  # first the file, so that none is without its digest
             storage.digest_path(old).unlink(missing_ok=True)
@@ -147,7 +153,9 @@ class Checkpoints:
             raise CheckpointError(f"cannot look into {self.folder}: {error}") from error
         for path in paths:
             try:
-                return *self._read(path, template), notices
+                found = self._read(path, template)
+                self._has_one = True
+                return *found, notices
             except (CheckpointError, OSError) as error:
                 notices.append(f"the checkpoint {path} cannot be used ({error})")
         if notices:

@@ -35,7 +35,7 @@ class Ensemble(Evaluating):
 
         if not self.folders:
             raise errors.UsageError("no run is named; name the folders of one or more")
-        if len({folder.resolve() for folder in self.folders}) < len(self.folders):
+        if len({folder.absolute() for folder in self.folders}) < len(self.folders):
             raise errors.UsageError("a run is named twice; each has one vote")
         if not 0 <= self.shift < 28:
             raise errors.UsageError(f"shift is {self.shift}; allowed is 0 to 27; change --shift")
