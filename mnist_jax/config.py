@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from mnist_jax import storage
 from mnist_jax.data import DATASETS, DEFAULT_DATA_DIR
 from mnist_jax.errors import UsageError, unknown_choice
@@ -55,6 +57,9 @@ def _execution(default: Any) -> Any:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A training run. Once made, it is valid, and every field holds the value that will be used.
+
+    So `dataclasses.replace` leaves the recipe as it is: for another preset or model make another
+    Config. `python train.py --help` explains the fields.
 
     Raises:
         UsageError: a value is not allowed; the message says what is.
@@ -202,9 +207,20 @@ class Config:
     """Show the traceback of an error, and of a NaN the operation that made it (jax_debug_nans)."""
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):  # as from np.logspace
+                object.__setattr__(self, name, value.item())
+            elif isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
         if self.preset not in PRESETS:
             raise unknown_choice("preset", self.preset, PRESETS)
-        self._fill_in(PRESETS[self.preset])
+        recipe = PRESETS["post"] | PRESETS[self.preset]
+        if others := recipe.keys() - PRESETS["post"].keys() - set(MODEL_OPTIONS):
+            raise UsageError(
+                f"the preset {self.preset!r} names {', '.join(sorted(others))}; allowed are "
+                f"{', '.join((*PRESETS['post'], *MODEL_OPTIONS))}"
+            )
+        self._fill_in(recipe)
         expand_paths(self, "data_dir", "manual_dir", "workdir", "compilation_cache", "profile")
         for name, choices in CHOICES.items():
             if self._is_given(name) and getattr(self, name) not in choices:

@@ -16,6 +16,7 @@ from jax import lax
 
 from mnist_jax import convolution
 from mnist_jax.data.split import NUM_CLASSES
+from mnist_jax.errors import UsageError
 
 IMAGE_SHAPE = (28, 28, 1)
 
@@ -141,6 +142,8 @@ class CNN(nn.Module):
 
 
 MODELS: dict[str, type[nn.Module]] = {"logistic": LogisticRegression, "mlp": MLP, "cnn": CNN}
+"""The networks by name: classes with the fields `num_classes` and `dtype`, called with `train`. All
+their state is parameters, and what they draw at random comes from the keys "dropout"."""
 
 
 def init_params(model: nn.Module, key: jax.Array) -> Any:
@@ -151,6 +154,28 @@ def init_params(model: nn.Module, key: jax.Array) -> Any:
 def params_of(model: nn.Module) -> Any:
     """The shapes and dtypes of the model's parameters; nothing is computed."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+def check_model(name: str, model: nn.Module) -> None:
+    """Refuses a network that the steps cannot train; nothing is computed.
+
+    Raises:
+        UsageError: it keeps state besides its parameters, or its results are no logits.
+    """
+    key, x = jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE))
+    variables = jax.eval_shape(lambda: model.init(key, x))
+    if others := sorted(variables.keys() - {"params"}):
+        raise UsageError(
+            f"the model {name!r} keeps {', '.join(others)}; all its state must be parameters; with "
+            "nn.LayerNorm or nn.GroupNorm in place of nn.BatchNorm it is"
+        )
+    rngs = {"dropout": key}
+    logits: Any = jax.eval_shape(lambda v: model.apply(v, x, train=True, rngs=rngs), variables)
+    expected = (1, getattr(model, "num_classes", NUM_CLASSES))
+    if logits.shape != expected:
+        raise UsageError(
+            f"the model {name!r} makes {logits.shape} of an image; logits are {expected}"
+        )
 
 
 def count_parameters(params: Any) -> int:

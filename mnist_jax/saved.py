@@ -17,7 +17,7 @@ from mnist_jax.config import Config
 from mnist_jax.data import Dataset, Split, load_dataset
 from mnist_jax.errors import CheckpointError, MnistJaxError, NonFiniteError, UsageError
 from mnist_jax.members import member_of
-from mnist_jax.metrics import MetricSums
+from mnist_jax.metrics import NEVER, MetricSums
 from mnist_jax.models import MODELS
 from mnist_jax.programs import EVAL_BATCH_SIZE, jitted, takes_any_length
 from mnist_jax.progress import Progress
@@ -67,7 +67,7 @@ def load_run(folder: Path) -> SavedRun:
     config = load_config(folder)
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
     model = MODELS[config.model](dtype=dtype, **config.model_options())
-    init = partial(steps.init_state, model=model, tx=make_optimizer(config, 1))
+    init = partial(steps.init_state, model=model, tx=make_optimizer(config, NEVER))
     state = jax.eval_shape(init, jax.random.key(0))
     template = Progress(state).split()[0]
     if config.seeds is not None:  # stacked by member, of whom there may be too many to make one
@@ -177,7 +177,7 @@ def evaluate(run: SavedRun, split: Split, device: jax.Device) -> MetricSums:
     """
     programs = jitted(
         run.model,
-        make_optimizer(run.config, 1),
+        make_optimizer(run.config, NEVER),  # as many steps as any schedule needs
         device,
         train_size=1,
         batch_size=run.config.batch_size,

@@ -219,7 +219,7 @@ def num_batches(size: int, batch_size: int) -> int:
 def take_batch(
     split: Split,
     order: jax.Array | None,
-    i: jax.Array,
+    i: jax.Array | int,
     *,
     batch_size: int,
     microbatches: int = 1,

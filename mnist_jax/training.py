@@ -18,7 +18,7 @@ from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.devices import Layout
 from mnist_jax.errors import MnistJaxError, NonFiniteError, UsageError
 from mnist_jax.metrics import NEVER, MetricSums
-from mnist_jax.models import MODELS, count_parameters, params_of
+from mnist_jax.models import MODELS, check_model, count_parameters, params_of
 from mnist_jax.programs import Programs, check_memory
 from mnist_jax.progress import Keeper, Progress
 from mnist_jax.recipe import averaged, make_optimizer
@@ -39,8 +39,8 @@ class Result:
         report: the page with its pictures, where that was asked for.
     """
 
-    params: Any
-    record: dict[str, Any]
+    params: Any = dataclasses.field(repr=False)
+    record: dict[str, Any] = dataclasses.field(repr=False)
     workdir: Path
     report: Path | None = None
 
@@ -136,6 +136,8 @@ def _fit(
 ) -> Result:
     layout = _layout(config, device)
     dtype = devices.compute_dtype(config.precision, device)
+    model = MODELS[config.model](dtype=dtype, **config.model_options())
+    check_model(config.model, model)
     if config.tensorboard:
         runs.summary_writer()  # its absence is better found before a folder is made
     if config.profile is not None:
@@ -161,7 +163,6 @@ def _fit(
             observer.on_end(result)
             return result
         run.write_environment(where)
-        model = MODELS[config.model](dtype=dtype, **config.model_options())
         observer.on_start(config, dataset, model, layout.devices, run.folder)
         last_step = config.epochs * num_batches(len(dataset.train.label), config.batch_size)
         if last_step > NEVER:

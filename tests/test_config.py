@@ -3,6 +3,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mnist_jax.config import PRESETS, Config
@@ -135,3 +136,19 @@ def test_a_recipe_s_value_that_is_not_allowed_is_refused(field, value, legal):
 def test_an_option_that_a_model_has_not_is_refused():
     with pytest.raises(UsageError, match="the model 'cnn' has no activation"):
         Config(model="cnn", activation="sigmoid")
+
+
+def test_numbers_of_numpy_and_lists_are_taken_for_what_they_hold():
+    config = Config(learning_rate=np.float64(0.5), seed=np.arange(3)[2], hidden_sizes=[64, 32])
+    assert (config.learning_rate, config.seed, config.hidden_sizes) == (0.5, 2, (64, 32))
+    assert type(config.learning_rate) is float and type(config.seed) is int
+    hash(config)
+
+
+def test_a_preset_names_parts_of_a_recipe_only(monkeypatch):
+    monkeypatch.setitem(PRESETS, "short", {"epochs": 1})
+    assert Config(preset="short").learning_rate == Config().learning_rate
+    for name in ("precision", "learnig_rate"):
+        monkeypatch.setitem(PRESETS, "odd", {name: "bfloat16"})
+        with pytest.raises(UsageError, match=f"the preset 'odd' names {name}; allowed are epochs"):
+            Config(preset="odd")

@@ -24,7 +24,7 @@ from PIL import Image
 import mnist_jax
 from benchmarks import card, forecast, peers, results, rounding, scaling, step, trust
 from benchmarks.results import Results
-from mnist_jax import __main__, cli, config, data, draw, fit, models
+from mnist_jax import __main__, cli, config, data, devices, draw, fit, models
 from mnist_jax.config import Config
 from mnist_jax.data import sources
 from mnist_jax.statistics import welch
@@ -59,7 +59,7 @@ def place(tmp_path_factory, data_dir):
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m mnist_jax [^`\n|]*", TEXT))))
 def test_other_commands_run(command, place, data_dir, monkeypatch, capsys):
-    name, *words = shlex.split(command.replace("RUN...", "RUN RUN"))[3:]
+    name, *words = shlex.split(command.replace("RUN...", "RUN"))[3:]
     if name == "data":  # MNIST might have to be downloaded
         words += ["--dataset=digits", f"--data_dir={data_dir}"]
     monkeypatch.chdir(place)
@@ -270,6 +270,15 @@ def test_the_loop_shown_learns(monkeypatch, data_dir, capsys):
     monkeypatch.setattr(mnist_jax, "load_dataset", partial(data.load_dataset, data_dir=data_dir))
     exec(shown("forking.md", "steps.train_step,"), {})
     assert float(capsys.readouterr().out) > 0.8
+
+
+def test_the_sweep_shown_runs(monkeypatch, tmp_path, data_dir, capsys):
+    monkeypatch.setattr(mnist_jax, "Config", partial(ON_DIGITS, data_dir=data_dir))
+    monkeypatch.setattr(devices, "keep_compiled", lambda folder: [])
+    monkeypatch.chdir(tmp_path)
+    exec(shown("forking.md", "class Watcher"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0][:6] for line in lines] == ["1", "0.0003", "1", "0.001", "1", "0.0031"]
 
 
 def test_the_call_from_python_works(monkeypatch, tmp_path, data_dir, capsys):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax import models
+from mnist_jax import Config, fit, models
+from mnist_jax.errors import UsageError
 
 KEY = jax.random.key(0)
 
@@ -193,3 +194,27 @@ def test_only_a_cpu_transposes_a_narrow_kernel():
     for platform, transposes in (("cpu", True), ("cuda", False), ("tpu", False)):
         text = gradient.trace(params, x).lower(lowering_platforms=(platform,)).as_text()
         assert ("optimization_barrier" in text) == transposes, platform
+
+
+def test_a_network_that_cannot_be_trained_is_refused_before_a_folder_is_made(
+    monkeypatch, data_dir, tmp_path
+):
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train=False):
+            return nn.BatchNorm(use_running_average=not train)(x.mean((1, 2)))
+
+    class Narrow(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train=False):
+            return nn.Dense(5)(x.reshape(len(x), -1))
+
+    for kind, message in ((Normed, "keeps batch_stats;.*LayerNorm"), (Narrow, r"\(1, 5\) of an")):
+        odd = type("Odd", (kind,), {"__annotations__": {"dtype": object}, "dtype": None})
+        monkeypatch.setitem(models.MODELS, "logistic", odd)
+        config = Config(
+            model="logistic", dataset="digits", data_dir=data_dir, workdir=tmp_path / "run"
+        )
+        with pytest.raises(UsageError, match=message):
+            fit(config)
+    assert not (tmp_path / "run").exists()

@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_jax import Config, fit, models, recipe, steps
+from mnist_jax import Config, evaluate, fit, models, recipe, steps
 from mnist_jax.config import PRESETS
+from mnist_jax.verify import verify
 
 
 def learning_rates(config: Config, total: int) -> list[float]:
@@ -105,3 +106,18 @@ def test_augmented_runs_do_not_depend_on_the_steps_in_a_call(data_dir, tmp_path)
         for n in (1, 7, 100)
     }
     assert len(digests) == 1
+
+
+def test_a_run_is_read_back_whatever_its_schedule_needs(monkeypatch, data_dir, tmp_path):
+    """A rise of 10 steps is no schedule for fewer."""
+
+    def rising(config, steps):
+        return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, 10, steps)
+
+    monkeypatch.setattr(recipe, "_schedule", rising)
+    config = Config(
+        model="logistic", dataset="digits", epochs=1, data_dir=data_dir, workdir=tmp_path / "run"
+    )
+    record = fit(config).record
+    assert evaluate(tmp_path / "run", data_dir=data_dir)["correct"] == record["test_correct"]
+    assert all(check.good for check in verify(tmp_path / "run"))
