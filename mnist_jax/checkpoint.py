@@ -155,6 +155,8 @@ class Checkpoints:
             try:
                 found = self._read(path, template)
                 self._has_one = True
+                if notices:
+                    notices[-1] += f"; {path.name} is used in its place"
                 return *found, notices
             except (CheckpointError, OSError) as error:
                 notices.append(f"the checkpoint {path} cannot be used ({error})")

@@ -70,10 +70,11 @@ class Display(Observer):
         self.close()
         train, test = len(dataset.train.label), len(dataset.test.label)
         limit = f", at most {config.max_steps:,} steps" if config.max_steps else ""
+        epochs = f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
         rows = {
             "data": f"{dataset.name}, {train:,} train and {test:,} test images, {dataset.source}",
             "device": f"{_named(devices)}, {config.precision}",
-            "recipe": f"{config.preset}: {config.epochs} epochs{limit}, batch {config.batch_size}, "
+            "recipe": f"{config.preset}: {epochs}{limit}, batch {config.batch_size}, "
             f"Adam {config.learning_rate:g}{_extras(config)}, {_seeds(config)}",
             "run": f"{workdir}",
         }

@@ -88,10 +88,11 @@ def compare(a: Predictions, b: Predictions) -> dict[str, Any]:
     """The second's accuracy less the first's, and whether chance explains it.
 
     Returns:
-        images: McNemar's test on the images, of the mean probabilities of each side's members.
-        seeds: Welch's t-test of the members' accuracies, with a 95 % interval of the difference;
-        None where a side has one member. better and worse: whether the second is significantly so,
-        by the seeds where there are any, else by the images.
+        members: how many networks each side has. images: McNemar's test on the images, of the mean
+        probabilities of each side's members. seeds: Welch's t-test of the members' accuracies, with
+        a 95 % interval of the difference; None where a side has one member. better and worse:
+        whether the second is significantly so, by the seeds where there are any, else by the
+        images.
     """
     right_a, right_b = (side.probabilities.mean(0).argmax(1) == side.label for side in (a, b))
     images = {"difference": float(right_b.mean() - right_a.mean()), **mcnemar(right_a, right_b)}
@@ -101,4 +102,5 @@ def compare(a: Predictions, b: Predictions) -> dict[str, Any]:
     verdict = images if seeds is None else seeds
     significant = verdict["p"] < SIGNIFICANT
     better, worse = (significant and sign * verdict["difference"] > 0 for sign in (1, -1))
-    return {"images": images, "seeds": seeds, "better": better, "worse": worse}
+    members = len(a.probabilities), len(b.probabilities)
+    return {"members": members, "images": images, "seeds": seeds, "better": better, "worse": worse}

@@ -70,6 +70,9 @@ def _git_commit() -> dict[str, Any]:
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "-s"))}
+        # Of code alone, also what is not committed yet: results and pages make no number another.
+        code = ".", ":/train.py", ":(top,glob)benchmarks/**/*.py"
+        dirty = bool(git("status", "-s", "--", *code))
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": dirty}
     except (OSError, subprocess.SubprocessError):
         return {"git_commit": None, "git_dirty": None}

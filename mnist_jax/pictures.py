@@ -71,7 +71,8 @@ def of_one(run: SavedRun, dataset: Dataset, predictions: Predictions) -> Iterato
         "Can its probabilities be believed?",
         "Answers sorted by their probability. On the dashed line a network is right as often as it "
         "says; below it, it is too sure. Vertical lines are 95 % intervals. The calibration error "
-        f"is the mean distance from the dashed line, by images.{together}",
+        "is the mean distance from the dashed line, by images. Below: how many there are, a bar of "
+        f"ten times as many a step higher.{together}",
         f"Reliability diagram; the calibration error is {percent(bins.error)}.",
     )
 

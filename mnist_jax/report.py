@@ -186,8 +186,8 @@ def _accuracy(run: SavedRun, correct: list[int], count: int) -> tuple[str, str]:
     if run.config.seeds is None:
         interval = _range(binomial_ci95(correct[0], count))
         return percent(correct[0] / count), (
-            f"{correct[0]:,} of the {count:,} test images are classified rightly. On other images "
-            f"of the same kind it would be {interval} (95 % interval)."
+            f"{correct[0]:,} of the {count:,} test images are classified rightly. On all images "
+            f"of the same kind it is within {interval} (95 % interval)."
         )
     found = summarize([right / count for right in correct])
     more = ""
@@ -215,7 +215,8 @@ def _result(name: str, run: SavedRun) -> tuple[Any, ...]:
         found = summarize(kept)
         accuracy, right = percent(found["mean"]), f"mean of {found['n']} seeds"
         interval = _range(found["ci95"]) if found["ci95"] else "-"
-    times = [f"{progress.seconds.get(key, 0.0):,.1f}" for key in ("train_s", "total_s")]
+    seconds = (runs.read_result(run.folder) or {}).get("timings", progress.seconds)
+    times = [f"{seconds.get(key, 0.0):,.1f}" for key in ("train_s", "total_s")]
     parameters = f"{count_parameters(params_of(run.model)):,}"
     return (name, accuracy, right, interval, f"{progress.step:,}", parameters, *times)
 

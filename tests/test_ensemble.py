@@ -85,13 +85,16 @@ def test_the_ensemble_counts_every_member(folders, data_dir, capsys):
 def test_a_worse_run_exits_with_7_and_a_better_one_with_0(folders, data_dir, capsys):
     status, out, err = run(capsys, data_dir, "compare", folders / "many", folders / "worse")
     assert (status, err) == (7, f"error: {folders / 'worse'} is significantly worse\n")
-    assert out.startswith("images  second -")
+    assert out.startswith("votes   of 3 against 3 networks, on the images:\nimages  second -")
     assert "\nseeds   second -" in out
     status, out, _ = run(capsys, data_dir, "compare", folders / "worse", folders / "many")
     assert (status, out.splitlines()[-1]) == (0, f"{folders / 'many'} is significantly better")
     status, out, _ = run(capsys, data_dir, "compare", folders / "one", folders / "one")
     assert (status, out.count("\n")) == (0, 2)
     assert "p = 1\nthe difference may be chance" in out
+    status, out, err = run(capsys, data_dir, "compare", folders / "one", folders / "worse")
+    assert (status, out[:31]) == (7, "votes   of 1 against 3 networks")
+    assert err.endswith("is significantly worse on these images; another seed's may be otherwise\n")
 
 
 def test_a_member_that_is_not_finite_is_left_out_with_a_notice(folders, data_dir, monkeypatch):

@@ -75,7 +75,7 @@ def test_a_page_says_what_the_run_was(folders, data_dir, capsys):
     correct = record["test_correct"]
     assert f"{100 * correct / 360:.2f} % test accuracy" in page.text
     assert f"{correct} of the 360 test images are classified rightly" in page.text
-    assert re.search(r"it would be \d\d\.\d\d to \d\d\.\d\d % \(95 % interval\)", page.text)
+    assert re.search(r"it is within \d\d\.\d\d to \d\d\.\d\d % \(95 % interval\)", page.text)
     assert "out of 1,337 images; 3 of 3 epochs are complete" in page.text  # 100 are held out
     for heading in ("Learning curves", "What was taken for what", "Wrong and sure of it", "Layers",
                     "What the first layer looks for", "Can its probabilities be believed?",

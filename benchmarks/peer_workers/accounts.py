@@ -98,7 +98,8 @@ def wrap_parts(accounts: Accounts) -> None:
     accounts.wrap(record, "outcome", "digest")
     accounts.wrap(programs.Programs, "_call", kind)
     accounts.wrap(programs.Programs, "_compile", "trace")
-    accounts.wrap(training, "params_of", "trace")
+    for name in ("check_model", "params_of"):
+        accounts.wrap(training, name, "trace")
     accounts.wrap(jax.stages.Lowered, "compile", "compile")
     accounts.wrap(memory, "give_back", "compile")
     for name in ("save", "wait", "close"):

@@ -59,7 +59,9 @@ class Ensemble(Evaluating):
 class Compare(Evaluating):
     """Tells whether a second run is better than a first, or chance.
 
-    Exits with 7 where it is significantly worse.
+    Two networks are compared on the images; another seed might turn that round. Whether a recipe is
+    better, two runs with several seeds each can tell. Exits with 7 where the second is
+    significantly worse.
     """
 
     folders: Annotated[tuple[Path, Path], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN")]
@@ -71,6 +73,9 @@ class Compare(Evaluating):
 
         found = ensemble.compare(*self.predict(self.folders, apart=True))
         images, seeds = found["images"], found["seeds"]
+        first, second = found["members"]
+        if (first, second) != (1, 1):
+            print(f"votes   of {first} against {second} networks, on the images:")
         print(f"images  second {_points(images['difference'])}: it alone is right on ", end="")
         print(f"{images['only_b']}, the first alone on {images['only_a']}; ", end="")
         print(f"McNemar's p = {images['p']:.3g}")
@@ -81,9 +86,10 @@ class Compare(Evaluating):
                 end="",
             )
             print(f"Welch's p = {seeds['p']:.3g}")
+        here = "" if seeds is not None else " on these images; another seed's may be otherwise"
         if found["worse"]:
-            raise errors.WorseError(f"{self.folders[1]} is significantly worse")
-        better = f"{self.folders[1]} is significantly better"
+            raise errors.WorseError(f"{self.folders[1]} is significantly worse{here}")
+        better = f"{self.folders[1]} is significantly better{here}"
         print(better if found["better"] else "the difference may be chance")
 
 
