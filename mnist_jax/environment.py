@@ -71,8 +71,7 @@ def _git_commit() -> dict[str, Any]:
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
         # Of code alone, also what is not committed yet: results and pages make no number another.
-        code = ".", ":/train.py", ":(top,glob)benchmarks/**/*.py"
-        dirty = bool(git("status", "-s", "--", *code))
+        dirty = bool(git("status", "-s", "--", ".", ":/*.py"))
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": dirty}
     except (OSError, subprocess.SubprocessError):
         return {"git_commit": None, "git_dirty": None}
