@@ -18,8 +18,11 @@ def main(argv: list[str]) -> int:
     """Runs the command; returns its exit status."""
     started = time.perf_counter()
     with starting.importing():
-        from mnist_jax import cli, devices, fit, memory, processes, signals
-        from mnist_jax.display import Display
+        from mnist_jax import cli, fit, signals
+        from mnist_jax.ops import malloc as memory
+        from mnist_jax.parallel import mesh as devices
+        from mnist_jax.parallel import processes
+        from mnist_jax.reporting.console import Display
 
     def train() -> None:
         memory.keep_freed()

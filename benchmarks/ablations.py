@@ -20,9 +20,9 @@ from rich.table import Table
 
 from benchmarks import launch
 from benchmarks.results import Recorder, Results
-from mnist_jax import environment
 from mnist_jax.config import Config
-from mnist_jax.statistics import welch
+from mnist_jax.runs import environment
+from mnist_jax.runs.statistics import welch
 from mnist_jax.training import fit
 
 # What changes, by model. The first row of each is the tutorial's recipe.

@@ -18,8 +18,9 @@ from rich.table import Table
 
 from benchmarks import launch, step
 from benchmarks.results import Benchmark, Recorder, Results
-from mnist_jax import devices, environment
-from mnist_jax.devices import Layout
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.parallel.mesh import Layout
+from mnist_jax.runs import environment
 
 SATURATED = 0.9  # of the highest throughput
 

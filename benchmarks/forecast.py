@@ -11,9 +11,9 @@ from rich.table import Table
 from benchmarks import cost_model, launch, roofline, step
 from benchmarks.cost_model import Bounds, Cluster, Link, StepTime
 from benchmarks.peer_workers import job as jobs
-from mnist_jax.checkpoint import tree_bytes
 from mnist_jax.errors import UsageError
 from mnist_jax.models import MODELS, params_of
+from mnist_jax.runs.checkpoint import tree_bytes
 
 TITLE = "PREDICTION, not measured"
 PER_HOST, PREDICTED = 8, (8, 64)  # devices

@@ -21,9 +21,11 @@ from benchmarks import launch, step, timing
 from benchmarks.peer_workers import job as jobs
 from benchmarks.peer_workers import ours
 from benchmarks.results import Benchmark, Recorder, Results
-from mnist_jax import devices, environment, steps
+from mnist_jax import steps
 from mnist_jax.config import Config
-from mnist_jax.recipe import make_optimizer, make_recipe
+from mnist_jax.optimizer import make_optimizer, make_recipe
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs import environment
 
 HOST = "host arrays"
 RESIDENT = {HOST: "", "resident": ours.ONE, "many steps": ours.MANY}

@@ -15,9 +15,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from mnist_jax import cli, devices, environment, memory
+from mnist_jax import cli
 from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
 from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
+from mnist_jax.ops import malloc as memory
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 Kind = TypeVar("Kind")

@@ -23,8 +23,8 @@ from rich.table import Table
 
 from benchmarks import launch, roofline, step
 from benchmarks.results import Recorder, Results
-from mnist_jax import devices
 from mnist_jax.models import MODELS
+from mnist_jax.parallel import mesh as devices
 
 UNACCOUNTED = "unaccounted"
 CLOSES = 0.02  # of the wall time may be unaccounted for

@@ -23,12 +23,14 @@ from rich.table import Table
 
 from benchmarks import launch, step
 from benchmarks.results import Recorder, Results
-from mnist_jax import devices, environment, steps
+from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import IMAGE_SHAPE, MODELS
-from mnist_jax.recipe import make_optimizer, make_recipe
+from mnist_jax.optimizer import make_optimizer, make_recipe
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs import environment
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 TRAIN_SIZE = 60_000

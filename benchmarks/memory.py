@@ -22,10 +22,10 @@ from benchmarks import launch, step
 from benchmarks.peer_workers import job as jobs
 from benchmarks.results import Recorder, Results
 from mnist_jax import steps
-from mnist_jax.checkpoint import tree_bytes
 from mnist_jax.config import Config
 from mnist_jax.models import MODELS, layers
-from mnist_jax.recipe import make_optimizer
+from mnist_jax.optimizer import make_optimizer
+from mnist_jax.runs.checkpoint import tree_bytes
 
 COLUMNS = ("params", "optimizer", "activations", "temporaries", "program", "peak")
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import launch, timing
+from mnist_jax.atomic_io import write_atomically
 from mnist_jax.errors import DataError, DeviceError
-from mnist_jax.storage import write_atomically
 
 VERSION = 1
 

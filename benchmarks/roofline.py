@@ -37,11 +37,12 @@ from rich.table import Table
 from benchmarks import launch, step, timing
 from benchmarks.peer_workers import job as jobs
 from benchmarks.results import Benchmark, Recorder, Results
-from mnist_jax import convolution, devices
-from mnist_jax.checkpoint import tree_bytes
 from mnist_jax.config import Config
 from mnist_jax.models import IMAGE_SHAPE, MODELS, layers, params_of
-from mnist_jax.recipe import make_optimizer
+from mnist_jax.ops import convolution
+from mnist_jax.optimizer import make_optimizer
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs.checkpoint import tree_bytes
 from mnist_jax.steps import loss_fn
 
 MATRIX_SIZE, COPY_BYTES, FLOAT_BYTES = 2048, 2**28, 4

@@ -24,14 +24,17 @@ from rich.table import Table
 
 from benchmarks import launch
 from benchmarks.results import Recorder, Results
-from mnist_jax import convolution, devices, environment, steps
-from mnist_jax.checkpoint import names_of
+from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.models import MODELS
-from mnist_jax.programs import EVAL_BATCH_SIZE
-from mnist_jax.recipe import make_optimizer, make_recipe
-from mnist_jax.statistics import summarize
+from mnist_jax.ops import convolution
+from mnist_jax.optimizer import make_optimizer, make_recipe
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs import environment
+from mnist_jax.runs.checkpoint import names_of
+from mnist_jax.runs.statistics import summarize
+from mnist_jax.trainer import EVAL_BATCH_SIZE
 
 OURS, XLAS, UP, DOWN = "ours", "XLA's own", "ours, moved up", "ours, moved down"
 LAST_BIT = np.finfo(np.float32).eps  # between 1 and the next float32

@@ -29,12 +29,13 @@ from benchmarks import cost_model, forecast, launch, roofline, step, timing
 from benchmarks.peer_workers import job as jobs
 from benchmarks.peer_workers import ours
 from benchmarks.results import Benchmark, Recorder, Results
-from mnist_jax import devices, environment
-from mnist_jax.checkpoint import tree_bytes
-from mnist_jax.devices import Layout
 from mnist_jax.errors import DeviceError, UsageError
 from mnist_jax.models import MODELS, params_of
-from mnist_jax.programs import takes_any_length
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.parallel.mesh import Layout
+from mnist_jax.runs import environment
+from mnist_jax.runs.checkpoint import tree_bytes
+from mnist_jax.trainer import takes_any_length
 
 STRONG, WEAK, SHARE, SUM = "strong", "weak", "share alone", "all_reduce"
 VIRTUAL = (

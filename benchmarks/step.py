@@ -26,10 +26,12 @@ from benchmarks import launch, results, timing
 from benchmarks.peer_workers import job as jobs
 from benchmarks.peer_workers import ours
 from benchmarks.results import Benchmark, Recorder, Results
-from mnist_jax import devices, environment, errors
-from mnist_jax.devices import Layout
+from mnist_jax import errors
 from mnist_jax.errors import DeviceError, UsageError
-from mnist_jax.profiling import costliest, make_folder, profiled, show_costliest
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.parallel.mesh import Layout
+from mnist_jax.reporting.profiling import costliest, make_folder, profiled, show_costliest
+from mnist_jax.runs import environment
 
 FEW = 5  # samples, below which no interval is shown
 TRAIN, EVALUATION = "train_step", "evaluation"

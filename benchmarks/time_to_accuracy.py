@@ -21,8 +21,9 @@ from rich.table import Table
 
 from benchmarks import launch
 from benchmarks.results import Recorder, Results
-from mnist_jax import devices, environment
 from mnist_jax.config import Config
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs import environment
 from mnist_jax.training import Observer, fit
 
 TARGETS = {"logistic": (0.92,), "mlp": (0.975,), "cnn": (0.99, 0.994, 0.995)}

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mnist_jax import cli, ensemble, pictures, plots, storage
+from mnist_jax import atomic_io as storage
+from mnist_jax import cli
 from mnist_jax.commands.evaluating import Evaluating, Runs
 from mnist_jax.errors import UsageError
+from mnist_jax.inference import compare as ensemble
+from mnist_jax.reporting import pictures, plots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mnist_jax.config import Config
     from mnist_jax.data import Dataset, load_dataset
-    from mnist_jax.evaluation import evaluate
+    from mnist_jax.inference.evaluate import evaluate
+    from mnist_jax.inference.predict import predict
     from mnist_jax.models import MODELS
-    from mnist_jax.prediction import predict
     from mnist_jax.training import Result, fit
 
 __all__ = [
@@ -33,10 +33,10 @@ _MODULES = {
     "Dataset": "data",
     "MODELS": "models",
     "Result": "training",
-    "evaluate": "evaluation",
+    "evaluate": "inference.evaluate",
     "fit": "training",
     "load_dataset": "data",
-    "predict": "prediction",
+    "predict": "inference.predict",
 }
 
 

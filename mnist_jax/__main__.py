@@ -22,8 +22,9 @@ def _overview(commands: Mapping[str, type]) -> str:
 def main(argv: list[str]) -> int:
     """Runs a command; returns its exit status."""
     with starting.importing():
-        from mnist_jax import cli, errors, memory
+        from mnist_jax import cli, errors
         from mnist_jax.commands import COMMANDS
+        from mnist_jax.ops import malloc as memory
 
     def command() -> None:
         if not set(argv) - {"--debug"} or argv[0] in ("--help", "-h", "help"):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mnist_jax import storage
+from mnist_jax import atomic_io as storage
 from mnist_jax.data import DATASETS, DEFAULT_DATA_DIR
 from mnist_jax.errors import UsageError, unknown_choice
 from mnist_jax.models import ACTIVATIONS, MODELS

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
 
-from mnist_jax import convolution
 from mnist_jax.data.split import NUM_CLASSES
 from mnist_jax.errors import UsageError
+from mnist_jax.ops import convolution
 
 IMAGE_SHAPE = (28, 28, 1)
 

@@ -12,19 +12,23 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from mnist_jax import devices, environment, profiling, record, runs
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
-from mnist_jax.devices import Layout
 from mnist_jax.errors import MnistJaxError, NonFiniteError, UsageError
 from mnist_jax.metrics import NEVER, MetricSums
 from mnist_jax.models import MODELS, check_model, count_parameters, params_of
-from mnist_jax.programs import Programs, check_memory
-from mnist_jax.progress import Keeper, Progress
-from mnist_jax.recipe import averaged, make_optimizer
+from mnist_jax.optimizer import averaged, make_optimizer
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.parallel.mesh import Layout
+from mnist_jax.parallel.team import Team
+from mnist_jax.reporting import profiling
+from mnist_jax.runs import environment
+from mnist_jax.runs import results as record
+from mnist_jax.runs import run_dir as runs
+from mnist_jax.runs.progress import Keeper, Progress
 from mnist_jax.signals import Stop
 from mnist_jax.steps import num_batches
-from mnist_jax.team import Team
+from mnist_jax.trainer import Programs, check_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +193,7 @@ def _fit(
         if step := progress.step:
             observer.on_resume(step)
         elif pictures and config.tensorboard:
-            from mnist_jax import report  # takes half a second: only when needed
+            from mnist_jax.reporting import report  # takes half a second: only when needed
 
             report.at_start(run, dataset)
         earlier = progress.seconds
@@ -271,7 +275,7 @@ def _load(config: Config) -> tuple[Config, Dataset]:
 
 def _page(run: runs.Run, config: Config, dataset: Dataset, observer: Observer) -> Path | None:
     """The pictures that the config asks for of a complete run; without them it is as complete."""
-    from mnist_jax import report
+    from mnist_jax.reporting import report
 
     try:
         return report.at_end(run, config, dataset)

@@ -48,7 +48,7 @@ class FaultsRecord:
     def pytest_sessionfinish(self) -> None:
         import jax
 
-        from mnist_jax import environment
+        from mnist_jax.runs import environment
 
         record = {
             "version": 1,

@@ -20,13 +20,13 @@ from benchmarks.scaling import apart
 from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data.split import Split
-from mnist_jax.devices import Layout, running_on
 from mnist_jax.errors import InterruptedRunError, UsageError
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
-from mnist_jax.programs import Jitted, jitted
-from mnist_jax.recipe import make_optimizer, make_recipe
+from mnist_jax.optimizer import make_optimizer, make_recipe
+from mnist_jax.parallel.mesh import Layout, running_on
 from mnist_jax.signals import Stop
+from mnist_jax.trainer import Jitted, jitted
 from mnist_jax.training import Observer, fit
 
 SIZE = 300  # images

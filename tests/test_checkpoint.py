@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mnist_jax import checkpoint, storage
-from mnist_jax.checkpoint import Checkpoints
+from mnist_jax import atomic_io as storage
 from mnist_jax.errors import CheckpointError
+from mnist_jax.runs import checkpoint
+from mnist_jax.runs.checkpoint import Checkpoints
 
 
 def make_tree(seed: int = 0) -> dict:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from mnist_jax import convolution
-from mnist_jax.convolution import conv3x3, conv_general_dilated, max_pool_2x2
 from mnist_jax.models import CNN, init_params
+from mnist_jax.ops import convolution
+from mnist_jax.ops.convolution import conv3x3, conv_general_dilated, max_pool_2x2
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mnist_jax import cli
-from mnist_jax.devices import Layout, select_devices
 from mnist_jax.errors import DeviceError
+from mnist_jax.parallel.mesh import Layout, select_devices
 
 ROOT = Path(__file__).parent.parent
 

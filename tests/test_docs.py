@@ -24,10 +24,12 @@ from PIL import Image
 import mnist_jax
 from benchmarks import card, forecast, peers, results, rounding, scaling, step, trust
 from benchmarks.results import Results
-from mnist_jax import __main__, cli, config, data, devices, draw, fit, models
+from mnist_jax import __main__, cli, config, data, fit, models
 from mnist_jax.config import Config
 from mnist_jax.data import sources
-from mnist_jax.statistics import welch
+from mnist_jax.inference import draw
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs.statistics import welch
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}

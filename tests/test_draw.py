@@ -19,8 +19,11 @@ import pytest
 from PIL import Image
 from werkzeug.test import Client
 
-from mnist_jax import Config, __main__, draw, fit, images, saved
+from mnist_jax import Config, __main__, fit
 from mnist_jax.errors import NonFiniteError
+from mnist_jax.inference import draw
+from mnist_jax.inference import preprocess as images
+from mnist_jax.inference import restore as saved
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = draw.SIDE

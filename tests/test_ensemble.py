@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from mnist_jax import Config, __main__, ensemble, fit, saved
-from mnist_jax.ensemble import Predictions
+from mnist_jax import Config, __main__, fit
+from mnist_jax.inference import compare as ensemble
+from mnist_jax.inference import restore as saved
+from mnist_jax.inference.compare import Predictions
 
 
 @pytest.fixture(scope="module")

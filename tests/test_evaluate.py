@@ -7,8 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from mnist_jax import Config, __main__, data, evaluate, evaluation, fit, predict, saved
+from mnist_jax import Config, __main__, data, evaluate, fit, predict
 from mnist_jax.errors import NonFiniteError, UsageError
+from mnist_jax.inference import evaluate as evaluation
+from mnist_jax.inference import restore as saved
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ def test_a_class_without_images_has_no_accuracy(runs, monkeypatch, capsys, test_
     few = test_split.image[test_split.label < 9], test_split.label[test_split.label < 9]
     dataset = data.load_dataset("digits")
     object.__setattr__(dataset, "test", data.Split(*few))
-    monkeypatch.setattr("mnist_jax.saved.load_dataset", lambda *_, **__: dataset)
+    monkeypatch.setattr("mnist_jax.inference.restore.load_dataset", lambda *_, **__: dataset)
     assert evaluate(runs / "one")["classes"][9]["accuracy"] is None
     assert run(capsys, f"--workdir={runs / 'one'}")[1].splitlines()[-1].endswith(" -")
 

@@ -15,9 +15,13 @@ import pytest
 import safetensors.numpy
 from jax import export as jax_export
 
-from mnist_jax import Config, __main__, devices, export, fit, load_dataset, saved, steps, storage
+from mnist_jax import Config, __main__, fit, load_dataset, steps
+from mnist_jax import atomic_io as storage
+from mnist_jax.inference import export
+from mnist_jax.inference import restore as saved
 from mnist_jax.models import MODELS, init_params
-from mnist_jax.progress import Progress
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs.progress import Progress
 
 PAGE = (Path(__file__).parents[1] / "docs" / "running.md").read_text()
 LOADING = next(c for c in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "deserial" in c)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mnist_jax import images
 from mnist_jax.data import digits
 from mnist_jax.errors import DataError
+from mnist_jax.inference import preprocess as images
 
 
 @pytest.fixture(scope="module")

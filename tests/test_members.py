@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax import Config, __main__, devices, display, fit
+from mnist_jax import Config, __main__, fit
 from mnist_jax.errors import DeviceError, InterruptedRunError, NonFiniteError
-from mnist_jax.record import accuracy_line
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.reporting import console as display
+from mnist_jax.runs.results import accuracy_line
 from mnist_jax.signals import Stop
 from mnist_jax.training import Observer
 
@@ -40,7 +42,7 @@ def test_each_member_equals_the_run_of_its_seed(config, tmp_path, monkeypatch, m
     fields = {"model": model, **MODELS[model]}
     alone = [fit(config(seed=n, workdir=tmp_path / f"alone{n}", **fields)) for n in (7, 8, 9)]
     for one_by_one in (True, False):
-        monkeypatch.setattr("mnist_jax.programs.members_take_turns", lambda *_, o=one_by_one: o)
+        monkeypatch.setattr("mnist_jax.trainer.members_take_turns", lambda *_, o=one_by_one: o)
         workdir = tmp_path / f"together{one_by_one}"
         together = fit(config(seeds=3, seed=7, workdir=workdir, **fields))
         if one_by_one:  # the same operations: the same bits
@@ -101,7 +103,7 @@ def test_an_ensemble_cut_anywhere_ends_as_one_that_was_not(config, tmp_path):
 
 def test_a_member_that_is_not_finite_is_named_and_left_out(config, monkeypatch):
     """The first member's weights are made infinite; the others train on."""
-    from mnist_jax.programs import Programs
+    from mnist_jax.trainer import Programs
 
     init = Programs.init
 
@@ -146,7 +148,7 @@ def test_when_no_member_is_finite_the_run_ends(config):
 
 def test_the_error_names_the_step_at_which_the_last_member_was_lost(config, monkeypatch):
     """The first is lost at once, the second after 20 steps, in the second epoch."""
-    from mnist_jax.programs import Programs
+    from mnist_jax.trainer import Programs
 
     init, train = Programs.init, Programs.train
 

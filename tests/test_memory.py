@@ -9,7 +9,7 @@ import pytest
 TWICE = """
 import os, resource, threading
 import numpy as np
-from mnist_jax import memory
+from mnist_jax.ops import malloc as memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

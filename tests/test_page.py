@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
-from mnist_jax import Config, fit, page, report, saved
+from mnist_jax import Config, fit
+from mnist_jax.inference import restore as saved
+from mnist_jax.reporting import page, report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from mnist_jax import plots, statistics
+from mnist_jax.reporting import plots
+from mnist_jax.runs import statistics
 
 DIGITS = tuple("0123456789")
 
@@ -234,6 +235,6 @@ def test_pixels_are_those_of_the_figure():
 
 
 def test_pyplot_is_left_alone():
-    code = "import sys, mnist_jax.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, mnist_jax.reporting.report; sys.exit('matplotlib.pyplot' in sys.modules)"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -14,19 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_jax import (
-    Config,
-    __main__,
-    display,
-    fit,
-    images,
-    load_dataset,
-    predict,
-    prediction,
-    saved,
-)
+from mnist_jax import Config, __main__, fit, load_dataset, predict
 from mnist_jax.commands import predict as command
 from mnist_jax.errors import DataError, UsageError
+from mnist_jax.inference import predict as prediction
+from mnist_jax.inference import preprocess as images
+from mnist_jax.inference import restore as saved
+from mnist_jax.reporting import console as display
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_jax import Config, evaluate, fit, models, recipe, steps
+from mnist_jax import Config, evaluate, fit, models, steps
+from mnist_jax import optimizer as recipe
 from mnist_jax.config import PRESETS
-from mnist_jax.verify import verify
+from mnist_jax.inference.verify import verify
 
 
 def learning_rates(config: Config, total: int) -> list[float]:

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from reference import weights
 
-from mnist_jax import convolution, models, steps
+from mnist_jax import models, steps
 from mnist_jax.config import Config
-from mnist_jax.recipe import make_optimizer
+from mnist_jax.ops import convolution
+from mnist_jax.optimizer import make_optimizer
 
 KERAS = json.loads((Path(__file__).parent / "reference" / "keras.json").read_text())
 

@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 
 import train
-from mnist_jax import Config, __main__, cli, fit, models, pictures, report, saved, storage
+from mnist_jax import Config, __main__, cli, fit, models
+from mnist_jax import atomic_io as storage
 from mnist_jax.errors import InterruptedRunError
+from mnist_jax.inference import restore as saved
+from mnist_jax.reporting import pictures, report
 from mnist_jax.signals import Stop
 from mnist_jax.training import Observer
 

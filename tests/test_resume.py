@@ -8,11 +8,14 @@ import threading
 import pytest
 import safetensors.numpy
 
-from mnist_jax import Config, fit, runs, saved, storage
+from mnist_jax import Config, fit
+from mnist_jax import atomic_io as storage
 from mnist_jax.errors import CheckpointError, DeviceError, InterruptedRunError, UsageError
+from mnist_jax.inference import restore as saved
+from mnist_jax.inference.verify import verify
+from mnist_jax.runs import run_dir as runs
 from mnist_jax.signals import Stop
 from mnist_jax.training import Observer
-from mnist_jax.verify import verify
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy
 
-from mnist_jax import statistics
+from mnist_jax.runs import statistics
 
 
 def test_the_interval_of_a_mean_is_student_s():

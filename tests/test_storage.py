@@ -1,6 +1,6 @@
 import pytest
 
-from mnist_jax import storage
+from mnist_jax import atomic_io as storage
 
 
 def test_written_files_read_back_and_leave_no_temporaries(tmp_path):

@@ -13,10 +13,12 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_jax import MODELS, Config, devices, fit, runs, steps
+from mnist_jax import MODELS, Config, fit, steps
 from mnist_jax.errors import CheckpointError, DeviceError, NonFiniteError, UsageError
 from mnist_jax.models import LogisticRegression
-from mnist_jax.programs import jitted
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs import run_dir as runs
+from mnist_jax.trainer import jitted
 from mnist_jax.training import Observer
 
 
@@ -90,7 +92,7 @@ def test_programs_of_known_length_give_the_same_result(
 ):
     """As on an accelerator: an epoch and a rest of another length, each compiled for itself."""
     leaves = jax.tree.leaves(fit(config(model="mlp", max_steps=20)).params)
-    monkeypatch.setattr("mnist_jax.programs.takes_any_length", lambda device: False)
+    monkeypatch.setattr("mnist_jax.trainer.takes_any_length", lambda device: False)
     calls = {"steps_per_call": steps_per_call, "workdir": tmp_path / "static"}
     result = fit(config(model="mlp", max_steps=20, **calls))
     assert result.record["steps"] == 20

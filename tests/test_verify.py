@@ -6,9 +6,11 @@ import re
 import pytest
 from filelock import FileLock
 
-from mnist_jax import Config, __main__, fit, runs, storage
+from mnist_jax import Config, __main__, fit
+from mnist_jax import atomic_io as storage
 from mnist_jax.commands import COMMANDS
 from mnist_jax.errors import CheckpointError, InterruptedRunError
+from mnist_jax.runs import run_dir as runs
 from mnist_jax.signals import Stop
 from mnist_jax.training import Observer
 
@@ -119,7 +121,9 @@ def test_what_was_changed_is_named(folder, data_dir, capsys, change, named):
 
 def test_an_accuracy_that_does_not_come_out_again_is_wrong(folder, data_dir, capsys, monkeypatch):
     """As from a model evaluated on other images."""
-    monkeypatch.setattr("mnist_jax.saved.EVAL_BATCH_SIZE", 7)  # the same images all the same
+    monkeypatch.setattr(
+        "mnist_jax.inference.restore.EVAL_BATCH_SIZE", 7
+    )  # the same images all the same
     assert verify(folder, data_dir) == 0
     monkeypatch.setattr("mnist_jax.steps.to_input", lambda image, normalize: image * 0.0)
     assert verify(folder, data_dir) == 4

@@ -66,18 +66,14 @@ def wrap_parts(accounts: Accounts) -> None:
     """Puts clocks around the parts of a run."""
     import jax
 
-    from mnist_jax import (
-        checkpoint,
-        cli,
-        devices,
-        display,
-        environment,
-        memory,
-        programs,
-        record,
-        runs,
-        training,
-    )
+    from mnist_jax import cli, training
+    from mnist_jax import trainer as programs
+    from mnist_jax.ops import malloc as memory
+    from mnist_jax.parallel import mesh as devices
+    from mnist_jax.reporting import console as display
+    from mnist_jax.runs import checkpoint, environment
+    from mnist_jax.runs import results as record
+    from mnist_jax.runs import run_dir as runs
 
     called = set()
 

@@ -1,4 +1,4 @@
-"""This project: `steps.train_steps`, compiled and called as `mnist_jax.programs` does it.
+"""This project: `steps.train_steps`, compiled and called as `mnist_jax.trainer` does it.
 
 The images lie on the device as uint8; a call gathers, normalises and trains on as many batches as
 a sample has steps, with the state donated and the metrics summed. One dispatch a step is the same
@@ -12,15 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.peer_workers import job as jobs
-from mnist_jax import devices, environment, memory, steps
+from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
-from mnist_jax.devices import Layout
 from mnist_jax.errors import DeviceError
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
-from mnist_jax.programs import Jitted, jitted, takes_any_length
-from mnist_jax.recipe import make_optimizer, make_recipe
+from mnist_jax.ops import malloc as memory
+from mnist_jax.optimizer import make_optimizer, make_recipe
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.parallel.mesh import Layout
+from mnist_jax.runs import environment
+from mnist_jax.trainer import Jitted, jitted, takes_any_length
 
 MANY, ONE = "many steps a call", "one dispatch a step"
 

@@ -21,9 +21,12 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from benchmarks.peer_workers import ours
-    from mnist_jax import devices, environment, load_dataset, memory
+    from mnist_jax import load_dataset
     from mnist_jax.config import Config
     from mnist_jax.metrics import MetricSums
+    from mnist_jax.ops import malloc as memory
+    from mnist_jax.parallel import mesh as devices
+    from mnist_jax.runs import environment
 
     memory.keep_freed()
     phase("import")

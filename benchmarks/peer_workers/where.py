@@ -4,7 +4,8 @@ import json
 import sys
 from typing import Any
 
-from mnist_jax import devices, environment
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs import environment
 
 
 def main(question: dict[str, Any]) -> dict[str, Any]:

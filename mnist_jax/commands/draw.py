@@ -33,7 +33,9 @@ class Draw(Computing):
 
     def run(self) -> None:
         """Prints the page's address once all is ready, and answers until Ctrl-C."""
-        from mnist_jax import devices, draw, saved
+        from mnist_jax.inference import draw
+        from mnist_jax.inference import restore as saved
+        from mnist_jax.parallel import mesh as devices
 
         with draw.listen(self.host, self.port) as listening:
             run = saved.load_run(self.workdir)

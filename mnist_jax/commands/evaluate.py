@@ -9,7 +9,7 @@ from typing import Any
 from mnist_jax import data, errors
 from mnist_jax.commands.evaluating import Evaluating, accuracy
 from mnist_jax.config import expand_paths
-from mnist_jax.statistics import percent
+from mnist_jax.runs.statistics import percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class Evaluate(Evaluating):
 
     def run(self) -> None:
         """Prints the accuracy, the loss and the table of confusions."""
-        from mnist_jax import evaluation, saved
+        from mnist_jax.inference import evaluate as evaluation
+        from mnist_jax.inference import restore as saved
 
         if self.dataset not in (None, *data.DATASETS):
             raise errors.unknown_choice("dataset", self.dataset, data.DATASETS)

@@ -10,12 +10,12 @@ import tyro
 
 from mnist_jax import errors
 from mnist_jax.config import PLATFORMS, Config, expand_paths
-from mnist_jax.statistics import percent
+from mnist_jax.runs.statistics import percent
 
 if TYPE_CHECKING:
     from mnist_jax.data import Dataset
-    from mnist_jax.ensemble import Predictions
-    from mnist_jax.saved import SavedRun
+    from mnist_jax.inference.compare import Predictions
+    from mnist_jax.inference.restore import SavedRun
 
 
 REQUIRED = "(required)"  # one or more, which each command checks to say what is missing
@@ -39,7 +39,7 @@ class Computing:
 
     def keep_compiled(self, config: Config) -> None:
         """Keeps programs where the run kept its own; without them all works, but slower."""
-        from mnist_jax import devices
+        from mnist_jax.parallel import mesh as devices
 
         devices.keep_compiled(config.compilation_cache)
 
@@ -65,7 +65,7 @@ class Evaluating(Computing):
 
         Prints what there is to notice, such as members that were left out.
         """
-        from mnist_jax import ensemble
+        from mnist_jax.inference import compare as ensemble
 
         runs, dataset = self.load(folders)
         found = [
@@ -78,7 +78,7 @@ class Evaluating(Computing):
 
     def load(self, folders: Sequence[Path]) -> "tuple[list[SavedRun], Dataset]":
         """The runs and their data set, and a place for compiled programs."""
-        from mnist_jax import saved
+        from mnist_jax.inference import restore as saved
 
         runs = saved.load_runs(folders)
         dataset = saved.dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mnist_jax import errors
 from mnist_jax.config import expand_paths
-from mnist_jax.statistics import percent
+from mnist_jax.runs.statistics import percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,8 @@ class Export:
 
     def run(self) -> None:
         """Says what was written, and how good it is."""
-        from mnist_jax import export, saved
+        from mnist_jax.inference import export
+        from mnist_jax.inference import restore as saved
 
         if self.format not in export.FORMATS:
             raise errors.unknown_choice("format", self.format, export.FORMATS)

@@ -18,12 +18,12 @@ import tyro
 from mnist_jax import errors
 from mnist_jax.commands.evaluating import REQUIRED, Computing
 from mnist_jax.config import expand_paths
-from mnist_jax.statistics import percent
+from mnist_jax.runs.statistics import percent
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from mnist_jax.prediction import Answer
+    from mnist_jax.inference.predict import Answer
 
 BAR_AFTER_S = 2.0
 
@@ -62,7 +62,11 @@ class Predict(Computing):
         Raises:
             DataError: there are such. The others have been answered.
         """
-        from mnist_jax import data, devices, images, prediction, saved
+        from mnist_jax import data
+        from mnist_jax.inference import predict as prediction
+        from mnist_jax.inference import preprocess as images
+        from mnist_jax.inference import restore as saved
+        from mnist_jax.parallel import mesh as devices
 
         if not self.images:
             raise errors.UsageError("no picture is named; name files, or folders of them")
@@ -139,7 +143,7 @@ def _columns(
     from rich.table import Table
     from rich.text import Text
 
-    from mnist_jax.display import PipeConsole
+    from mnist_jax.reporting.console import PipeConsole
 
     console = PipeConsole(file=sys.stdout, highlight=False)
     table = Table(pad_edge=False)
@@ -173,7 +177,7 @@ def _bar(total: int, *, wanted: bool) -> Iterator[Callable[[], None]]:
     """What counts one picture more, in a bar on stderr's terminal once that has taken a while."""
     from rich.progress import Progress
 
-    from mnist_jax.display import PipeConsole
+    from mnist_jax.reporting.console import PipeConsole
 
     progress = Progress(console=PipeConsole(stderr=True), transient=True, redirect_stdout=False)
     task = progress.add_task("reading", total=total)

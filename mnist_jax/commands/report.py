@@ -21,7 +21,8 @@ class Report(Evaluating):
 
     def run(self) -> None:
         """Writes the page and prints where it is."""
-        from mnist_jax import runs, saved
+        from mnist_jax.inference import restore as saved
+        from mnist_jax.runs import run_dir as runs
 
         if not self.folders:
             raise errors.UsageError("no run is named; name the folders of one or more")
@@ -32,7 +33,9 @@ class Report(Evaluating):
             found, dataset = self.load(self.folders)
         else:  # whose numbers are in their folders
             found, dataset = saved.load_runs(self.folders), None
-        from mnist_jax import report  # takes half a second: after what may be wrong with the flags
+        from mnist_jax.reporting import (
+            report,  # takes half a second: after what may be wrong with the flags
+        )
 
         report.write(output, report.make(found, dataset, platform=self.platform))
         print(f"report: {output}")

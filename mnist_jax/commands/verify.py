@@ -19,7 +19,8 @@ class Verify(Evaluating):
 
     def run(self) -> None:
         """Prints a line for each check; raises for those that failed."""
-        from mnist_jax import runs, verify
+        from mnist_jax.inference import verify
+        from mnist_jax.runs import run_dir as runs
 
         runs.check_idle(self.folder)
         where = {"data_dir": self.data_dir, "manual_dir": self.manual_dir}

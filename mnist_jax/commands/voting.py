@@ -9,7 +9,7 @@ import tyro
 
 from mnist_jax import errors
 from mnist_jax.commands.evaluating import Evaluating, Runs, accuracy
-from mnist_jax.statistics import percent
+from mnist_jax.runs.statistics import percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Ensemble(Evaluating):
 
     def run(self) -> None:
         """Prints the members' own accuracy, and that of their two votes."""
-        from mnist_jax import ensemble
+        from mnist_jax.inference import compare as ensemble
 
         if not self.folders:
             raise errors.UsageError("no run is named; name the folders of one or more")
@@ -69,7 +69,7 @@ class Compare(Evaluating):
 
     def run(self) -> None:
         """Prints both tests and what they say; raises where the second is significantly worse."""
-        from mnist_jax import ensemble
+        from mnist_jax.inference import compare as ensemble
 
         found = ensemble.compare(*self.predict(self.folders, apart=True))
         images, seeds = found["images"], found["seeds"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mnist_jax import storage
+from mnist_jax import atomic_io as storage
 from mnist_jax.data import builders, cache, digits
 from mnist_jax.data.sources import SOURCES, parse, read_originals
 from mnist_jax.data.split import Split, hold_out

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_jax import storage
+from mnist_jax import atomic_io as storage
 from mnist_jax.data.sources import SOURCES, TEST_LABELS, parse, read_originals
 from mnist_jax.data.split import Split, check_split
 from mnist_jax.errors import DataError

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnist_jax import storage
+from mnist_jax import atomic_io as storage
 from mnist_jax.data.split import Split, check_split
 from mnist_jax.errors import DataError
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from benchmarks import launch, scaling
-from mnist_jax.devices import Layout
+from mnist_jax.parallel.mesh import Layout
 
 SHAPES = {"kernel": (3, 5), "bias": (7,)}
 

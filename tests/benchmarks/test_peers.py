@@ -12,7 +12,7 @@ from benchmarks.results import Benchmark
 from mnist_jax.config import Config
 from mnist_jax.errors import UsageError
 from mnist_jax.models import MODELS
-from mnist_jax.programs import EVAL_BATCH_SIZE
+from mnist_jax.trainer import EVAL_BATCH_SIZE
 
 OURS = peers.OURS[:2]
 

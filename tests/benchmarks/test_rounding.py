@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from benchmarks import results, rounding
-from mnist_jax import convolution, models
+from mnist_jax import models
+from mnist_jax.ops import convolution
 
 
 class Small(nn.Module):

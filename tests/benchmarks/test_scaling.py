@@ -18,8 +18,8 @@ from benchmarks.cost_model import Cluster, Link, StepTime
 from benchmarks.peer_workers import job as jobs
 from benchmarks.peer_workers import ours
 from benchmarks.results import Benchmark, Results
-from mnist_jax import devices
 from mnist_jax.errors import DeviceError, UsageError
+from mnist_jax.parallel import mesh as devices
 
 ROOT = Path(__file__).parents[2]
 # Latencies are such that the way for small messages is never the shorter one.

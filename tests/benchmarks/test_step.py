@@ -9,7 +9,8 @@ import pytest
 from benchmarks import launch, memory, results, step
 from benchmarks.peer_workers import job as jobs
 from benchmarks.peer_workers import ours
-from mnist_jax import devices, profiling
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.reporting import profiling
 
 
 def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:

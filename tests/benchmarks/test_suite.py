@@ -11,8 +11,9 @@ from benchmarks import __main__ as suite
 from benchmarks import batch_size, card, input, launch, ledger, lowering, results, time_to_accuracy
 from benchmarks.peer_workers import accounts
 from benchmarks.results import Benchmark
-from mnist_jax import Config, fit, profiling
+from mnist_jax import Config, fit
 from mnist_jax.errors import UsageError
+from mnist_jax.reporting import profiling
 from mnist_jax.training import Observer
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import small
 
-from mnist_jax import storage
+from mnist_jax import atomic_io as storage
 from mnist_jax.data import DATASETS, Dataset, builders, cache, load_dataset, sources
 from mnist_jax.errors import DataError, UsageError
 

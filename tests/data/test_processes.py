@@ -21,7 +21,7 @@ COUNTS = {"train_count": 2_000, "test_count": 500}
 PRELUDE = """
 import hashlib, sys, time
 from pathlib import Path
-from mnist_jax import storage
+from mnist_jax import atomic_io as storage
 from mnist_jax.data import load_dataset, sources
 import small
 import PIL.Image, tensorflow_datasets

@@ -18,8 +18,8 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from mnist_jax import runs
 from mnist_jax.data import sources
+from mnist_jax.runs import run_dir as runs
 
 
 def mostly(usual: st.SearchStrategy[Any], *others: st.SearchStrategy[Any]) -> Any:

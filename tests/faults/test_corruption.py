@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_jax import Config, runs, saved
-from mnist_jax.checkpoint import Checkpoints, names_of
+from mnist_jax import Config
 from mnist_jax.data import cache, sources
 from mnist_jax.errors import CheckpointError, DataError
-from mnist_jax.verify import verify
+from mnist_jax.inference import restore as saved
+from mnist_jax.inference.verify import verify
+from mnist_jax.runs import run_dir as runs
+from mnist_jax.runs.checkpoint import Checkpoints, names_of
 
 RUN_FILES = (*runs.RECORDS, runs.RESULT, runs.MANIFEST)
 VERIFIED = ("epoch-0001-step-00000002.safetensors", "mnist.safetensors")

@@ -33,11 +33,12 @@ import pytest
 import training
 from filelock import FileLock
 
-from mnist_jax import Config, fit, storage
-from mnist_jax.checkpoint import KEPT, names_of
+from mnist_jax import Config, fit
+from mnist_jax import atomic_io as storage
 from mnist_jax.errors import DeviceError
-from mnist_jax.runs import Run
-from mnist_jax.verify import verify
+from mnist_jax.inference.verify import verify
+from mnist_jax.runs.checkpoint import KEPT, names_of
+from mnist_jax.runs.run_dir import Run
 
 CALLS = ("open", "write", "fsync", "chmod", "replace", "unlink", "mkdir")
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}

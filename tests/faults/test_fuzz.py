@@ -31,31 +31,24 @@ from hypothesis import strategies as st
 
 import mnist_jax
 import train
-from mnist_jax import (
-    Config,
-    __main__,
-    checkpoint,
-    data,
-    environment,
-    fit,
-    images,
-    runs,
-    saved,
-    steps,
-    storage,
-    verify,
-)
+from mnist_jax import Config, __main__, data, fit, steps
+from mnist_jax import atomic_io as storage
 from mnist_jax.commands import COMMANDS
 from mnist_jax.data import sources
-from mnist_jax.devices import Layout
 from mnist_jax.errors import DataError, MnistJaxError, UsageError
+from mnist_jax.inference import preprocess as images
+from mnist_jax.inference import restore as saved
+from mnist_jax.inference import verify
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import MODELS
-from mnist_jax.progress import Keeper
-from mnist_jax.recipe import make_optimizer
+from mnist_jax.optimizer import make_optimizer
+from mnist_jax.parallel.mesh import Layout
+from mnist_jax.parallel.team import Team
+from mnist_jax.runs import checkpoint, environment
+from mnist_jax.runs import run_dir as runs
+from mnist_jax.runs.progress import Keeper
 from mnist_jax.signals import Stop
 from mnist_jax.steps import TrainState
-from mnist_jax.team import Team
 
 # Said by Hypothesis when an input fails that is long; the failure matters.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")

@@ -13,9 +13,10 @@ import threading
 import pytest
 import several
 
-from mnist_jax import Config, coordinator, processes
+from mnist_jax import Config
 from mnist_jax.errors import UsageError
-from mnist_jax.team import Team
+from mnist_jax.parallel import coordinator, processes
+from mnist_jax.parallel.team import Team
 
 
 def roll(*claims: tuple[int, int], count: int, patience_s: float = 20.0):

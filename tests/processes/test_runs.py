@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo")
 
 EPOCHS = 12
 # The others, which save nothing, have long since ended.
-SLOW = "import time; from mnist_jax.runs import Run; Run.finish_saving = lambda _: time.sleep(15)"
+SLOW = "import time; from mnist_jax.runs.run_dir import Run; Run.finish_saving = lambda _: time.sleep(15)"
 SOON = "p.LOST_S = 10"  # that the test need not wait for so long
 FLAGS = (*several.FLAGS, f"--epochs={EPOCHS}", "--steps_per_call=5")
 
@@ -148,7 +148,9 @@ def test_all_end_where_the_reader_of_the_output_goes_away(flags, tmp_path):
 
 def test_one_that_fails_says_why_and_so_do_the_others(flags, tmp_path):
     numbers = f"--coordinator=localhost:{several.free_port()}", "--num_processes=2"
-    fails = "import mnist_jax.progress as progress; progress.Keeper.save = lambda *_: {}['save']"
+    fails = (
+        "import mnist_jax.runs.progress as progress; progress.Keeper.save = lambda *_: {}['save']"
+    )
     where = f"--workdir={tmp_path / 'run'}"
     first, second = several.ends(
         [

@@ -22,12 +22,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from mnist_jax import devices, record, runs
 from mnist_jax.data import class_names
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
-from mnist_jax.images import to_mnist
-from mnist_jax.prediction import Predictor
-from mnist_jax.saved import SavedRun
+from mnist_jax.inference.predict import Predictor
+from mnist_jax.inference.preprocess import to_mnist
+from mnist_jax.inference.restore import SavedRun
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs import results as record
+from mnist_jax.runs import run_dir as runs
 
 SIDE = 448  # pixels of a drawing
 

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from mnist_jax import plots
 from mnist_jax.data import Dataset
 from mnist_jax.data.split import NUM_CLASSES
-from mnist_jax.ensemble import Predictions
+from mnist_jax.inference.compare import Predictions
+from mnist_jax.inference.restore import SavedRun
 from mnist_jax.metrics import mean_over_members
 from mnist_jax.models import layers
-from mnist_jax.saved import SavedRun
-from mnist_jax.statistics import calibration_bins, confusion, most_confident_errors, percent
+from mnist_jax.reporting import plots
+from mnist_jax.runs.statistics import calibration_bins, confusion, most_confident_errors, percent
 
 ERRORS = 24  # wrong answers shown
 UNITS = 32  # of a hidden layer

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from mnist_jax import devices
 from mnist_jax.config import checked_path
 from mnist_jax.errors import UsageError
-from mnist_jax.saved import Classifier, dataset_of, finite_members, load_runs, none_left
-from mnist_jax.statistics import accuracy, confusion, summarize
+from mnist_jax.inference.restore import Classifier, dataset_of, finite_members, load_runs, none_left
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs.statistics import accuracy, confusion, summarize
 
 
 def evaluate(

@@ -12,18 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mnist_jax import devices, memory, steps
-from mnist_jax.checkpoint import tree_bytes
+from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
-from mnist_jax.devices import Layout
 from mnist_jax.errors import DeviceError
-from mnist_jax.members import member_of, over_devices, over_members
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import count_parameters, params_of
-from mnist_jax.profiling import Call, Window, profiled
-from mnist_jax.recipe import averaged, make_recipe
-from mnist_jax.team import Team
+from mnist_jax.ops import malloc as memory
+from mnist_jax.optimizer import averaged, make_recipe
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.parallel.ensemble import member_of, over_devices, over_members
+from mnist_jax.parallel.mesh import Layout
+from mnist_jax.parallel.team import Team
+from mnist_jax.reporting.profiling import Call, Window, profiled
+from mnist_jax.runs.checkpoint import tree_bytes
 
 # Images a batch when evaluating. Fixed, so that sums are rounded the same way in every run; small
 # enough for each of the CNN's activations to stay under 60 MB.

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnist_jax import storage
+from mnist_jax import atomic_io as storage
 from mnist_jax.errors import CheckpointError
 
 VERSION = "1"

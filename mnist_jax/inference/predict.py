@@ -7,11 +7,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mnist_jax import devices
 from mnist_jax.config import checked_path
 from mnist_jax.errors import DataError, UsageError
-from mnist_jax.images import Digit, read_digit
-from mnist_jax.saved import Classifier, SavedRun, finite_members, load_run, none_left
+from mnist_jax.inference.preprocess import Digit, read_digit
+from mnist_jax.inference.restore import Classifier, SavedRun, finite_members, load_run, none_left
+from mnist_jax.parallel import mesh as devices
 
 # Images a call of the program. On a CPU as fast as more, and one alone is answered in a moment.
 BATCH_SIZE = 32

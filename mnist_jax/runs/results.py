@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from mnist_jax.config import Config
-from mnist_jax.members import member_of
 from mnist_jax.metrics import NEVER, MetricSums, kept_members
-from mnist_jax.progress import Progress
-from mnist_jax.runs import params_sha256
-from mnist_jax.statistics import percent, summarize
+from mnist_jax.parallel.ensemble import member_of
+from mnist_jax.runs.progress import Progress
+from mnist_jax.runs.run_dir import params_sha256
+from mnist_jax.runs.statistics import percent, summarize
 
 
 def metrics(found: Mapping[str, MetricSums]) -> dict[str, Any]:

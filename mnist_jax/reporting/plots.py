@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from mnist_jax.metrics import mean_over_members, of_kept_members
-from mnist_jax.statistics import CalibrationBins, binomial_ci95, percent
+from mnist_jax.runs.statistics import CalibrationBins, binomial_ci95, percent
 
 Rows = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
 

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from mnist_jax.config import Config
-from mnist_jax.devices import Layout
 from mnist_jax.errors import CheckpointError, InterruptedRunError
 from mnist_jax.metrics import MetricSums
-from mnist_jax.runs import Run
+from mnist_jax.parallel.mesh import Layout
+from mnist_jax.parallel.team import Team
+from mnist_jax.runs.run_dir import Run
 from mnist_jax.signals import Stop
 from mnist_jax.steps import TrainState, step_of
-from mnist_jax.team import Team
 
 # What every line of metrics.jsonl has.
 MEASURED = {"train/loss", "train/accuracy", "test/loss", "test/accuracy", "train_s"}

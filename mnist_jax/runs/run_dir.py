@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from mnist_jax import storage
-from mnist_jax.checkpoint import Checkpoints, names_of
+from mnist_jax import atomic_io as storage
+from mnist_jax.atomic_io import IntegrityError, write_atomically
 from mnist_jax.config import Config
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
 from mnist_jax.metrics import mean_over_members
-from mnist_jax.storage import IntegrityError, write_atomically
-from mnist_jax.team import Team
+from mnist_jax.parallel.team import Team
+from mnist_jax.runs.checkpoint import Checkpoints, names_of
 
 RECORDS = ("config.json", "environment.json", "metrics.jsonl")
 RESULT = "result.json"

@@ -7,12 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnist_jax import checkpoint, devices, environment, runs, saved, storage
+from mnist_jax import atomic_io as storage
 from mnist_jax.data import load_dataset
 from mnist_jax.errors import CheckpointError
+from mnist_jax.inference import restore as saved
 from mnist_jax.metrics import MetricSums
 from mnist_jax.models import count_parameters, params_of
-from mnist_jax.record import outcome
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs import checkpoint, environment
+from mnist_jax.runs import run_dir as runs
+from mnist_jax.runs.results import outcome
 
 ELSEWHERE = 0.001  # share of images that rounding may turn on a GPU, or elsewhere
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.polynomial import polynomial
 
-from mnist_jax import storage
+from mnist_jax import atomic_io as storage
 from mnist_jax.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")

@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_jax import pictures, plots, runs, storage
+from mnist_jax import atomic_io as storage
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.data.split import NUM_CLASSES
-from mnist_jax.ensemble import Predictions, predict_all
+from mnist_jax.inference.compare import Predictions, predict_all
+from mnist_jax.inference.restore import SavedRun, load_run
 from mnist_jax.metrics import mean_over_members, of_kept_members
 from mnist_jax.models import count_parameters, layers, params_of
-from mnist_jax.page import Page, Table, render, write
-from mnist_jax.saved import SavedRun, load_run
-from mnist_jax.statistics import binomial_ci95, confusion, percent, summarize
+from mnist_jax.reporting import pictures, plots
+from mnist_jax.reporting.page import Page, Table, render, write
+from mnist_jax.runs import run_dir as runs
+from mnist_jax.runs.statistics import binomial_ci95, confusion, percent, summarize
 from mnist_jax.steps import num_batches
 
 SAMPLES = 60  # training images for TensorBoard

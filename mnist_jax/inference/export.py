@@ -16,14 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_jax import devices, runs, storage
-from mnist_jax.checkpoint import names_of
+from mnist_jax import atomic_io as storage
 from mnist_jax.data import class_names
 from mnist_jax.data.split import NUM_CLASSES
 from mnist_jax.errors import DeviceError, NonFiniteError, UsageError
-from mnist_jax.members import member_of
+from mnist_jax.inference.restore import SavedRun, classify, notice_incomplete
 from mnist_jax.models import IMAGE_SHAPE, count_parameters
-from mnist_jax.saved import SavedRun, classify, notice_incomplete
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.parallel.ensemble import member_of
+from mnist_jax.runs import run_dir as runs
+from mnist_jax.runs.checkpoint import names_of
 
 VERSION = 1  # of the description
 FORMATS = ("safetensors", "stablehlo")

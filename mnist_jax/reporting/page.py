@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from mnist_jax import plots, storage
+from mnist_jax import atomic_io as storage
 from mnist_jax.errors import DeviceError, UsageError
-from mnist_jax.pictures import Picture
+from mnist_jax.reporting import plots
+from mnist_jax.reporting.pictures import Picture
 
 BEGINNING = b"<!DOCTYPE html>"
 

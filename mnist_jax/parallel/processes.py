@@ -2,7 +2,7 @@
 
 JAX's distributed runtime moves the arrays. What is here goes through its coordinator, which listens
 on process 0's machine and keeps a few short texts that all can read: each process's sign of life,
-and how it ended. What they agree on while they run is in `mnist_jax/team.py`.
+and how it ended. What they agree on while they run is in `mnist_jax/parallel/team.py`.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from unittest import mock
 import jax
 from jax._src import clusters, distributed  # neither's parts used here have public names
 
-from mnist_jax import coordinator
 from mnist_jax.config import Config, is_address
 from mnist_jax.errors import DeviceError, UsageError, ending, first_line, is_out_of_memory
-from mnist_jax.team import key_of
+from mnist_jax.parallel import coordinator
+from mnist_jax.parallel.team import key_of
 
 WAITING_S = 30  # until a process says that it waits for others
 JOIN_S = 120  # until all processes must have been started
@@ -162,7 +162,7 @@ def named_devices() -> list[int] | None:
 
 
 class Coordinator:
-    """Process 0's hand on the process of `mnist_jax/coordinator.py`, which it starts.
+    """Process 0's hand on the process of `mnist_jax/parallel/coordinator.py`, which it starts.
 
     Raises:
         DeviceError: the port is taken.

@@ -11,7 +11,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from mnist_jax import storage
+from mnist_jax import atomic_io as storage
 from mnist_jax.errors import DataError, DeviceError
 from mnist_jax.steps import TrainState, step_of
 

@@ -21,9 +21,9 @@ from mnist_jax.data import Dataset
 from mnist_jax.errors import DataError
 from mnist_jax.metrics import NEVER, MetricSums, mean_over_members
 from mnist_jax.models import count_parameters, layers, params_of
-from mnist_jax.profiling import costliest, show_costliest
-from mnist_jax.record import accuracy_line
-from mnist_jax.statistics import percent
+from mnist_jax.reporting.profiling import costliest, show_costliest
+from mnist_jax.runs.results import accuracy_line
+from mnist_jax.runs.statistics import percent
 from mnist_jax.training import Observer, Result
 
 

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnist_jax import devices
 from mnist_jax.data import Dataset
-from mnist_jax.saved import Classifier, SavedRun, finite_members, none_left
-from mnist_jax.statistics import accuracy, calibration_error, mcnemar, summarize, welch
+from mnist_jax.inference.restore import Classifier, SavedRun, finite_members, none_left
+from mnist_jax.parallel import mesh as devices
+from mnist_jax.runs.statistics import accuracy, calibration_error, mcnemar, summarize, welch
 
 SIGNIFICANT = 0.05
 

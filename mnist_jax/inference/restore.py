@@ -11,18 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mnist_jax import steps, storage
-from mnist_jax.checkpoint import Checkpoints
+from mnist_jax import atomic_io as storage
+from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, Split, load_dataset
 from mnist_jax.errors import CheckpointError, MnistJaxError, NonFiniteError, UsageError
-from mnist_jax.members import member_of
 from mnist_jax.metrics import NEVER, MetricSums
 from mnist_jax.models import MODELS
-from mnist_jax.programs import EVAL_BATCH_SIZE, jitted, takes_any_length
-from mnist_jax.progress import Progress
-from mnist_jax.recipe import averaged, make_optimizer, make_recipe
-from mnist_jax.runs import read_result
+from mnist_jax.optimizer import averaged, make_optimizer, make_recipe
+from mnist_jax.parallel.ensemble import member_of
+from mnist_jax.runs.checkpoint import Checkpoints
+from mnist_jax.runs.progress import Progress
+from mnist_jax.runs.run_dir import read_result
+from mnist_jax.trainer import EVAL_BATCH_SIZE, jitted, takes_any_length
 
 # Few enough for the CNN's activations to stay in a CPU's cache from layer to layer.
 CPU_BATCH_SIZE = 50

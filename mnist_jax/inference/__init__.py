@@ -1,0 +1,1 @@
+"""What saved runs are used for: predict, evaluate, compare, export, verify, draw."""

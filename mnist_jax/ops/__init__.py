@@ -1,0 +1,1 @@
+"""The operations that are ours: the CPU convolution, and the settings of the C library."""

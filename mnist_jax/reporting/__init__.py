@@ -1,0 +1,1 @@
+"""How a run is shown: console, figures, report, TensorBoard, profiler."""
