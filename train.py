@@ -25,14 +25,14 @@ def main(argv: list[str]) -> int:
         from mnist_jax.reporting.console import Display
 
     def train() -> None:
-        memory.keep_freed()
+        memory.tune_glibc()
         config = cli.parse_config(argv, prog="python train.py", description=DESCRIPTION)
         display = Display()
         notices = devices.keep_compiled(config.compilation_cache)
         import_s = time.perf_counter() - started
-        with processes.joined(config), signals.heard() as stop, contextlib.closing(display):
+        with processes.joined(config), signals.catch_signals() as stop, contextlib.closing(display):
             for notice in notices + processes.not_joined():
-                display.on_notice(notice)
+                display.on_warning(notice)
             fit(config, observer=display, import_s=import_s, stop=stop)
 
     status = cli.exit_status(train, debug="--debug" in argv)

@@ -127,7 +127,7 @@ def plan(options: Options, data: dict[str, Any], scratch: Path) -> list[Command]
         bench(part, name, minutes, time_to_accuracy.Options, **how, **fast, **data)
 
     for model in dict.fromkeys(("logistic", small, net)):
-        train("accuracy", model, 2 if model == "cnn" else 0.5, model=model, preset="post")
+        train("accuracy", model, 2 if model == "cnn" else 0.5, model=model, preset="tutorial")
 
     steps: Any = {"model": (net,), "repeats": 1 if short else 10}
     bench("epoch", "batch-100", 3, step.Options, precision=exact, what=("train",), **steps)
@@ -163,7 +163,7 @@ def plan(options: Options, data: dict[str, Any], scratch: Path) -> list[Command]
         for seed in (1244, 1254, 1264, 1274):
             recipe("fast", seed, 0.8)
         for seed in (1234, 1244):
-            recipe("post", seed, 1.4)
+            recipe("tutorial", seed, 1.4)
 
     some: Any = {"launches": 2, "repeats": 5}
     if short:

@@ -23,7 +23,7 @@ from benchmarks.peer_workers import ours
 from benchmarks.results import Benchmark, Recorder, Results
 from mnist_jax import steps
 from mnist_jax.config import Config
-from mnist_jax.optimizer import make_optimizer, make_recipe
+from mnist_jax.optimizer import make_optimizer, step_config
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.runs import environment
 
@@ -48,7 +48,7 @@ def host_arrays(job: jobs.Job, data: jobs.Data, device: jax.Device) -> jobs.Work
             steps.train_step,
             model=ours.MODELS[job.model](dtype=dtype, **config.model_options()),
             tx=make_optimizer(config, 1),
-            recipe=make_recipe(config),
+            recipe=step_config(config),
         ),
         donate_argnums=0,
     )

@@ -239,7 +239,7 @@ def command(kind: type[Kind], measure: Callable[[Kind], None], prog: str, doc: s
     """Reads the flags into `kind` and measures; returns the exit status."""
 
     def run() -> None:
-        memory.keep_freed()  # as train.py does
+        memory.tune_glibc()  # as train.py does
         argv = [word for word in sys.argv[1:] if word != "--debug"]
         measure(cli.parse(kind, argv, prog=prog, description=doc.partition("\n")[0]))
 

@@ -26,9 +26,9 @@ from benchmarks.results import Recorder, Results
 from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
-from mnist_jax.metrics import MetricSums
+from mnist_jax.metrics import Metrics
 from mnist_jax.models import IMAGE_SHAPE, MODELS
-from mnist_jax.optimizer import make_optimizer, make_recipe
+from mnist_jax.optimizer import make_optimizer, step_config
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.runs import environment
 
@@ -60,19 +60,19 @@ def operations(model: str, batch_size: int, precision: str, platform: str) -> di
         shape((TRAIN_SIZE,), np.int32),  # pyright: ignore[reportArgumentType]
     )
     order, first = shape((TRAIN_SIZE,), np.int32), np.int32(0)
-    recipe = make_recipe(config)
+    recipe = step_config(config)
     train_steps = partial(
         steps.train_steps, model=network, tx=tx, batch_size=batch_size, recipe=recipe
     )
     epoch = steps.num_batches(TRAIN_SIZE, batch_size)
-    args: list[Any] = [state, MetricSums.zeros(), split, order, key, first]
+    args: list[Any] = [state, Metrics.zeros(), split, order, key, first]
     # As in `programs`: the length is an argument on a CPU, and elsewhere a part of the program.
     if platform == "cpu":
-        jitted, args = jax.jit(train_steps), [*args, np.int32(epoch)]
+        make_steps, args = jax.jit(train_steps), [*args, np.int32(epoch)]
     else:
-        jitted, args = jax.jit(train_steps, static_argnums=6), [*args, epoch]
+        make_steps, args = jax.jit(train_steps, static_argnums=6), [*args, epoch]
     with jax.default_matmul_precision(devices.MATMUL_PRECISION[precision]):
-        module = export.export(jitted, platforms=[platform])(*args).mlir_module()
+        module = export.export(make_steps, platforms=[platform])(*args).mlir_module()
     return dict(collections.Counter(re.findall(r"= \"?stablehlo\.(\w+)", module)))
 
 

@@ -29,7 +29,7 @@ from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.models import MODELS
 from mnist_jax.ops import convolution
-from mnist_jax.optimizer import make_optimizer, make_recipe
+from mnist_jax.optimizer import make_optimizer, step_config
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.runs import environment
 from mnist_jax.runs.checkpoint import names_of
@@ -53,7 +53,7 @@ class Options(launch.DataOptions):
     """Networks trained each way, with seeds from 1234 on."""
 
 
-class Programs(NamedTuple):
+class Trainer(NamedTuple):
     """The CNN's, compiled when first called; a step is a dispatch, as XLA's own wants it.
 
     Attributes:
@@ -69,10 +69,10 @@ class Programs(NamedTuple):
     gradients: Callable[..., Any]
 
 
-def programs(options: Options, dataset: Dataset) -> Programs:
+def programs(options: Options, dataset: Dataset) -> Trainer:
     """Those of a run at the default recipe."""
     config = Config(model="cnn", batch_size=options.batch_size)
-    model, recipe = MODELS[config.model](**config.model_options()), make_recipe(config)
+    model, recipe = MODELS[config.model](**config.model_options()), step_config(config)
     tx = make_optimizer(config, options.steps)
     train, test = jax.device_put((dataset.train, dataset.test))
 
@@ -92,7 +92,7 @@ def programs(options: Options, dataset: Dataset) -> Programs:
         return jax.grad(lambda p: steps.loss_fn(p, batch, model=model, recipe=recipe)[0])(params)
 
     made = init, step, right, gradients
-    return Programs(*(jax.jit(f, donate_argnums=0 if f is step else ()) for f in made))
+    return Trainer(*(jax.jit(f, donate_argnums=0 if f is step else ()) for f in made))
 
 
 @contextlib.contextmanager
@@ -102,7 +102,7 @@ def xlas_own() -> Iterator[None]:
         yield
 
 
-def gradient_errors(ours: Programs, xlas: Programs, params: Any) -> dict[str, dict[str, float]]:
+def gradient_errors(ours: Trainer, xlas: Trainer, params: Any) -> dict[str, dict[str, float]]:
     """How far either way's gradients are from XLA's own in float64, by way and parameter.
 
     Relative: the norm of the difference divided by the norm.
@@ -123,7 +123,7 @@ def gradient_errors(ours: Programs, xlas: Programs, params: Any) -> dict[str, di
 
 
 def trained(
-    made: Programs, dataset: Dataset, options: Options, seed: int, factor: float
+    made: Trainer, dataset: Dataset, options: Options, seed: int, factor: float
 ) -> tuple[Any, int]:
     """Trains a network; returns its parameters, and how many test images it gets right."""
     key, size = jax.random.key(seed), len(dataset.train.label)
@@ -132,7 +132,7 @@ def trained(
     state = state._replace(params=moved)
     per_epoch = steps.num_batches(size, options.batch_size)
     for epoch in range(steps.num_batches(options.steps, per_epoch)):
-        order = steps.epoch_order(key, epoch, size=size)
+        order = steps.epoch_permutation(key, epoch, size=size)
         for i in range(min(per_epoch, options.steps - epoch * per_epoch)):
             state = made.step(state, order, np.int32(i), key)
     batches = steps.num_batches(len(dataset.test.label), EVAL_BATCH_SIZE)

@@ -35,7 +35,7 @@ from mnist_jax.parallel import mesh as devices
 from mnist_jax.parallel.mesh import Layout
 from mnist_jax.runs import environment
 from mnist_jax.runs.checkpoint import tree_bytes
-from mnist_jax.trainer import takes_any_length
+from mnist_jax.trainer import dynamic_loop_bound
 
 STRONG, WEAK, SHARE, SUM = "strong", "weak", "share alone", "all_reduce"
 VIRTUAL = (
@@ -110,7 +110,7 @@ def sum_alone(tree: Any, layout: Layout) -> tuple[Any, Any]:
     """
     mesh = layout.mesh
     assert mesh is not None and layout.spread is not None
-    axes, any_length = mesh.axis_names, takes_any_length(layout.devices[0])
+    axes, any_length = mesh.axis_names, dynamic_loop_bound(layout.devices[0])
     lying = PartitionSpec(*axes)
 
     def means(arrays: Any, count: Any) -> Any:

@@ -142,8 +142,8 @@ def vote(found: Results) -> Measured:
     """The accuracy of the first ten networks' mean probabilities, in percent."""
     for row in found.tables.get("votes", []):
         if row["command"] == "ensemble-1234":
-            averaged, members = row["averaged"], row["members"]
-            return 100 * averaged["accuracy"], f"{averaged['correct']} images, {members} members"
+            ema_params, members = row["averaged"], row["members"]
+            return 100 * ema_params["accuracy"], f"{averaged['correct']} images, {members} members"
     return None
 
 

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         kind = COMMANDS[name]
         prog = f"python -m mnist_jax {name}"
         description = inspect.getdoc(kind) or ""
-        memory.keep_freed()
+        memory.tune_glibc()
         cli.parse(kind, words, prog=prog, description=description).run()
 
     return cli.exit_status(command, debug="--debug" in argv)

@@ -30,7 +30,7 @@ def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
     """
     given = _flags(argv, _fields(Config))
     # The preset's values, and the model's options, where no flag says otherwise.
-    default = Config(preset=given.get("preset") or "post", model=given.get("model") or "cnn")
+    default = Config(preset=given.get("preset") or "tutorial", model=given.get("model") or "cnn")
     return parse(Config, argv, prog=prog, description=description, default=default)
 
 

@@ -17,7 +17,7 @@ from mnist_jax.models import ACTIVATIONS, MODELS
 
 # A recipe's values stand in for the fields of the same names that are not given.
 PRESETS: dict[str, dict[str, Any]] = {
-    "post": {
+    "tutorial": {
         "epochs": 10,
         "batch_size": 100,
         "learning_rate": 1e-3,
@@ -28,10 +28,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale": 0.0,
         "label_smoothing": 0.0,
         "weight_decay": 0.0,
-        "average": 0.0,
+        "ema_decay": 0.0,
     },
 }
-PRESETS["fast"] = PRESETS["post"] | {
+PRESETS["fast"] = PRESETS["tutorial"] | {
     "epochs": 4,
     "learning_rate": 1.5e-3,
     "schedule": "onecycle",
@@ -72,8 +72,8 @@ class Config:
     """The images: mnist, fashion_mnist, kmnist, digits (1,797 that come with scikit-learn), or
     auto: mnist where it can be had, otherwise digits, with a notice."""
 
-    preset: str = "post"
-    """The recipe: what is not given is set by it. post: the tutorial's, Adam at a constant rate.
+    preset: str = "tutorial"
+    """The recipe: what is not given is set by it. tutorial: the original's, Adam at a constant rate.
     fast: four epochs of shifted images, the rate rising and falling. best: ten, the images turned
     and stretched as well."""
 
@@ -114,7 +114,7 @@ class Config:
     weight_decay: float = _from_preset()
     """Share of itself that each kernel loses at a step, times the learning rate (as AdamW does)."""
 
-    average: float = _from_preset()
+    ema_decay: float = _from_preset()
     """Evaluate an exponential average of the parameters with this decay, such as 0.999. 0: the
     parameters themselves."""
 
@@ -214,8 +214,8 @@ class Config:
                 object.__setattr__(self, name, tuple(value))
         if self.preset not in PRESETS:
             raise unknown_choice("preset", self.preset, PRESETS)
-        recipe = PRESETS["post"] | PRESETS[self.preset]
-        if others := recipe.keys() - PRESETS["post"].keys() - set(MODEL_OPTIONS):
+        recipe = PRESETS["tutorial"] | PRESETS[self.preset]
+        if others := recipe.keys() - PRESETS["tutorial"].keys() - set(MODEL_OPTIONS):
             raise UsageError(
                 f"the preset {self.preset!r} names {', '.join(sorted(others))}; allowed are "
                 f"{', '.join((*PRESETS['post'], *MODEL_OPTIONS))}"
@@ -282,12 +282,12 @@ class Config:
 
         An empty `hidden_sizes`, which only Python can give, is beyond it.
         """
-        usual = self.usual()
+        usual = self.defaults()
         words = ["python", "train.py", f"--model={self.model}"]
-        if self.preset != "post":
+        if self.preset != "tutorial":
             words.append(f"--preset={self.preset}")
         # Of execution, that without which it may find no data, or give other numbers.
-        for name in (*self.identity(), "data_dir", "manual_dir", "platform"):
+        for name in (*self.hyperparameters(), "data_dir", "manual_dir", "platform"):
             value = getattr(self, name)
             if value == getattr(usual, name):
                 continue
@@ -299,7 +299,7 @@ class Config:
                 words.append(f"--{name}={value}")
         return shlex.join(words)
 
-    def usual(self) -> "Config":
+    def defaults(self) -> "Config":
         """What this would be with nothing given but the model and the preset."""
         return Config(model=self.model, preset=self.preset)
 
@@ -327,7 +327,7 @@ class Config:
         }
         return cls(**given)
 
-    def identity(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         """The fields that can change a number in the run, as JSON can hold them."""
         execution = {f.name for f in dataclasses.fields(self) if "execution" in f.metadata}
         return {name: value for name, value in self.to_json().items() if name not in execution}
@@ -407,7 +407,7 @@ SWITCH: Rule = (lambda x: type(x) is bool, "true or false")
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("epochs", "batch_size", "max_steps"), COUNT),
     **dict.fromkeys(("shift", "rotation", "scale", "weight_decay"), AMOUNT),
-    **dict.fromkeys(("label_smoothing", "average", "dropout"), SHARE),
+    **dict.fromkeys(("label_smoothing", "ema_decay", "dropout"), SHARE),
     **dict.fromkeys(("normalize", "deterministic", "tensorboard", "report", "debug"), SWITCH),
     "validation": (lambda n: _is_int(n, 0), "a whole number, 0 or more"),
     "seed": (lambda n: _is_int(n, 0, 2**32 - 1), "0 to 4294967295"),

@@ -14,7 +14,7 @@ NEVER = np.iinfo(np.int32).max
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class MetricSums:
+class Metrics:
     """Sums over the examples seen. All are scalars (or stacked alike, under `vmap`).
 
     Attributes:
@@ -31,7 +31,7 @@ class MetricSums:
     first_nonfinite: jax.Array
 
     @classmethod
-    def zeros(cls, members: int | None = None) -> "MetricSums":
+    def zeros(cls, members: int | None = None) -> "Metrics":
         """No examples yet; scalars, or arrays for so many members of an ensemble."""
         # NumPy's: the device is not asked, and nothing is compiled.
         zeros: Any = np.float32(0), np.int32(0), np.int32(0), np.int32(NEVER)
@@ -39,9 +39,9 @@ class MetricSums:
             zeros = (np.full(members, zero) for zero in zeros)
         return cls(*zeros)
 
-    def merge(self, other: "MetricSums") -> "MetricSums":
+    def merge(self, other: "Metrics") -> "Metrics":
         """The sums over both sets of examples."""
-        return MetricSums(
+        return Metrics(
             self.loss_sum + other.loss_sum,
             self.correct + other.correct,
             self.count + other.count,

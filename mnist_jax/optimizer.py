@@ -9,13 +9,13 @@ import optax
 
 from mnist_jax.config import Config
 from mnist_jax.data.augment import Augmentation
-from mnist_jax.steps import Recipe
+from mnist_jax.steps import StepConfig
 
 
-def make_recipe(config: Config) -> Recipe:
+def step_config(config: Config) -> StepConfig:
     """What a step does besides the model and the optimizer."""
     augmentation = Augmentation(config.shift, config.rotation, config.scale)
-    return Recipe(config.normalize, augmentation, config.label_smoothing, config.microbatches)
+    return StepConfig(config.normalize, augmentation, config.label_smoothing, config.microbatches)
 
 
 def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
@@ -32,8 +32,8 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=_kernels))
     parts.append(optax.scale_by_learning_rate(_schedule(config, steps)))
-    if config.average:
-        parts.append(average_params(config.average))
+    if config.ema_decay:
+        parts.append(params_ema(config.ema_decay))
     return optax.chain(*parts)
 
 
@@ -56,35 +56,35 @@ def _kernels(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-class AverageState(NamedTuple):
-    """State of `average_params`: updates seen, and their weighted sum of parameters."""
+class EmaState(NamedTuple):
+    """State of `params_ema`: updates seen, and their weighted sum of parameters."""
 
     updates: jax.Array
     average: Any
 
 
-def average_params(decay: float) -> optax.GradientTransformation:
+def params_ema(decay: float) -> optax.GradientTransformation:
     """Keeps an exponential average of the parameters; changes no update. The last of a chain.
 
     Corrected for its start at zero, as Adam's moments are; `averaged` reads it.
     """
 
-    def init(params: Any) -> AverageState:
-        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+    def init(params: Any) -> EmaState:
+        return EmaState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, EmaState]:
         new = optax.apply_updates(params, updates)
         average = optax.incremental_update(new, state.average, 1 - decay)
-        return updates, AverageState(state.updates + 1, average)
+        return updates, EmaState(state.updates + 1, average)
 
     return optax.GradientTransformation(init, update)
 
 
-def averaged(params: Any, opt_state: Any, decay: float) -> Any:
+def ema_params(params: Any, opt_state: Any, decay: float) -> Any:
     """The parameters that are evaluated: their average where one is kept, else themselves."""
     if not decay:
         return params
-    state = next(part for part in opt_state if isinstance(part, AverageState))
+    state = next(part for part in opt_state if isinstance(part, EmaState))
     count = jnp.maximum(jnp.max(state.updates), 1)  # the same for all members of an ensemble
     correction = -jnp.expm1(count * math.log(decay))  # 1 - decayⁿ, also for a decay close to 1
     return jax.tree.map(lambda leaf: leaf / correction, state.average)

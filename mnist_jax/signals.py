@@ -18,11 +18,11 @@ class Stop:
 
     def __init__(self):
         self.signal: int | None = None
-        self.heeded = False
+        self.armed = False
 
 
 @contextlib.contextmanager
-def heard() -> Iterator[Stop]:
+def catch_signals() -> Iterator[Stop]:
     """Turns the first SIGINT or SIGTERM into a `Stop`; the next does what it did before.
 
     For the process's main thread.
@@ -31,7 +31,7 @@ def heard() -> Iterator[Stop]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         earlier = before[number]
-        if stop.heeded and stop.signal is None:
+        if stop.armed and stop.signal is None:
             stop.signal = number
         elif callable(earlier):  # asked twice: whatever is being written is whole or absent
             earlier(number, frame)

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.split import Split
-from mnist_jax.metrics import NEVER, MetricSums
+from mnist_jax.metrics import NEVER, Metrics
 from mnist_jax.microbatches import tree_sum
 from mnist_jax.models import init_params
 
@@ -58,7 +58,7 @@ class Batch(TypedDict):
     mask: jax.Array  # (batch,) bool, False where the row is padding
 
 
-def address_key(root_key: jax.Array, purpose: int, place: jax.Array | int) -> jax.Array:
+def derive_key(root_key: jax.Array, purpose: int, place: jax.Array | int) -> jax.Array:
     """The key for one `purpose` at one `place` (an epoch or a step)."""
     return jax.random.fold_in(jax.random.fold_in(root_key, purpose), place)
 
@@ -67,7 +67,7 @@ def init_state(
     root_key: jax.Array, *, model: nn.Module, tx: optax.GradientTransformation
 ) -> TrainState:
     """Fresh parameters and optimizer, at step 0."""
-    params = init_params(model, address_key(root_key, INIT, 0))
+    params = init_params(model, derive_key(root_key, INIT, 0))
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
@@ -80,7 +80,7 @@ def to_input(image: jax.Array, *, normalize: bool) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class StepConfig:
     """What a step does besides the model and the optimizer.
 
     Attributes:
@@ -104,8 +104,8 @@ def loss_fn(
     keys: tuple[jax.Array, jax.Array] | None = None,
     *,
     model: nn.Module,
-    recipe: Recipe = Recipe(),
-) -> tuple[jax.Array, MetricSums]:
+    recipe: StepConfig = StepConfig(),
+) -> tuple[jax.Array, Metrics]:
     """Mean softmax cross-entropy over the batch's real rows, and the sums behind it.
 
     Args:
@@ -133,7 +133,7 @@ def loss_fn(
     loss_sum = jnp.sum(jnp.where(mask, losses, 0))
     count = jnp.sum(mask, dtype=jnp.int32)
     correct = jnp.sum(mask & (jnp.argmax(logits, axis=-1) == label), dtype=jnp.int32)
-    sums = MetricSums(loss_sum, correct, count, jnp.full((), NEVER, jnp.int32))
+    sums = Metrics(loss_sum, correct, count, jnp.full((), NEVER, jnp.int32))
     return loss_sum / jnp.maximum(count, 1), sums
 
 
@@ -144,15 +144,15 @@ def train_step(
     *,
     model: nn.Module,
     tx: optax.GradientTransformation,
-    recipe: Recipe = Recipe(),
+    recipe: StepConfig = StepConfig(),
     spread: NamedSharding | None = None,
-) -> tuple[TrainState, MetricSums]:
+) -> tuple[TrainState, Metrics]:
     """One update, and the metrics of its batch from before the update.
 
     Microbatches divide the rows of the batch, and devices divide the microbatches. The metrics name
     this step as not finite if the loss, or any gradient, is NaN or infinite.
     """
-    keys = tuple(address_key(root_key, purpose, state.step) for purpose in (DROPOUT, AUGMENT))
+    keys = tuple(derive_key(root_key, purpose, state.step) for purpose in (DROPOUT, AUGMENT))
     if recipe.microbatches == 1:
         (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, batch, keys, model=model, recipe=recipe
@@ -189,25 +189,25 @@ def _in_microbatches(params, batch, keys, *, model, recipe, spread):
     shared = params, keys, jnp.maximum(count, 1)
     mesh = None if spread is None else spread.mesh
     grads, (loss_sum, correct) = tree_sum(of_part, shared, parts, mesh)
-    sums = MetricSums(loss_sum, correct, count, jnp.full((), NEVER, jnp.int32))
+    sums = Metrics(loss_sum, correct, count, jnp.full((), NEVER, jnp.int32))
     return loss_sum / shared[2], sums, grads
 
 
 def eval_step(
-    params: Any, batch: Batch, *, model: nn.Module, recipe: Recipe = Recipe()
-) -> MetricSums:
+    params: Any, batch: Batch, *, model: nn.Module, recipe: StepConfig = StepConfig()
+) -> Metrics:
     """The metrics of a batch, with dropout off and the images as they are."""
     return loss_fn(params, batch, model=model, recipe=recipe)[1]
 
 
-def epoch_order(root_key: jax.Array, epoch: jax.Array | int, *, size: int) -> jax.Array:
+def epoch_permutation(root_key: jax.Array, epoch: jax.Array | int, *, size: int) -> jax.Array:
     """The order in which an epoch visits a split of `size` examples, (size,) int32.
 
     Sorting by random 32-bit numbers: half the cost of `jax.random.permutation`, which repeats the
     sort to break ties at random. Of 60,000 numbers a pair ties in one epoch of three; the
     two examples then keep the order of the file.
     """
-    bits = jax.random.bits(address_key(root_key, SHUFFLE, epoch), (size,), jnp.uint32)
+    bits = jax.random.bits(derive_key(root_key, SHUFFLE, epoch), (size,), jnp.uint32)
     return jnp.argsort(bits).astype(jnp.int32)
 
 
@@ -246,7 +246,7 @@ def take_batch(
 
 def train_steps(
     state: TrainState,
-    sums: MetricSums,
+    sums: Metrics,
     split: Split,
     order: jax.Array,
     root_key: jax.Array,
@@ -256,9 +256,9 @@ def train_steps(
     model: nn.Module,
     tx: optax.GradientTransformation,
     batch_size: int,
-    recipe: Recipe = Recipe(),
+    recipe: StepConfig = StepConfig(),
     spread: NamedSharding | None = None,
-) -> tuple[TrainState, MetricSums]:
+) -> tuple[TrainState, Metrics]:
     """Batches first … first + steps - 1 of an epoch in one loop on the device.
 
     A traced `steps` makes one program for any number of steps. A Python int makes a loop of known
@@ -268,7 +268,7 @@ def train_steps(
         state: donated by the callers; rebind it.
         sums: the epoch's metrics so far.
         split: the training images and labels, on the device.
-        order: the epoch's order, (size,) int32, from `epoch_order`.
+        order: the epoch's order, (size,) int32, from `epoch_permutation`.
         root_key: the run's key.
         first: int32, the place of the first batch in the epoch.
         steps: int32, how many batches.
@@ -301,16 +301,16 @@ def train_steps(
 
 def eval_steps(
     params: Any,
-    sums: MetricSums,
+    sums: Metrics,
     split: Split,
     first: jax.Array | int,
     steps: jax.Array | int,
     *,
     model: nn.Module,
     batch_size: int,
-    recipe: Recipe = Recipe(),
+    recipe: StepConfig = StepConfig(),
     spread: NamedSharding | None = None,
-) -> MetricSums:
+) -> Metrics:
     """Adds the metrics of batches first … first + steps - 1 of a split to `sums`.
 
     Args: as for `train_steps`; the batches are those of the split as it stands.

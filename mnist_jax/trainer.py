@@ -16,10 +16,10 @@ from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DeviceError
-from mnist_jax.metrics import MetricSums
+from mnist_jax.metrics import Metrics
 from mnist_jax.models import count_parameters, params_of
 from mnist_jax.ops import malloc as memory
-from mnist_jax.optimizer import averaged, make_recipe
+from mnist_jax.optimizer import ema_params, step_config
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.parallel.ensemble import member_of, over_devices, over_members
 from mnist_jax.parallel.mesh import Layout
@@ -35,12 +35,12 @@ CALIBRATION_STEPS = 2
 PROFILED_STEPS = 50  # at most, on a CPU: a trace of a second's worth would be too large to read
 
 
-def takes_any_length(device: jax.Device) -> bool:
+def dynamic_loop_bound(device: jax.Device) -> bool:
     """Whether a loop's length is an argument of the program there, and not a part of it."""
     return device.platform == "cpu"
 
 
-class Jitted(NamedTuple):
+class Steps(NamedTuple):
     """The functions of `steps` that a run compiles, with model, optimizer and sizes filled in.
 
     `train_steps` donates its state, unless told not to; `eval_steps` takes the state, too. Their
@@ -49,24 +49,24 @@ class Jitted(NamedTuple):
     """
 
     init_state: Any
-    epoch_order: Any
+    epoch_permutation: Any
     train_steps: Any
     eval_steps: Any
 
 
-def jitted(
+def make_steps(
     model: nn.Module,
     tx: optax.GradientTransformation,
     device: jax.Device,
     *,
     train_size: int,
     batch_size: int,
-    recipe: steps.Recipe,
+    recipe: steps.StepConfig,
     average: float = 0.0,
     members: bool = False,
     layout: Layout | None = None,
     donate: bool = True,
-) -> Jitted:
+) -> Steps:
     """The programs of a run on `device`, compiled when they are first called.
 
     Args:
@@ -82,7 +82,7 @@ def jitted(
         donate: whether `train_steps` may overwrite the state it is given.
     """
     init_state = partial(steps.init_state, model=model, tx=tx)
-    epoch_order = partial(steps.epoch_order, size=train_size)
+    epoch_permutation = partial(steps.epoch_permutation, size=train_size)
     mesh = None if layout is None else layout.mesh
     in_parallel: dict[str, Any] = {}
     lying: dict[str, Any] = {}
@@ -92,12 +92,12 @@ def jitted(
     train_steps = partial(steps.train_steps, tx=tx, batch_size=batch_size, **how)
 
     def eval_steps(state, sums, split, first, steps_):
-        params = averaged(state.params, state.opt_state, average)
+        params = ema_params(state.params, state.opt_state, average)
         return steps.eval_steps(
             params, sums, split, first, steps_, batch_size=EVAL_BATCH_SIZE, **how
         )
 
-    any_length = takes_any_length(device)
+    any_length = dynamic_loop_bound(device)
     if members:
         one_by_one = members_take_turns(model, device)
 
@@ -105,12 +105,15 @@ def jitted(
             function = over_members(function, per_member, one_by_one=one_by_one)
             return function if mesh is None else over_devices(function, per_member, mesh)
 
-        init_state, epoch_order = each(init_state, [True]), each(epoch_order, [True, False])
+        init_state, epoch_permutation = (
+            each(init_state, [True]),
+            each(epoch_permutation, [True, False]),
+        )
         train_steps = each(train_steps, [True, True, False, True, True, False, False])
         eval_steps = each(eval_steps, [True, True, False, False, False])
-    return Jitted(
+    return Steps(
         jax.jit(init_state, compiler_options=devices.quick_to_compile(device), **lying),
-        jax.jit(epoch_order, **lying),
+        jax.jit(epoch_permutation, **lying),
         jax.jit(
             train_steps,
             static_argnums=() if any_length else 6,
@@ -169,7 +172,7 @@ def check_memory(
         )
 
 
-class Programs:
+class Trainer:
     """Everything of a run that is compiled, and the data it works on, on the devices.
 
     On a CPU one program serves any number of steps, which it takes as an argument. On an
@@ -193,7 +196,7 @@ class Programs:
         self.layout = layout
         self._team = team
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
-        self.any_length = takes_any_length(device)
+        self.any_length = dynamic_loop_bound(device)
         self.steps_per_call = config.steps_per_call
         self._window = Window(config.profile if team.leads else None, config.profile_steps)
         self.train_size = len(dataset.train.label)
@@ -211,15 +214,15 @@ class Programs:
         # The one transfer of images: from here on they stay on the device, as uint8.
         self.train_split = layout.place(dataset.train)
         self.eval_splits = layout.place(dataset.eval_splits())
-        recipe = make_recipe(config)
-        self._jitted = jitted(
+        recipe = step_config(config)
+        self._jitted = make_steps(
             model,
             tx,
             device,
             train_size=self.train_size,
             batch_size=self.batch_size,
             recipe=recipe,
-            average=config.average,
+            average=config.ema_decay,
             members=self.members is not None,
             layout=layout,
             donate=not config.debug,  # so that a step can be run again
@@ -243,12 +246,12 @@ class Programs:
     def order(self, epoch: int) -> jax.Array:
         """The epoch's order of the training images; epochs count from 0."""
         args = self._keys, np.int32(epoch)
-        compiled = self._compile(self._jitted.epoch_order, *args)
+        compiled = self._compile(self._jitted.epoch_permutation, *args)
         return compiled(*args)  # its time is part of the next call's
 
     def train(
-        self, state: steps.TrainState, sums: MetricSums, order: jax.Array, first: int, end: int
-    ) -> tuple[steps.TrainState, MetricSums, int]:
+        self, state: steps.TrainState, sums: Metrics, order: jax.Array, first: int, end: int
+    ) -> tuple[steps.TrainState, Metrics, int]:
         """One call of `steps.train_steps` from batch `first`, at most to batch `end`.
 
         Returns:
@@ -278,7 +281,7 @@ class Programs:
             FloatingPointError: an operation made a NaN; the traceback shows which.
         """
         while (behind := bad_step - 1 - steps.step_of(state)) > 0:
-            sums = MetricSums.zeros(self.members)
+            sums = Metrics.zeros(self.members)
             state, _, first = self.train(state, sums, order, first, first + behind)
         split, one = self.train_split, (state, order, self.root_key)
         if self.layout.mesh is not None:  # all of it to one device of this process
@@ -298,14 +301,14 @@ class Programs:
             )
             self._train_step(state, batch, root_key)
 
-    def evaluate(self, state: steps.TrainState, name: str) -> Iterator[MetricSums]:
+    def evaluate(self, state: steps.TrainState, name: str) -> Iterator[Metrics]:
         """The metrics of a split's images as NumPy arrays, call by call; the last are all images'.
 
         Args:
             state: whose parameters are evaluated, or their average.
             name: "test" or "validation".
         """
-        sums, first, split = MetricSums.zeros(self.members), 0, self.eval_splits[name]
+        sums, first, split = Metrics.zeros(self.members), 0, self.eval_splits[name]
         end = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
         while first < end:
             args = state, jax.tree.map(self.layout.fill_up, sums), split, np.int32(first)
@@ -349,6 +352,6 @@ class Programs:
             started = time.perf_counter()
             length = () if steps is None else (np.int32(steps) if self.any_length else steps,)
             self._compiled[key] = program.lower(*args, *length).compile(self._compiler_options)
-            memory.give_back()
+            memory.trim()
             self.seconds["compile_s"] += time.perf_counter() - started
         return self._compiled[key]

@@ -15,9 +15,9 @@ import numpy as np
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import MnistJaxError, NonFiniteError, UsageError
-from mnist_jax.metrics import NEVER, MetricSums
+from mnist_jax.metrics import NEVER, Metrics
 from mnist_jax.models import MODELS, check_model, count_parameters, params_of
-from mnist_jax.optimizer import averaged, make_optimizer
+from mnist_jax.optimizer import ema_params, make_optimizer
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.parallel.mesh import Layout
 from mnist_jax.parallel.team import Team
@@ -28,7 +28,7 @@ from mnist_jax.runs import run_dir as runs
 from mnist_jax.runs.progress import Keeper, Progress
 from mnist_jax.signals import Stop
 from mnist_jax.steps import num_batches
-from mnist_jax.trainer import Programs, check_memory
+from mnist_jax.trainer import Trainer, check_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Result:
     report: Path | None = None
 
 
-class Observer:
+class Callback:
     """Watches a run; cannot change it. The methods do nothing here and are called in this order."""
 
     def on_load(self, config: Config) -> None:
         """The data set is loaded next, or made: that takes ten seconds once."""
 
-    def on_notice(self, text: str) -> None:
+    def on_warning(self, text: str) -> None:
         """Something the user must be told, such as another data set than asked for."""
 
-    def on_start(
+    def on_train_begin(
         self,
         config: Config,
         dataset: Dataset,
@@ -71,8 +71,8 @@ class Observer:
     def on_resume(self, step: int) -> None:
         """The run goes on after `step` updates, from a checkpoint."""
 
-    def on_call(
-        self, epoch: int, step: int, last_step: int, sums: MetricSums, train_s: float
+    def on_chunk_end(
+        self, epoch: int, step: int, last_step: int, sums: Metrics, train_s: float
     ) -> None:
         """Training stands at `step` of the epoch's `last_step`; it begins or goes on there, or a
         call has ended there.
@@ -80,17 +80,17 @@ class Observer:
         `sums` and `train_s`, seconds without compilation, are the epoch's so far.
         """
 
-    def on_epoch(self, row: dict[str, Any]) -> None:
+    def on_epoch_end(self, row: dict[str, Any]) -> None:
         """An epoch has been trained and evaluated; `row` is its line of metrics.jsonl."""
 
-    def on_end(self, result: Result) -> None:
+    def on_train_end(self, result: Result) -> None:
         """The run is complete, now or since earlier."""
 
 
 def fit(
     config: Config,
     *,
-    observer: Observer | None = None,
+    observer: Callback | None = None,
     import_s: float = 0.0,
     stop: Stop | None = None,
 ) -> Result:
@@ -125,13 +125,13 @@ def fit(
     with devices.running_on(config.platform, config.precision) as device:
         timings, team = {"import_s": import_s}, Team()
         if observer is None or not team.leads:
-            observer = Observer()
+            observer = Callback()
         return _fit(config, observer, stop or Stop(), device, team, timings, started)
 
 
 def _fit(
     config: Config,
-    observer: Observer,
+    observer: Callback,
     stop: Stop,
     device: jax.Device,
     team: Team,
@@ -153,21 +153,21 @@ def _fit(
     timings["data_s"] = time.perf_counter() - data_started
     notices = [*dataset.notices, *devices.slow_precision(config.precision, device)]
     for notice in notices:
-        observer.on_notice(notice)
+        observer.on_warning(notice)
     where = environment.describe(device)
     if team.count > 1:
         team.check_same(_must_agree(config, dataset, where))
     run, more = runs.open_run(config, team)
     with contextlib.closing(run):
         for notice in more:
-            observer.on_notice(notice)
+            observer.on_warning(notice)
         if run.result is not None:
             page = _page(run, config, dataset, observer) if pictures and config.report else None
             result = Result(None, run.result, run.folder, page)
-            observer.on_end(result)
+            observer.on_train_end(result)
             return result
         run.write_environment(where)
-        observer.on_start(config, dataset, model, layout.devices, run.folder)
+        observer.on_train_begin(config, dataset, model, layout.devices, run.folder)
         last_step = config.epochs * num_batches(len(dataset.train.label), config.batch_size)
         if last_step > NEVER:
             raise UsageError(
@@ -176,7 +176,7 @@ def _fit(
             )
         tx = make_optimizer(config, last_step)
         check_memory(config, model, tx, device, layout)
-        programs = Programs(model, tx, dataset, config, layout, team)
+        programs = Trainer(model, tx, dataset, config, layout, team)
         if config.max_steps is not None:
             last_step = min(last_step, config.max_steps)
         if config.profile_steps is not None and config.profile_steps[0] > last_step:
@@ -185,11 +185,11 @@ def _fit(
                 "steps; change --profile_steps"
             )
 
-        stop.heeded = True
+        stop.armed = True
         keeper = Keeper(run, config, stop, programs.root_key, layout, team)
-        progress, unusable = keeper.restore(programs.init(), MetricSums.zeros(config.seeds))
+        progress, unusable = keeper.restore(programs.init(), Metrics.zeros(config.seeds))
         for notice in unusable:
-            observer.on_notice(notice)
+            observer.on_warning(notice)
         if step := progress.step:
             observer.on_resume(step)
         elif pictures and config.tensorboard:
@@ -210,7 +210,7 @@ def _fit(
                 keeper.look(progress)
             progress.seconds = seconds()
             keeper.end_epoch(progress, last=step + steps == last_step)
-            observer.on_epoch(progress.rows[-1])
+            observer.on_epoch_end(progress.rows[-1])
         run.finish_saving()
 
         state = layout.fetch(progress.state) if layout.mesh else progress.state
@@ -231,10 +231,10 @@ def _fit(
             "environment": where,
         }
         run.finish(content)
-        params = averaged(state.params, state.opt_state, config.average)
+        params = ema_params(state.params, state.opt_state, config.ema_decay)
         page = _page(run, config, dataset, observer) if pictures else None
         result = Result(params, content, run.folder, page)
-        observer.on_end(result)
+        observer.on_train_end(result)
         return result
 
 
@@ -273,14 +273,14 @@ def _load(config: Config) -> tuple[Config, Dataset]:
     return dataclasses.replace(config, dataset=dataset.name), dataset
 
 
-def _page(run: runs.Run, config: Config, dataset: Dataset, observer: Observer) -> Path | None:
+def _page(run: runs.Run, config: Config, dataset: Dataset, observer: Callback) -> Path | None:
     """The pictures that the config asks for of a complete run; without them it is as complete."""
     from mnist_jax.reporting import report
 
     try:
         return report.at_end(run, config, dataset)
     except (MnistJaxError, OSError) as error:
-        observer.on_notice(f"no report was made: {error}")
+        observer.on_warning(f"no report was made: {error}")
         return None
 
 
@@ -294,11 +294,11 @@ def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict
     execution = {name: getattr(config, name) for name in ("devices", "debug")}
     platform = where["platform"]
     here = {"platform": platform, "number of devices": len(jax.local_devices(backend=platform))}
-    return {**config.identity(), **execution, **versions, **here, **data}
+    return {**config.hyperparameters(), **execution, **versions, **here, **data}
 
 
 def run_epoch(
-    programs: Programs, progress: Progress, steps: int, config: Config, observer: Observer
+    programs: Trainer, progress: Progress, steps: int, config: Config, observer: Callback
 ) -> Iterator[None]:
     """Trains for the first `steps` batches of an epoch and evaluates on all test images.
 
@@ -317,7 +317,7 @@ def run_epoch(
     """
     epoch, before_s = progress.epoch + 1, progress.train_s
     before = dict(programs.seconds)
-    observer.on_call(epoch, progress.batch, steps, progress.sums, progress.train_s)
+    observer.on_chunk_end(epoch, progress.batch, steps, progress.sums, progress.train_s)
     order = programs.order(progress.epoch)
     while progress.batch < steps:
         state, sums, batch = programs.train(
@@ -336,10 +336,10 @@ def run_epoch(
             raise _not_finite(bad_step, config) from cause
         for member in np.flatnonzero(lost).tolist():
             if not record.was_lost(member, progress):
-                observer.on_notice(record.left_out(config.all_seeds()[member]))
+                observer.on_warning(record.left_out(config.all_seeds()[member]))
         progress.state, progress.sums, progress.batch = state, sums, batch
         progress.train_s = before_s + programs.seconds["train_s"] - before["train_s"]
-        observer.on_call(epoch, batch, steps, sums, progress.train_s)
+        observer.on_chunk_end(epoch, batch, steps, sums, progress.train_s)
         yield
     found = {"train": progress.sums}
     for name in programs.eval_splits:
@@ -360,7 +360,7 @@ def run_epoch(
     progress.rows.append(row)
     progress.end = record.counts(found)
     progress.epoch, progress.batch, progress.train_s = epoch, 0, 0.0
-    progress.sums = MetricSums.zeros(config.seeds)
+    progress.sums = Metrics.zeros(config.seeds)
 
 
 def _not_finite(step: int, config: Config) -> NonFiniteError:

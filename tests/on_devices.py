@@ -21,13 +21,13 @@ from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data.split import Split
 from mnist_jax.errors import InterruptedRunError, UsageError
-from mnist_jax.metrics import MetricSums
+from mnist_jax.metrics import Metrics
 from mnist_jax.models import MODELS
-from mnist_jax.optimizer import make_optimizer, make_recipe
+from mnist_jax.optimizer import make_optimizer, step_config
 from mnist_jax.parallel.mesh import Layout, running_on
 from mnist_jax.signals import Stop
-from mnist_jax.trainer import Jitted, jitted
-from mnist_jax.training import Observer, fit
+from mnist_jax.trainer import Steps, make_steps
+from mnist_jax.training import Callback, fit
 
 SIZE = 300  # images
 COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
@@ -39,16 +39,16 @@ def split() -> Split:
     return Split(image, rng.integers(0, 10, SIZE, np.int32))
 
 
-def programs(config: Config, count: int) -> tuple[Jitted, Layout]:
+def programs(config: Config, count: int) -> tuple[Steps, Layout]:
     layout = Layout.over(jax.devices()[:count])
     model = MODELS[config.model](**config.model_options())
-    made = jitted(
+    made = make_steps(
         model,
         make_optimizer(config, 100),
         jax.devices()[0],
         train_size=SIZE,
         batch_size=config.batch_size,
-        recipe=make_recipe(config),
+        recipe=step_config(config),
         layout=layout,
         donate=False,
     )
@@ -68,9 +68,9 @@ class Training:
             return self.layout.place(tree)
 
         key = jax.random.key(config.seed)
-        self.state, self.zeros = placed(alone.init_state(key)), placed(MetricSums.zeros())
+        self.state, self.zeros = placed(alone.init_state(key)), placed(Metrics.zeros())
         self.data = self.layout.place(split())
-        self.orders = [placed(alone.epoch_order(key, np.int32(epoch))) for epoch in range(9)]
+        self.orders = [placed(alone.epoch_permutation(key, np.int32(epoch))) for epoch in range(9)]
         self.key = jax.random.wrap_key_data(self.layout.place(jax.random.key_data(key)))
         first = self.state, self.zeros, self.data, self.orders[0], self.key, np.int32(0)
         # Half the time to compile is spared where no bits are compared, and for the CNN.
@@ -122,23 +122,23 @@ def plain_text(config: Config) -> tuple[str, str]:
     """The compiled steps on one device, as a run makes them and as `steps` alone gives them."""
     made, layout = programs(config, 1)
     model = MODELS[config.model](**config.model_options())
-    tx, recipe = make_optimizer(config, 100), make_recipe(config)
+    tx, recipe = make_optimizer(config, 100), step_config(config)
     sizes = {"batch_size": config.batch_size, "recipe": recipe}
     plain = jax.jit(partial(steps.train_steps, model=model, tx=tx, **sizes))
     key = jax.random.key(0)
-    args = made.init_state(key), MetricSums.zeros(), layout.place(split())
-    args = *args, made.epoch_order(key, 0), key, np.int32(0), np.int32(3)
+    args = made.init_state(key), Metrics.zeros(), layout.place(split())
+    args = *args, made.epoch_permutation(key, 0), key, np.int32(0), np.int32(3)
     texts = [f.lower(*args).as_text() for f in (made.train_steps, plain)]
     return tuple(re.sub(r"@jit_\w+", "@jit", text) for text in texts)  # pyright: ignore
 
 
-class Interrupts(Observer):
+class Interrupts(Callback):
     """Asks a run to end in its second epoch."""
 
     def __init__(self):
         self.stop = Stop()
 
-    def on_call(self, epoch, step, last_step, sums, train_s):
+    def on_chunk_end(self, epoch, step, last_step, sums, train_s):
         if epoch == 2 and step:
             self.stop.signal = signal.SIGTERM
 
@@ -161,7 +161,7 @@ def runs(folder: Path) -> dict[str, list[dict]]:
     Of an ensemble of 11 members, too, which need 6 of 8 devices.
     """
     one = {"dataset": "digits", "epochs": 2, "steps_per_call": 5, "batch_size": 100}
-    mlp = Config(model="mlp", hidden_sizes=(16,), validation=300, average=0.9, **one)
+    mlp = Config(model="mlp", hidden_sizes=(16,), validation=300, ema_decay=0.9, **one)
     members = Config(model="logistic", seeds=11, **one)
     turns = Config(model="mlp", seeds=3, hidden_sizes=(128,), **one)
     found = {}

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, proven, and never a silent fresh start."""
+"""CheckpointManager: whole or absent, proven, and never a silent fresh start."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ import safetensors.numpy
 from mnist_jax import atomic_io as storage
 from mnist_jax.errors import CheckpointError
 from mnist_jax.runs import checkpoint
-from mnist_jax.runs.checkpoint import Checkpoints
+from mnist_jax.runs.checkpoint import CheckpointManager
 
 
 def make_tree(seed: int = 0) -> dict:
@@ -24,19 +24,19 @@ def make_tree(seed: int = 0) -> dict:
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    made = Checkpoints(tmp_path / "run" / "checkpoints")
+    made = CheckpointManager(tmp_path / "run" / "checkpoints")
     made.folder.parent.mkdir()
     yield made
     made.close()
 
 
-def save(checkpoints: Checkpoints, *steps: int) -> None:
+def save(checkpoints: CheckpointManager, *steps: int) -> None:
     for step in steps:
         checkpoints.save(step // 2, step, make_tree(step), {"epoch": step})
     checkpoints.wait()
 
 
-def path_of(checkpoints: Checkpoints, step: int):
+def path_of(checkpoints: CheckpointManager, step: int):
     return checkpoints.folder / f"epoch-{step // 2:04d}-step-{step:08d}.safetensors"
 
 

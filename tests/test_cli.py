@@ -95,7 +95,7 @@ def test_a_choice_of_a_benchmark_that_is_none_is_answered_in_one_line():
         ({"model": "mlp", "hidden_sizes": (5, 6)}, "--model=mlp --hidden_sizes 5 6"),
         ({"normalize": False, "seeds": 3}, "--model=cnn --no_normalize --seeds=3"),
         ({"preset": "best", "epochs": 4}, "--model=cnn --preset=best --epochs=4"),
-        ({"dropout": 0.0, "average": 0.99}, "--model=cnn --average=0.99 --dropout=0.0"),
+        ({"dropout": 0.0, "ema_decay": 0.99}, "--model=cnn --ema_decay=0.99 --dropout=0.0"),
         (
             {"data_dir": "a b;c", "deterministic": True},
             "--model=cnn --deterministic '--data_dir=a b;c'",
@@ -111,7 +111,7 @@ def test_a_config_s_command_gives_the_same_config(fields, command):
     config = Config(**fields)
     assert config.command_line() == f"python train.py {command}"
     again = parse(*shlex.split(command))
-    assert again.identity() == config.identity()
+    assert again.hyperparameters() == config.hyperparameters()
     assert (again.data_dir, again.deterministic) == (config.data_dir, config.deterministic)
 
 

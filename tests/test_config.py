@@ -17,7 +17,7 @@ def test_defaults_are_the_tutorials_recipe():
 
 
 def test_what_is_given_wins_over_the_preset(monkeypatch):
-    monkeypatch.setitem(PRESETS, "brief", {**PRESETS["post"], "epochs": 2, "normalize": False})
+    monkeypatch.setitem(PRESETS, "brief", {**PRESETS["tutorial"], "epochs": 2, "normalize": False})
     config = Config(preset="brief", batch_size=7, normalize=True)
     assert (config.epochs, config.batch_size, config.normalize) == (2, 7, True)
     assert Config(preset="brief").normalize is False
@@ -97,7 +97,9 @@ def test_the_models_own_options_stand_in_for_those_not_given():
         "dropout": 0.0,
         "activation": "relu",
     }
-    assert Config(model="cnn", dropout=0.5).identity() == Config(model="cnn").identity()
+    assert (
+        Config(model="cnn", dropout=0.5).hyperparameters() == Config(model="cnn").hyperparameters()
+    )
     assert Config(model="logistic").model_options() == {}
 
 
@@ -108,9 +110,9 @@ def test_the_largest_seed_and_any_positive_rate_are_legal():
 def test_identity_holds_what_can_change_a_number_and_nothing_else():
     here = Config(model="mlp", workdir=Path("a"), steps_per_call=7, platform="cpu", debug=True)
     there = Config(model="mlp", workdir=Path("b"), data_dir=Path("c"))
-    assert here.identity() == there.identity()
+    assert here.hyperparameters() == there.hyperparameters()
     for other in ({"seed": 1}, {"epochs": 9}, {"precision": "bfloat16"}, {"max_steps": 5}):
-        assert Config(model="mlp", **other).identity() != there.identity()
+        assert Config(model="mlp", **other).hyperparameters() != there.hyperparameters()
     assert json.loads(json.dumps(here.to_json()))["workdir"] == "a"
 
 
@@ -123,7 +125,7 @@ def test_identity_holds_what_can_change_a_number_and_nothing_else():
         ("schedule", "onecicle", "did you mean onecycle"),
         ("activation", "rellu", "did you mean relu"),
         ("label_smoothing", 1.0, "less than 1"),
-        ("average", -0.1, "less than 1"),
+        ("ema_decay", -0.1, "less than 1"),
         ("shift", float("inf"), "any finite number from 0"),
         ("preset", "fastest", "did you mean fast"),
     ],

@@ -65,7 +65,7 @@ def ours(x, w, g, padding: str, convolve=conv3x3) -> list[jax.Array]:
     return [y, *backward(g)]
 
 
-def jitted(padding: str):
+def make_steps(padding: str):
     return jax.jit(partial(ours, padding=padding), compiler_options=QUICKLY_COMPILED)
 
 
@@ -121,7 +121,7 @@ def test_value_and_gradients_equal_the_definition(shape, dtype, batch, bound):
 
 def test_half_precision_goes_in_and_comes_out_and_loses_only_its_own_rounding():
     case = [jnp.asarray(a, jnp.bfloat16) for a in make_case(3, 14, 14, 64, 32, "SAME")]
-    results = jitted("SAME")(*case)
+    results = make_steps("SAME")(*case)
     assert all(a.dtype == jnp.bfloat16 for a in results)
     errors = relative_errors(results, definition(*case, "SAME"))
     assert max(errors.values()) < 2**-8, errors  # bfloat16 has 8 bits
@@ -173,7 +173,7 @@ def test_adversarial_inputs_round_no_worse(make):
     """Errors against the sum of the absolute values of all products, which bounds the definition's
     own rounding where its products cancel."""
     case = make()
-    results, expected = jitted("SAME")(*case), definition(*case, "SAME")
+    results, expected = make_steps("SAME")(*case), definition(*case, "SAME")
     scales = definition(*map(np.abs, case), "SAME")
     for name, a, b, scale in zip(("y", "dx", "dw"), results, expected, scales, strict=True):
         error = np.linalg.norm(a - b) / np.linalg.norm(scale)
@@ -182,10 +182,10 @@ def test_adversarial_inputs_round_no_worse(make):
 
 def test_images_and_cotangents_of_zeros_give_exact_zeros():
     x, w, g = make_case(2, 7, 9, 2, 3, "SAME")
-    y, _, dw = jitted("SAME")(x * 0, w, g)
+    y, _, dw = make_steps("SAME")(x * 0, w, g)
     assert not np.any(y)
     assert not np.any(dw)
-    _, dx, dw = jitted("SAME")(x, w, g * 0)
+    _, dx, dw = make_steps("SAME")(x, w, g * 0)
     assert not np.any(dx)
     assert not np.any(dw)
 
@@ -195,7 +195,7 @@ def test_vmap_over_kernels_equals_one_at_a_time():
     x, w, g = make_case(3, 5, 7, 2, 3, "VALID")
     rng = np.random.default_rng(0)
     ws, gs, xs = (rng.standard_normal((4, *a.shape)).astype(np.float32) for a in (w, g, x))
-    one = jitted("VALID")
+    one = make_steps("VALID")
     for images, in_axes in ((x, (None, 0, 0)), (xs, (0, 0, 0))):
         together = jax.jit(
             jax.vmap(partial(ours, padding="VALID"), in_axes), compiler_options=QUICKLY_COMPILED
@@ -300,7 +300,7 @@ def test_a_program_for_all_platforms_computes_the_same():
     case = make_case(2, 5, 7, 3, 4, "SAME")
     function = jax.jit(partial(ours, padding="SAME"))
     exported = export.export(function, platforms=["cpu", "cuda", "tpu"])(*case)
-    for a, b in zip(exported.call(*case), jitted("SAME")(*case), strict=True):
+    for a, b in zip(exported.call(*case), make_steps("SAME")(*case), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 

@@ -264,7 +264,7 @@ def test_the_data_set_shown_is_loaded(monkeypatch, tmp_path):
 def test_the_recipe_shown_is_a_preset(monkeypatch):
     monkeypatch.setattr(config, "PRESETS", dict(config.PRESETS))
     exec(shown("forking.md", 'PRESETS["slow"]'), vars(config))
-    assert Config(preset="slow").average == 0.999
+    assert Config(preset="slow").ema_decay == 0.999
     assert Config(preset="slow").batch_size == 100
 
 
@@ -460,7 +460,7 @@ def test_the_table_of_ablations_is_its_record():
         kept = ("model=", "dataset=", "epochs=", "seeds=")
         changed = " ".join(f"--{flag}" for flag in flags if not flag.startswith(kept))
         first = base.setdefault(found["model"], found)
-        cells = [f"`{changed.replace('--no_', '--no-')}`" if changed else "none: as `post`"]
+        cells = [f"`{changed.replace('--no_', '--no-')}`" if changed else "none: as `tutorial`"]
         cells += spread(found["statistics"])
         if changed:
             test = welch(*(np.array(side["test_accuracy"]) for side in (first, found)))

@@ -27,13 +27,13 @@ PAGE = (Path(__file__).parents[1] / "docs" / "running.md").read_text()
 LOADING = next(c for c in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "deserial" in c)
 
 
-def untrained(folder: Path, **fields) -> saved.SavedRun:
+def untrained(folder: Path, **fields) -> saved.LoadedRun:
     config = Config(workdir=folder, **fields)
     dtype = jax.numpy.bfloat16 if config.precision == "bfloat16" else None
     model = MODELS[config.model](dtype=dtype, **config.model_options())
     init = jax.jit(partial(init_params, model))  # else each of its operations is compiled
     params = jax.device_get(init(jax.random.key(3)))
-    return saved.SavedRun(folder, config, model, Progress(steps.TrainState(0, params, ())), [])
+    return saved.LoadedRun(folder, config, model, Progress(steps.TrainState(0, params, ())), [])
 
 
 def images(count: int) -> np.ndarray:
@@ -49,7 +49,7 @@ def folders(tmp_path_factory, data_dir):
     """A run that keeps an average of its parameters, and one of two seeds."""
     folder = tmp_path_factory.mktemp("runs")
     base = {"dataset": "digits", "data_dir": data_dir}
-    one = {"model": "mlp", "hidden_sizes": (16,), "normalize": False, "average": 0.9}
+    one = {"model": "mlp", "hidden_sizes": (16,), "normalize": False, "ema_decay": 0.9}
     fit(Config(workdir=folder / "one", epochs=3, **base, **one))
     fit(Config(workdir=folder / "many", epochs=1, model="logistic", seeds=2, seed=5, **base))
     return folder

@@ -14,7 +14,7 @@ from mnist_jax.parallel import mesh as devices
 from mnist_jax.reporting import console as display
 from mnist_jax.runs.results import accuracy_line
 from mnist_jax.signals import Stop
-from mnist_jax.training import Observer
+from mnist_jax.training import Callback
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def config(data_dir, tmp_path):
 
 MODELS = {
     "logistic": {},
-    "mlp": {"dropout": 0.3, "shift": 2.0, "average": 0.9, "microbatches": 4},
+    "mlp": {"dropout": 0.3, "shift": 2.0, "ema_decay": 0.9, "microbatches": 4},
     "cnn": {"batch_size": 50, "hidden_sizes": (16,), "max_steps": 3},
 }
 
@@ -79,11 +79,11 @@ def test_an_ensemble_cut_anywhere_ends_as_one_that_was_not(config, tmp_path):
     fields = {"seeds": 2, "model": "mlp", "epochs": 2, "steps_per_call": 7}
     whole = fit(config(workdir=tmp_path / "whole", **fields)).record
 
-    class StopAt(Observer):
+    class StopAt(Callback):
         def __init__(self, stop):
             self.stop, self.calls = stop, 0
 
-        def on_call(self, *_):
+        def on_chunk_end(self, *_):
             self.calls += 1
             if self.calls == 2:
                 self.stop.signal = signal.SIGTERM
@@ -103,20 +103,20 @@ def test_an_ensemble_cut_anywhere_ends_as_one_that_was_not(config, tmp_path):
 
 def test_a_member_that_is_not_finite_is_named_and_left_out(config, monkeypatch):
     """The first member's weights are made infinite; the others train on."""
-    from mnist_jax.trainer import Programs
+    from mnist_jax.trainer import Trainer
 
-    init = Programs.init
+    init = Trainer.init
 
     def spoilt(self):
         state = init(self)
         params = jax.tree.map(lambda leaf: leaf.at[0].set(np.inf), state.params)
         return state._replace(params=params)
 
-    monkeypatch.setattr(Programs, "init", spoilt)
+    monkeypatch.setattr(Trainer, "init", spoilt)
     told = []
 
-    class Listener(Observer):
-        def on_notice(self, text):
+    class Listener(Callback):
+        def on_warning(self, text):
             told.append(text)
 
     result = fit(config(seeds=3, steps_per_call=5), observer=Listener())
@@ -135,7 +135,7 @@ def test_a_member_that_is_not_finite_is_named_and_left_out(config, monkeypatch):
     kept = sum(row["test/accuracy"][1:]) / 2
     shown = display.Display()
     shown.console = display.Console(file=io.StringIO(), width=500)
-    shown.on_epoch(row)
+    shown.on_epoch_end(row)
     assert f"test loss {sum(row['test/loss'][1:]) / 2:.4f} accuracy {kept:.4f}" in (
         shown.console.file.getvalue()
     )
@@ -148,9 +148,9 @@ def test_when_no_member_is_finite_the_run_ends(config):
 
 def test_the_error_names_the_step_at_which_the_last_member_was_lost(config, monkeypatch):
     """The first is lost at once, the second after 20 steps, in the second epoch."""
-    from mnist_jax.trainer import Programs
+    from mnist_jax.trainer import Trainer
 
-    init, train = Programs.init, Programs.train
+    init, train = Trainer.init, Trainer.train
 
     def without(state, member):
         params = jax.tree.map(lambda leaf: leaf.at[member].set(np.inf), state.params)
@@ -160,8 +160,8 @@ def test_the_error_names_the_step_at_which_the_last_member_was_lost(config, monk
         state, *rest = train(self, *args)
         return without(state, 1) if np.all(state.step == 20) else state, *rest
 
-    monkeypatch.setattr(Programs, "init", lambda self: without(init(self), 0))
-    monkeypatch.setattr(Programs, "train", spoiling)
+    monkeypatch.setattr(Trainer, "init", lambda self: without(init(self), 0))
+    monkeypatch.setattr(Trainer, "train", spoiling)
     with pytest.raises(NonFiniteError, match="at step 21 "):
         fit(config(seeds=2, steps_per_call=5))
 
@@ -191,7 +191,7 @@ def test_no_decision_reads_the_test_images(config, tmp_path, monkeypatch):
     """Other test labels, the same parameters, bit for bit."""
     from mnist_jax import training
 
-    plain = fit(config(preset="best", seeds=2, average=0.9)).record
+    plain = fit(config(preset="best", seeds=2, ema_decay=0.9)).record
     load = training.load_dataset
 
     def permuted(*args, **kwargs):
@@ -200,6 +200,8 @@ def test_no_decision_reads_the_test_images(config, tmp_path, monkeypatch):
         return training.dataclasses.replace(dataset, test=dataset.test._replace(label=label))
 
     monkeypatch.setattr(training, "load_dataset", permuted)
-    record = fit(config(preset="best", seeds=2, average=0.9, workdir=tmp_path / "permuted")).record
+    record = fit(
+        config(preset="best", seeds=2, ema_decay=0.9, workdir=tmp_path / "permuted")
+    ).record
     assert record["test_accuracy"] != plain["test_accuracy"]
     assert record["params_sha256"] == plain["params_sha256"]

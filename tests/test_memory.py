@@ -17,14 +17,14 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 if {kept}:
-    memory.keep_freed()
+    memory.tune_glibc()
 found = [faults()]
 thread = threading.Thread(target=lambda: found.append(faults()))
 thread.start()
 thread.join()
 pages = lambda: int(open("/proc/self/statm").read().split()[1])
 before = pages()
-memory.give_back()
+memory.trim()
 print(*found, (before - pages()) * os.sysconf("SC_PAGE_SIZE"))
 """
 

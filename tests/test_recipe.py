@@ -47,7 +47,7 @@ def test_weight_decay_takes_from_kernels_alone():
 
 
 def test_the_average_is_that_of_the_parameters_after_each_update():
-    config = Config(average=0.75)
+    config = Config(ema_decay=0.75)
     tx = recipe.make_optimizer(config, 5)
     params = {"w": jnp.array([1.0, -2.0])}
     state, seen = tx.init(params), []
@@ -57,8 +57,8 @@ def test_the_average_is_that_of_the_parameters_after_each_update():
         seen.append(np.asarray(params["w"]))
     weights = 0.75 ** np.arange(5)[::-1]
     expected = np.average(seen, axis=0, weights=weights)
-    np.testing.assert_allclose(recipe.averaged(params, state, 0.75)["w"], expected, rtol=1e-5)
-    assert recipe.averaged(params, state, 0.0) is params
+    np.testing.assert_allclose(recipe.ema_params(params, state, 0.75)["w"], expected, rtol=1e-5)
+    assert recipe.ema_params(params, state, 0.0) is params
 
 
 def test_the_post_s_optimizer_is_plain_adam():
@@ -76,7 +76,7 @@ def test_smoothed_labels_are_spread_while_training_alone():
     label = rng.integers(0, 10, 8, np.int32)
     batch = steps.Batch(image=image, label=label, mask=np.ones(8, bool))
     keys = (jax.random.key(1), jax.random.key(2))
-    smooth = steps.Recipe(label_smoothing=0.3)
+    smooth = steps.StepConfig(label_smoothing=0.3)
     logits = model.apply({"params": params}, image / np.float32(255))
     target = optax.smooth_labels(jax.nn.one_hot(label, 10), 0.3)
     expected = optax.softmax_cross_entropy(logits, target).mean()
@@ -99,7 +99,7 @@ def test_every_preset_trains_and_is_repeatable(preset, data_dir, tmp_path):
 
 
 def test_augmented_runs_do_not_depend_on_the_steps_in_a_call(data_dir, tmp_path):
-    where = {"dataset": "digits", "data_dir": data_dir, "max_steps": 20, "average": 0.9}
+    where = {"dataset": "digits", "data_dir": data_dir, "max_steps": 20, "ema_decay": 0.9}
     digests = {
         fit(
             Config(model="mlp", preset="best", steps_per_call=n, workdir=tmp_path / str(n), **where)

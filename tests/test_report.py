@@ -23,7 +23,7 @@ from mnist_jax.errors import InterruptedRunError
 from mnist_jax.inference import restore as saved
 from mnist_jax.reporting import pictures, report
 from mnist_jax.signals import Stop
-from mnist_jax.training import Observer
+from mnist_jax.training import Callback
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,14 +82,14 @@ def test_a_page_says_what_the_run_was(folders, data_dir, capsys):
     assert "out of 1,337 images; 3 of 3 epochs are complete" in page.text  # 100 are held out
     for heading in ("Learning curves", "What was taken for what", "Wrong and sure of it", "Layers",
                     "What the first layer looks for", "Can its probabilities be believed?",
-                    "Epochs", "Time", "Recipe", "Environment"):  # fmt: skip
+                    "Epochs", "Time", "StepConfig", "Environment"):  # fmt: skip
         assert heading in page.text
     assert "total 7,850" in page.text
     assert f"training {record['timings']['train_s']:,.1f}" in page.text
     assert record["environment"]["system"] in page.text
     assert "validation 100 0" in page.text  # here and usually
     config = cli.parse_config(command_of(page), prog="", description="")
-    assert config.identity() == saved.load_config(folder).identity()
+    assert config.hyperparameters() == saved.load_config(folder).hyperparameters()
     assert config.data_dir == saved.load_config(folder).data_dir
     assert "not complete" not in page.text
 
@@ -182,8 +182,8 @@ def test_a_result_with_odd_values_still_has_a_page(odd, folders, data_dir, tmp_p
 def test_a_run_that_is_not_complete_says_so(data_dir, tmp_path, capsys):
     stop = Stop()
 
-    class StopSoon(Observer):
-        def on_call(self, epoch, step, last_step, sums, train_s):
+    class StopSoon(Callback):
+        def on_chunk_end(self, epoch, step, last_step, sums, train_s):
             if step:
                 stop.signal = 15
 

@@ -15,7 +15,7 @@ from mnist_jax.inference import restore as saved
 from mnist_jax.inference.verify import verify
 from mnist_jax.runs import run_dir as runs
 from mnist_jax.signals import Stop
-from mnist_jax.training import Observer
+from mnist_jax.training import Callback
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def config(data_dir, tmp_path):
     return make
 
 
-class StopAfter(Observer):
+class StopAfter(Callback):
     """Asks for the end at the n-th thing that happens."""
 
     def __init__(self, stop: Stop, events: int):
@@ -42,10 +42,10 @@ class StopAfter(Observer):
     def on_resume(self, step):
         self.resumed_at = step
 
-    def on_call(self, epoch, step, last_step, sums, train_s):
+    def on_chunk_end(self, epoch, step, last_step, sums, train_s):
         self.tick()
 
-    def on_epoch(self, row):
+    def on_epoch_end(self, row):
         self.tick()
 
 
@@ -100,8 +100,8 @@ def test_times_add_up_over_the_processes(config):
         fit(config(), observer=StopAfter(stop, events=3), stop=stop)
     seen = []
 
-    class Clock(Observer):
-        def on_call(self, epoch, step, last_step, sums, train_s):
+    class Clock(Callback):
+        def on_chunk_end(self, epoch, step, last_step, sums, train_s):
             seen.append(train_s)
 
     record = fit(config(epochs=2), observer=Clock()).record
@@ -123,8 +123,8 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_continues(config, tm
     newest.write_bytes(newest.read_bytes()[:-1])
     told = []
 
-    class Listener(Observer):
-        def on_notice(self, text):
+    class Listener(Callback):
+        def on_warning(self, text):
             told.append(text)
 
     record = fit(config(), observer=Listener()).record
@@ -216,8 +216,8 @@ def test_another_config_is_refused_with_what_differs(config):
 def test_epochs_that_end_while_a_checkpoint_is_written_have_none(config, tmp_path, monkeypatch):
     """On an accelerator a run that is killed then has several lines more than its checkpoint."""
 
-    class EndedAfter(Observer):
-        def on_epoch(self, row):
+    class EndedAfter(Callback):
+        def on_epoch_end(self, row):
             if row["epoch"] == 3:
                 raise KeyboardInterrupt
 

@@ -13,7 +13,7 @@ import pytest
 
 from mnist_jax import models, steps
 from mnist_jax.data.split import Split
-from mnist_jax.metrics import NEVER, MetricSums
+from mnist_jax.metrics import NEVER, Metrics
 
 ROOT = jax.random.key(0)
 TX = optax.adam(1e-3)
@@ -51,7 +51,7 @@ def compiled(model: nn.Module, tx: optax.GradientTransformation = TX) -> Any:
 
 
 def order_of(epoch: int, size: int = SIZE) -> jax.Array:
-    return steps.epoch_order(ROOT, epoch, size=size)
+    return steps.epoch_permutation(ROOT, epoch, size=size)
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:
@@ -109,11 +109,11 @@ def test_the_loss_is_the_mean_cross_entropy_and_the_sums_are_behind_it():
 )
 def test_without_normalizing_the_model_sees_0_to_255(call):
     model, split = MODELS["logistic"], jax.device_put(make_split(BATCH_SIZE))
-    state, batch, zeros = initial(model), make_batch(split), MetricSums.zeros()
+    state, batch, zeros = initial(model), make_batch(split), Metrics.zeros()
     by_hand = {**batch, "image": np.float32(batch["image"])}
     _, expected = steps.loss_fn(state.params, by_hand, model=model)
     order = jnp.arange(BATCH_SIZE)
-    options = {"model": model, "recipe": steps.Recipe(normalize=False)}
+    options = {"model": model, "recipe": steps.StepConfig(normalize=False)}
     sums = {
         "loss_fn": lambda: steps.loss_fn(state.params, batch, **options)[1],
         "eval_step": lambda: steps.eval_step(state.params, batch, **options),
@@ -179,7 +179,7 @@ def test_a_batch_of_padding_alone_has_no_loss_and_no_gradient():
 
 def test_keys_differ_by_root_purpose_and_place():
     keys = [
-        steps.address_key(jax.random.key(seed), purpose, place)
+        steps.derive_key(jax.random.key(seed), purpose, place)
         for seed in (0, 1)
         for purpose in (steps.INIT, steps.SHUFFLE, steps.DROPOUT)
         for place in range(4)
@@ -197,7 +197,7 @@ def test_dropout_is_addressed_by_the_step_and_the_root_key():
         state = start._replace(step=jnp.int32(place))
         new, sums = step(state, batch, ROOT)
         assert_equal((new, sums), step(state, batch, ROOT))
-        keys = [steps.address_key(ROOT, use, place) for use in (steps.DROPOUT, steps.AUGMENT)]
+        keys = [steps.derive_key(ROOT, use, place) for use in (steps.DROPOUT, steps.AUGMENT)]
         assert_close(sums, loss(state.params, batch, tuple(keys))[1])
         assert new.step == place + 1
         losses.add(float(sums.loss_sum))
@@ -224,7 +224,7 @@ def test_in_microbatches_the_gradient_is_that_of_the_whole_batch(parts):
     take = partial(steps.take_batch, split, None, 0, batch_size=BATCH_SIZE + 1)
     after = {}
     for count in (1, parts):
-        recipe, batch = steps.Recipe(microbatches=count), take(microbatches=count)
+        recipe, batch = steps.StepConfig(microbatches=count), take(microbatches=count)
         assert len(batch["label"]) % count == 0
         batch["mask"] = batch["mask"].at[1].set(False)
         step = jax.jit(partial(steps.train_step, model=model, tx=optax.sgd(1.0), recipe=recipe))
@@ -236,7 +236,7 @@ def test_in_microbatches_the_gradient_is_that_of_the_whole_batch(parts):
 def test_each_microbatch_has_draws_of_its_own():
     model, tx = MODELS["mlp"], optax.sgd(1.0)
     batch = make_batch(jax.device_put(make_split(1)), np.zeros(2, int))  # one image twice
-    recipe = steps.Recipe(microbatches=2)
+    recipe = steps.StepConfig(microbatches=2)
 
     def moved(batch):
         step = jax.jit(partial(steps.train_step, model=model, tx=tx, recipe=recipe))
@@ -281,13 +281,15 @@ def test_without_an_order_batches_come_as_they_stand():
 
 def test_the_order_differs_by_epoch_and_by_seed_and_is_the_same_for_the_same():
     orders = {
-        (seed, epoch): steps.epoch_order(jax.random.key(seed), epoch, size=100)
+        (seed, epoch): steps.epoch_permutation(jax.random.key(seed), epoch, size=100)
         for seed in (0, 1)
         for epoch in (0, 1, 2)
     }
     for (seed, epoch), order in orders.items():
         assert order.dtype == jnp.int32
-        assert_equal(order, steps.epoch_order(jax.random.key(seed), jnp.int32(epoch), size=100))
+        assert_equal(
+            order, steps.epoch_permutation(jax.random.key(seed), jnp.int32(epoch), size=100)
+        )
     assert len({tuple(order.tolist()) for order in orders.values()} | {tuple(range(100))}) == 7
 
 
@@ -314,8 +316,8 @@ def test_neighbours_in_the_order_ascend_as_often_as_they_descend():
 def test_steps_in_one_call_equal_calls_of_one_step_bit_for_bit(name):
     model, split, order = MODELS[name], make_split(), order_of(0)
     program, start = compiled(model), initial(model)
-    together = program(start, MetricSums.zeros(), split, order, ROOT, 0, 3)
-    carry = start, MetricSums.zeros()
+    together = program(start, Metrics.zeros(), split, order, ROOT, 0, 3)
+    carry = start, Metrics.zeros()
     for first in range(3):
         carry = program(*carry, split, order, ROOT, first, 1)
     assert_equal(carry, together)
@@ -330,9 +332,9 @@ def test_an_epoch_equals_a_loop_of_single_steps_over_unpadded_batches(name):
     # Without dropout, whose mask has another shape for the smaller batch.
     model = MODELS["logistic"] if name == "logistic" else models.MLP()
     split, order = make_split(), order_of(0)
-    epoch = compiled(model)(initial(model), MetricSums.zeros(), split, order, ROOT, 0, 3)
+    epoch = compiled(model)(initial(model), Metrics.zeros(), split, order, ROOT, 0, 3)
     step = jax.jit(partial(steps.train_step, model=model, tx=TX))
-    state, sums = initial(model), MetricSums.zeros()
+    state, sums = initial(model), Metrics.zeros()
     for start in range(0, SIZE, BATCH_SIZE):
         state, batch_sums = step(
             state, make_batch(split, np.asarray(order)[start : start + BATCH_SIZE]), ROOT
@@ -344,7 +346,7 @@ def test_an_epoch_equals_a_loop_of_single_steps_over_unpadded_batches(name):
 
 def test_a_loop_of_known_length_equals_one_of_run_time_length():
     model, split, order = MODELS["mlp"], make_split(), order_of(0)
-    arguments = initial(model), MetricSums.zeros(), split, order, ROOT, 0
+    arguments = initial(model), Metrics.zeros(), split, order, ROOT, 0
     known = jax.jit(partial(steps.train_steps, model=model, tx=TX, batch_size=BATCH_SIZE, steps=3))(
         *arguments
     )
@@ -364,7 +366,7 @@ class Traced(models.MLP):
 
 def test_the_step_is_traced_once_over_epochs_whose_last_batch_is_smaller():
     model, split = Traced(hidden_sizes=(8,)), make_split()
-    carry = initial(model), MetricSums.zeros()
+    carry = initial(model), Metrics.zeros()
     Traced.seen.clear()
     program = compiled(model)
     for epoch in range(2):
@@ -393,7 +395,7 @@ def test_ten_images_with_random_labels_are_learned(name, epochs, learning_rate):
     split, program = make_split(), compiled(model, tx)
     state = start = initial(model, tx)
     for epoch in range(epochs):
-        state, _ = program(state, MetricSums.zeros(), split, order_of(epoch), ROOT, 0, 3)
+        state, _ = program(state, Metrics.zeros(), split, order_of(epoch), ROOT, 0, 3)
     evaluate = jax.jit(partial(steps.eval_step, model=model))
     first, last = (evaluate(params, make_batch(split)) for params in (start.params, state.params))
     assert first.loss > 2
@@ -407,14 +409,14 @@ def test_the_first_step_whose_loss_is_not_finite_is_named(bad_step):
     model, split = MODELS["logistic"], make_split()
     tx = optax.adam(lambda count: jnp.where(count < bad_step - 2, 1e-3, 1e38))
     program = compiled(model, tx)
-    carry = initial(model, tx), MetricSums.zeros()
+    carry = initial(model, tx), Metrics.zeros()
     named = []
     for step in range(1, 8):
         carry = program(*carry, split, order_of(0), ROOT, (step - 1) % 3, 1)
         named.append(int(carry[1].first_nonfinite))
     assert named == [NEVER] * (bad_step - 1) + [bad_step] * (8 - bad_step)
-    state, _ = program(initial(model, tx), MetricSums.zeros(), split, order_of(0), ROOT, 0, 3)
-    _, sums = program(state, MetricSums.zeros(), split, order_of(1), ROOT, 0, 3)
+    state, _ = program(initial(model, tx), Metrics.zeros(), split, order_of(0), ROOT, 0, 3)
+    _, sums = program(state, Metrics.zeros(), split, order_of(1), ROOT, 0, 3)
     assert sums.first_nonfinite == max(bad_step, 4)  # of these sums' own steps, 4 to 6
 
 
@@ -427,10 +429,10 @@ def test_evaluation_counts_every_image_of_a_split_no_batch_divides(size, batch_s
     params = initial(model).params
     program = jax.jit(partial(steps.eval_steps, model=model, batch_size=batch_size))
     count = steps.num_batches(size, batch_size)
-    sums = program(params, MetricSums.zeros(), split, 0, count)
+    sums = program(params, Metrics.zeros(), split, 0, count)
     assert sums.count == size
     assert_close(sums, steps.eval_step(params, make_batch(split), model=model))
-    in_calls = MetricSums.zeros()
+    in_calls = Metrics.zeros()
     for first in range(count):
         in_calls = program(params, in_calls, split, first, 1)
     assert_equal(in_calls, sums)
@@ -458,7 +460,7 @@ def test_merged_sums_are_the_sums_over_all_examples():
     whole = evaluate(make_batch(split))
     assert_close(parts[0].merge(parts[1]), whole)
     assert_equal(parts[0].merge(parts[1]), parts[1].merge(parts[0]))
-    assert_equal(MetricSums.zeros().merge(whole), whole)
+    assert_equal(Metrics.zeros().merge(whole), whole)
     merged = parts[0].merge(parts[1])
     assert merged.loss == pytest.approx(float(whole.loss_sum) / SIZE)
     assert merged.accuracy == int(whole.correct) / SIZE
@@ -466,7 +468,7 @@ def test_merged_sums_are_the_sums_over_all_examples():
 
 def test_means_are_divided_once_and_by_the_examples():
     def sums(loss_sum, correct, count, first_nonfinite=NEVER):
-        return MetricSums(
+        return Metrics(
             jnp.float32(loss_sum),
             jnp.int32(correct),
             jnp.int32(count),
@@ -476,12 +478,14 @@ def test_means_are_divided_once_and_by_the_examples():
     merged = sums(8, 4, 4).merge(sums(1, 0, 1, 7)).merge(sums(0, 0, 0, 3))
     assert (merged.loss, merged.accuracy) == (9 / 5, 4 / 5)
     assert merged.first_nonfinite == 3
-    assert (MetricSums.zeros().loss, MetricSums.zeros().accuracy) == (0, 0)
+    assert (Metrics.zeros().loss, Metrics.zeros().accuracy) == (0, 0)
 
 
 def test_the_order_does_not_depend_on_64_bit_mode():
     def order():
-        return np.asarray(steps.epoch_order(jax.random.key(3, impl="threefry2x32"), 1, size=100))
+        return np.asarray(
+            steps.epoch_permutation(jax.random.key(3, impl="threefry2x32"), 1, size=100)
+        )
 
     expected = order()
     with jax.enable_x64(True):

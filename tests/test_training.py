@@ -18,8 +18,8 @@ from mnist_jax.errors import CheckpointError, DeviceError, NonFiniteError, Usage
 from mnist_jax.models import LogisticRegression
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.runs import run_dir as runs
-from mnist_jax.trainer import jitted
-from mnist_jax.training import Observer
+from mnist_jax.trainer import make_steps
+from mnist_jax.training import Callback
 
 
 @pytest.fixture
@@ -67,7 +67,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(config, tmp_path
 def test_parameters_start_at_the_same_bits_in_a_program_that_is_optimized_in_full(name):
     device, key, tx = jax.devices()[0], jax.random.key(3), optax.adam(1e-3)
     model = MODELS[name]()
-    quick = jitted(model, tx, device, train_size=1, batch_size=1, recipe=steps.Recipe()).init_state
+    quick = make_steps(
+        model, tx, device, train_size=1, batch_size=1, recipe=steps.StepConfig()
+    ).init_state
     full = jax.jit(lambda key: steps.init_state(key, model=model, tx=tx))
     for ours, theirs in zip(*map(jax.tree.leaves, (quick(key), full(key))), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -92,7 +94,7 @@ def test_programs_of_known_length_give_the_same_result(
 ):
     """As on an accelerator: an epoch and a rest of another length, each compiled for itself."""
     leaves = jax.tree.leaves(fit(config(model="mlp", max_steps=20)).params)
-    monkeypatch.setattr("mnist_jax.trainer.takes_any_length", lambda device: False)
+    monkeypatch.setattr("mnist_jax.trainer.dynamic_loop_bound", lambda device: False)
     calls = {"steps_per_call": steps_per_call, "workdir": tmp_path / "static"}
     result = fit(config(model="mlp", max_steps=20, **calls))
     assert result.record["steps"] == 20
@@ -101,8 +103,8 @@ def test_programs_of_known_length_give_the_same_result(
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(config, tmp_path):
-    class Second(Observer):
-        def on_epoch(self, row):
+    class Second(Callback):
+        def on_epoch_end(self, row):
             with pytest.raises(UsageError, match="is in use by process"):
                 fit(config())
 
@@ -357,18 +359,18 @@ def test_normalize_changes_the_input(config, tmp_path):
 def test_observers_hear_of_every_step_and_epoch_in_order(config):
     heard = []
 
-    class Recorder(Observer):
-        def on_start(self, config, dataset, model, devices, workdir):
+    class Recorder(Callback):
+        def on_train_begin(self, config, dataset, model, devices, workdir):
             heard.append(("start", dataset.name))
 
-        def on_call(self, epoch, step, last_step, sums, train_s):
+        def on_chunk_end(self, epoch, step, last_step, sums, train_s):
             assert (train_s > 0) == (step > 0)
             heard.append(("call", epoch, step, last_step, int(sums.count)))
 
-        def on_epoch(self, row):
+        def on_epoch_end(self, row):
             heard.append(("epoch", row["epoch"]))
 
-        def on_end(self, result):
+        def on_train_end(self, result):
             heard.append(("end", result.record["steps"]))
 
     fit(config(epochs=1, steps_per_call=8), observer=Recorder())

@@ -12,7 +12,7 @@ from mnist_jax.commands import COMMANDS
 from mnist_jax.errors import CheckpointError, InterruptedRunError
 from mnist_jax.runs import run_dir as runs
 from mnist_jax.signals import Stop
-from mnist_jax.training import Observer
+from mnist_jax.training import Callback
 
 
 @pytest.fixture
@@ -133,8 +133,8 @@ def test_an_accuracy_that_does_not_come_out_again_is_wrong(folder, data_dir, cap
 def test_a_run_that_is_not_complete_is_checked_as_far_as_it_came(data_dir, tmp_path, capsys):
     stop = Stop()
 
-    class StopAfterAnEpoch(Observer):
-        def on_epoch(self, row):
+    class StopAfterAnEpoch(Callback):
+        def on_epoch_end(self, row):
             stop.signal = 15
 
     where = {"data_dir": data_dir, "workdir": tmp_path / "run", "dataset": "digits"}

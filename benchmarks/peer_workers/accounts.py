@@ -87,22 +87,29 @@ def wrap_parts(accounts: Accounts) -> None:
     accounts.wrap(devices, "select_device", "device")
     accounts.wrap(training, "load_dataset", "data")
     accounts.wrap(environment, "describe", "environment")
-    accounts.wrap(programs.Programs, "__init__", "data to device")
+    accounts.wrap(programs.Trainer, "__init__", "data to device")
     accounts.wrap(training, "check_memory", "trace")
-    accounts.wrap(programs.Programs, "init", "initial state")
+    accounts.wrap(programs.Trainer, "init", "initial state")
     accounts.wrap(training.Keeper, "restore", "checkpoints")
     accounts.wrap(record, "outcome", "digest")
-    accounts.wrap(programs.Programs, "_call", kind)
-    accounts.wrap(programs.Programs, "_compile", "trace")
+    accounts.wrap(programs.Trainer, "_call", kind)
+    accounts.wrap(programs.Trainer, "_compile", "trace")
     for name in ("check_model", "params_of"):
         accounts.wrap(training, name, "trace")
     accounts.wrap(jax.stages.Lowered, "compile", "compile")
     accounts.wrap(memory, "give_back", "compile")
     for name in ("save", "wait", "close"):
-        accounts.wrap(checkpoint.Checkpoints, name, "checkpoints")
+        accounts.wrap(checkpoint.CheckpointManager, name, "checkpoints")
     for name in ("__init__", "write_environment", "write_metrics", "append_metrics", "finish"):
         accounts.wrap(runs.Run, name, "run's files")
-    for name in ("on_load", "on_start", "on_call", "on_epoch", "on_end", "close"):
+    for name in (
+        "on_load",
+        "on_train_begin",
+        "on_chunk_end",
+        "on_epoch_end",
+        "on_train_end",
+        "close",
+    ):
         accounts.wrap(display.Display, name, "display")
 
 

@@ -16,30 +16,30 @@ from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
 from mnist_jax.errors import DeviceError
-from mnist_jax.metrics import MetricSums
+from mnist_jax.metrics import Metrics
 from mnist_jax.models import MODELS
 from mnist_jax.ops import malloc as memory
-from mnist_jax.optimizer import make_optimizer, make_recipe
+from mnist_jax.optimizer import make_optimizer, step_config
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.parallel.mesh import Layout
 from mnist_jax.runs import environment
-from mnist_jax.trainer import Jitted, jitted, takes_any_length
+from mnist_jax.trainer import Steps, dynamic_loop_bound, make_steps
 
 MANY, ONE = "many steps a call", "one dispatch a step"
 
 
 def programs(
     config: Config, device: jax.Device, train_size: int, layout: Layout | None = None
-) -> Jitted:
+) -> Steps:
     """Those of a run, not yet compiled."""
     dtype = devices.compute_dtype(config.precision, device)
-    return jitted(
+    return make_steps(
         MODELS[config.model](dtype=dtype, **config.model_options()),
         make_optimizer(config, 1),
         device,
         train_size=train_size,
         batch_size=config.batch_size,
-        recipe=make_recipe(config),
+        recipe=step_config(config),
         layout=layout,
     )
 
@@ -61,12 +61,12 @@ class AnyLength:
 
     def compile(self, *args: Any, count: int) -> Any:
         """The program for arguments of these shapes and that many steps."""
-        any_length = takes_any_length(self._device)
+        any_length = dynamic_loop_bound(self._device)
         key = None if any_length else count
         if key not in self._compiled:
             lowered = self._program.lower(*args, jnp.int32(count) if any_length else count)
             compiled = lowered.compile()
-            memory.give_back()
+            memory.trim()
             self.analysis = compiled.memory_analysis()
             # A CPU's system would rather end the process than refuse the memory.
             _check_fits(self.analysis, self._device, self._count)
@@ -75,7 +75,7 @@ class AnyLength:
 
     def __call__(self, *args: Any, count: int) -> Any:
         """Runs that many steps."""
-        length = [np.int32(count)] if takes_any_length(self._device) else []
+        length = [np.int32(count)] if dynamic_loop_bound(self._device) else []
         return self.compile(*args, count=count)(*args, *length)
 
 
@@ -127,10 +127,10 @@ def make(
         )
     )
     root_key = jax.random.wrap_key_data(key_data)
-    first, sums = np.int32(0), MetricSums.zeros()
+    first, sums = np.int32(0), Metrics.zeros()
     epoch = max(1, job.train_size // job.batch_size)
     # An accelerator's loops are compiled for one length: an epoch, or a step.
-    any_length = takes_any_length(device)
+    any_length = dynamic_loop_bound(device)
     unit = 1 if any_length or job.mode == ONE else epoch
     # Of several calls under way the devices of a CPU would each wait in another, for ever.
     virtual = layout.devices[0].platform == "cpu" and count > 1
@@ -151,7 +151,7 @@ def make(
             state, carried = settled(train_steps(*args, count=1))
         return state
 
-    def evaluate(state: steps.TrainState, batches: int) -> MetricSums:
+    def evaluate(state: steps.TrainState, batches: int) -> Metrics:
         return settled(eval_steps(state, sums, test, first, count=batches))
 
     state = compiled.init_state(root_key)
@@ -171,6 +171,6 @@ def make(
 
 
 if __name__ == "__main__":
-    memory.keep_freed()  # as train.py does
+    memory.tune_glibc()  # as train.py does
     with jax.default_matmul_precision(devices.MATMUL_PRECISION[jobs.asked().precision]):
         jobs.main(make)

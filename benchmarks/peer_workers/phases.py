@@ -23,12 +23,12 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
     from benchmarks.peer_workers import ours
     from mnist_jax import load_dataset
     from mnist_jax.config import Config
-    from mnist_jax.metrics import MetricSums
+    from mnist_jax.metrics import Metrics
     from mnist_jax.ops import malloc as memory
     from mnist_jax.parallel import mesh as devices
     from mnist_jax.runs import environment
 
-    memory.keep_freed()
+    memory.tune_glibc()
     phase("import")
     dataset = load_dataset(question["dataset"], data_dir=question["data_dir"])
     phase("data")
@@ -40,11 +40,11 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
     start = (
         programs.init_state(key),
         jax.device_put(dataset.train, device),
-        programs.epoch_order(key, 0),
+        programs.epoch_permutation(key, 0),
     )
     state, split, order = jax.block_until_ready(start)
     one = jnp.int32(1) if device.platform == "cpu" else 1
-    args = (state, MetricSums.zeros(), split, order, key, jnp.int32(0))
+    args = (state, Metrics.zeros(), split, order, key, jnp.int32(0))
     phase("init")
     lowered = programs.train_steps.lower(*args, one)
     phase("trace")

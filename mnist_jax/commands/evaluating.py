@@ -15,7 +15,7 @@ from mnist_jax.runs.statistics import percent
 if TYPE_CHECKING:
     from mnist_jax.data import Dataset
     from mnist_jax.inference.compare import Predictions
-    from mnist_jax.inference.restore import SavedRun
+    from mnist_jax.inference.restore import LoadedRun
 
 
 REQUIRED = "(required)"  # one or more, which each command checks to say what is missing
@@ -76,7 +76,7 @@ class Evaluating(Computing):
             print(f"notice: {notice}", file=sys.stderr)
         return found
 
-    def load(self, folders: Sequence[Path]) -> "tuple[list[SavedRun], Dataset]":
+    def load(self, folders: Sequence[Path]) -> "tuple[list[LoadedRun], Dataset]":
         """The runs and their data set, and a place for compiled programs."""
         from mnist_jax.inference import restore as saved
 

@@ -23,7 +23,7 @@ from mnist_jax.runs.statistics import percent
 if TYPE_CHECKING:
     import numpy as np
 
-    from mnist_jax.inference.predict import Answer
+    from mnist_jax.inference.predict import Prediction
 
 BAR_AFTER_S = 2.0
 
@@ -80,7 +80,7 @@ class Predict(Computing):
             try:
                 paths += images.pictures_of(path)
             except errors.DataError as error:
-                unusable.append(prediction.Answer(path, error=error))
+                unusable.append(prediction.Prediction(path, error=error))
 
         failed = 0
         # Answers that come on a terminal one by one need no bar, and would break it.
@@ -121,7 +121,7 @@ def _tell(line: str) -> None:
     print(errors.printable(line), file=sys.stderr)
 
 
-def _record(answer: "Answer", names: Sequence[str]) -> dict[str, Any]:
+def _record(answer: "Prediction", names: Sequence[str]) -> dict[str, Any]:
     """An answer as JSON can hold it."""
     if answer.probabilities is None:
         return {"file": str(answer.path), "error": str(answer.error)}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnist_jax.data import Dataset
-from mnist_jax.inference.restore import Classifier, SavedRun, finite_members, none_left
+from mnist_jax.inference.restore import Classifier, LoadedRun, finite_members, none_left
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.runs.statistics import accuracy, calibration_error, mcnemar, summarize, welch
 
@@ -33,7 +33,7 @@ class Predictions(NamedTuple):
 
 
 def predict_all(
-    runs: Sequence[SavedRun], dataset: Dataset, *, platform: str | None = None, shift: int = 0
+    runs: Sequence[LoadedRun], dataset: Dataset, *, platform: str | None = None, shift: int = 0
 ) -> Predictions:
     """The probabilities that every member of every run gives the test images.
 

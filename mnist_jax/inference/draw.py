@@ -26,7 +26,7 @@ from mnist_jax.data import class_names
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.inference.predict import Predictor
 from mnist_jax.inference.preprocess import to_mnist
-from mnist_jax.inference.restore import SavedRun
+from mnist_jax.inference.restore import LoadedRun
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.runs import results as record
 from mnist_jax.runs import run_dir as runs
@@ -94,7 +94,7 @@ def network_name(listening: socket.socket) -> str:
         return socket.gethostname()
 
 
-def reader(run: SavedRun, platform: str | None = None) -> Callable[[np.ndarray], dict[str, Any]]:
+def reader(run: LoadedRun, platform: str | None = None) -> Callable[[np.ndarray], dict[str, Any]]:
     """What the model makes of a drawing, as a function for any thread; compiled once, here.
 
     Of an ensemble the mean is taken of all members that are finite; `run.notices` tells of others.
@@ -130,7 +130,7 @@ def reader(run: SavedRun, platform: str | None = None) -> Callable[[np.ndarray],
     return read
 
 
-def about(run: SavedRun) -> dict[str, Any]:
+def about(run: LoadedRun) -> dict[str, Any]:
     """What the page says of the model.
 
     Raises:

@@ -20,7 +20,7 @@ from mnist_jax import atomic_io as storage
 from mnist_jax.data import class_names
 from mnist_jax.data.split import NUM_CLASSES
 from mnist_jax.errors import DeviceError, NonFiniteError, UsageError
-from mnist_jax.inference.restore import SavedRun, classify, notice_incomplete
+from mnist_jax.inference.restore import LoadedRun, classify, notice_incomplete
 from mnist_jax.models import IMAGE_SHAPE, count_parameters
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.parallel.ensemble import member_of
@@ -33,7 +33,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")  # that a program is exported for
 
 
 def export(
-    run: SavedRun, file_format: str, output: Path, member: int | None = None
+    run: LoadedRun, file_format: str, output: Path, member: int | None = None
 ) -> dict[str, Any]:
     """Writes a saved model, of an ensemble one member, to `output`, and its description beside it.
 
@@ -81,7 +81,7 @@ def safetensors(params: Any) -> bytes:
     return safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in named.items()})
 
 
-def stablehlo(run: SavedRun, params: Any) -> bytes:
+def stablehlo(run: LoadedRun, params: Any) -> bytes:
     """The network as a file that `jax.export.deserialize` reads, for any number of images.
 
     (b, 28, 28, 1) uint8 → probabilities (b, classes) float32, scaled and multiplied as in the run,
@@ -111,7 +111,7 @@ def _no_source_paths() -> Iterator[None]:
         jax.config.update(option, before)
 
 
-def _place(run: SavedRun, member: int | None) -> int:
+def _place(run: LoadedRun, member: int | None) -> int:
     """Where the member of that seed stands."""
     seeds = run.config.all_seeds()
     which = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
@@ -127,7 +127,7 @@ def _place(run: SavedRun, member: int | None) -> int:
     return seeds.index(member)
 
 
-def _contract(run: SavedRun, file_format: str) -> dict[str, Any]:
+def _contract(run: LoadedRun, file_format: str) -> dict[str, Any]:
     """What goes in and comes out."""
     scale = "divided by 255" if run.config.normalize else "as they are"
     ready = file_format == "stablehlo"
@@ -145,7 +145,7 @@ def _contract(run: SavedRun, file_format: str) -> dict[str, Any]:
     }
 
 
-def _origin(run: SavedRun, place: int) -> dict[str, Any]:
+def _origin(run: LoadedRun, place: int) -> dict[str, Any]:
     """What the run was, and how good this network is."""
     config = run.config
     return {
@@ -154,11 +154,11 @@ def _origin(run: SavedRun, place: int) -> dict[str, Any]:
         "epochs": run.progress.epoch,
         "steps": run.progress.step,
         **_accuracy(run, place),
-        "config": config.identity(),  # without the fields that hold paths
+        "config": config.hyperparameters(),  # without the fields that hold paths
     }
 
 
-def _accuracy(run: SavedRun, place: int) -> dict[str, Any]:
+def _accuracy(run: LoadedRun, place: int) -> dict[str, Any]:
     """The test accuracy that result.json has for just these parameters; None where it has none."""
     unknown = {"test_accuracy": None, "test_correct": None, "test_count": None}
     record = runs.read_result(run.folder)

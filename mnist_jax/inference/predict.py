@@ -10,7 +10,7 @@ import numpy as np
 from mnist_jax.config import checked_path
 from mnist_jax.errors import DataError, UsageError
 from mnist_jax.inference.preprocess import Digit, read_digit
-from mnist_jax.inference.restore import Classifier, SavedRun, finite_members, load_run, none_left
+from mnist_jax.inference.restore import Classifier, LoadedRun, finite_members, load_run, none_left
 from mnist_jax.parallel import mesh as devices
 
 # Images a call of the program. On a CPU as fast as more, and one alone is answered in a moment.
@@ -58,7 +58,7 @@ def predict(
         return Predictor(run, device)(images)
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     """What there is to say of a picture: what it shows and the probabilities, or an error.
 
     Attributes:
@@ -83,7 +83,7 @@ class Predictor:
         notices: members that were left out, and why.
     """
 
-    def __init__(self, run: SavedRun, device: jax.Device, *, batch_size: int = BATCH_SIZE):
+    def __init__(self, run: LoadedRun, device: jax.Device, *, batch_size: int = BATCH_SIZE):
         self.notices: list[str] = []
         self._run = run
         self._classify = Classifier(run, device, batch_size=batch_size)
@@ -100,7 +100,7 @@ class Predictor:
             raise none_left(left_out)
         return np.mean(list(finite.values()), axis=0)
 
-    def answers(self, paths: Sequence[Path]) -> Iterator[Answer]:
+    def answers(self, paths: Sequence[Path]) -> Iterator[Prediction]:
         """Reads the pictures, a batch at a time, and yields an answer to each in their order."""
         for first in range(0, len(paths), BATCH_SIZE):
             batch = [_read(path) for path in paths[first : first + BATCH_SIZE]]
@@ -112,8 +112,8 @@ class Predictor:
                 yield answer
 
 
-def _read(path: Path) -> Answer:
+def _read(path: Path) -> Prediction:
     try:
-        return Answer(path, digit=read_digit(path))
+        return Prediction(path, digit=read_digit(path))
     except DataError as error:
-        return Answer(path, error=error)
+        return Prediction(path, error=error)

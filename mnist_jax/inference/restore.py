@@ -16,21 +16,21 @@ from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, Split, load_dataset
 from mnist_jax.errors import CheckpointError, MnistJaxError, NonFiniteError, UsageError
-from mnist_jax.metrics import NEVER, MetricSums
+from mnist_jax.metrics import NEVER, Metrics
 from mnist_jax.models import MODELS
-from mnist_jax.optimizer import averaged, make_optimizer, make_recipe
+from mnist_jax.optimizer import ema_params, make_optimizer, step_config
 from mnist_jax.parallel.ensemble import member_of
-from mnist_jax.runs.checkpoint import Checkpoints
+from mnist_jax.runs.checkpoint import CheckpointManager
 from mnist_jax.runs.progress import Progress
 from mnist_jax.runs.run_dir import read_result
-from mnist_jax.trainer import EVAL_BATCH_SIZE, jitted, takes_any_length
+from mnist_jax.trainer import EVAL_BATCH_SIZE, dynamic_loop_bound, make_steps
 
 # Few enough for the CNN's activations to stay in a CPU's cache from layer to layer.
 CPU_BATCH_SIZE = 50
 BATCHES_PER_CALL = 20  # in one memory: each call asks for its own, unless `memory` keeps it
 
 
-class SavedRun(NamedTuple):
+class LoadedRun(NamedTuple):
     """What a run's folder holds.
 
     Attributes:
@@ -52,13 +52,13 @@ class SavedRun(NamedTuple):
     def members(self) -> list[Any]:
         """The parameters that are evaluated: of each member, or of the one network there is."""
         state = self.progress.state
-        params = averaged(state.params, state.opt_state, self.config.average)
+        params = ema_params(state.params, state.opt_state, self.config.ema_decay)
         if self.config.seeds is None:
             return [params]
         return [member_of(params, member) for member in range(self.config.seeds)]
 
 
-def load_run(folder: Path) -> SavedRun:
+def load_run(folder: Path) -> LoadedRun:
     """Reads a run back, complete or not; changes nothing in its folder.
 
     Raises:
@@ -75,16 +75,16 @@ def load_run(folder: Path) -> SavedRun:
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((config.seeds, *leaf.shape), leaf.dtype), template
         )
-    found = Checkpoints(folder / "checkpoints").load(template)
+    found = CheckpointManager(folder / "checkpoints").load(template)
     if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint; continue the run, or choose another")
     arrays, rest, notices = found
     rest.pop("key", None)
     progress = Progress.join(arrays, rest)
-    return SavedRun(folder, config, model, progress, notices)
+    return LoadedRun(folder, config, model, progress, notices)
 
 
-def load_runs(folders: Sequence[Path]) -> list[SavedRun]:
+def load_runs(folders: Sequence[Path]) -> list[LoadedRun]:
     """Reads runs of one data set back. One that is not complete gets a notice.
 
     Raises:
@@ -102,7 +102,7 @@ def load_runs(folders: Sequence[Path]) -> list[SavedRun]:
     return runs
 
 
-def notice_incomplete(run: SavedRun) -> None:
+def notice_incomplete(run: LoadedRun) -> None:
     """Adds a notice to a run that is not complete.
 
     Raises:
@@ -113,7 +113,7 @@ def notice_incomplete(run: SavedRun) -> None:
 
 
 def dataset_of(
-    run: SavedRun,
+    run: LoadedRun,
     *,
     name: str | None = None,
     data_dir: Path | None = None,
@@ -150,7 +150,7 @@ def load_config(folder: Path) -> Config:
         raise CheckpointError(f"{path} is not the config of a run: {error}") from error
 
 
-def finite_members(run: SavedRun, found: np.ndarray) -> tuple[dict[int, np.ndarray], list[str]]:
+def finite_members(run: LoadedRun, found: np.ndarray) -> tuple[dict[int, np.ndarray], list[str]]:
     """What the members of a run found, (members, ...), by their seeds, and notices.
 
     A member is left out, with a notice, if any of its numbers is not finite.
@@ -170,31 +170,31 @@ def none_left(notices: Sequence[str]) -> NonFiniteError:
     return NonFiniteError(f"{'; '.join(notices)}; no member is left")
 
 
-def evaluate(run: SavedRun, split: Split, device: jax.Device) -> MetricSums:
+def evaluate(run: LoadedRun, split: Split, device: jax.Device) -> Metrics:
     """The metrics of a saved model, or of each member, on all images of a split.
 
     By the program that a run in its training evaluates with, on one device. To be called inside
     `devices.running_on`, which sets the precision of products.
     """
-    programs = jitted(
+    programs = make_steps(
         run.model,
         make_optimizer(run.config, NEVER),  # as many steps as any schedule needs
         device,
         train_size=1,
         batch_size=run.config.batch_size,
-        recipe=make_recipe(run.config),
-        average=run.config.average,
+        recipe=step_config(run.config),
+        average=run.config.ema_decay,
         members=run.config.seeds is not None,
     )
     state, split = jax.device_put((run.progress.state, split), device)
     count = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
-    batches = jnp.int32(count) if takes_any_length(device) else count
-    sums = MetricSums.zeros(run.config.seeds)
+    batches = jnp.int32(count) if dynamic_loop_bound(device) else count
+    sums = Metrics.zeros(run.config.seeds)
     sums = programs.eval_steps(state, sums, split, jnp.int32(0), batches)
     return jax.device_get(sums)  # here the host waits
 
 
-def classify(run: SavedRun, params: Any, image: jax.Array, *, logits: bool = False) -> jax.Array:
+def classify(run: LoadedRun, params: Any, image: jax.Array, *, logits: bool = False) -> jax.Array:
     """Images (n, 28, 28, 1) uint8 → probabilities (n, classes) float32, as a pure function.
 
     Args:
@@ -203,7 +203,7 @@ def classify(run: SavedRun, params: Any, image: jax.Array, *, logits: bool = Fal
         image: the images.
         logits: return those, before softmax.
     """
-    x = steps.to_input(image, normalize=make_recipe(run.config).normalize)
+    x = steps.to_input(image, normalize=step_config(run.config).normalize)
     found: Any = run.model.apply({"params": params}, x, train=False)
     found = found.astype(jnp.float32)
     return found if logits else jax.nn.softmax(found)
@@ -225,7 +225,7 @@ class Classifier:
 
     def __init__(
         self,
-        run: SavedRun,
+        run: LoadedRun,
         device: jax.Device,
         *,
         shift: int = 0,

@@ -11,7 +11,7 @@ from mnist_jax import atomic_io as storage
 from mnist_jax.data import load_dataset
 from mnist_jax.errors import CheckpointError
 from mnist_jax.inference import restore as saved
-from mnist_jax.metrics import MetricSums
+from mnist_jax.metrics import Metrics
 from mnist_jax.models import count_parameters, params_of
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.runs import checkpoint, environment
@@ -117,7 +117,7 @@ def _checkpoints(folder: Path) -> str:
     return f"whole; the newest has {progress.epoch} epochs and {progress.step:,} steps"
 
 
-def _metrics(run: saved.SavedRun, *, complete: bool) -> str:
+def _metrics(run: saved.LoadedRun, *, complete: bool) -> str:
     """Whether metrics.jsonl has the lines of the newest checkpoint, and only finite numbers."""
     path = run.folder / "metrics.jsonl"
     data = storage.read_bounded(path, max_bytes=storage.MAX_JSON_BYTES)
@@ -134,7 +134,7 @@ def _metrics(run: saved.SavedRun, *, complete: bool) -> str:
     return f"{len(known)} epochs"
 
 
-def _result(run: saved.SavedRun, record: dict[str, Any]) -> str:
+def _result(run: saved.LoadedRun, record: dict[str, Any]) -> str:
     """Whether result.json says of the run what its other files say."""
     progress = run.progress
     if not progress.rows:
@@ -160,7 +160,7 @@ def _result(run: saved.SavedRun, record: dict[str, Any]) -> str:
     return "the parameters and the numbers are the newest checkpoint's"
 
 
-def _accuracy(record: dict[str, Any], sums: MetricSums, exact: bool) -> str:
+def _accuracy(record: dict[str, Any], sums: Metrics, exact: bool) -> str:
     """Whether the test accuracy comes out again: of every member, where there are several."""
     correct, count = np.ravel(sums.correct).tolist(), int(np.max(sums.count))
     recorded = record.get("test_correct")

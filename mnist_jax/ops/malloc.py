@@ -9,7 +9,7 @@ TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 SETTINGS = {TRIM_THRESHOLD: 2**31 - 1, MMAP_MAX: 0, ARENA_MAX: 1}
 
 
-def keep_freed() -> None:
+def tune_glibc() -> None:
     """Has the C library keep what is freed, where that is glibc; elsewhere nothing is done.
 
     For the process's owner to call, before anything is computed. On a CPU each call of a compiled
@@ -20,7 +20,7 @@ def keep_freed() -> None:
         _ask_glibc("mallopt", parameter, value)
 
 
-def give_back() -> None:
+def trim() -> None:
     """Gives the system what is free just now, such as what compiling took and is not to keep."""
     _ask_glibc("malloc_trim", 0)
 

@@ -19,12 +19,12 @@ from rich.table import Table
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DataError
-from mnist_jax.metrics import NEVER, MetricSums, mean_over_members
+from mnist_jax.metrics import NEVER, Metrics, mean_over_members
 from mnist_jax.models import count_parameters, layers, params_of
 from mnist_jax.reporting.profiling import costliest, show_costliest
 from mnist_jax.runs.results import accuracy_line
 from mnist_jax.runs.statistics import percent
-from mnist_jax.training import Observer, Result
+from mnist_jax.training import Callback, Result
 
 
 class PipeConsole(Console):
@@ -35,7 +35,7 @@ class PipeConsole(Console):
         raise BrokenPipeError
 
 
-class Display(Observer):
+class Display(Callback):
     """Shows a run on standard output."""
 
     def __init__(self):
@@ -53,12 +53,12 @@ class Display(Observer):
             self.loading = self.console.status(f"loading the data set {config.dataset}")
             self.loading.start()
 
-    def on_notice(self, text: str) -> None:
+    def on_warning(self, text: str) -> None:
         """Shows it now, and again at the end, where it is not scrolled away."""
         self.notices.append(text)
         self.console.print(f"notice: {text}", markup=False)
 
-    def on_start(
+    def on_train_begin(
         self,
         config: Config,
         dataset: Dataset,
@@ -97,8 +97,8 @@ class Display(Observer):
         """Where the run goes on."""
         self.console.print(f"resumed after {step:,} steps")
 
-    def on_call(
-        self, epoch: int, step: int, last_step: int, sums: MetricSums, train_s: float
+    def on_chunk_end(
+        self, epoch: int, step: int, last_step: int, sums: Metrics, train_s: float
     ) -> None:
         """Moves the bar."""
         if self.progress is None or self.task is None:
@@ -121,7 +121,7 @@ class Display(Observer):
         self.progress.update(self.task, completed=step, text=text)
         self.progress.refresh()
 
-    def on_epoch(self, row: dict[str, Any]) -> None:
+    def on_epoch_end(self, row: dict[str, Any]) -> None:
         """One line an epoch."""
         found = "".join(
             f"{name} "
@@ -138,7 +138,7 @@ class Display(Observer):
             f"{row['images_per_s']:,.0f} images/s"
         )
 
-    def on_end(self, result: Result) -> None:
+    def on_train_end(self, result: Result) -> None:
         """The summary, ending in the accuracy."""
         self.close()
         record = result.record
@@ -194,10 +194,10 @@ def _extras(config: Config) -> str:
     """What a recipe has beyond the tutorial's that the rest of the summary does not say."""
     said = {"dataset", "preset", "epochs", "batch_size", "learning_rate", "seed", "seeds"}
     said |= {"hidden_sizes", "precision", "max_steps"}
-    plain = Config(model=config.model).identity()
+    plain = Config(model=config.model).hyperparameters()
     return "".join(
         f", {name} {value}"
-        for name, value in config.identity().items()
+        for name, value in config.hyperparameters().items()
         if name not in said and value != plain[name]
     )
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from mnist_jax.data import Dataset
 from mnist_jax.data.split import NUM_CLASSES
 from mnist_jax.inference.compare import Predictions
-from mnist_jax.inference.restore import SavedRun
+from mnist_jax.inference.restore import LoadedRun
 from mnist_jax.metrics import mean_over_members
 from mnist_jax.models import layers
 from mnist_jax.reporting import plots
@@ -49,7 +49,7 @@ class Picture(NamedTuple):
         return round(96 * width), round(96 * height)
 
 
-def of_one(run: SavedRun, dataset: Dataset, predictions: Predictions) -> Iterator[Picture]:
+def of_one(run: LoadedRun, dataset: Dataset, predictions: Predictions) -> Iterator[Picture]:
     """What can be shown of a run whose members gave the test images these probabilities."""
     names, probabilities, label = dataset.class_names, predictions.probabilities, predictions.label
     if run.progress.rows:
@@ -146,7 +146,7 @@ def _errors(
     )
 
 
-def first_layer(run: SavedRun) -> tuple[str, int, np.ndarray] | None:
+def first_layer(run: LoadedRun) -> tuple[str, int, np.ndarray] | None:
     """The first layer that has parameters, its weights as images.
 
     Returns:
@@ -168,7 +168,7 @@ def first_layer(run: SavedRun) -> tuple[str, int, np.ndarray] | None:
     return None
 
 
-def _weights(run: SavedRun, names: Sequence[str]) -> Picture | None:
+def _weights(run: LoadedRun, names: Sequence[str]) -> Picture | None:
     """The picture of `first_layer`: of each class, or of as many hidden units as can be seen."""
     if (found := first_layer(run)) is None:
         return None

@@ -10,7 +10,7 @@ from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.data.split import NUM_CLASSES
 from mnist_jax.inference.compare import Predictions, predict_all
-from mnist_jax.inference.restore import SavedRun, load_run
+from mnist_jax.inference.restore import LoadedRun, load_run
 from mnist_jax.metrics import mean_over_members, of_kept_members
 from mnist_jax.models import count_parameters, layers, params_of
 from mnist_jax.reporting import pictures, plots
@@ -34,7 +34,7 @@ TIMINGS = {
 
 
 def make(
-    saved: Sequence[SavedRun], dataset: Dataset | None, *, platform: str | None = None
+    saved: Sequence[LoadedRun], dataset: Dataset | None, *, platform: str | None = None
 ) -> bytes:
     """The page of one run, or of several side by side.
 
@@ -82,7 +82,7 @@ def at_end(run: runs.Run, config: Config, dataset: Dataset) -> Path | None:
     return path
 
 
-def of_one(run: SavedRun, dataset: Dataset, predictions: Predictions) -> Page:
+def of_one(run: LoadedRun, dataset: Dataset, predictions: Predictions) -> Page:
     """The page of one run, whose members gave the test images these probabilities."""
     config, progress = run.config, run.progress
     result = runs.read_result(run.folder)
@@ -128,7 +128,7 @@ def of_one(run: SavedRun, dataset: Dataset, predictions: Predictions) -> Page:
             _epoch_table(progress.rows),
             _time_table(record.get("timings"), progress.seconds),
             Table(
-                "Recipe",
+                "StepConfig",
                 ("flag", "here", "usual"),
                 _differences(run),
                 numbers=False,
@@ -141,14 +141,14 @@ def of_one(run: SavedRun, dataset: Dataset, predictions: Predictions) -> Page:
     )
 
 
-def of_several(saved: Sequence[SavedRun]) -> Page:
+def of_several(saved: Sequence[LoadedRun]) -> Page:
     """Runs side by side, by the numbers of their last evaluations."""
     models = [run.config.model for run in saved]
     names = [f"{i} {model}" for i, model in enumerate(models, start=1)]
     if len(set(models)) == len(models):
         names = models
     named = dict(zip(names, saved, strict=True))
-    identities = [run.config.identity() for run in saved]
+    identities = [run.config.hyperparameters() for run in saved]
     varied = [name for name in identities[0] if len({_text(each[name]) for each in identities}) > 1]
     return Page(
         title=f"{len(saved)} runs on {saved[0].config.dataset}",
@@ -183,7 +183,7 @@ def of_several(saved: Sequence[SavedRun]) -> Page:
     )
 
 
-def _accuracy(run: SavedRun, correct: list[int], count: int) -> tuple[str, str]:
+def _accuracy(run: LoadedRun, correct: list[int], count: int) -> tuple[str, str]:
     """The accuracy on the test images, and a sentence about what it says."""
     if run.config.seeds is None:
         interval = _range(binomial_ci95(correct[0], count))
@@ -205,7 +205,7 @@ def _accuracy(run: SavedRun, correct: list[int], count: int) -> tuple[str, str]:
     )
 
 
-def _result(name: str, run: SavedRun) -> tuple[Any, ...]:
+def _result(name: str, run: LoadedRun) -> tuple[Any, ...]:
     """A run's row among several; its accuracy is that of the last evaluation."""
     progress = run.progress
     accuracy = right = interval = "-"
@@ -257,10 +257,10 @@ def _time_table(recorded: Any, so_far: dict[str, float]) -> Table:
     return Table("Time", ("part", "seconds", "share"), [*rows, ("total", f"{total:,.1f}", "")])
 
 
-def _differences(run: SavedRun) -> list[tuple[str, str, str]]:
+def _differences(run: LoadedRun) -> list[tuple[str, str, str]]:
     """Each field that can change a number and is not as usual: its name, its value, the usual."""
-    usual = run.config.usual().identity()
-    here = run.config.identity()
+    usual = run.config.defaults().hyperparameters()
+    here = run.config.hyperparameters()
     return [
         (name, _text(here[name]), _text(usual[name])) for name in here if here[name] != usual[name]
     ]

@@ -45,7 +45,7 @@ def max_bytes(template: Tree) -> int:
     return tree_bytes(template) + MAX_HEADER_BYTES
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints in one folder; one process at a time may hold it. Close it in the end.
 
     `save` returns at once and writes behind the caller's back, one file at a time. A write that

@@ -10,7 +10,7 @@ import numpy as np
 
 from mnist_jax.config import Config
 from mnist_jax.errors import CheckpointError, InterruptedRunError
-from mnist_jax.metrics import MetricSums
+from mnist_jax.metrics import Metrics
 from mnist_jax.parallel.mesh import Layout
 from mnist_jax.parallel.team import Team
 from mnist_jax.runs.run_dir import Run
@@ -37,7 +37,7 @@ class Progress:
     """
 
     state: TrainState
-    sums: MetricSums = dataclasses.field(default_factory=MetricSums.zeros)
+    sums: Metrics = dataclasses.field(default_factory=Metrics.zeros)
     epoch: int = 0
     batch: int = 0
     train_s: float = 0.0
@@ -121,7 +121,7 @@ class Keeper:
         self._saved: tuple[int, int] | None = None  # epochs and updates completed
         self._saved_at = time.monotonic()
 
-    def restore(self, start: TrainState, sums: MetricSums) -> tuple[Progress, list[str]]:
+    def restore(self, start: TrainState, sums: Metrics) -> tuple[Progress, list[str]]:
         """The progress of the newest checkpoint, or that of a run not begun.
 
         Args:

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 
 from mnist_jax.config import Config
-from mnist_jax.metrics import NEVER, MetricSums, kept_members
+from mnist_jax.metrics import NEVER, Metrics, kept_members
 from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.progress import Progress
 from mnist_jax.runs.run_dir import params_sha256
 from mnist_jax.runs.statistics import percent, summarize
 
 
-def metrics(found: Mapping[str, MetricSums]) -> dict[str, Any]:
+def metrics(found: Mapping[str, Metrics]) -> dict[str, Any]:
     """Loss and accuracy of an epoch, such as "test/loss", by the names of what was measured."""
     row: dict[str, Any] = {}
     for name, sums in found.items():
@@ -23,7 +23,7 @@ def metrics(found: Mapping[str, MetricSums]) -> dict[str, Any]:
     return row
 
 
-def counts(found: Mapping[str, MetricSums]) -> dict[str, Any]:
+def counts(found: Mapping[str, Metrics]) -> dict[str, Any]:
     """What result.json says of its last epoch: accuracies, and of all but training how many."""
     end: dict[str, Any] = {f"{name}_accuracy": sums.accuracy for name, sums in found.items()}
     for name, sums in found.items():

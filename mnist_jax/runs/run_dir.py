@@ -22,7 +22,7 @@ from mnist_jax.config import Config
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
 from mnist_jax.metrics import mean_over_members
 from mnist_jax.parallel.team import Team
-from mnist_jax.runs.checkpoint import Checkpoints, names_of
+from mnist_jax.runs.checkpoint import CheckpointManager, names_of
 
 RECORDS = ("config.json", "environment.json", "metrics.jsonl")
 RESULT = "result.json"
@@ -53,7 +53,7 @@ class Run:
         self.result: dict[str, Any] | None = None
         self.began = False
         self._tensorboard: Any = None
-        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.checkpoints = CheckpointManager(folder / "checkpoints")
         self._lock = FileLock(folder / ".lock", timeout=0)
         try:
             storage.make_folder(folder, parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ class Run:
             self._tensorboard = summary_writer()(str(folder / "tensorboard"), write_to_disk=True)
 
     def _check_same(self, before: dict[str, Any], config: Config) -> None:
-        now, usual = config.identity(), config.usual().identity()
+        now, usual = config.hyperparameters(), config.defaults().hyperparameters()
         different = [
             f"{name} (was {was!r}, now {value!r})"
             for name, value in now.items()
@@ -127,7 +127,7 @@ class Run:
             write_atomically(self.folder / TOKEN, token.encode())
 
     def restore(self, template: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
-        """What `Checkpoints.load` finds, to go on from; None for a run that has not begun.
+        """What `CheckpointManager.load` finds, to go on from; None for a run that has not begun.
 
         Raises:
             CheckpointError: none of the run's checkpoints can be used, or they are gone.
@@ -145,7 +145,7 @@ class Run:
         return found
 
     def save(self, epoch: int, step: int, arrays: Any, rest: dict[str, Any]) -> None:
-        """Saves a checkpoint while the caller goes on; see `Checkpoints.save`."""
+        """Saves a checkpoint while the caller goes on; see `CheckpointManager.save`."""
         with self._writing():
             self.checkpoints.save(epoch, step, arrays, rest)
 

@@ -19,7 +19,7 @@ SHAPES = {"kernel": (3, 5), "bias": (7,)}
 
 def sums(any_length: bool) -> dict:
     """What `sum_alone` compiles and computes, where loops are as on a CPU or an accelerator."""
-    scaling.takes_any_length = lambda device: any_length
+    scaling.dynamic_loop_bound = lambda device: any_length
     tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in SHAPES.items()}
     program, start = scaling.sum_alone(tree, Layout(tuple(jax.devices())))
     before, count = jax.device_get(start), np.int32(3) if any_length else 3

@@ -43,7 +43,7 @@ def test_the_plan_names_commands_that_exist_in_the_order_of_the_parts(tmp_path: 
     assert {preset: len(some) for preset, some in seeds.items()} == {
         "fast": 50,
         "best": 20,
-        "post": 20,
+        "tutorial": 20,
     }
 
 

@@ -14,7 +14,7 @@ from benchmarks.results import Benchmark
 from mnist_jax import Config, fit
 from mnist_jax.errors import UsageError
 from mnist_jax.reporting import profiling
-from mnist_jax.training import Observer
+from mnist_jax.training import Callback
 
 
 def sweep(*times_s: float) -> list[Benchmark]:
@@ -158,11 +158,11 @@ def test_words_make_the_same_options():
 def test_the_trace_of_a_run_is_that_of_some_steps_and_changes_nothing(
     window, ends, data_dir, tmp_path
 ):
-    class Calls(Observer):
+    class Calls(Callback):
         def __init__(self):
             self.ends = []
 
-        def on_call(self, epoch, step, last_step, sums, train_s):
+        def on_chunk_end(self, epoch, step, last_step, sums, train_s):
             self.ends.append(15 * (epoch - 1) + step)
 
     runs, calls = [], Calls()

@@ -269,7 +269,7 @@ def cleared(path: Path) -> Path:
 
 # Command lines
 
-LEGAL = ("mlp", "digits", "post", "auto", "cpu", "1", "2 3", "0.5", "None")
+LEGAL = ("mlp", "digits", "tutorial", "auto", "cpu", "1", "2 3", "0.5", "None")
 ODD_WORDS = ("--", "-", "-1", "=", "9" * 5000, "1e400", "nan", "-inf", "-x", "--help", "-h")
 LIKE_TYROS = ("Error parsing --x", "Missing value for argument '--x'", "Unrecognized options: x")
 ODD_VALUES = st.sampled_from((*ODD_WORDS, *LIKE_TYROS, *ODD_TEXTS)) | st.text(max_size=9)

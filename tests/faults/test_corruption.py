@@ -18,7 +18,7 @@ from mnist_jax.errors import CheckpointError, DataError
 from mnist_jax.inference import restore as saved
 from mnist_jax.inference.verify import verify
 from mnist_jax.runs import run_dir as runs
-from mnist_jax.runs.checkpoint import Checkpoints, names_of
+from mnist_jax.runs.checkpoint import CheckpointManager, names_of
 
 RUN_FILES = (*runs.RECORDS, runs.RESULT, runs.MANIFEST)
 VERIFIED = ("epoch-0001-step-00000002.safetensors", "mnist.safetensors")
@@ -69,7 +69,7 @@ def readers(folder, tmp_path, monkeypatch) -> dict[str, tuple[Path, Callable[[],
         return [saved.load_config(folder), runs.read_result(folder), *records]
 
     def checkpoint() -> list:
-        with closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+        with closing(CheckpointManager(folder / "checkpoints")) as checkpoints:
             found, rest, _ = checkpoints.load(arrays())
         return [rest, *names_of(found), *bits(*names_of(found).values())]
 

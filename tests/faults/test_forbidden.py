@@ -37,7 +37,7 @@ def test_training_resuming_and_verifying_touch_neither(data_dir, tmp_path, count
     where = f"--data_dir={data_dir}"
     finished = training.start(*words[1:], "--epochs=1", where, f"--workdir={tmp_path / 'first'}")
     assert finished.communicate() and finished.returncode == 0  # from here on the data is at hand
-    stop = "from mnist_jax.trainer import Programs; Programs.evaluate = lambda *_: 1 / 0"
+    stop = "from mnist_jax.trainer import Trainer; Trainer.evaluate = lambda *_: 1 / 0"
     assert watched(*words, where, before=stop).returncode == 1  # after training an epoch
     for command in (words, ["-m", "mnist_jax", "verify", str(tmp_path / "run")]):
         done = watched(*command, where)

@@ -39,7 +39,7 @@ from mnist_jax.errors import DataError, MnistJaxError, UsageError
 from mnist_jax.inference import preprocess as images
 from mnist_jax.inference import restore as saved
 from mnist_jax.inference import verify
-from mnist_jax.metrics import MetricSums
+from mnist_jax.metrics import Metrics
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel.mesh import Layout
@@ -169,10 +169,10 @@ def set_digests_right(folder: Path) -> None:
     write(folder / runs.MANIFEST, *(folder / name for name in hostile.RECORDS[:-1]))
 
 
-def assert_true(run: saved.SavedRun, like: TrainState) -> None:
+def assert_true(run: saved.LoadedRun, like: TrainState) -> None:
     """What was loaded is what stands in the newest file that no notice names."""
     assert jax.tree.map(np.shape, run.progress.state) == jax.tree.map(np.shape, like)
-    path = checkpoint.Checkpoints(run.folder / "checkpoints")._paths()[len(run.notices)]
+    path = checkpoint.CheckpointManager(run.folder / "checkpoints")._paths()[len(run.notices)]
     content = path.read_bytes()
     assert not path.is_symlink() and not path.parent.is_symlink()
     assert hashlib.sha256(content).hexdigest() in storage.digest_path(path).read_text()
@@ -209,7 +209,7 @@ def test_a_run_s_folder(what, fuzz, whole, tmp_path, monkeypatch):
     def resume(config: Config) -> None:
         with contextlib.closing(runs.Run(folder, config)) as run:
             keeper = Keeper(run, config, Stop(), key, layout, Team())
-            keeper.restore(start, MetricSums.zeros(config.seeds))
+            keeper.restore(start, Metrics.zeros(config.seeds))
 
     readers = (
         lambda: assert_true(saved.load_run(folder), start),

@@ -37,8 +37,10 @@ def start(*flags: Any, setup: str = "", prefix: Sequence[str] = (), **options: A
         prefix: what starts Python, such as `ip netns exec NAME`.
         options: of `subprocess.Popen`; `env` is added to this process's.
     """
-    program = f"import sys, train, mnist_jax.parallel.processes as p; "
+    program = (
+        "import sys, train, mnist_jax.parallel.processes as p; "
         f"{setup}; sys.exit(train.main(sys.argv[1:]))"
+    )
     command = [*prefix, sys.executable, *(("-c", program) if setup else (str(ROOT / "train.py"),))]
     # Of a proxy JAX warns.
     inherited = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
