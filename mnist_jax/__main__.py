@@ -1,10 +1,29 @@
 """Everything but training: `python -m mnist_jax COMMAND …`. `--help` lists the commands."""
 
+import importlib
 import inspect
 import sys
 from collections.abc import Mapping
 
 from mnist_jax import starting
+
+
+COMMANDS = {
+    "data": "commands.data:Data",
+    "predict": "commands.predict:Predict",
+    "evaluate": "commands.evaluate:Evaluate",
+    "ensemble": "commands.voting:Ensemble",
+    "compare": "commands.voting:Compare",
+    "report": "commands.report:Report",
+    "verify": "commands.verify:Verify",
+    "export": "commands.export:Export",
+    "draw": "commands.draw:Draw",
+}
+
+
+def _load(name: str) -> type:
+    module, _, kind = _load(name).partition(":")
+    return getattr(importlib.import_module(f"mnist_jax.{module}"), kind)
 
 
 def _first_line(kind: type) -> str:
@@ -23,17 +42,16 @@ def main(argv: list[str]) -> int:
     """Runs a command; returns its exit status."""
     with starting.importing():
         from mnist_jax import cli, errors
-        from mnist_jax.commands import COMMANDS
         from mnist_jax.ops import malloc as memory
 
     def command() -> None:
         if not set(argv) - {"--debug"} or argv[0] in ("--help", "-h", "help"):
-            print(_overview(COMMANDS))
+            print(_overview({name: _load(name) for name in COMMANDS}))
             return
         name, *words = (word for word in argv if word != "--debug")
         if name not in COMMANDS:
             raise errors.unknown_choice("command", name, COMMANDS)
-        kind = COMMANDS[name]
+        kind = _load(name)
         prog = f"python -m mnist_jax {name}"
         description = inspect.getdoc(kind) or ""
         memory.tune_glibc()

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mnist_jax.errors import UsageError
+
 MAX_DIGESTS_BYTES = 10_000
 MAX_JSON_BYTES = 100_000_000
 
@@ -19,14 +21,14 @@ class IntegrityError(ValueError):
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as a user gave it, with ~ replaced; where that user has no home, ~ stays.
+    """A path as a user gave it, with ~ expanded if that user has a home.
 
     Raises:
-        ValueError: no file can have that name.
+        UsageError: the path contains a null byte.
     """
     expanded = Path(os.path.expanduser(path))  # noqa: PTH111  Path's raises where there is no home
     if b"\0" in os.fsencode(expanded):
-        raise ValueError("embedded null byte")
+        raise UsageError(f"{str(path)!r} is not a path: it contains a null byte")
     return expanded
 
 

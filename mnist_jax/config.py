@@ -339,12 +339,7 @@ def checked_path(name: str, path: str | Path) -> Path:
     Raises:
         UsageError: no file can have that name.
     """
-    try:
-        return storage.user_path(path)
-    except ValueError as error:
-        raise UsageError(
-            f"{name} is {str(path)!r}, which is no path ({error}); change --{name}"
-        ) from error
+    return storage.user_path(path)
 
 
 def expand_paths(options: Any, *names: str) -> None:

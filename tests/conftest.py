@@ -25,16 +25,15 @@ MNIST_FILES = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    how_much = {"choices": ["quick", "full"], "default": "quick"}
-    parser.addoption("--faults", **how_much, help="how much tests/faults tries (default: quick)")
-    parser.addoption("--faults_record", help="JSON file for what tests/faults counted")
+    parser.addoption("--campaign", action="store_true", help="also run the long tests")
+    parser.addoption("--campaign_record", help="JSON file for what tests/faults counts")
 
 
 class FaultsRecord:
     """Collects what the tests counted with the fixture `counted`, and writes it at the end."""
 
-    def __init__(self, file: Path, amount: str):
-        self.file, self.amount, self.started = file, amount, time.time()
+    def __init__(self, file: Path, command: str):
+        self.file, self.command, self.started = file, command, time.time()
         self.campaigns: list[dict] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -52,7 +51,7 @@ class FaultsRecord:
 
         record = {
             "version": 1,
-            "command": f"python -m pytest tests/faults --faults={self.amount}",
+            "command": self.command,
             "elapsed_s": round(time.time() - self.started),
             "context": environment.describe(jax.devices()[0]),
             "campaigns": sorted(self.campaigns, key=lambda row: row["campaign"]),
@@ -61,9 +60,17 @@ class FaultsRecord:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    file = config.getoption("--faults_record")
+    file = config.getoption("--campaign_record")
     if file and "PYTEST_XDIST_WORKER" not in os.environ:
-        config.pluginmanager.register(FaultsRecord(Path(file), config.getoption("--faults")))
+        command = "python -m pytest tests/faults" + " --campaign" * config.getoption("--campaign")
+        config.pluginmanager.register(FaultsRecord(Path(file), command))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--campaign"):
+        for item in items:
+            if item.get_closest_marker("campaign"):
+                item.add_marker(pytest.mark.skip(reason="runs with --campaign"))
 
 
 @pytest.fixture(scope="session")

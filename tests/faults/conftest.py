@@ -5,8 +5,8 @@ import pytest
 
 @pytest.fixture
 def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """(quick, full) → how often to try: quick in CI, full with `--faults=full`."""
-    full = request.config.getoption("--faults") == "full"
+    """(quick, full) → how often to try: quick in CI, full with `--campaign`."""
+    full = request.config.getoption("--campaign")
     return lambda quick, all_of_them: all_of_them if full else quick
 
 
