@@ -143,7 +143,9 @@ def vote(found: Results) -> Measured:
     for row in found.tables.get("votes", []):
         if row["command"] == "ensemble-1234":
             ema_params, members = row["averaged"], row["members"]
-            return 100 * ema_params["accuracy"], f"{averaged['correct']} images, {members} members"
+            return 100 * ema_params[
+                "accuracy"
+            ], f"{ema_params['correct']} images, {members} members"
     return None
 
 

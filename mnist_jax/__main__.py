@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from mnist_jax import starting
 
-
 COMMANDS = {
     "data": "commands.data:Data",
     "predict": "commands.predict:Predict",
@@ -22,7 +21,7 @@ COMMANDS = {
 
 
 def _load(name: str) -> type:
-    module, _, kind = _load(name).partition(":")
+    module, _, kind = COMMANDS[name].partition(":")
     return getattr(importlib.import_module(f"mnist_jax.{module}"), kind)
 
 

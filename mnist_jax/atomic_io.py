@@ -24,11 +24,14 @@ def user_path(path: str | Path) -> Path:
     """A path as a user gave it, with ~ expanded if that user has a home.
 
     Raises:
-        UsageError: the path contains a null byte.
+        UsageError: no file can have that name.
     """
     expanded = Path(os.path.expanduser(path))  # noqa: PTH111  Path's raises where there is no home
-    if b"\0" in os.fsencode(expanded):
-        raise UsageError(f"{str(path)!r} is not a path: it contains a null byte")
+    try:
+        if b"\0" in os.fsencode(expanded):
+            raise ValueError("it contains a null byte")
+    except ValueError as error:
+        raise UsageError(f"{str(path)!r} is not a path ({error}); choose another") from error
     return expanded
 
 
