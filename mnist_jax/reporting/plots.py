@@ -368,8 +368,8 @@ def reliability(bins: CalibrationBins, networks: int = 1) -> Figure:
     edges = np.linspace(0, 1, len(bins.images) + 1)
     some = bins.images > 0
     count, correct = bins.images[some], bins.correct[some]
-    shares = zip(correct / networks, count / networks, strict=True)
-    ends = [binomial_ci95(*share) for share in shares]
+    per_image = ((pair / networks).round().astype(int) for pair in (correct, count))
+    ends = [binomial_ci95(c, max(1, n)) for c, n in zip(*per_image, strict=True)]
     sure = bins.confidence[some] / count
     upper.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle="--")
     upper.vlines(sure, *np.transpose(ends), color=BLUE, linewidth=1, clip_on=False)

@@ -1,0 +1,91 @@
+"""The statistics, against values from tables or worked out by hand."""
+
+import numpy as np
+import pytest
+
+from mnist_jax.runs import statistics
+
+
+def test_summary_of_seeds():
+    """t(0.975, 3) = 3.182446, from a table."""
+    found = statistics.summarize([1.0, 2.0, 3.0, 4.0])
+    half = 3.182446 * 1.2909944 / 2
+    assert (found["n"], found["mean"], found["best"], found["worst"]) == (4, 2.5, 4.0, 1.0)
+    assert found["sd"] == pytest.approx(1.2909944)
+    assert found["ci95"] == pytest.approx([2.5 - half, 2.5 + half], rel=1e-6)
+    one = statistics.summarize([0.5])
+    assert (one["n"], one["mean"], one["sd"], one["ci95"]) == (1, 0.5, None, None)
+    assert statistics.summarize([])["mean"] is None
+
+
+def test_accuracy_and_its_interval():
+    """Wilson: (x + z²/2 ± z √(x (n - x) / n + z²/4)) / (n + z²) with z = 1.959964."""
+    found = statistics.accuracy(np.arange(20) < 15, np.ones(20, bool))
+    assert (found["correct"], found["count"], found["accuracy"]) == (15, 20, 0.75)
+    z, x, n = 1.959964, 15, 20
+    half = z * (x * (n - x) / n + z**2 / 4) ** 0.5
+    ends = [(x + z**2 / 2 + sign * half) / (n + z**2) for sign in (-1, 1)]
+    assert found["ci95"] == pytest.approx(ends, rel=1e-6)
+    assert statistics.binomial_ci95(0, 7)[0] == 0
+    assert statistics.binomial_ci95(7, 7)[1] == 1
+
+
+def test_mcnemar_counts_only_images_on_which_the_two_differ():
+    """1 against 5 of 6: p = 2 · (1 + 6) / 64."""
+    a = np.array([1, 0, 0, 0, 0, 0, 1, 1, 0], bool)
+    b = np.array([0, 1, 1, 1, 1, 1, 1, 1, 0], bool)
+    found = statistics.mcnemar(a, b)
+    assert (found["only_a"], found["only_b"]) == (1, 5)
+    assert found["p"] == pytest.approx(14 / 64)
+    assert statistics.mcnemar(a, a)["p"] == 1.0
+
+
+def test_welch():
+    """Mean 2 and 4, variance 1 and 4: t = 2 / √(5/3) with 50/17 degrees of freedom."""
+    found = statistics.welch(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]))
+    assert found["difference"] == 2.0
+    assert found["p"] == pytest.approx(0.2206, abs=2e-3)
+    low, high = found["ci95"]
+    assert (low + high) / 2 == pytest.approx(2.0)
+    assert (high - low) / 2 == pytest.approx(3.22 * (5 / 3) ** 0.5, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "p"), [([0.5] * 2, [0.5] * 3, 1.0), ([0.5] * 2, [0.6] * 2, 0.0)]
+)
+def test_welch_without_variance(a, b, p):
+    found = statistics.welch(np.array(a), np.array(b))
+    assert found["p"] == p
+    assert found["ci95"] == pytest.approx([found["difference"]] * 2)
+
+
+def test_welch_with_variance_on_one_side_only():
+    """t = 1 with one degree of freedom: p = 1/2."""
+    assert statistics.welch(np.array([0.5, 0.5]), np.array([0.5, 0.6]))["p"] == pytest.approx(0.5)
+
+
+def test_calibration_error():
+    """Of four images at 0.9 two are right, of four at 0.6 three: (4 · 0.4 + 4 · 0.15) / 8."""
+    probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 4)
+    label = np.array([0, 0, 1, 1, 0, 0, 0, 1])
+    assert statistics.calibration_bins(probabilities, label).error == pytest.approx(0.275)
+
+
+def test_calibration_bins_of_two_models():
+    probabilities = np.array([[[1.0, 0.0], [0.4, 0.6]], [[0.45, 0.55], [0.0, 1.0]]])
+    bins = statistics.calibration_bins(probabilities, np.array([0, 0]), 4)
+    assert bins.images.tolist() == [0, 0, 2, 2]  # a confidence of 1 belongs to the last bin
+    assert bins.correct.tolist() == [0, 0, 0, 1]
+    assert bins.confidence.tolist() == pytest.approx([0, 0, 1.15, 2.0])
+
+
+def test_confusion_of_two_models():
+    found = statistics.confusion(np.array([[0, 1, 1], [0, 0, 2]]), np.array([0, 1, 2]), 3)
+    assert found.tolist() == [[2, 0, 0], [1, 1, 0], [0, 1, 1]]
+
+
+def test_most_confident_errors_come_first():
+    probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
+    label = np.array([0, 0, 0, 0, 1])
+    assert statistics.most_confident_errors(probabilities, label, 3).tolist() == [2, 1, 3]
+    assert statistics.most_confident_errors(probabilities[:1], label[:1], 3).tolist() == []
