@@ -12,7 +12,7 @@ from benchmarks import cost_model, launch, roofline, step
 from benchmarks.cost_model import Bounds, Cluster, Link, StepTime
 from benchmarks.peer_workers import job as jobs
 from mnist_jax.errors import UsageError
-from mnist_jax.models import MODELS, params_of
+from mnist_jax.models import MODELS, param_shapes
 from mnist_jax.runs.checkpoint import tree_bytes
 
 TITLE = "PREDICTION, not measured"
@@ -83,7 +83,7 @@ def rows(
         source: where the times come from, in a word.
     """
     model, cluster = MODELS[job.model](), options.cluster()
-    size = tree_bytes(params_of(model))
+    size = tree_bytes(param_shapes(model))
     flops = roofline.train_work(model, job.batch_size, "gpu").direct_flops
     case = {key: step.named(job, "")[key] for key in ("model", "batch_size", "precision")}
     case |= {"step_time": source, "gradient_bytes": size}

@@ -38,7 +38,7 @@ from benchmarks import launch, step, timing
 from benchmarks.peer_workers import job as jobs
 from benchmarks.results import Benchmark, Recorder, Results
 from mnist_jax.config import Config
-from mnist_jax.models import IMAGE_SHAPE, MODELS, layers, params_of
+from mnist_jax.models import IMAGE_SHAPE, MODELS, layers, param_shapes
 from mnist_jax.ops import convolution
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel import mesh as devices
@@ -79,7 +79,7 @@ def works(model: nn.Module, batch_size: int, platform: str) -> dict[str, Work]:
 
     Here an output and its gradient are counted once written and once read, as in a whole step.
     """
-    params = params_of(model)
+    params = param_shapes(model)
     dtype = getattr(model, "dtype", None)
     activation_bytes = FLOAT_BYTES if dtype is None else jnp.dtype(dtype).itemsize
     found: dict[str, Work] = {}
@@ -125,7 +125,7 @@ def counted_by_xla(model: nn.Module, batch_size: int) -> float:
         "mask": jax.ShapeDtypeStruct((batch_size,), bool),
     }
     gradient = jax.jit(jax.grad(partial(loss_fn, model=model), has_aux=True))
-    analysis: Any = gradient.lower(params_of(model), batch).cost_analysis()
+    analysis: Any = gradient.lower(param_shapes(model), batch).cost_analysis()
     return float((analysis or {}).get("flops", math.nan))
 
 
@@ -254,14 +254,14 @@ def alone(model: nn.Module, batch_size: int) -> dict[str, Alone]:
         return y
 
     with nn.intercept_methods(record):
-        params_of(model)
+        param_shapes(model)
     return found
 
 
 def time_update(model: nn.Module, samples: int) -> timing.Timing:
     """Seconds for Adam's update of all parameters."""
     tx = make_optimizer(Config(), 1)
-    params, grads = random_like((params_of(model), params_of(model)))
+    params, grads = random_like((param_shapes(model), param_shapes(model)))
 
     def body(_: Any, state: Any, grads: Any) -> Any:
         params, opt_state = state

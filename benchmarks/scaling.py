@@ -30,7 +30,7 @@ from benchmarks.peer_workers import job as jobs
 from benchmarks.peer_workers import ours
 from benchmarks.results import Benchmark, Recorder, Results
 from mnist_jax.errors import DeviceError, UsageError
-from mnist_jax.models import MODELS, params_of
+from mnist_jax.models import MODELS, param_shapes
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.parallel.mesh import Layout
 from mnist_jax.runs import environment
@@ -135,7 +135,7 @@ def cases_of(job: jobs.Job, found: Sequence[jax.Device], counts: Sequence[int]) 
 
     The gradients compared are those of the first batch, of which Adam's first moment is a tenth.
     """
-    data, reference, params = jobs.make_data(job), None, params_of(MODELS[job.model]())
+    data, reference, params = jobs.make_data(job), None, param_shapes(MODELS[job.model]())
     for count in counts:
         alone, every = (Layout(tuple(found[:n])) for n in (1, count))
         kinds = [(STRONG, job.batch_size, every)]

@@ -1,4 +1,4 @@
-"""Metrics as sums: merged freely, divided once, so that no average is an average of averages."""
+"""Metrics as sums over examples, divided once at the end, never averages of averages."""
 
 import dataclasses
 import math
@@ -15,14 +15,13 @@ NEVER = np.iinfo(np.int32).max
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """Sums over the examples seen. All are scalars (or stacked alike, under `vmap`).
+    """Sums over examples. Scalars, or (members,) arrays for an ensemble.
 
     Attributes:
-        loss_sum: float32, cross-entropy in nats, summed.
-        correct: int32, examples whose largest logit is the label's.
+        loss_sum: float32, summed cross-entropy in nats.
+        correct: int32, examples whose largest logit is at the label.
         count: int32, examples.
-        first_nonfinite: int32, the first step whose loss or gradient was NaN or infinite, or
-            `NEVER`.
+        first_nonfinite: int32, first step with a NaN or infinite loss or gradient, or `NEVER`.
     """
 
     loss_sum: jax.Array
@@ -32,12 +31,11 @@ class Metrics:
 
     @classmethod
     def zeros(cls, members: int | None = None) -> "Metrics":
-        """No examples yet; scalars, or arrays for so many members of an ensemble."""
-        # NumPy's: the device is not asked, and nothing is compiled.
-        zeros: Any = np.float32(0), np.int32(0), np.int32(0), np.int32(NEVER)
-        if members is not None:
-            zeros = (np.full(members, zero) for zero in zeros)
-        return cls(*zeros)
+        """The sums over no examples, as NumPy arrays () or (members,)."""
+        shape = () if members is None else (members,)
+        zeros = np.float32(0), np.int32(0), np.int32(0), np.int32(NEVER)
+        arrays: Any = (np.full(shape, zero) for zero in zeros)
+        return cls(*arrays)
 
     def merge(self, other: "Metrics") -> "Metrics":
         """The sums over both sets of examples."""
@@ -50,41 +48,31 @@ class Metrics:
 
     @property
     def loss(self) -> Any:
-        """Mean loss in nats: a float, or a list of one for each member. Reads the device."""
+        """Mean loss in nats: a float, or a list with one per member. Waits for the device."""
         return self._mean(self.loss_sum)
 
     @property
     def accuracy(self) -> Any:
-        """Fraction correct, 0..1: a float, or a list of one for each member. Reads the device."""
+        """Fraction correct, 0..1: a float, or a list with one per member. Waits for the device."""
         return self._mean(self.correct)
 
     def _mean(self, total: jax.Array) -> Any:
-        # In float64: a count of 60,000 images loses nothing, nor does a float32.
         return (np.asarray(total, np.float64) / np.maximum(self.count, 1)).tolist()
 
 
-def kept_members(row: Mapping[str, Any]) -> list[bool]:
-    """Of a line of metrics.jsonl, which members are not lost: none of their losses is None."""
+def finite_mask(row: Mapping[str, Any]) -> list[bool]:
+    """Per member, whether its losses in a line of metrics.jsonl are all finite (not None)."""
     losses = [np.ravel(value).tolist() for name, value in row.items() if name.endswith("/loss")]
-    return [None not in of_member for of_member in zip(*losses, strict=True)]
+    return [None not in member for member in zip(*losses, strict=True)]
 
 
-def of_kept_members(row: Mapping[str, Any]) -> dict[str, list[float]]:
-    """The numbers of a line of metrics.jsonl, each as a list over the members that are not lost.
-
-    The list is of one number where there are no members, and empty where all are lost.
-    """
-    values = {name: np.ravel(value).tolist() for name, value in row.items()}
-    kept = kept_members(row)
-    return {
-        name: [value for value, keep in zip(each, kept, strict=True) if keep]
-        if "/" in name
-        else each
-        for name, each in values.items()
-    }
+def finite_members(row: Mapping[str, Any]) -> dict[str, list[float]]:
+    """A line of metrics.jsonl with each metric as a list over the members that are finite."""
+    values, finite = {name: np.ravel(value) for name, value in row.items()}, finite_mask(row)
+    return {name: (v[finite] if "/" in name else v).tolist() for name, v in values.items()}
 
 
 def mean_over_members(row: Mapping[str, Any], name: str) -> float:
-    """The mean over the members that are not lost; NaN where all are."""
-    values = of_kept_members(row)[name]
+    """The mean of a metric over the members that are finite; NaN if none is."""
+    values = finite_members(row)[name]
     return sum(values) / len(values) if values else math.nan

@@ -1,8 +1,7 @@
-"""The three networks, from a linear one to a convolutional one. All return logits.
+"""The networks: logistic regression, an MLP and a CNN, from images (batch, 28, 28, 1) to logits.
 
-Kernels start Glorot-uniform (Glorot and Bengio, 2010) and biases at zero, as in Keras. A new
-network is a class here and a line in `MODELS`; of its fields, `hidden_sizes`, `dropout` and
-`activation` become settable by flags.
+Kernels are Glorot-uniform (Glorot and Bengio, 2010) and biases zero at the start, as in Keras. A
+new network is a class with a line in `MODELS`; flags set its hidden_sizes, dropout and activation.
 """
 
 from functools import partial
@@ -12,67 +11,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
-from jax import lax
 
 from mnist_jax.data.split import NUM_CLASSES
 from mnist_jax.errors import UsageError
-from mnist_jax.ops import convolution
+from mnist_jax.ops.convolution import conv_general_dilated, max_pool_2x2
+from mnist_jax.ops.dense import dot_general
 
 IMAGE_SHAPE = (28, 28, 1)
-
-
-def dense(features: int, **kwargs) -> nn.Dense:
-    """A fully connected layer."""
-    kernel_init = nn.initializers.glorot_uniform()
-    return nn.Dense(features, kernel_init=kernel_init, dot_general=dot_general, **kwargs)
-
-
-NARROW = 16  # outputs; a CPU's vector register holds this many float32
-
-
-def dot_general(
-    x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None, **kwargs
-) -> jax.Array:
-    """`jax.lax.dot_general`, with a gradient that a CPU computes faster for a narrow kernel.
-
-    The kernel's gradient xᵀ g has rows as short as the layer is narrow, and XLA's CPU multiplies
-    such matrices at a third of the speed of the transposed product gᵀ x. Transposing the kernel
-    before makes that the product of the gradient; the barrier keeps XLA from undoing it.
-    """
-    dot = partial(lax.dot_general, precision=precision, **kwargs)
-
-    def with_transposed_kernel(x, kernel):
-        contract_last = (((x.ndim - 1,), (1,)), ((), ()))
-        return dot(x, lax.optimization_barrier(kernel.T), contract_last)
-
-    plain = partial(dot, dimension_numbers=dimension_numbers)
-    if kernel.ndim != 2 or kernel.shape[1] > NARROW:
-        return plain(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=with_transposed_kernel, default=plain)
-
-
-def conv3x3(features: int, **kwargs) -> nn.Conv:
-    """A 3×3 convolution of stride 1, by the fastest route on each platform."""
-    return nn.Conv(
-        features,
-        (3, 3),
-        kernel_init=nn.initializers.glorot_uniform(),
-        conv_general_dilated=convolution.conv_general_dilated,
-        **kwargs,
-    )
+ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid}
+GLOROT = nn.initializers.glorot_uniform()
+dense = partial(nn.Dense, kernel_init=GLOROT, dot_general=dot_general)
+conv3x3 = partial(
+    nn.Conv, kernel_size=(3, 3), kernel_init=GLOROT, conv_general_dilated=conv_general_dilated
+)
 
 
 class MaxPool(nn.Module):
-    """The largest of each 2×2 pixels. A module only so that it shows in the table of layers."""
+    """2×2 max pooling."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(batch, height, width, c) → (batch, height / 2, width / 2, c)."""
-        return convolution.max_pool_2x2(x)
+        return max_pool_2x2(x)
 
 
 class Flatten(nn.Module):
-    """All of an example's numbers in a row."""
+    """Joins all axes but the first."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -93,11 +57,8 @@ class LogisticRegression(nn.Module):
         return dense(self.num_classes, name="logits", dtype=self.dtype)(x)
 
 
-ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid}
-
-
 class MLP(nn.Module):
-    """Fully connected layers with an activation between: 244,522 parameters."""
+    """Fully connected layers with an activation between them: 244,522 parameters."""
 
     num_classes: int = NUM_CLASSES
     hidden_sizes: tuple[int, ...] = (256, 128, 64, 32)
@@ -142,69 +103,67 @@ class CNN(nn.Module):
 
 
 MODELS: dict[str, type[nn.Module]] = {"logistic": LogisticRegression, "mlp": MLP, "cnn": CNN}
-"""The networks by name: classes with the fields `num_classes` and `dtype`, called with `train`. All
-their state is parameters, and what they draw at random comes from the keys "dropout"."""
+"""The networks by name. A class has the fields `num_classes` and `dtype`, takes `train`, keeps no
+state besides parameters, and draws random numbers from the stream "dropout" only."""
 
 
 def init_params(model: nn.Module, key: jax.Array) -> Any:
-    """Fresh float32 parameters: a tree of dicts, `{layer: {"kernel": …, "bias": …}}`."""
+    """Initial float32 parameters as nested dicts: `{layer: {"kernel": …, "bias": …}}`."""
     return model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))["params"]
 
 
-def params_of(model: nn.Module) -> Any:
-    """The shapes and dtypes of the model's parameters; nothing is computed."""
+def param_shapes(model: nn.Module) -> Any:
+    """The tree of `init_params` with a `jax.ShapeDtypeStruct` at each leaf; computes nothing."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def check_model(name: str, model: nn.Module) -> None:
-    """Refuses a network that the steps cannot train; nothing is computed.
+    """Traces the model to check that it can be trained here; computes nothing.
 
     Raises:
-        UsageError: it keeps state besides its parameters, or its results are no logits.
+        UsageError: it has state besides its parameters, or does not return logits.
     """
     key, x = jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE))
-    variables = jax.eval_shape(lambda: model.init(key, x))
+    variables = jax.eval_shape(model.init, key, x)
     if others := sorted(variables.keys() - {"params"}):
         raise UsageError(
-            f"the model {name!r} keeps {', '.join(others)}; all its state must be parameters; with "
-            "nn.LayerNorm or nn.GroupNorm in place of nn.BatchNorm it is"
+            f"the model {name!r} has the state {', '.join(others)}; only params is allowed; "
+            "replace nn.BatchNorm by nn.LayerNorm or nn.GroupNorm"
         )
-    rngs = {"dropout": key}
-    logits: Any = jax.eval_shape(lambda v: model.apply(v, x, train=True, rngs=rngs), variables)
+    apply = partial(model.apply, train=True, rngs={"dropout": key})
+    logits: Any = jax.eval_shape(apply, variables, x)
     expected = (1, getattr(model, "num_classes", NUM_CLASSES))
     if logits.shape != expected:
-        raise UsageError(
-            f"the model {name!r} makes {logits.shape} of an image; logits are {expected}"
-        )
+        shapes = f"shape {logits.shape} for one image; logits have shape {expected}"
+        raise UsageError(f"the model {name!r} returns {shapes}")
 
 
 def count_parameters(params: Any) -> int:
-    """How many numbers the tree holds."""
+    """The number of scalars in the tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 class Layer(NamedTuple):
-    """A row of the table of layers; `output_shape` leaves the batch out."""
+    """A row of the table of layers."""
 
     name: str
-    kind: str
-    output_shape: tuple[int, ...]
+    kind: str  # the module's class
+    output_shape: tuple[int, ...]  # without the batch
     parameters: int
 
 
 def layers(model: nn.Module) -> list[Layer]:
-    """The model's layers in the order they run, found by tracing it: nothing is computed."""
-    seen: dict[str, Layer] = {}  # a layer used twice is one row
+    """The model's layers in the order they first run, by tracing it; computes nothing."""
+    seen: dict[str, Layer] = {}
 
     def record(call, args, kwargs, context):
-        output = call(*args, **kwargs)
-        if context.module.scope is not None and len(context.module.path) == 1:
-            params = context.module.variables.get("params", {})
-            name, kind = context.module.name or "", type(context.module).__name__
+        output, module = call(*args, **kwargs), context.module
+        if module.scope is not None and len(module.path) == 1:
             shape = getattr(output, "shape", ())[1:]
-            seen[name] = Layer(name, kind, shape, count_parameters(params))
+            parameters = count_parameters(module.variables.get("params", {}))
+            seen[module.path[0]] = Layer(module.path[0], type(module).__name__, shape, parameters)
         return output
 
     with nn.intercept_methods(record):
-        params_of(model)
+        param_shapes(model)
     return list(seen.values())

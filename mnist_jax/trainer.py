@@ -17,7 +17,7 @@ from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DeviceError
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import count_parameters, params_of
+from mnist_jax.models import count_parameters, param_shapes
 from mnist_jax.ops import malloc as memory
 from mnist_jax.optimizer import ema_params, step_config
 from mnist_jax.parallel import mesh as devices
@@ -130,7 +130,7 @@ def members_take_turns(model: nn.Module, device: jax.Device) -> bool:
     On a CPU, where a step of the MLP already fills the cores, stacking gains nothing and costs the
     cache; logistic regression's step is too small to.
     """
-    return device.platform == "cpu" and count_parameters(params_of(model)) > 100_000
+    return device.platform == "cpu" and count_parameters(param_shapes(model)) > 100_000
 
 
 def check_memory(
@@ -147,7 +147,7 @@ def check_memory(
     """
     if (room := devices.memory_bytes(device)) is None:
         return
-    params = params_of(model)
+    params = param_shapes(model)
     state_bytes = tree_bytes((params, jax.eval_shape(tx.init, params)))
     on_cpu = device.platform == "cpu"
     each = state_bytes * (1 + on_cpu)  # there a checkpoint's copy lies in the same memory

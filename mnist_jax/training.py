@@ -16,7 +16,7 @@ from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import MnistJaxError, NonFiniteError, UsageError
 from mnist_jax.metrics import NEVER, Metrics
-from mnist_jax.models import MODELS, check_model, count_parameters, params_of
+from mnist_jax.models import MODELS, check_model, count_parameters, param_shapes
 from mnist_jax.optimizer import ema_params, make_optimizer
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.parallel.mesh import Layout
@@ -219,7 +219,7 @@ def _fit(
         content = {
             "model": config.model,
             "dataset": dataset.name,
-            "parameters": count_parameters(params_of(model)),
+            "parameters": count_parameters(param_shapes(model)),
             "epochs": progress.epoch,
             "steps": last_step,
             "seed": config.seed,

@@ -10,6 +10,7 @@ import pytest
 
 from mnist_jax import Config, fit, models
 from mnist_jax.errors import UsageError
+from mnist_jax.ops.dense import NARROW
 
 KEY = jax.random.key(0)
 
@@ -165,7 +166,7 @@ def test_the_cnn_drops_half_of_both_hidden_layers():
         assert abs(np.mean(output == 0) - 0.5) < 4 * 0.5 / np.sqrt(2 * size)
 
 
-@pytest.mark.parametrize("features", [10, models.NARROW, models.NARROW + 1])
+@pytest.mark.parametrize("features", [10, NARROW, NARROW + 1])
 @pytest.mark.parametrize("batch", [(), (1,), (100,), (3, 4)])
 def test_a_dense_layer_is_flax_own(features, batch):
     x = jax.random.normal(KEY, (*batch, 784))
@@ -209,7 +210,7 @@ def test_a_network_that_cannot_be_trained_is_refused_before_a_folder_is_made(
         def __call__(self, x, *, train=False):
             return nn.Dense(5)(x.reshape(len(x), -1))
 
-    for kind, message in ((Normed, "keeps batch_stats;.*LayerNorm"), (Narrow, r"\(1, 5\) of an")):
+    for kind, message in ((Normed, "state batch_stats;.*LayerNorm"), (Narrow, r"\(1, 5\) for one")):
         odd = type("Odd", (kind,), {"__annotations__": {"dtype": object}, "dtype": None})
         monkeypatch.setitem(models.MODELS, "logistic", odd)
         config = Config(

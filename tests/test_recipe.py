@@ -62,7 +62,7 @@ def test_the_average_is_that_of_the_parameters_after_each_update():
 
 
 def test_the_post_s_optimizer_is_plain_adam():
-    params = models.params_of(models.MLP())
+    params = models.param_shapes(models.MLP())
     plain = jax.eval_shape(optax.adam(1e-3, eps=1e-7).init, params)
     ours = jax.eval_shape(recipe.make_optimizer(Config(), 1).init, params)
     assert jax.tree.structure(ours) == jax.tree.structure(plain)

@@ -299,7 +299,7 @@ def test_the_first_layer_is_seen_as_images(name, layer, shape):
     model = models.MODELS[name]()
     params = jax.tree.map(
         lambda leaf: np.arange(leaf.size, dtype=np.float32).reshape(leaf.shape),
-        models.params_of(model),
+        models.param_shapes(model),
     )
     run = SimpleNamespace(
         model=model,

@@ -94,7 +94,7 @@ def wrap_parts(accounts: Accounts) -> None:
     accounts.wrap(record, "outcome", "digest")
     accounts.wrap(programs.Trainer, "_call", kind)
     accounts.wrap(programs.Trainer, "_compile", "trace")
-    for name in ("check_model", "params_of"):
+    for name in ("check_model", "param_shapes"):
         accounts.wrap(training, name, "trace")
     accounts.wrap(jax.stages.Lowered, "compile", "compile")
     accounts.wrap(memory, "give_back", "compile")

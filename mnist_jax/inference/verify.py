@@ -12,7 +12,7 @@ from mnist_jax.data import load_dataset
 from mnist_jax.errors import CheckpointError
 from mnist_jax.inference import restore as saved
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import count_parameters, params_of
+from mnist_jax.models import count_parameters, param_shapes
 from mnist_jax.parallel import mesh as devices
 from mnist_jax.runs import checkpoint, environment
 from mnist_jax.runs import run_dir as runs
@@ -145,7 +145,7 @@ def _result(run: saved.LoadedRun, record: dict[str, Any]) -> str:
         "seed": run.config.seed,
         "epochs": progress.epoch,
         "steps": progress.step,
-        "parameters": count_parameters(params_of(run.model)),
+        "parameters": count_parameters(param_shapes(run.model)),
         **outcome(run.config, progress),
     }
     for name, value in expected.items():

@@ -1,1 +1,1 @@
-"""The operations that are ours: the CPU convolution, and the settings of the C library."""
+"""Operations of our own: the CPU convolution and dense product, and the settings of malloc."""

@@ -20,7 +20,7 @@ from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DataError
 from mnist_jax.metrics import NEVER, Metrics, mean_over_members
-from mnist_jax.models import count_parameters, layers, params_of
+from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.reporting.profiling import costliest, show_costliest
 from mnist_jax.runs.results import accuracy_line
 from mnist_jax.runs.statistics import percent
@@ -224,7 +224,7 @@ def statistics_table(record: dict[str, Any]) -> Table:
 def layer_table(name: str, model: nn.Module) -> Table:
     """Layer, output shape and parameters of a model, with the totals below."""
     rows = layers(model)
-    total = count_parameters(params_of(model))
+    total = count_parameters(param_shapes(model))
     table = Table(title=f"model {name}", title_justify="left", show_footer=True, pad_edge=False)
     table.add_column("layer", footer="total\ntrainable\nnon-trainable")
     table.add_column("kind")

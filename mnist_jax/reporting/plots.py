@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from mnist_jax.metrics import mean_over_members, of_kept_members
+from mnist_jax.metrics import finite_members, mean_over_members
 from mnist_jax.runs.statistics import CalibrationBins, binomial_ci95, percent
 
 Rows = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
@@ -275,7 +275,7 @@ def _line(
     marker: str = "",
 ) -> float:
     """Draws the mean of a metric over the members, and their range; returns the last mean."""
-    kept = [of_kept_members(row)[name] or [np.nan] for row in rows]
+    kept = [finite_members(row)[name] or [np.nan] for row in rows]
     mean = [mean_over_members(row, name) for row in rows]
     axes.plot(
         x,

@@ -11,8 +11,8 @@ from mnist_jax.data import Dataset
 from mnist_jax.data.split import NUM_CLASSES
 from mnist_jax.inference.compare import Predictions, predict_all
 from mnist_jax.inference.restore import LoadedRun, load_run
-from mnist_jax.metrics import mean_over_members, of_kept_members
-from mnist_jax.models import count_parameters, layers, params_of
+from mnist_jax.metrics import finite_members, mean_over_members
+from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.reporting import pictures, plots
 from mnist_jax.reporting.page import Page, Table, render, write
 from mnist_jax.runs import run_dir as runs
@@ -96,7 +96,7 @@ def of_one(run: LoadedRun, dataset: Dataset, predictions: Predictions) -> Page:
         told = record["test_correct"]
         notices.append(f"the run counted {told} right answers; counted again they are {again}")
     lead, said = _accuracy(run, correct, len(dataset.test.label))
-    parameters = f"{count_parameters(params_of(run.model)):,}"
+    parameters = f"{count_parameters(param_shapes(run.model)):,}"
     if config.validation and dataset.validation is None:
         dataset = dataset.hold_out(config.validation)
     # Not progress.epoch, which counts the part of one that --max_steps leaves.
@@ -213,13 +213,13 @@ def _result(name: str, run: LoadedRun) -> tuple[Any, ...]:
         correct, count = progress.end["test_correct"], progress.end["test_count"]
         accuracy, right = percent(correct / count), f"{correct:,} of {count:,}"
         interval = _range(binomial_ci95(correct, count))
-    elif progress.rows and (kept := of_kept_members(progress.rows[-1])["test/accuracy"]):
+    elif progress.rows and (kept := finite_members(progress.rows[-1])["test/accuracy"]):
         found = summarize(kept)
         accuracy, right = percent(found["mean"]), f"mean of {found['n']} seeds"
         interval = _range(found["ci95"]) if found["ci95"] else "-"
     seconds = (runs.read_result(run.folder) or {}).get("timings", progress.seconds)
     times = [f"{seconds.get(key, 0.0):,.1f}" for key in ("train_s", "total_s")]
-    parameters = f"{count_parameters(params_of(run.model)):,}"
+    parameters = f"{count_parameters(param_shapes(run.model)):,}"
     return (name, accuracy, right, interval, f"{progress.step:,}", parameters, *times)
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mnist_jax.config import Config
-from mnist_jax.metrics import NEVER, Metrics, kept_members
+from mnist_jax.metrics import NEVER, Metrics, finite_mask
 from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.progress import Progress
 from mnist_jax.runs.run_dir import params_sha256
@@ -57,7 +57,7 @@ def outcome(config: Config, progress: Progress) -> dict[str, Any]:
     params = jax.device_get(progress.state.params)
     if config.seeds is None:
         return {**progress.end, "params_sha256": params_sha256(params)}
-    kept = np.flatnonzero(kept_members(progress.rows[-1])).tolist()
+    kept = np.flatnonzero(finite_mask(progress.rows[-1])).tolist()
     statistics = {
         name: summarize([values[member] for member in kept])
         for name, values in progress.end.items()
