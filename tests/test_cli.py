@@ -1,6 +1,5 @@
 """`train.py` as a person meets it: flags, messages and exit statuses."""
 
-import collections
 import contextlib
 import dataclasses
 import itertools
@@ -12,16 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import train
 from benchmarks import launch
-from benchmarks.__main__ import PARTS
 from mnist_jax import Config, cli
-from mnist_jax.commands import COMMANDS
 from mnist_jax.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,20 +126,6 @@ def test_help_explains_every_flag_in_lines_as_long_as_the_terminal(capsys, monke
     for line, after in itertools.pairwise(lines):
         if len(line) > column and after.startswith(" " * column):  # goes on with the same text
             assert len(f"{line} {after.split()[0]}") > 96 or line.startswith("--"), line
-
-
-def test_a_flag_of_several_commands_is_explained_by_the_same_words():
-    modules = [import_module(f"benchmarks.{name}") for name in (*PARTS, "ablations", "startup")]
-    kinds = [Config, *COMMANDS.values(), *(module.Options for module in modules)]
-    said = collections.defaultdict(set)
-    for kind in kinds:
-        cli._explain(kind)
-        for field in dataclasses.fields(kind):
-            assert field.metadata["help"], (kind, field.name)
-            if "Of no effect" not in field.metadata["help"]:
-                said[field.name].add(re.split(r"[.:;,] ?", field.metadata["help"])[0])
-    for name in ("data_dir", "manual_dir", "platform", "dataset", "batch_size", "precision"):
-        assert len(said[name]) == 1, said[name]
 
 
 def train_status(argv: list[str]) -> int:

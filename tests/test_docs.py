@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import gzip
 import hashlib
-import itertools
 import json
 import math
 import re
@@ -22,8 +21,6 @@ import pytest
 from PIL import Image
 
 import mnist_jax
-from benchmarks import card, forecast, peers, results, rounding, scaling, step, trust
-from benchmarks.results import Results
 from mnist_jax import __main__, cli, config, data, fit, models
 from mnist_jax.config import Config
 from mnist_jax.data import sources
@@ -105,82 +102,6 @@ def test_many_devices_and_processes_give_the_result_of_one(commands, data_dir, t
     assert "8 × cpu" in device or "of 2 processes" in device
     [correct] = re.findall(r"test accuracy: .* \((\d+)/360\)", done.stdout)
     assert int(correct) == alone["test_correct"]
-
-
-def test_the_scaling_shown_is_that_of_the_file():
-    found = results.read(ROOT / "benchmarks" / "results" / "scaling-cpu-virtual.json")
-    tables = [part for part in scaling.report(found) if not isinstance(part, str)]
-    shown = PAGES["scaling.md"]
-    assert tables and found.context["git_commit"][:7] in shown
-    for line in itertools.chain(*map(card.as_markdown, tables)):
-        assert line in shown.splitlines()
-
-
-def test_the_prediction_shown_is_what_is_printed():
-    [words] = re.findall(r"python -m benchmarks\.scaling (--predict.*)", PAGES["scaling.md"])
-    options = cli.parse(scaling.Options, shlex.split(words), prog="", description="")
-    [job] = step.jobs_of(options, ("many",), ("train",))
-    rows = forecast.rows(job, options.assumed(job.batch_size), options, "assumed")
-    for line in card.as_markdown(forecast.table(rows)):
-        assert line in PAGES["scaling.md"].splitlines()
-
-
-def test_the_readme_shows_the_newest_card():
-    cards = (ROOT / "benchmarks" / "results").glob("*Z/card.md")
-    newest = max(cards, key=lambda path: path.parent.name.rpartition("-")[2])
-    assert f"({newest.relative_to(ROOT)})" in PAGES["README.md"]
-    found = results.read(newest.with_name("results.json"))
-    timed = [x for x in found.benchmarks if x.details["part"] == "step"]
-    table = card.as_markdown(step.report(Results(found.context, timed, {}))[0])
-    for line in table[2:]:  # without its title
-        assert line in PAGES["README.md"].splitlines()
-    assert found.context["git_commit"][:7] in PAGES["README.md"] and not found.context["git_dirty"]
-
-
-def test_the_peers_shown_are_those_of_the_files():
-    page, slowest = PAGES["benchmarks.md"], {}
-    for name in ("peers", "peers-jax-0.12", "peers-slower"):
-        file = ROOT / "benchmarks" / "results" / f"cpu-2-cores-amd-epyc-{name}.json"
-        found = results.read(file)
-        assert found.context["git_commit"][:7] in page and not found.context["git_dirty"]
-        models = {b.model for b in found.benchmarks} if name == "peers" else {"cnn"}
-        some = [b for b in found.benchmarks if b.model in models]
-        for what in ("train_step", "evaluation") if name == "peers" else ("train_step",):
-            for line in card.as_markdown(peers.side_by_side(some, what))[2:]:
-                assert line in page.splitlines()
-        for model in models if name == "peers" else ():
-            steps = [b for b in some if (b.model, b.name) == (model, "train_step")]
-            ratios = [row.ratio for row in peers.rows(steps) if row.framework == "pytorch"]
-            slowest[model] = max(ratios)
-    least, most = min(slowest.values()), max(slowest.values())
-    assert (
-        f"{least:.1f} to {most:.1f} of the time of [PyTorch's fastest mode]" in PAGES["README.md"]
-    )
-
-
-def test_the_rounding_shown_is_that_of_the_file():
-    file = ROOT / "benchmarks" / "results" / "cpu-2-cores-amd-epyc-rounding.json"
-    found, page = results.read(file), PAGES["benchmarks.md"]
-    assert found.context["git_commit"][:7] in page and not found.context["git_dirty"]
-    for table in rounding.report(found):
-        for line in card.as_markdown(table)[2:]:
-            assert line in page.splitlines()
-
-
-def test_what_is_said_of_the_verdicts_is_recorded():
-    found = results.read(ROOT / "benchmarks" / "results" / "cpu-2-cores-amd-epyc-trust.json")
-    rows = found.tables["trust"]
-    assert [trust.judge(row, 0.05).word for row in rows] == [row["word"] for row in rows]
-    planted, not_planted = (
-        collections.Counter(row["word"] for row in rows if row["planted"] == yes)
-        for yes in (True, False)
-    )
-    assert planted.total() == not_planted.total() == 20
-    alarms = 20 - not_planted["same"]
-    assert planted["slower"] >= 19 and alarms <= 1
-    shown = " ".join(PAGES["benchmarks.md"].split())
-    assert f"found {planted['slower']} of the 20 and raised {alarms} alarms" in shown
-    assert found.context["git_commit"][:7] in shown
 
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (benchmarks[.\w]*)", TEXT))))
