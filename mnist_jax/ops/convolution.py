@@ -1,23 +1,21 @@
-"""The 3×3 convolution: XLA's own on GPU and TPU, Winograd's on a CPU.
+"""3×3 convolution and 2×2 max pooling: XLA's convolution on GPU and TPU, Winograd's on a CPU.
 
-XLA's CPU convolutions are slow where training needs them most (the gradient of the kernel, and
-anything inside a loop), so there a convolution becomes products of matrices, which XLA does well.
-Winograd's minimal filtering F(m×m, 3×3) [1] computes an m×m tile of the output from the
-(m+2)×(m+2) tile of the input under it, with m = 4 in 36 multiplications where the definition
-takes 144:
+XLA's CPU convolutions are slow in training, above all the gradient of the kernel and anything
+inside a loop. Its matrix products are fast, and Winograd's minimal filtering F(m×m, 3×3) [1] turns
+a convolution into them. It computes an m×m tile of the output from the (m+2)×(m+2) input tile d;
+with m = 4 that takes 36 multiplications instead of 144:
 
     y = Aᵀ [ (G w Gᵀ) ⊙ (Bᵀ d B) ] A
 
-Summed over input channels, the ⊙ at one of the 36 places is a matrix product: all tiles of the
-batch × input channels, times input channels × output channels. The 36 are kept as a list of the
-6 rows, each an array (6, …): what one step makes of a row is still in the cache when the next
-takes it, which a single array of all 36 would not be. The three small matrices come from
-interpolating a polynomial product at the points 0, ±1, ±2 and ∞. The formula is exact; in float32
-it rounds somewhat more than the definition does. The gradients are the formula's transposes: with
-D = A g Aᵀ of each tile of the output's gradient g, they are
+Summed over input channels, each of the 36 elements of ⊙ is a matrix product: (tiles of the whole
+batch × in) @ (in × out). The 36 are kept as a list of 6 arrays (6, …), one per row, because a row
+fits the cache from one operation to the next and one array of all 36 does not. A, B and G come from
+polynomial interpolation at 0, ±1, ±2 and ∞. The formula is exact; float32 rounding errors are about
+ten times those of the definition. The gradients are the transposed formula. With D = A g Aᵀ for
+each tile of the output's gradient g:
 
-    of d:  B [ (G w Gᵀ) ⊙ D ] Bᵀ, overlapping tiles summed
-    of w:  Gᵀ [ Σ over tiles (Bᵀ d B) ⊙ D ] G
+    dd = B [ (G w Gᵀ) ⊙ D ] Bᵀ, summed where tiles overlap
+    dw = Gᵀ [ Σ over tiles (Bᵀ d B) ⊙ D ] G
 
 [1] A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2015,
     arXiv:1509.09308. Matrices for F(4×4, 3×3): section 4.3.
@@ -31,8 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-TILE = 4  # m: outputs of a tile along one side
-SPAN = TILE + 2  # inputs under it
+TILE = 4  # m: outputs along one side of a tile
+SPAN = TILE + 2  # inputs along one side
 
 # fmt: off
 B_T = np.array([
@@ -71,13 +69,13 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     precision: lax.PrecisionLike = None,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, with the faster route on a CPU for the shapes it serves.
+    """`jax.lax.conv_general_dilated`, faster on a CPU for the shapes that `conv3x3` supports.
 
-    For `flax.linen.Conv(..., conv_general_dilated=conv_general_dilated)`. The shapes served are
-    NHWC images with 3×3 HWIO kernels, stride 1, no dilation, no groups, padding SAME or VALID;
-    all others go to XLA.
+    For `flax.linen.Conv(..., conv_general_dilated=conv_general_dilated)`. Supported are NHWC images
+    with 3×3 HWIO kernels, stride 1, no dilation, no groups and padding SAME or VALID; XLA computes
+    everything else.
     """
-    served = (
+    supported = (
         lhs.ndim == 4
         and rhs.shape[:2] == (3, 3)
         and padding in ("SAME", "VALID")
@@ -87,7 +85,7 @@ def conv_general_dilated(
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
         == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
     )
-    if served:
+    if supported:
         return conv3x3(lhs, rhs, padding, precision)
     return lax.conv_general_dilated(
         lhs,
@@ -102,19 +100,19 @@ def conv_general_dilated(
     )
 
 
-# The derivative is given outermost and the platform chosen inside it: differentiating through
+# custom_vjp is outermost and the platform dispatch inside it: differentiating through
 # `platform_dependent` would keep the residuals of every branch.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv3x3(
     x: jax.Array, w: jax.Array, padding: str, precision: lax.PrecisionLike = None
 ) -> jax.Array:
-    """A 3×3 convolution (cross-correlation, as everywhere in deep learning) of stride 1.
+    """A 3×3 convolution (cross-correlation, as usual in deep learning) of stride 1.
 
     Args:
         x: images, (batch, height, width, in).
         w: kernel, (3, 3, in, out).
-        padding: 'SAME' (output as large as the input) or 'VALID' (two smaller).
-        precision: of the products, as in `jax.lax.dot_general`.
+        padding: 'SAME' (the output has the input's size) or 'VALID' (two pixels less).
+        precision: of the matrix products, as in `jax.lax.dot_general`.
 
     Returns:
         (batch, height, width, out), or with 'VALID' (batch, height - 2, width - 2, out).
@@ -152,13 +150,11 @@ def _direct(x, w, padding, precision):
 
 
 def _direct_gradients(x, w, g, padding, precision):
-    """The gradients by XLA's own convolutions, of many networks at once under `jax.vmap`.
+    """XLA's own gradients; under `jax.vmap`, the gradients of one batched convolution.
 
-    Those of a convolution that has been batched are others than the batched gradients of one: the
-    kernel's is a sum over the images that GPUs have a routine for, where the latter would be a
-    convolution of gigantic windows.
+    vmap of the kernel's gradient would make a convolution with gigantic windows. The gradient of
+    the batched convolution is instead a sum over images, for which GPUs have a routine.
     """
-
     convolve = partial(_direct, padding=padding, precision=precision)
     one = jax.custom_batching.custom_vmap(lambda x, w, g: jax.vjp(convolve, x, w)[1](g))
 
@@ -195,12 +191,12 @@ def _gradients_on_cpu(x, w, g, padding, precision):
 
 
 def _wide(x):
-    """Half precisions to float32: the transforms below would lose too many of their bits."""
+    """Half precisions to float32, because the transforms would lose too many of their bits."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _winograd(x, w, border, precision):
-    """The convolution of x, padded by `border` zeros on each side, with w."""
+    """The convolution with w of x, padded by `border` zeros on each side."""
     batch, height, width, _ = x.shape
     height, width = height + 2 * border - 2, width + 2 * border - 2
     rows, columns = _tiles(height), _tiles(width)
@@ -214,9 +210,9 @@ def _winograd(x, w, border, precision):
 
 
 def _winograd_dx(d, w, shape, border, precision):
-    """The input's gradient: Σ over tiles B [ (G w Gᵀ) ⊙ (A g Aᵀ) ] Bᵀ, each where its tile lay.
+    """The input's gradient: B [ (G w Gᵀ) ⊙ D ] Bᵀ of each tile, summed where tiles overlap.
 
-    d holds A g Aᵀ of every tile, 6 × (6, batch · rows · columns, out); shape is the input's.
+    d holds D = A g Aᵀ, 6 × (6, batch · rows · columns, out); `shape` is the input's.
     """
     batch, height, width, _ = shape
     rows, columns = (_tiles(n + 2 * border - 2) for n in (height, width))
@@ -229,7 +225,7 @@ def _winograd_dx(d, w, shape, border, precision):
 
 
 def _overlap_add(lines, axis):
-    """Tiles of 6 laid every 4 pixels and summed: 6 arrays of n tiles → 4 (n + 1) along `axis`."""
+    """Sums tiles of 6 pixels, one every 4 pixels: 6 arrays of n tiles → 4 (n + 1) along `axis`."""
 
     def shifted(line, by):
         zeros = jnp.zeros_like(lax.slice_in_dim(line, 0, 1, axis=axis))
@@ -243,24 +239,24 @@ def _overlap_add(lines, axis):
 
 
 def _winograd_dw(x, d, border, precision):
-    """The kernel's gradient: Gᵀ [ Σ over tiles (Bᵀ x B) ⊙ (A g Aᵀ) ] G, with d as above."""
+    """The kernel's gradient: Gᵀ [ Σ over tiles (Bᵀ x B) ⊙ D ] G, with d = D as above."""
     du = _products(_input_tiles(x, border), d, 1, 1, precision)
     return _transform_kernel(jnp.stack(du), G.T)
 
 
 def _products(a, b, axis_a, axis_b, precision):
-    """Of each row the 6 matrix products of a and b, contracted over these axes: 6 × (6, …)."""
+    """The 36 matrix products of a and b, contracted over these axes: 6 × (6, …)."""
     numbers = ((axis_a,), (axis_b,)), ((0,), (0,))
     return [lax.dot_general(a[i], b[i], numbers, precision) for i in range(SPAN)]
 
 
 def _tiles(size):
-    """Tiles that cover `size` outputs; the last may reach beyond."""
+    """The number of tiles that cover `size` outputs."""
     return -(-size // TILE)
 
 
 def _input_tiles(x, border):
-    """Bᵀ d B of every tile d of x padded by `border`, 6 × (6, batch · rows · columns, channels)."""
+    """Bᵀ d B of every tile d of the padded x: 6 × (6, batch · rows · columns, channels)."""
     pads = [(border, _tiles(n + 2 * border - 2) * TILE + 2 - n - border) for n in x.shape[1:3]]
     return _transform_tiles(x, B_T, pads)
 
@@ -268,8 +264,8 @@ def _input_tiles(x, border):
 def _transform_tiles(x, matrix, pads):
     """matrix @ tile @ matrixᵀ of every tile of x: 6 × (6, batch · rows · columns, channels).
 
-    A tile begins every 4 pixels and is as wide as the matrix: for 6 columns tiles overlap by 2.
-    The barrier keeps XLA from recomputing the first product inside each part of the second.
+    A tile starts every 4 pixels and is as wide as the matrix, so tiles of 6 overlap by 2. The
+    barrier keeps XLA from recomputing the first product inside each part of the second.
     """
     x = _pad(x, pads)
     reach = [n - matrix.shape[1] + 1 for n in x.shape[1:3]]
@@ -281,13 +277,13 @@ def _transform_tiles(x, matrix, pads):
 
 
 def _transform_kernel(w, matrix):
-    """matrix @ w @ matrixᵀ over the two leading axes of w, in two steps as above."""
+    """matrix @ w @ matrixᵀ over the two leading axes of w, with the same barrier."""
     w = lax.optimization_barrier(jnp.stack(_combine(matrix, w)))
     return jnp.stack(_combine(matrix, jnp.moveaxis(w, 1, 0)), 1)
 
 
 def _combine(matrix, xs):
-    """matrix @ xs over the leading axis, written out so that XLA fuses it, zeros skipped."""
+    """matrix @ xs over the leading axis, as scalar products and sums, which XLA fuses."""
     return [
         reduce(jnp.add, (x if c == 1 else x * float(c) for c, x in zip(row, xs, strict=True) if c))
         for row in matrix
@@ -295,7 +291,7 @@ def _combine(matrix, xs):
 
 
 def _pad(x, pads):
-    """Zeros around height and width. XLA's CPU copies a concatenation faster than it pads."""
+    """Pads height and width with zeros. On a CPU, XLA concatenates faster than it pads."""
     for axis, (low, high) in enumerate(pads, start=1):
         zeros = [
             jnp.zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), x.dtype) for n in (low, high)
@@ -305,7 +301,7 @@ def _pad(x, pads):
 
 
 def _one_channel(x: jax.Array, w: jax.Array, border, precision) -> jax.Array:
-    """The definition as one fused sum: for one input channel there is nothing to multiply out."""
+    """The definition as one fused sum: a single input channel leaves no matrix product."""
     del precision
     height, width = (n + 2 * border - 2 for n in x.shape[1:3])
     x = _pad(x, [(border, border)] * 2)
@@ -326,10 +322,9 @@ def _one_channel_dw(x, g, border, precision):
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """The maximum of each 2×2 window: (batch, height, width, c) → (batch, ⌊h/2⌋, ⌊w/2⌋, c).
 
-    Where several pixels of a window share the maximum, the gradient goes to the first of them in
-    reading order, as in TensorFlow's and PyTorch's pooling. Comparing four slices has a gradient
-    that a CPU computes quickly, which a window reduction has not. Unlike one, it may pass over a
-    NaN that stands beside a number.
+    If several pixels of a window share the maximum, the first in reading order gets the gradient,
+    as in TensorFlow and PyTorch. The gradient of comparing four slices is fast on a CPU; that of a
+    window reduction is slow. Unlike a reduction, this may ignore a NaN beside a number.
     """
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     a, b, c, d = (x[:, i:height:2, j:width:2] for i in range(2) for j in range(2))
