@@ -1,0 +1,271 @@
+"""The 3×3 convolution and the 2×2 pooling against their definitions."""
+
+import functools
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export, lax
+
+from mnist_jax.models import CNN, param_shapes
+from mnist_jax.ops.convolution import conv3x3, conv_general_dilated, max_pool_2x2
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}  # skips LLVM's passes, not XLA's
+
+# (height, width, in, out, padding). Sizes that no tile divides, down to one pixel of output.
+ODD_SIZES = [
+    (3, 3, 2, 3, "VALID"),
+    (5, 7, 3, 5, "SAME"),
+    (6, 9, 1, 2, "SAME"),
+    (4, 13, 2, 4, "VALID"),
+]
+MORE_SIZES = [
+    (3, 3, 2, 3, "SAME"),
+    (5, 7, 3, 5, "VALID"),
+    (6, 9, 1, 2, "VALID"),
+    (9, 6, 7, 1, "SAME"),
+]
+CNN_LAYERS = [
+    (28, 28, 1, 64, "SAME"),
+    (28, 28, 64, 64, "SAME"),
+    (14, 14, 64, 128, "SAME"),
+    (14, 14, 128, 256, "VALID"),
+]
+
+
+@pytest.fixture(autouse=True)
+def on_cpu():
+    with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
+        yield
+
+
+def definition(x: np.ndarray, w: np.ndarray, g: np.ndarray, padding: str) -> list[np.ndarray]:
+    """The output and both gradients for its cotangent `g`, in float64."""
+    x, w, g = (np.asarray(a, np.float64) for a in (x, w, g))
+    border = 1 if padding == "SAME" else 0
+    x = np.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+    y, dx, dw = np.zeros(g.shape), np.zeros(x.shape), np.zeros(w.shape)
+    height, width = g.shape[1:3]
+    for i in range(3):
+        for j in range(3):
+            window = slice(None), slice(i, i + height), slice(j, j + width)
+            y += x[window] @ w[i, j]
+            dx[window] += g @ w[i, j].T
+            dw[i, j] = np.tensordot(x[window], g, ((0, 1, 2), (0, 1, 2)))
+    return [y, dx[:, border : x.shape[1] - border, border : x.shape[2] - border], dw]
+
+
+def outputs(x, w, g, padding: str, convolve=conv3x3) -> list[jax.Array]:
+    """The output and both gradients of a convolution."""
+    y, backward = jax.vjp(lambda x, w: convolve(x, w, padding=padding), x, w)
+    return [y, *backward(g)]
+
+
+@functools.cache
+def compiled(padding: str):
+    return jax.jit(partial(outputs, padding=padding), compiler_options=QUICKLY_COMPILED)
+
+
+def on_gpu_path(function, *args):
+    """Runs the program that is compiled for a GPU, on this CPU."""
+    checks = [export.DisabledSafetyCheck.platform()]
+    exported = export.export(function, platforms=["cuda"], disabled_checks=checks)
+    return exported(*args).call(*args)
+
+
+def make_case(batch, height, width, channels, features, padding, dtype="float32"):
+    """Normally distributed images, kernel and cotangent."""
+    rng = np.random.default_rng([batch, height, width, channels, features])
+    smaller = 0 if padding == "SAME" else 2
+    shapes = (
+        (batch, height, width, channels),
+        (3, 3, channels, features),
+        (batch, height - smaller, width - smaller, features),
+    )
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def largest_error(results, expected, scales=None) -> float:
+    """Relative to the norm of what is expected, or of `scales`."""
+    assert [a.shape for a in results] == [a.shape for a in expected]
+    return max(
+        float(np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(scale))
+        for a, b, scale in zip(results, expected, scales or expected, strict=True)
+    )
+
+
+# Bounds are five times what was measured: 3e-6 in float32, 5e-15 in float64.
+BOUNDS = {"float32": 1.5e-5, "float64": 2.5e-14, "bfloat16": 2**-8}
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "batch"),
+    [
+        *((shape, "float64", 3) for shape in ODD_SIZES),
+        ((14, 14, 64, 32, "SAME"), "float32", 3),
+        ((14, 14, 64, 32, "SAME"), "bfloat16", 3),
+        *(
+            pytest.param(shape, dtype, batch, marks=pytest.mark.campaign)
+            for shape in (*CNN_LAYERS, *ODD_SIZES, *MORE_SIZES)
+            for dtype, batch in (("float32", 1), ("float32", 3), ("float64", 3))
+        ),
+    ],
+    ids=str,
+)
+def test_value_and_gradients_equal_the_definition(shape, dtype, batch):
+    *_, padding = shape
+    with jax.enable_x64(dtype == "float64"):
+        case = [jnp.asarray(a, dtype) for a in make_case(batch, *shape, dtype="float64")]
+        results = compiled(padding)(*case)
+    assert all(a.dtype == dtype for a in results)
+    assert largest_error(results, definition(*case, padding)) < BOUNDS[dtype]
+
+
+def impulses() -> list[np.ndarray]:
+    """Images with a single 1, one for each pixel, and the same for the cotangent."""
+    x, w, g = make_case(2 * 7 * 9, 7, 9, 2, 3, "SAME")
+    x[:63, ..., 0] = np.eye(63).reshape(63, 7, 9)
+    x[:63, ..., 1] = 0
+    g[63:] = np.eye(63).reshape(63, 7, 9, 1)
+    return [x, w, g]
+
+
+def adversarial() -> dict[str, list[np.ndarray]]:
+    x, w, g = make_case(3, 14, 10, 16, 8, "SAME")
+    # The interpolation points ±1 and ±2 make this pattern the largest in the transforms.
+    sign = (-1.0) ** np.add.outer(np.arange(14), np.arange(10))[:, :, None]
+    scale = np.logspace(-6, 6, 16)
+    cases = {
+        "impulses": impulses(),
+        "large offset": [x + 1000, w, g + 1000],
+        "cancelled offset": [x + 1000, w - w.mean((0, 1), keepdims=True), g + 1000],
+        "alternating": [1000 * sign + 0 * x, w, 1000 * sign + 0 * g],
+        "unequal channels": [x * scale, w / scale[:, None], g],
+    }
+    return {name: [a.astype(np.float32) for a in case] for name, case in cases.items()}
+
+
+@pytest.mark.parametrize("name", adversarial())
+def test_adversarial_inputs_have_no_larger_errors(name):
+    """Relative to the sum of the products' absolute values, which bounds the rounding errors."""
+    case = adversarial()[name]
+    scales = definition(*map(np.abs, case), "SAME")
+    assert largest_error(compiled("SAME")(*case), definition(*case, "SAME"), scales) < 1.5e-6
+
+
+def test_zeros_give_exact_zeros():
+    x, w, g = impulses()
+    y, _, dw = compiled("SAME")(x * 0, w, g)
+    assert not np.any(y) and not np.any(dw)
+    _, dx, dw = compiled("SAME")(x, w, g * 0)
+    assert not np.any(dx) and not np.any(dw)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("shared_images", [True, False])
+def test_vmap_equals_one_at_a_time(shared_images, platform):
+    """In the first layer the members of an ensemble share the images."""
+    shape = 3, 5, 7, 2, 3, "VALID"
+    x, w, g = (np.stack(a) for a in zip(*(make_case(*shape) for _ in range(4)), strict=True))
+    w, g = (a * np.arange(1, 5).reshape(4, *[1] * (a.ndim - 1)) for a in (w, g))
+    x, axis = (x[0], None) if shared_images else (x[::-1] * 0.5, 0)
+    function = jax.vmap(partial(outputs, padding="VALID"), (axis, 0, 0))
+    run = jax.jit(function, compiler_options=QUICKLY_COMPILED)
+    results = run(x, w, g) if platform == "cpu" else on_gpu_path(run, x, w, g)
+    for k in range(4):
+        expected = definition(x if shared_images else x[k], w[k], g[k], "VALID")
+        assert largest_error([a[k] for a in results], expected) < 1e-5
+
+
+def test_on_a_gpu_many_gradients_are_one_grouped_convolution():
+    """GPUs have a routine for it; the batch groups are the networks."""
+    many = [jnp.stack([a] * 4) for a in make_case(3, 5, 7, 2, 3, "VALID")]
+    function = jax.jit(jax.vmap(partial(outputs, padding="VALID")))
+    text = function.trace(*many).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("stablehlo.convolution") == 3
+    assert text.count("batch_group_count = 4") == 1
+    assert text.count("feature_group_count = 4") == 2
+
+
+def lowered(convolve, x, w, **arguments) -> str:
+    def value_and_gradients(x, w):
+        y, backward = jax.vjp(partial(convolve, **arguments), x, w)
+        return y, *backward(jnp.cos(y))
+
+    return jax.jit(value_and_gradients).lower(x, w).as_text()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((3, 3, 4, 6), {"window_strides": (2, 2)}),
+        ((3, 3, 4, 6), {"window_strides": (1, 2)}),
+        ((3, 3, 4, 6), {"rhs_dilation": (2, 2)}),
+        ((3, 3, 2, 6), {"feature_group_count": 2}),
+        ((5, 5, 4, 6), {}),
+        ((3, 5, 4, 6), {}),
+        ((3, 3, 4, 6), {"padding": ((2, 0), (1, 1))}),
+        ((3, 3, 8, 6), {"dimension_numbers": ("NCHW", "HWIO", "NCHW")}),
+        ((3, 4, 3, 6), {"dimension_numbers": ("NHWC", "HIWO", "NHWC")}),
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_xlas_own(kernel, options):
+    x, w = jnp.zeros((2, 8, 9, 4)), jnp.zeros(kernel)
+    arguments = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": NHWC, **options}
+    xlas = lowered(lax.conv_general_dilated, x, w, **arguments)
+    assert lowered(conv_general_dilated, x, w, **arguments) == xlas
+
+
+def test_small_images_are_xlas_own_and_transposed_convolutions_are_refused():
+    x, w = jnp.zeros((2, 2, 2, 3)), jnp.zeros((3, 3, 3, 4))
+    arguments = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": NHWC}
+    xlas = lowered(lax.conv_general_dilated, x, w, **arguments)
+    assert lowered(conv_general_dilated, x, w, **arguments) == xlas
+    with pytest.raises(ValueError, match="transposed"):
+        conv_general_dilated(x, w, lhs_dilation=(2, 1), **arguments)
+
+
+def test_a_program_for_all_platforms_computes_the_same():
+    case = make_case(2, 5, 7, 3, 4, "SAME")
+    function = jax.jit(partial(outputs, padding="SAME"))
+    exported = export.export(function, platforms=["cpu", "cuda", "tpu"])(*case)
+    assert largest_error(exported.call(*case), definition(*case, "SAME")) < 1e-5
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_the_cnn_uses_it_in_every_layer(platform):
+    def loss(params, x):
+        return CNN().apply({"params": params}, x).sum()
+
+    image = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
+    exported = export.export(jax.jit(jax.grad(loss)), platforms=[platform])
+    text = exported(param_shapes(CNN()), image).mlir_module()
+    # On a GPU: the output and the kernel's gradient of each, the input's of all but the first.
+    assert text.count("stablehlo.convolution") == (0 if platform == "cpu" else 4 + 4 + 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [((5, 7), "float32"), ((6, 8), "bfloat16")],
+)
+def test_pooling_equals_a_window_reduction(size, dtype):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, *size, 5)), dtype)
+    pooled, backward = jax.vjp(max_pool_2x2, x)
+    expected, theirs = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
+    assert pooled.dtype == expected.dtype
+    np.testing.assert_array_equal(pooled, expected)
+    np.testing.assert_array_equal(*(f(jnp.ones_like(pooled))[0] for f in (backward, theirs)))
+
+
+def test_of_equal_pixels_the_first_in_reading_order_gets_the_gradient():
+    """All 15 ways in which pixels of a window can share its maximum, a channel each."""
+    shared = np.array([[n >> k & 1 for k in range(4)] for n in range(1, 16)], np.float32)
+    x = shared.T.reshape(1, 2, 2, 15)
+    gradient = jax.grad(lambda x: max_pool_2x2(x).sum())(x)
+    first = np.eye(4)[shared.argmax(1)]
+    np.testing.assert_array_equal(gradient, first.T.reshape(1, 2, 2, 15))
