@@ -1,45 +1,46 @@
-"""Trains a network on MNIST: `python train.py --model=cnn`.
+"""Trains a network on MNIST: `python train.py --model=cnn`. `--help` explains the flags."""
 
-Ends with the accuracy on the test images. `--help` lists the flags.
-"""
-
-import contextlib
+import signal
 import sys
 import time
 
-from mnist_jax import starting
+if __name__ == "__main__":  # while JAX is imported, Ctrl-C ends the process without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+STARTED = time.perf_counter()
 
-DESCRIPTION = """Trains a network and says how many of the test images it gets right.
+from mnist_jax import Config, cli, fit, reporting  # noqa: E402
+from mnist_jax.ops import malloc  # noqa: E402
+from mnist_jax.parallel import distributed, mesh  # noqa: E402
+from mnist_jax.signals import catch_signals  # noqa: E402
 
-Every flag may be left out. Defaults are those of the --preset and --model before --help."""
+IMPORT_S = time.perf_counter() - STARTED
+
+DESCRIPTION = "Trains a network and prints how many of the test images it classifies correctly."
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit status."""
-    started = time.perf_counter()
-    with starting.importing():
-        from mnist_jax import cli, fit, signals
-        from mnist_jax.ops import malloc as memory
-        from mnist_jax.parallel import mesh as devices
-        from mnist_jax.parallel import processes
-        from mnist_jax.reporting.console import Display
 
     def train() -> None:
-        memory.tune_glibc()
-        config = cli.parse_config(argv, prog="python train.py", description=DESCRIPTION)
-        display = Display()
-        notices = devices.keep_compiled(config.compilation_cache)
-        import_s = time.perf_counter() - started
-        with processes.joined(config), signals.catch_signals() as stop, contextlib.closing(display):
-            for notice in notices + processes.not_joined():
-                display.on_warning(notice)
-            fit(config, observer=display, import_s=import_s, stop=stop)
+        malloc.tune_glibc()
+        config = cli.parse(Config, argv, prog="python train.py", description=DESCRIPTION).resolve()
+        warnings = distributed.initialize(
+            config.coordinator, config.num_processes, config.process_id
+        )
+        warnings += mesh.enable_compilation_cache(config.compilation_cache)
+        callbacks = reporting.make_callbacks(config)
+        for warning in warnings:
+            for callback in callbacks:
+                callback.on_warning(warning)
+        with catch_signals() as stop, distributed.process_errors():
+            fit(config, callbacks=callbacks, import_s=IMPORT_S, stop=stop)
+        distributed.shutdown()
 
     status = cli.exit_status(train, debug="--debug" in argv)
-    processes.leave(status)
+    distributed.leave(status)
     return status
 
 
 if __name__ == "__main__":
-    starting.begin()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

@@ -5,46 +5,39 @@
 >>> result.record["test_correct"], result.record["test_count"]  # doctest: +SKIP
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib.metadata
 
-if TYPE_CHECKING:
-    from mnist_jax.config import Config
-    from mnist_jax.data import Dataset, load_dataset
-    from mnist_jax.inference.evaluate import evaluate
-    from mnist_jax.inference.predict import predict
-    from mnist_jax.models import MODELS
-    from mnist_jax.training import Result, fit
+from mnist_jax.callbacks import Callback, Result
+from mnist_jax.config import Config
+from mnist_jax.data import DATASETS, Dataset, load_dataset
+from mnist_jax.models import MODELS
+from mnist_jax.training import fit
 
 __all__ = [
+    "DATASETS",
     "MODELS",
+    "Callback",
     "Config",
     "Dataset",
     "Result",
     "evaluate",
     "fit",
     "load_dataset",
+    "load_run",
     "predict",
 ]
 
-# Imported when first asked for, so that a command can see to Ctrl-C before JAX is.
-_MODULES = {
-    "Config": "config",
-    "Dataset": "data",
-    "MODELS": "models",
-    "Result": "training",
-    "evaluate": "inference.evaluate",
-    "fit": "training",
-    "load_dataset": "data",
-    "predict": "inference.predict",
-}
+
+def __getattr__(name):  # TEMPORARY, until inference/ has moved to the new restore.py
+    import importlib
+
+    modules = {"evaluate": "evaluate", "predict": "predict", "load_run": "restore"}
+    if name not in modules:
+        raise AttributeError(name)
+    return getattr(importlib.import_module(f"mnist_jax.inference.{modules[name]}"), name)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+try:
+    __version__ = importlib.metadata.version("mnist-jax")
+except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "unknown"

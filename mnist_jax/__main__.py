@@ -1,11 +1,12 @@
-"""Everything but training: `python -m mnist_jax COMMAND …`. `--help` lists the commands."""
+"""All commands but training: `python -m mnist_jax COMMAND …`; `--help` lists them."""
 
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping
 
-from mnist_jax import starting
+from mnist_jax import cli
+from mnist_jax.errors import unknown_choice
+from mnist_jax.ops import malloc
 
 COMMANDS = {
     "data": "commands.data:Data",
@@ -25,40 +26,32 @@ def _load(name: str) -> type:
     return getattr(importlib.import_module(f"mnist_jax.{module}"), kind)
 
 
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").partition("\n")[0]
-
-
-def _overview(commands: Mapping[str, type]) -> str:
-    width = max(map(len, commands))
-    lines = [f"  {name:{width}s}  {_first_line(kind)}" for name, kind in commands.items()]
-    usage = "usage: python -m mnist_jax COMMAND …; each explains itself with --help\n"
-    after = "\n--debug shows the traceback of an error. To train: python train.py --help"
-    return "\n".join([usage, *lines, after])
+def _overview() -> str:
+    lines = ["usage: python -m mnist_jax COMMAND …; COMMAND --help explains each one", ""]
+    for name in COMMANDS:
+        summary = (inspect.getdoc(_load(name)) or "").partition("\n")[0]
+        lines.append(f"  {name:9s} {summary}")
+    return "\n".join([*lines, "", "To train: python train.py --help"])
 
 
 def main(argv: list[str]) -> int:
     """Runs a command; returns its exit status."""
-    with starting.importing():
-        from mnist_jax import cli, errors
-        from mnist_jax.ops import malloc as memory
 
     def command() -> None:
-        if not set(argv) - {"--debug"} or argv[0] in ("--help", "-h", "help"):
-            print(_overview({name: _load(name) for name in COMMANDS}))
+        words = [word for word in argv if word != "--debug"]
+        if not words or words[0] in ("--help", "-h", "help"):
+            print(_overview())
             return
-        name, *words = (word for word in argv if word != "--debug")
+        name = words.pop(0)
         if name not in COMMANDS:
-            raise errors.unknown_choice("command", name, COMMANDS)
+            raise unknown_choice("command", name, COMMANDS)
         kind = _load(name)
-        prog = f"python -m mnist_jax {name}"
-        description = inspect.getdoc(kind) or ""
-        memory.tune_glibc()
+        malloc.tune_glibc()
+        prog, description = f"python -m mnist_jax {name}", inspect.getdoc(kind) or ""
         cli.parse(kind, words, prog=prog, description=description).run()
 
     return cli.exit_status(command, debug="--debug" in argv)
 
 
 if __name__ == "__main__":
-    starting.begin()
     sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -90,7 +91,7 @@ def make_folder(path: Path, **options: bool) -> None:
         sync_folder(folder.parent)
 
 
-def read_bounded(path: Path, *, max_bytes: int) -> bytes:
+def read_bounded(path: Path, *, max_bytes: float = math.inf) -> bytes:
     """Reads a file that should be small, however large it is.
 
     Raises:
@@ -181,7 +182,7 @@ def write_verified(path: Path, data: bytes) -> None:
     write_atomically(path, data)
 
 
-def read_verified(path: Path, *, max_bytes: int) -> bytes:
+def read_verified(path: Path, *, max_bytes: float = math.inf) -> bytes:
     """Reads `path` and checks it against the digest beside it.
 
     Raises:

@@ -1,12 +1,10 @@
-"""Errors a user can act on. Each class knows the status its command exits with.
+"""Errors a user can act on; each class has the exit status of a command that ends with it.
 
-A message is one line: what was found; what is allowed; what to do. Whatever is not an
-`MnistJaxError` is a bug and exits with 1.
+A message is one line: what was found; what is allowed; what to do. Any other exception is a bug,
+with exit status 1.
 """
 
 import difflib
-import errno
-import signal
 from collections.abc import Iterable
 
 import jax
@@ -19,19 +17,19 @@ class MnistJaxError(Exception):
 
 
 class UsageError(MnistJaxError):
-    """A flag or a configuration that cannot be run."""
+    """A flag or a config that is not allowed."""
 
     exit_status = 2
 
 
 class DataError(MnistJaxError):
-    """A data set or an input file that is missing, damaged or not what it claims to be."""
+    """A data set or an input file is missing or damaged."""
 
     exit_status = 3
 
 
 class CheckpointError(MnistJaxError):
-    """A checkpoint, or another file that a run left, that cannot be used."""
+    """A checkpoint, or another file of a run, cannot be used."""
 
     exit_status = 4
 
@@ -43,23 +41,23 @@ class NonFiniteError(MnistJaxError):
 
 
 class DeviceError(MnistJaxError):
-    """A device that is absent, or memory or disk that ran out."""
+    """A device is absent, or memory or disk space ran out."""
 
     exit_status = 6
 
 
 class WorseError(MnistJaxError):
-    """A comparison found the second slower or worse."""
+    """A comparison found the second run slower or worse."""
 
     exit_status = 7
 
 
 class InterruptedRunError(MnistJaxError):
-    """A signal ended the run, which can be continued.
+    """A signal ended the run, which can be resumed.
 
     Args:
-        message: where it stands.
-        signal: the signal's number.
+        message: how to resume.
+        signal: number of the signal.
     """
 
     def __init__(self, message: str, signal: int):
@@ -68,50 +66,20 @@ class InterruptedRunError(MnistJaxError):
 
 
 def unknown_choice(what: str, got: object, choices: Iterable[str]) -> UsageError:
-    """The error for a name outside `choices`, with the nearest name that exists."""
+    """The error for a name outside `choices`; it suggests the nearest one."""
     choices = sorted(choices)
     near = difflib.get_close_matches(str(got).lower(), choices, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return UsageError(f"unknown {what} {got!r}; choose from {', '.join(choices)}{hint}")
 
 
-def ending(error: BaseException) -> tuple[int, str]:
-    """The status that a command exits with after an error, and the line that it says of it.
-
-    No line where whoever read the output has gone: the command stops, as others do.
-    """
-    if isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT, "interrupted"
-    if isinstance(error, InterruptedRunError):
-        return error.exit_status, str(error)
-    if isinstance(error, BrokenPipeError):
-        return 128 + signal.SIGPIPE, ""
-    if isinstance(error, MnistJaxError):
-        return error.exit_status, f"error: {error}"
-    if isinstance(error, MemoryError) or is_out_of_memory(error):
-        line = f"error: out of memory ({first_line(error)}); train with a smaller --batch_size"
-        return DeviceError.exit_status, line
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-        return DeviceError.exit_status, f"error: {error}; free some space on the disk"
-    if isinstance(error, ModuleNotFoundError):
-        return 1, f"error: {error}; install what is needed with: pip install ."
-    return 1, (
-        f"error: {type(error).__name__}: {first_line(error)}; this is a bug in mnist_jax; "
-        "--debug shows where"
-    )
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether XLA could not have the memory that it needed."""
-    said = ("RESOURCE_EXHAUSTED", "Out of memory")  # by XLA, as it is compiled for each platform
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(map(str(error).__contains__, said))
+    """Whether XLA ran out of memory."""
+    messages = ("RESOURCE_EXHAUSTED", "Out of memory")  # XLA's, by platform
+    is_xla = isinstance(error, jax.errors.JaxRuntimeError)
+    return is_xla and any(message in str(error) for message in messages)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     return (str(error).splitlines() or [""])[0]
-
-
-def printable(text: str) -> str:
-    """The text in one line, with nothing that a terminal obeys, whatever is in a file's name."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

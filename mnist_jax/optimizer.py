@@ -1,4 +1,4 @@
-"""A config's recipe as the things it is made of: the optimizer, and what a step does besides."""
+"""The optimizer of a Config: an optax chain with its learning-rate schedule, and the EMA."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,42 +8,35 @@ import jax.numpy as jnp
 import optax
 
 from mnist_jax.config import Config
-from mnist_jax.data.augment import Augmentation
-from mnist_jax.steps import StepConfig
-
-
-def step_config(config: Config) -> StepConfig:
-    """What a step does besides the model and the optimizer."""
-    augmentation = Augmentation(config.shift, config.rotation, config.scale)
-    return StepConfig(config.normalize, augmentation, config.label_smoothing, config.microbatches)
 
 
 def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba, 2015) with the epsilon that Keras takes by default.
+    """Adam (Kingma and Ba, 2015) with Keras's default epsilon of 1e-7.
 
-    With weight decay, kernels alone are decayed, apart from the gradient (Loshchilov and Hutter,
+    Weight decay is decoupled from the gradient and applies to kernels alone (Loshchilov and Hutter,
     2019).
 
     Args:
-        config: the recipe.
-        steps: updates in all epochs of the run, over which a schedule stretches.
+        config: resolved.
+        steps: updates in all epochs of the run, the length of a schedule.
     """
     parts = [optax.scale_by_adam(eps=1e-7)]
     if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay, mask=_kernels))
-    parts.append(optax.scale_by_learning_rate(_schedule(config, steps)))
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=_is_kernel))
+    parts.append(optax.scale_by_learning_rate(learning_rate_schedule(config, steps)))
     if config.ema_decay:
         parts.append(params_ema(config.ema_decay))
     return optax.chain(*parts)
 
 
-def _schedule(config: Config, steps: int) -> optax.ScalarOrSchedule:
-    """The learning rate, by the number of updates done.
+def learning_rate_schedule(config: Config, steps: int) -> optax.ScalarOrSchedule:
+    """The learning rate as a function of the number of updates done, or a constant.
 
-    onecycle: from a 25th up to `learning_rate` in the first 30 % of the steps, and down to a
-    10,000th of where it began, along cosines (Smith and Topin, 2018). cosine: down to 0 along half
-    a cosine (Loshchilov and Hutter, 2017).
+    onecycle: from `learning_rate` / 25 up to `learning_rate` in the first 30 % of the steps, then
+    down to 1/10,000 of the start value, along cosines (Smith and Topin, 2018). cosine: half a
+    cosine down to 0 (Loshchilov and Hutter, 2017).
     """
+    assert config.learning_rate is not None, "the config is resolved"
     if config.schedule == "onecycle":
         return optax.cosine_onecycle_schedule(steps, config.learning_rate)
     if config.schedule == "cosine":
@@ -51,22 +44,27 @@ def _schedule(config: Config, steps: int) -> optax.ScalarOrSchedule:
     return config.learning_rate
 
 
-def _kernels(params: Any) -> Any:
+def _is_kernel(params: Any) -> Any:
     """True for each parameter with more than one axis."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 class EmaState(NamedTuple):
-    """State of `params_ema`: updates seen, and their weighted sum of parameters."""
+    """State of `params_ema`.
 
-    updates: jax.Array
-    average: Any
+    Attributes:
+        count: int32 scalar, updates so far.
+        ema: a tree like the parameters, their weighted sum without bias correction.
+    """
+
+    count: jax.Array
+    ema: Any
 
 
 def params_ema(decay: float) -> optax.GradientTransformation:
-    """Keeps an exponential average of the parameters; changes no update. The last of a chain.
+    """Keeps an exponential moving average of the parameters; put it last in a chain.
 
-    Corrected for its start at zero, as Adam's moments are; `averaged` reads it.
+    It changes no update. `ema_params` reads the average.
     """
 
     def init(params: Any) -> EmaState:
@@ -74,17 +72,20 @@ def params_ema(decay: float) -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, EmaState]:
         new = optax.apply_updates(params, updates)
-        average = optax.incremental_update(new, state.average, 1 - decay)
-        return updates, EmaState(state.updates + 1, average)
+        ema = optax.incremental_update(new, state.ema, 1 - decay)
+        return updates, EmaState(state.count + 1, ema)
 
     return optax.GradientTransformation(init, update)
 
 
 def ema_params(params: Any, opt_state: Any, decay: float) -> Any:
-    """The parameters that are evaluated: their average where one is kept, else themselves."""
+    """The parameters to evaluate: their bias-corrected EMA if there is one, else `params`.
+
+    The correction is that of Adam's moments: divide by 1 - decay^count.
+    """
     if not decay:
         return params
     state = next(part for part in opt_state if isinstance(part, EmaState))
-    count = jnp.maximum(jnp.max(state.updates), 1)  # the same for all members of an ensemble
-    correction = -jnp.expm1(count * math.log(decay))  # 1 - decayⁿ, also for a decay close to 1
-    return jax.tree.map(lambda leaf: leaf / correction, state.average)
+    count = jnp.maximum(jnp.max(state.count), 1)  # the same for all members of an ensemble
+    correction = -jnp.expm1(count * math.log(decay))  # 1 - decay^count, also for a decay near 1
+    return jax.tree.map(lambda leaf: leaf / correction, state.ema)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: asked once, a run saves and ends; asked twice, it leaves."""
+"""Ctrl-C and SIGTERM: the first one ends a run after a checkpoint, the second one at once."""
 
 import contextlib
 import signal
@@ -8,12 +8,12 @@ from typing import Any
 
 
 class Stop:
-    """Whether a run has been asked to end.
+    """Whether a run is asked to end.
 
     Attributes:
-        signal: the signal's number, once one has come.
-        heeded: set by a run that looks at `signal` from here on. Until then a signal does what it
-            did before there was a `Stop`.
+        signal: number of the signal, once there was one.
+        armed: set by a run that checks `signal` from now on. Before, a signal acts as it would
+            without a `Stop`.
     """
 
     def __init__(self):
@@ -23,19 +23,19 @@ class Stop:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Stop]:
-    """Turns the first SIGINT or SIGTERM into a `Stop`; the next does what it did before.
+    """Records the first SIGINT or SIGTERM in a `Stop`; the next one acts as before.
 
-    For the process's main thread.
+    For the main thread of the process.
     """
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        earlier = before[number]
+        previous = before[number]
         if stop.armed and stop.signal is None:
             stop.signal = number
-        elif callable(earlier):  # asked twice: whatever is being written is whole or absent
-            earlier(number, frame)
-        elif earlier == signal.SIG_DFL:
+        elif callable(previous):  # the second signal: files are written atomically
+            previous(number, frame)
+        elif previous == signal.SIG_DFL:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 

@@ -1,6 +1,5 @@
-"""A run's compiled programs, with the time to compile them kept apart from the time they take."""
+"""Trainer: the step functions compiled for a mesh, with the data on its devices, and timed."""
 
-import contextlib
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -8,44 +7,50 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
-from mnist_jax.errors import DeviceError
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import count_parameters, param_shapes
-from mnist_jax.ops import malloc as memory
-from mnist_jax.optimizer import ema_params, step_config
-from mnist_jax.parallel import mesh as devices
+from mnist_jax.ops import malloc
+from mnist_jax.optimizer import ema_params
+from mnist_jax.parallel import distributed
 from mnist_jax.parallel.ensemble import member_of, over_devices, over_members
-from mnist_jax.parallel.mesh import Layout
-from mnist_jax.parallel.team import Team
-from mnist_jax.reporting.profiling import Call, Window, profiled
-from mnist_jax.runs.checkpoint import tree_bytes
+from mnist_jax.parallel.mesh import (
+    compiler_options,
+    put,
+    quick_to_compile,
+    replicated,
+    sharded,
+    to_host,
+)
 
-# Images a batch when evaluating. Fixed, so that sums are rounded the same way in every run; small
-# enough for each of the CNN's activations to stay under 60 MB.
+# Images per batch in evaluation. Fixed, so that every run rounds its sums the same way; small
+# enough for each activation of the CNN to stay under 60 MB.
 EVAL_BATCH_SIZE = 250
-CALL_S = 1.0  # what one call aims to last on a CPU, so that progress shows and Ctrl-C is heard
+CALL_S = 1.0  # target duration of a call on a CPU, for a moving progress bar and a quick Ctrl-C
 CALIBRATION_STEPS = 2
-PROFILED_STEPS = 50  # at most, on a CPU: a trace of a second's worth would be too large to read
+PROFILED_STEPS = 50  # per call on a CPU while profiling: a longer trace is too large to read
 
 
 def dynamic_loop_bound(device: jax.Device) -> bool:
-    """Whether a loop's length is an argument of the program there, and not a part of it."""
+    """Whether the number of steps is an argument of the program rather than a constant in it.
+
+    On a CPU one program then serves any number of steps. An accelerator runs a loop of static
+    length without asking the host after each step.
+    """
     return device.platform == "cpu"
 
 
 class Steps(NamedTuple):
-    """The functions of `steps` that a run compiles, with model, optimizer and sizes filled in.
+    """The functions of `steps` under `jax.jit`, with model, optimizer and sizes bound.
 
-    `train_steps` donates its state, unless told not to; `eval_steps` takes the state, too. Their
-    last argument, the number of steps, is an int32 array where a loop takes any length, and
-    otherwise a Python int.
+    The last argument of `train_steps` and `eval_steps`, the number of steps, is an int32 array if
+    `dynamic_loop_bound`, otherwise a Python int.
     """
 
     init_state: Any
@@ -57,127 +62,98 @@ class Steps(NamedTuple):
 def make_steps(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    device: jax.Device,
+    mesh: Mesh,
     *,
     train_size: int,
     batch_size: int,
-    recipe: steps.StepConfig,
-    average: float = 0.0,
+    step_config: steps.StepConfig,
     members: bool = False,
-    layout: Layout | None = None,
     donate: bool = True,
 ) -> Steps:
-    """The programs of a run on `device`, compiled when they are first called.
+    """The compiled functions of a run; each compiles when it is first called.
 
     Args:
         model: the network.
         tx: the optimizer.
-        device: where they run; of several, one.
+        mesh: of the devices, from `mesh.make_mesh`.
         train_size: training images.
-        batch_size: images a step.
-        recipe: what a step does besides.
-        average: the decay of the average of parameters that `tx` keeps, if it does.
-        members: whether states, sums, orders and keys are those of an ensemble.
-        layout: how arrays lie on the devices, if there are several.
+        batch_size: images per step.
+        step_config: what a step does besides.
+        members: whether states, metrics, orders and keys are stacked by member.
         donate: whether `train_steps` may overwrite the state it is given.
     """
+    device = mesh.devices.flat[0]
     init_state = partial(steps.init_state, model=model, tx=tx)
     epoch_permutation = partial(steps.epoch_permutation, size=train_size)
-    mesh = None if layout is None else layout.mesh
-    in_parallel: dict[str, Any] = {}
-    lying: dict[str, Any] = {}
-    if layout is not None and mesh is not None and not members:
-        in_parallel, lying = {"spread": layout.spread}, {"out_shardings": layout.whole}
-    how = {"model": model, "recipe": recipe, **in_parallel}
-    train_steps = partial(steps.train_steps, tx=tx, batch_size=batch_size, **how)
-
-    def eval_steps(state, sums, split, first, steps_):
-        params = ema_params(state.params, state.opt_state, average)
-        return steps.eval_steps(
-            params, sums, split, first, steps_, batch_size=EVAL_BATCH_SIZE, **how
-        )
-
-    any_length = dynamic_loop_bound(device)
-    if members:
-        one_by_one = members_take_turns(model, device)
-
-        def each(function, per_member):
-            function = over_members(function, per_member, one_by_one=one_by_one)
-            return function if mesh is None else over_devices(function, per_member, mesh)
-
-        init_state, epoch_permutation = (
-            each(init_state, [True]),
-            each(epoch_permutation, [True, False]),
-        )
-        train_steps = each(train_steps, [True, True, False, True, True, False, False])
-        eval_steps = each(eval_steps, [True, True, False, False, False])
+    train_steps = partial(
+        steps.train_steps,
+        model=model,
+        tx=tx,
+        batch_size=batch_size,
+        step_config=step_config,
+        sharding=None if members else sharded(mesh),
+    )
+    static = () if dynamic_loop_bound(device) else 6
+    jit = _jit(mesh, model, members)
     return Steps(
-        jax.jit(init_state, compiler_options=devices.quick_to_compile(device), **lying),
-        jax.jit(epoch_permutation, **lying),
-        jax.jit(
+        jit(init_state, [True], compiler_options=quick_to_compile(device)),
+        jit(epoch_permutation, [True, False]),
+        jit(
             train_steps,
-            static_argnums=() if any_length else 6,
+            [True, True, False, True, True, False, False],
+            static_argnums=static,
             donate_argnums=0 if donate else (),
-            **lying,
         ),
-        jax.jit(eval_steps, static_argnums=() if any_length else 4, **lying),
+        make_eval_steps(model, mesh, step_config=step_config, members=members),
     )
 
 
-def members_take_turns(model: nn.Module, device: jax.Device) -> bool:
-    """Whether the members of an ensemble are better trained one after the other there.
+def make_eval_steps(
+    model: nn.Module, mesh: Mesh, *, step_config: steps.StepConfig, members: bool = False
+) -> Any:
+    """`steps.eval_steps` under `jax.jit`, in batches of `EVAL_BATCH_SIZE`. Args: see `make_steps`.
 
-    On a CPU, where a step of the MLP already fills the cores, stacking gains nothing and costs the
-    cache; logistic regression's step is too small to.
+    It takes parameters, metrics, a split, the first batch and the number of batches.
+    """
+    eval_steps = partial(
+        steps.eval_steps,
+        model=model,
+        batch_size=EVAL_BATCH_SIZE,
+        step_config=step_config,
+        sharding=None if members else sharded(mesh),
+    )
+    static = () if dynamic_loop_bound(mesh.devices.flat[0]) else 4
+    is_stacked = [True, True, False, False, False]
+    return _jit(mesh, model, members)(eval_steps, is_stacked, static_argnums=static)
+
+
+def _jit(mesh: Mesh, model: nn.Module, members: bool) -> Any:
+    """`jax.jit` for one network, whose results are replicated, or for all members."""
+
+    def jit(function: Any, is_stacked: list[bool], **options: Any) -> Any:
+        if not members:
+            return jax.jit(function, out_shardings=replicated(mesh), **options)
+        sequential = members_run_sequentially(model, mesh.devices.flat[0])
+        stacked = over_members(function, is_stacked, sequential=sequential)
+        return jax.jit(over_devices(stacked, is_stacked, mesh), **options)
+
+    return jit
+
+
+def members_run_sequentially(model: nn.Module, device: jax.Device) -> bool:
+    """Whether the members of an ensemble train one after the other instead of under `vmap`.
+
+    On a CPU a step of the MLP already fills the cores: `vmap` gains nothing and costs cache misses.
+    A step of logistic regression is too small to fill them.
     """
     return device.platform == "cpu" and count_parameters(param_shapes(model)) > 100_000
 
 
-def check_memory(
-    config: Config,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    device: jax.Device,
-    layout: Layout,
-) -> None:
-    """Refuses networks whose states and gradients alone are more than a device has room for.
-
-    Raises:
-        DeviceError: says how many members of an ensemble fit at most.
-    """
-    if (room := devices.memory_bytes(device)) is None:
-        return
-    params = param_shapes(model)
-    state_bytes = tree_bytes((params, jax.eval_shape(tx.init, params)))
-    on_cpu = device.platform == "cpu"
-    each = state_bytes * (1 + on_cpu)  # there a checkpoint's copy lies in the same memory
-    if config.seeds is None:
-        if (needed := each + tree_bytes(params)) > room:
-            raise DeviceError(
-                f"the {config.model} needs at least {needed / 1e9:.1f} GB, and the memory has "
-                f"{room / 1e9:.1f} GB; change --hidden_sizes"
-            )
-        return
-    gradients = tree_bytes(params) * config.microbatches
-    once = gradients if members_take_turns(model, device) else 0
-    each += gradients - once
-    # All devices of a CPU share its memory; of several processes each gets all that is saved.
-    parts = 1 if on_cpu or jax.process_count() > 1 else len(layout.devices)
-    if (needed := -(-config.seeds // parts) * each + once) > room:
-        most = parts * max(0, (room - once) // each)
-        raise DeviceError(
-            f"seeds is {config.seeds}, which needs at least {needed / 1e9:.1f} GB; "
-            f"at most {most} fit into the memory of {room / 1e9:.1f} GB"
-            f"{f' of each of {parts} devices' * (parts > 1)}; change --seeds"
-        )
-
-
 class Trainer:
-    """Everything of a run that is compiled, and the data it works on, on the devices.
+    """The compiled programs of a run, and its data on the devices.
 
-    On a CPU one program serves any number of steps, which it takes as an argument. On an
-    accelerator a loop of known length runs without asking the host after each step, so there each
-    length (an epoch, and the rest if the run ends inside one) is compiled when first met.
+    With JAX_DISABLE_JIT or JAX_DEBUG_NANS the step functions run without ahead-of-time compilation,
+    so that JAX can step through them.
 
     Attributes:
         seconds: compile_s, train_s and eval_s so far, each of finished work.
@@ -189,169 +165,169 @@ class Trainer:
         tx: optax.GradientTransformation,
         dataset: Dataset,
         config: Config,
-        layout: Layout,
-        team: Team,
+        mesh: Mesh,
     ):
-        device = layout.devices[0]
-        self.layout = layout
-        self._team = team
+        assert config.batch_size is not None, "the config is resolved"
+        device = mesh.devices.flat[0]
+        self.mesh, self.config = mesh, config
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
-        self.any_length = dynamic_loop_bound(device)
-        self.steps_per_call = config.steps_per_call
-        self._window = Window(config.profile if team.leads else None, config.profile_steps)
+        self.dynamic = dynamic_loop_bound(device)
         self.train_size = len(dataset.train.label)
-        self.batch_size, self.microbatches = config.batch_size, config.microbatches
-        self.members = config.seeds
-        make_key = partial(jax.random.key, impl="threefry2x32")
-        if self.members is None:
-            self.root_key = make_key(config.seed)
-        else:
-            self.root_key = jax.vmap(make_key)(np.array(config.all_seeds(), np.uint32))
-        self._keys = self.root_key
-        if layout.mesh is not None:
-            data = layout.place_state(jax.random.key_data(self.root_key))
-            self._keys = jax.random.wrap_key_data(data, impl="threefry2x32")
-        # The one transfer of images: from here on they stay on the device, as uint8.
-        self.train_split = layout.place(dataset.train)
-        self.eval_splits = layout.place(dataset.eval_splits())
-        recipe = step_config(config)
-        self._jitted = make_steps(
+        self.steps_per_epoch = steps.num_batches(self.train_size, config.batch_size)
+        self._per_run = replicated(mesh)  # the sharding of what the members share
+        self._per_member = replicated(mesh) if config.seeds is None else sharded(mesh)
+        self._key_data = _key_data(config)
+        self.keys = jax.random.wrap_key_data(
+            put(self._key_data, self._per_member), impl="threefry2x32"
+        )
+        # The only transfer of images: they stay on the devices, as uint8.
+        self.train_split = put(dataset.train, self._per_run)
+        self.eval_splits = put(dataset.eval_splits(), self._per_run)
+        step_config = steps.make_step_config(config)
+        self._train_step = partial(steps.train_step, model=model, tx=tx, step_config=step_config)
+        self._steps = make_steps(
             model,
             tx,
-            device,
+            mesh,
             train_size=self.train_size,
-            batch_size=self.batch_size,
-            recipe=recipe,
-            average=config.ema_decay,
-            members=self.members is not None,
-            layout=layout,
-            donate=not config.debug,  # so that a step can be run again
+            batch_size=config.batch_size,
+            step_config=step_config,
+            members=config.seeds is not None,
+            donate=not config.debug,  # `locate_nan` runs a step again
         )
-        self._compiler_options = devices.compiler_options(
-            device, deterministic=config.deterministic
-        )
-        self._train_step = partial(steps.train_step, model=model, tx=tx, recipe=recipe)
+        self._options = compiler_options(device, deterministic=config.deterministic)
+        self._ema = jax.jit(lambda state: self.eval_params(state))
         self._compiled: dict[Any, Any] = {}
-        self._calibrated: dict[Any, int] = {}
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Training steps in an epoch, the last and smaller batch included."""
-        return steps.num_batches(self.train_size, self.batch_size)
+        self._steps_per_call: dict[Any, int] = {}  # by program, from the time of its last call
 
     def init(self) -> steps.TrainState:
-        """Fresh parameters and optimizer."""
-        return self._compile(self._jitted.init_state, self._keys)(self._keys)
+        """The initial state."""
+        return self._compile(self._steps.init_state, self.keys)(self.keys)
 
-    def order(self, epoch: int) -> jax.Array:
-        """The epoch's order of the training images; epochs count from 0."""
-        args = self._keys, np.int32(epoch)
-        compiled = self._compile(self._jitted.epoch_permutation, *args)
-        return compiled(*args)  # its time is part of the next call's
+    def put_state(self, state: steps.TrainState) -> steps.TrainState:
+        """A state of NumPy arrays, on the devices."""
+        return put(state, self._per_member)
+
+    def eval_params(self, state: steps.TrainState) -> Any:
+        """The parameters that are evaluated: their EMA if the run keeps one."""
+        return ema_params(state.params, state.opt_state, self.config.ema_decay or 0.0)
+
+    def permutation(self, epoch: int) -> jax.Array:
+        """The order of an epoch's training images; epochs count from 0."""
+        args = self.keys, put(np.int32(epoch), self._per_run)
+        return self._compile(self._steps.epoch_permutation, *args)(*args)
 
     def train(
-        self, state: steps.TrainState, sums: Metrics, order: jax.Array, first: int, end: int
+        self, state: steps.TrainState, metrics: Metrics, order: jax.Array, first: int, end: int
     ) -> tuple[steps.TrainState, Metrics, int]:
-        """One call of `steps.train_steps` from batch `first`, at most to batch `end`.
+        """One call of `steps.train_steps`, from batch `first` at most to batch `end`.
+
+        Args:
+            state: on the devices; donated.
+            metrics: of the epoch so far, NumPy arrays.
+            order: from `permutation`.
+            first: the first batch, within the epoch.
+            end: the batch not to reach.
 
         Returns:
-            The new state (the old one is donated), the sums as NumPy arrays, and the next batch to
-            train on.
+            The new state, the metrics as NumPy arrays, and the next batch.
         """
-        sums = jax.tree.map(self.layout.fill_up, sums)
-        args = state, sums, self.train_split, order, self._keys, np.int32(first)
-        program = self._jitted.train_steps
-        call = self._window.call(state, end - first, first=program not in self._calibrated)
-        (state, sums), done = self._call("train_s", program, *args, call=call)
-        return state, self.layout.fetch(sums), first + done
+        args = state, put(metrics, self._per_member), self.train_split, order, self.keys
+        program = self._steps.train_steps
+        (state, metrics), done = self._call("train_s", program, args, first, end - first)
+        return state, to_host(metrics), first + done
+
+    def evaluate(self, state: steps.TrainState, name: str) -> Iterator[Metrics]:
+        """The metrics of a split ("test" or "validation") after each call; the last are complete.
+
+        They are NumPy arrays.
+        """
+        metrics, first, split = Metrics.zeros(self.config.seeds), 0, self.eval_splits[name]
+        params = self._ema(state) if self.config.ema_decay else state.params
+        end = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
+        while first < end:
+            args = params, put(metrics, self._per_member), split
+            program = self._steps.eval_steps
+            found, done = self._call("eval_s", program, args, first, end - first)
+            metrics = to_host(found)
+            first += done
+            yield metrics
 
     def locate_nan(
         self, state: steps.TrainState, order: jax.Array, first: int, bad_step: int, member: int
     ) -> None:
-        """Runs an update operation by operation.
+        """Runs one update operation by operation, after those before it.
 
         Args:
-            state: from before it, in the same epoch. Of an ensemble, all members'.
+            state: from an earlier step of the same epoch.
             order: the epoch's.
-            first: the batch of the epoch that `state` has come to.
-            bad_step: the update's number, counted from 1.
-            member: of an ensemble, which of its members is looked at.
+            first: the next batch of `state`.
+            bad_step: number of the update, from 1 over the whole run.
+            member: which one to look at, with `config.seeds`.
 
         Raises:
             FloatingPointError: an operation made a NaN; the traceback shows which.
         """
-        while (behind := bad_step - 1 - steps.step_of(state)) > 0:
-            sums = Metrics.zeros(self.members)
-            state, _, first = self.train(state, sums, order, first, first + behind)
-        split, one = self.train_split, (state, order, self.root_key)
-        if self.layout.mesh is not None:  # all of it to one device of this process
-            found = self.layout.fetch((state, order))
-            split, (state, order) = jax.device_put((jax.device_get(split), found))
-            one = state, order, self.root_key
-        if self.members is not None:
-            one = member_of(one, member)
-        state, order, root_key = one
+        while (behind := bad_step - 1 - int(np.max(to_host(state.step)))) > 0:
+            metrics = Metrics.zeros(self.config.seeds)
+            state, _, first = self.train(state, metrics, order, first, first + behind)
+        state, order, key_data = *to_host((state, order)), self._key_data
+        if self.config.seeds is not None:
+            state, order, key_data = member_of((state, order, key_data), member)
+        state, order, split, key_data = jax.device_put(
+            (state, order, to_host(self.train_split), key_data)
+        )
+        key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
         with jax.disable_jit(), jax.debug_nans(True):
-            batch = steps.take_batch(
-                split,
-                order,
-                jnp.int32(first),
-                batch_size=self.batch_size,
-                microbatches=self.microbatches,
-            )
-            self._train_step(state, batch, root_key)
+            batch = steps.take_batch(split, order, first, batch_size=self.config.batch_size or 1)
+            self._train_step(state, batch, key)
 
-    def evaluate(self, state: steps.TrainState, name: str) -> Iterator[Metrics]:
-        """The metrics of a split's images as NumPy arrays, call by call; the last are all images'.
-
-        Args:
-            state: whose parameters are evaluated, or their average.
-            name: "test" or "validation".
-        """
-        sums, first, split = Metrics.zeros(self.members), 0, self.eval_splits[name]
-        end = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
-        while first < end:
-            args = state, jax.tree.map(self.layout.fill_up, sums), split, np.int32(first)
-            found, done = self._call(
-                "eval_s", self._jitted.eval_steps, *args, call=Call(end - first)
-            )
-            sums = self.layout.fetch(found)
-            first += done
-            yield sums
-
-    def _call(self, name: str, program: Any, *args, call: Call) -> tuple[Any, int]:
-        """Runs `program` for as many of the steps asked for as suit one call.
+    def _call(self, name: str, program: Any, args: tuple, first: int, most: int) -> tuple[Any, int]:
+        """Runs `program` for at most `most` steps; adds the time to `seconds[name]`.
 
         Returns:
-            Its result, finished, and how many steps it ran. The time is added to `name`.
+            Its finished result, and the number of steps.
         """
-        count = call.most
-        if not call.exact:
-            if isinstance(self.steps_per_call, int):
-                count = min(count, self.steps_per_call)
-            elif self.any_length:
-                count = min(count, self._calibrated.get(program, CALIBRATION_STEPS))
-            if call.folder is not None and self.any_length:
+        count = most
+        if isinstance(self.config.steps_per_call, int):
+            count = min(count, self.config.steps_per_call)
+        elif self.dynamic:
+            count = min(count, self._steps_per_call.get(program, CALIBRATION_STEPS))
+            if self.config.profile is not None:
                 count = min(count, PROFILED_STEPS)
-        count = self._team.decide(count)
-        compiled = self._compile(program, *args, steps=count)
-        length = (np.int32(count),) if self.any_length else ()
-        with contextlib.nullcontext() if call.folder is None else profiled(call.folder):
-            started = time.perf_counter()
-            result = jax.block_until_ready(compiled(*args, *length))  # here the host waits
-            elapsed_s = time.perf_counter() - started
+        count = distributed.broadcast(count)  # measured times differ between processes
+        args = *args, put(np.int32(first), self._per_run)
+        length = put(np.int32(count), self._per_run) if self.dynamic else count
+        compiled = self._compile(program, *args, length)
+        args = (*args, length) if self.dynamic or compiled is program else args
+        started = time.perf_counter()
+        result = jax.block_until_ready(compiled(*args))  # the host waits here
+        elapsed_s = time.perf_counter() - started
         self.seconds[name] += elapsed_s
-        self._calibrated[program] = max(1, round(count * CALL_S / max(elapsed_s, 1e-9)))
+        self._steps_per_call[program] = max(1, round(count * CALL_S / max(elapsed_s, 1e-9)))
         return result, count
 
-    def _compile(self, program: Any, *args, steps: int | None = None) -> Any:
-        """`program` compiled for arguments of these shapes, and for this static number of steps."""
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(args))
-        key = (program, None if self.any_length else steps, shapes)
+    def _compile(self, program: Any, *args: Any) -> Any:
+        """`program` compiled for arguments of these types and shardings, and static values."""
+        if jax.config.jax_disable_jit or jax.config.jax_debug_nans:  # pyright: ignore[reportAttributeAccessIssue]
+            return program
+        leaves = jax.tree.leaves(args)
+        key = (
+            program,
+            *((x.shape, x.dtype, x.sharding) if isinstance(x, jax.Array) else x for x in leaves),
+        )
         if key not in self._compiled:
             started = time.perf_counter()
-            length = () if steps is None else (np.int32(steps) if self.any_length else steps,)
-            self._compiled[key] = program.lower(*args, *length).compile(self._compiler_options)
-            memory.trim()
+            self._compiled[key] = program.lower(*args).compile(self._options)
+            malloc.trim()
             self.seconds["compile_s"] += time.perf_counter() - started
         return self._compiled[key]
+
+
+def _key_data(config: Config) -> np.ndarray:
+    """The root key's data, (2,) uint32, or (members, 2)."""
+    make_key = partial(jax.random.key, impl="threefry2x32")
+    if config.seeds is None:
+        return to_host(jax.random.key_data(make_key(config.seed)))
+    keys = jax.vmap(make_key)(np.array(config.all_seeds(), np.uint32))
+    return to_host(jax.random.key_data(keys))

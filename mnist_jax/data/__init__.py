@@ -40,7 +40,7 @@ class Dataset:
     test: Split
     source: str
     """Where the arrays came from, in a few words for the run's summary."""
-    notices: tuple[str, ...]
+    warnings: tuple[str, ...]
     """What the user must be told: a substitution, a repair, something left undone."""
     class_names: tuple[str, ...]
     """Ten names, by label."""
@@ -98,7 +98,7 @@ def load_dataset(
     except DataError as error:
         dataset = _load_digits(data_dir)
         notice = f"using the 1,797 digits of scikit-learn instead of MNIST: {error}"
-        return replace(dataset, notices=(notice, *dataset.notices))
+        return replace(dataset, warnings=(notice, *dataset.warnings))
 
 
 def _load_digits(data_dir: Path) -> Dataset:

@@ -1,6 +1,7 @@
-"""The models that runs left: read back from their folders, and evaluated."""
+"""Saved runs: read back from their folders, and applied to images."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,86 +10,108 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax import lax
 
-from mnist_jax import atomic_io as storage
 from mnist_jax import steps
+from mnist_jax.atomic_io import user_path
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, Split, load_dataset
-from mnist_jax.errors import CheckpointError, MnistJaxError, NonFiniteError, UsageError
-from mnist_jax.metrics import NEVER, Metrics
-from mnist_jax.models import MODELS
-from mnist_jax.optimizer import ema_params, make_optimizer, step_config
+from mnist_jax.errors import CheckpointError, NonFiniteError, UsageError
+from mnist_jax.metrics import Metrics
+from mnist_jax.models import MODELS, param_shapes
+from mnist_jax.optimizer import EmaState, ema_params
 from mnist_jax.parallel.ensemble import member_of
-from mnist_jax.runs.checkpoint import CheckpointManager
-from mnist_jax.runs.progress import Progress
-from mnist_jax.runs.run_dir import read_result
-from mnist_jax.trainer import EVAL_BATCH_SIZE, dynamic_loop_bound, make_steps
+from mnist_jax.parallel.mesh import make_mesh, put, replicated, to_host
+from mnist_jax.runs.checkpoint import fill, load_newest
+from mnist_jax.runs.run_dir import read_config, read_result
+from mnist_jax.trainer import EVAL_BATCH_SIZE, dynamic_loop_bound, make_eval_steps
 
-# Few enough for the CNN's activations to stay in a CPU's cache from layer to layer.
-CPU_BATCH_SIZE = 50
-BATCHES_PER_CALL = 20  # in one memory: each call asks for its own, unless `memory` keeps it
+CPU_BATCH_SIZE = 50  # small enough for the CNN's activations to stay in a CPU's cache
+BATCHES_PER_CALL = 20
 
 
 class LoadedRun(NamedTuple):
     """What a run's folder holds.
 
     Attributes:
-        folder: where it is.
-        config: what the run is made of.
-        model: its network, computing in the precision of the config.
-        progress: the newest checkpoint's, its arrays NumPy's.
-        notices: what its reader should know, such as a checkpoint that was passed over because it
-            is damaged; whoever works on with the run adds to them.
+        folder: of the run.
+        config: resolved.
+        model: the network, computing in the run's precision.
+        members: the parameters to evaluate, NumPy arrays: one tree for each network of the run.
+        step: updates done.
+        epoch: completed epochs.
+        rows: the lines of metrics.jsonl.
+        seconds: timings, as in result.json.
+        warnings: what the reader should know, such as a damaged checkpoint that was skipped.
     """
 
     folder: Path
     config: Config
     model: nn.Module
-    progress: Progress
-    notices: list[str]
-
-    @property
-    def members(self) -> list[Any]:
-        """The parameters that are evaluated: of each member, or of the one network there is."""
-        state = self.progress.state
-        params = ema_params(state.params, state.opt_state, self.config.ema_decay)
-        if self.config.seeds is None:
-            return [params]
-        return [member_of(params, member) for member in range(self.config.seeds)]
+    members: list[Any]
+    step: int
+    epoch: int
+    rows: list[dict[str, Any]]
+    seconds: dict[str, float]
+    warnings: list[str]
 
 
-def load_run(folder: Path) -> LoadedRun:
-    """Reads a run back, complete or not; changes nothing in its folder.
+def load_run(folder: str | Path) -> LoadedRun:
+    """Reads a run, complete or not; changes nothing in its folder.
+
+    The optimizer's state is not needed, apart from an EMA of the parameters.
 
     Raises:
         UsageError: the folder holds no run.
-        CheckpointError: its checkpoints or its config cannot be used.
+        CheckpointError: its config or checkpoints cannot be used.
     """
+    folder = user_path(folder)
     config = load_config(folder)
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
     model = MODELS[config.model](dtype=dtype, **config.model_options())
-    init = partial(steps.init_state, model=model, tx=make_optimizer(config, NEVER))
-    state = jax.eval_shape(init, jax.random.key(0))
-    template = Progress(state).split()[0]
-    if config.seeds is not None:  # stacked by member, of whom there may be too many to make one
-        template = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((config.seeds, *leaf.shape), leaf.dtype), template
-        )
-    found = CheckpointManager(folder / "checkpoints").load(template)
+    found = load_newest(folder / "checkpoints")
     if found is None:
-        raise CheckpointError(f"{folder} holds no checkpoint; continue the run, or choose another")
-    arrays, rest, notices = found
-    rest.pop("key", None)
-    progress = Progress.join(arrays, rest)
-    return LoadedRun(folder, config, model, progress, notices)
+        raise CheckpointError(f"{folder} holds no checkpoint yet; resume the run, or name another")
+    arrays, rest, warnings = found
+    shapes = param_shapes(model)
+    if config.seeds is not None:
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((config.seeds, *x.shape), x.dtype), shapes
+        )
+    if config.ema_decay:
+        names = (re.fullmatch(r"(state/opt_state/.*)ema/.*", name) for name in arrays)
+        prefix = next((name[1] for name in names if name), "state/opt_state/")
+        state = EmaState(jnp.asarray(arrays[prefix + "count"]), fill(shapes, arrays, prefix + "ema/"))
+        params = to_host(ema_params(None, (state,), config.ema_decay))
+    else:
+        params = fill(shapes, arrays, "state/params/")
+    members = [params]
+    if config.seeds is not None:
+        members = [member_of(params, member) for member in range(config.seeds)]
+    step = int(np.max(arrays["state/step"]))
+    rows, seconds = rest["rows"], rest["seconds"]
+    return LoadedRun(folder, config, model, members, step, rest["epoch"], rows, seconds, warnings)
 
 
-def load_runs(folders: Sequence[Path]) -> list[LoadedRun]:
-    """Reads runs of one data set back. One that is not complete gets a notice.
+def load_config(folder: str | Path) -> Config:
+    """The resolved Config of the run in a folder.
 
     Raises:
-        UsageError: a folder holds no run, or they are of different data sets.
+        UsageError: the folder holds no run.
+        CheckpointError: config.json is damaged or has another format version.
+    """
+    config = read_config(user_path(folder))
+    if config is None:
+        raise UsageError(f"{folder} holds no run; name a folder that train.py made")
+    return config
+
+
+def load_runs(folders: Sequence[str | Path]) -> list[LoadedRun]:
+    """Reads runs of one data set. A run that is not complete gets a warning.
+
+    Raises:
+        UsageError: a folder holds no run, or the runs are of different data sets.
         CheckpointError: a run cannot be used.
     """
     runs = [load_run(folder) for folder in folders]
@@ -98,18 +121,18 @@ def load_runs(folders: Sequence[Path]) -> list[LoadedRun]:
             f"the runs are of different data sets ({', '.join(sorted(names))}); name runs of one"
         )
     for run in runs:
-        notice_incomplete(run)
+        warn_if_incomplete(run)
     return runs
 
 
-def notice_incomplete(run: LoadedRun) -> None:
-    """Adds a notice to a run that is not complete.
+def warn_if_incomplete(run: LoadedRun) -> None:
+    """Adds a warning to a run that is not complete.
 
     Raises:
         CheckpointError: its result is damaged.
     """
     if read_result(run.folder) is None:
-        run.notices.append(f"{run.folder} is not complete: it stands at step {run.progress.step:,}")
+        run.warnings.append(f"{run.folder} is not complete: it has done {run.step:,} steps")
 
 
 def dataset_of(
@@ -119,108 +142,87 @@ def dataset_of(
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
 ) -> Dataset:
-    """The data set that a run was trained on, or another in its place.
+    """The data set of a run, or another one.
 
     Args:
         run: the run.
         name: one of `DATASETS`; None for the run's own.
-        data_dir: where it is; None for where the run had its own.
-        manual_dir: where its original files are, if it is not there.
+        data_dir: the folder of data sets; None for the run's own.
+        manual_dir: a folder with the original files.
 
     Raises:
-        DataError: it cannot be had.
+        DataError: the data set cannot be loaded.
     """
     name, data_dir = name or run.config.dataset, data_dir or run.config.data_dir
     return load_dataset(name, data_dir=data_dir, manual_dir=manual_dir)
 
 
-def load_config(folder: Path) -> Config:
-    """The Config of the run in a folder.
+def logits_fn(run: LoadedRun) -> Callable[[Any, jax.Array], jax.Array]:
+    """A pure function of one member's parameters and images (n, 28, 28, 1) uint8.
 
-    Raises:
-        UsageError: the folder holds no run.
-        CheckpointError: config.json is not a run's.
+    It returns logits (n, classes) float32.
     """
-    path = folder / "config.json"
-    try:
-        return Config.from_json(storage.read_json(path))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{folder} holds no run; name a folder that train.py made") from error
-    except (OSError, ValueError, MnistJaxError, TypeError) as error:
-        raise CheckpointError(f"{path} is not the config of a run: {error}") from error
+    normalize = run.config.normalize
+
+    def logits(params: Any, image: jax.Array) -> jax.Array:
+        x = steps.to_input(image, normalize=normalize)
+        found: Any = run.model.apply({"params": params}, x, train=False)
+        return found.astype(jnp.float32)
+
+    return logits
 
 
-def finite_members(run: LoadedRun, found: np.ndarray) -> tuple[dict[int, np.ndarray], list[str]]:
-    """What the members of a run found, (members, ...), by their seeds, and notices.
+def evaluate_split(run: LoadedRun, split: Split, device: jax.Device) -> Metrics:
+    """The metrics of a run on all images of a split, one value for each member if it has seeds.
 
-    A member is left out, with a notice, if any of its numbers is not finite.
+    The program is that of training, on one device. Call it inside `mesh.use_device`.
     """
-    by_seed = dict(zip(run.config.all_seeds(), found, strict=True))
-    finite = {seed: values for seed, values in by_seed.items() if np.all(np.isfinite(values))}
-    left_out = [
-        f"seed {seed} of {run.folder} is not finite; it is left out"
-        for seed in by_seed
-        if seed not in finite
-    ]
-    return finite, left_out
-
-
-def none_left(notices: Sequence[str]) -> NonFiniteError:
-    """The error where `finite_members` left out every one."""
-    return NonFiniteError(f"{'; '.join(notices)}; no member is left")
-
-
-def evaluate(run: LoadedRun, split: Split, device: jax.Device) -> Metrics:
-    """The metrics of a saved model, or of each member, on all images of a split.
-
-    By the program that a run in its training evaluates with, on one device. To be called inside
-    `devices.running_on`, which sets the precision of products.
-    """
-    programs = make_steps(
-        run.model,
-        make_optimizer(run.config, NEVER),  # as many steps as any schedule needs
-        device,
-        train_size=1,
-        batch_size=run.config.batch_size,
-        recipe=step_config(run.config),
-        average=run.config.ema_decay,
-        members=run.config.seeds is not None,
+    mesh = make_mesh([device], run.config.seeds)
+    members = run.config.seeds is not None
+    eval_steps = make_eval_steps(
+        run.model, mesh, step_config=steps.make_step_config(run.config), members=members
     )
-    state, split = jax.device_put((run.progress.state, split), device)
+    params = run.members[0]
+    if members:
+        params = jax.tree.map(lambda *leaves: np.stack(leaves), *run.members)
     count = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
-    batches = jnp.int32(count) if dynamic_loop_bound(device) else count
-    sums = Metrics.zeros(run.config.seeds)
-    sums = programs.eval_steps(state, sums, split, jnp.int32(0), batches)
-    return jax.device_get(sums)  # here the host waits
+    args = put((params, Metrics.zeros(run.config.seeds), split, np.int32(0)), replicated(mesh))
+    return to_host(eval_steps(*args, np.int32(count) if dynamic_loop_bound(device) else count))
 
 
-def classify(run: LoadedRun, params: Any, image: jax.Array, *, logits: bool = False) -> jax.Array:
-    """Images (n, 28, 28, 1) uint8 → probabilities (n, classes) float32, as a pure function.
+class Prediction(NamedTuple):
+    """The answers of a run's members to images.
 
-    Args:
-        run: says how images are scaled and what computes the logits.
-        params: one member's parameters.
-        image: the images.
-        logits: return those, before softmax.
+    Attributes:
+        log_probabilities: (members, n, classes) float64.
+        seeds: of these members.
+        warnings: members that are excluded because their outputs are not finite.
     """
-    x = steps.to_input(image, normalize=step_config(run.config).normalize)
-    found: Any = run.model.apply({"params": params}, x, train=False)
-    found = found.astype(jnp.float32)
-    return found if logits else jax.nn.softmax(found)
+
+    log_probabilities: np.ndarray
+    seeds: list[int]
+    warnings: list[str]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(members, n, classes) float64."""
+        return np.exp(self.log_probabilities)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(n, classes) float64: the mean of the members' probabilities."""
+        return self.probabilities.mean(0)
 
 
-class Classifier:
-    """A saved model, or the members of an ensemble, compiled and on a device.
-
-    To be made and called inside `devices.running_on`.
+class Predictor:
+    """A run's members on a device, compiled. Make and call it inside `mesh.use_device`.
 
     Args:
-        run: the model.
+        run: the run.
         device: computes.
-        shift: also look at each image moved by so many pixels to each of the eight sides, and take
-            the mean of all nine probabilities.
-        batch_size: images computed at once; fewer are padded. None: what suits the device.
-        logits: return these, not the probabilities, of which the smallest vanish in float32.
+        shift: also look at each image shifted by this many pixels in each of eight directions, and
+            average the nine probabilities.
+        batch_size: images per batch; fewer are padded. None: what suits the device.
     """
 
     def __init__(
@@ -230,40 +232,49 @@ class Classifier:
         *,
         shift: int = 0,
         batch_size: int | None = None,
-        logits: bool = False,
     ):
-        def in_turn(params: Any, batches: jax.Array) -> jax.Array:
-            return lax.map(lambda image: classify(run, params, image, logits=logits), batches)
+        suitable = CPU_BATCH_SIZE if device.platform == "cpu" else EVAL_BATCH_SIZE
+        self._run, self._device = run, device
+        self._shift, self._batch_size = shift, batch_size or suitable
+        logits = logits_fn(run)
+        self._logits = jax.jit(lambda params, x: lax.map(partial(logits, params), x))
 
-        self._classify = jax.jit(in_turn)
-        self._members = run.members
-        self._device = device
-        suits = CPU_BATCH_SIZE if device.platform == "cpu" else EVAL_BATCH_SIZE
-        self._shift, self._batch_size = shift, batch_size or suits
+    def __call__(self, images: np.ndarray) -> Prediction:
+        """The members' answers to images (n, 28, 28, 1) uint8, n ≥ 1.
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images (n, 28, 28, 1) uint8, at least one → probabilities (members, n, classes) float32.
-
-        One member where the run is no ensemble.
+        Raises:
+            NonFiniteError: the outputs of every member are NaN or infinite.
         """
+        seeds, found, warnings = [], [], []
+        for seed, params in zip(self._run.config.all_seeds(), self._run.members, strict=True):
+            params = jax.device_put(params, self._device)  # one member at a time fits any memory
+            log_probabilities = self._answer(params, images)
+            if np.all(np.isfinite(log_probabilities)):
+                seeds.append(seed)
+                found.append(log_probabilities)
+            else:
+                warnings.append(f"seed {seed} of {self._run.folder} is not finite; it is excluded")
+        if not found:
+            raise NonFiniteError(f"{'; '.join(warnings)}; no network is left")
+        return Prediction(np.stack(found), seeds, warnings)
+
+    def _answer(self, params: Any, images: np.ndarray) -> np.ndarray:
+        """One member's log probabilities, (n, classes) float64."""
         shift, size = self._shift, self._batch_size
         count = min(BATCHES_PER_CALL, steps.num_batches(len(images), size))
-        many = count * size
-        sides = (-shift, 0, shift) if shift else (0,)
-        found = []
-        for params in self._members:  # one at a time on the device: many need not fit
-            params, found_here = jax.device_put(params, self._device), []
-            for first in range(0, len(images), many):
-                block = images[first : first + many]
-                padding = many - len(block)  # one shape, one program
-                block = np.pad(block, ((0, padding), *[(shift, shift)] * 2, (0, 0)))
-                moved = [
-                    block[:, shift - y :, shift - x :][:, :28, :28].reshape(count, size, 28, 28, 1)
-                    for y in sides
-                    for x in sides
-                ]
-                mean = sum(self._classify(params, image) for image in moved) / len(moved)
-                flat = np.asarray(mean).reshape(many, -1)  # here the host waits
-                found_here.append(flat[: many - padding])
-            found.append(np.concatenate(found_here))
-        return np.stack(found)
+        per_call, found = count * size, []
+        offsets = (-shift, 0, shift) if shift else (0,)
+        for first in range(0, len(images), per_call):
+            block = images[first : first + per_call]
+            padding = per_call - len(block)  # one shape, one program
+            block = np.pad(block, ((0, padding), (shift, shift), (shift, shift), (0, 0)))
+            views = []
+            for y in offsets:
+                for x in offsets:
+                    view = block[:, shift - y :, shift - x :][:, :28, :28]
+                    logits = self._logits(params, view.reshape(count, size, 28, 28, 1))
+                    logits = np.asarray(logits, np.float64).reshape(per_call, -1)  # the host waits
+                    views.append(scipy.special.log_softmax(logits, axis=1))
+            mean = scipy.special.logsumexp(views, axis=0) - np.log(len(views))
+            found.append(mean[: per_call - padding])
+        return np.concatenate(found)

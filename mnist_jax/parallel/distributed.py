@@ -11,14 +11,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mnist_jax.errors import DeviceError, UsageError, first_line, is_out_of_memory
+from mnist_jax import errors
+from mnist_jax.errors import (
+    DeviceError,
+    MnistJaxError,
+    UsageError,
+    first_line,
+    is_out_of_memory,
+)
 
 INITIALIZATION_TIMEOUT_S = 120
 HEARTBEAT_TIMEOUT_S = 30
@@ -159,6 +166,26 @@ def broadcast_arrays(tree: Any) -> Any:
     with process_errors():
         found = multihost_utils.broadcast_one_to_all(as_bytes)
     return jax.tree.map(lambda x, b: np.asarray(b).view(x.dtype).reshape(x.shape), tree, found)
+
+
+def on_primary(function: Callable[[], Any]) -> Any:
+    """Calls `function` in process 0; its value, which JSON can hold, is that of every process.
+
+    Raises:
+        MnistJaxError: the error of `function`, in every process.
+    """
+    if not jax.distributed.is_initialized():
+        return function()
+    value, name, message = None, None, ""
+    if is_primary():
+        try:
+            value = function()
+        except MnistJaxError as error:
+            name, message = type(error).__name__, str(error)
+    value, name, message = broadcast((value, name, message))
+    if name is not None:
+        raise getattr(errors, name)(message)
+    return value
 
 
 def allgather(value: Any) -> list[Any]:

@@ -1,7 +1,7 @@
-"""Several trainings in one program: the members of an ensemble, each with a seed of its own.
+"""Many networks in one program: the members of an ensemble, one for each seed.
 
-What belongs to a member (state, sums, order, key) is stacked along a first axis; the data is
-shared. A member computes what a run of its own would.
+What belongs to a member (state, metrics, order, key) is stacked along a leading axis; the data is
+shared. A member computes what a run with its seed alone would.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,66 +13,63 @@ from jax.sharding import Mesh, PartitionSpec
 
 
 def member_of(tree: Any, member: int) -> Any:
-    """One member's part of what is stacked."""
+    """One member's part of a stacked tree."""
     return jax.tree.map(lambda leaf: leaf[member], tree)
 
 
 def over_members(
-    function: Callable[..., Any], per_member: Sequence[bool], *, one_by_one: bool
+    function: Callable[..., Any], is_stacked: Sequence[bool], *, sequential: bool
 ) -> Callable[..., Any]:
-    """`function` for all members at once.
+    """`function` for all members.
 
     Args:
-        function: of positional arguments, computing for one member.
-        per_member: for each argument, whether it is stacked by member or shared by all.
-        one_by_one: one after the other in a loop on the device, and not all in each operation:
-            slower where operations are too small for the device, and needs no more memory for
-            activations than one member.
+        function: of positional arguments, for one member.
+        is_stacked: for each argument, whether it is stacked by member or shared.
+        sequential: `lax.map` over the members instead of `vmap`. It is slower if the operations are
+            too small to fill the device, and takes the activations' memory of one member only.
 
     Returns:
-        The same, whose stacked arguments and results have the members along their first axis.
+        A function of stacked arguments; its results are stacked.
     """
-    if not one_by_one:
-        axes = tuple(0 if own else None for own in per_member)
+    if not sequential:
+        axes = tuple(0 if stacked else None for stacked in is_stacked)
         return lambda *args: jax.vmap(function, axes[: len(args)])(*args)
 
     def loop(*args: Any) -> Any:
-        mine = [arg for arg, own in zip(args, per_member, strict=False) if own]
+        pairs = list(zip(args, is_stacked, strict=False))
 
         def one(own_args: list[Any]) -> Any:
             own = iter(own_args)
-            pairs = zip(args, per_member, strict=False)
-            return function(*(next(own) if is_own else arg for arg, is_own in pairs))
+            return function(*(next(own) if stacked else arg for arg, stacked in pairs))
 
-        return lax.map(one, mine)
+        return lax.map(one, [arg for arg, stacked in pairs if stacked])
 
     return loop
 
 
 def over_devices(
-    function: Callable[..., Any], per_member: Sequence[bool], mesh: Mesh
+    function: Callable[..., Any], is_stacked: Sequence[bool], mesh: Mesh
 ) -> Callable[..., Any]:
-    """`function`, made by `over_members`, with an equal part of the members on each device.
+    """`function` from `over_members`, with an equal share of the members on each device.
 
-    What it computes there has nothing to do with the other devices: nothing passes between them.
+    The devices do not communicate.
 
     Args:
-        function: of positional arguments; those that are Python ints are static.
-        per_member: as in `over_members`.
-        mesh: of one axis, along which the members lie.
+        function: of positional arguments; Python ints among them are static.
+        is_stacked: as in `over_members`.
+        mesh: of one axis, over which the members are sharded.
     """
     members, shared = PartitionSpec(*mesh.axis_names), PartitionSpec()
 
     def call(*args: Any) -> Any:
         arrays = {i: arg for i, arg in enumerate(args) if not isinstance(arg, int)}
 
-        def on_each(here: dict[int, Any]) -> Any:
-            return function(*(here.get(i, arg) for i, arg in enumerate(args)))
+        def on_device(local: dict[int, Any]) -> Any:
+            return function(*(local.get(i, arg) for i, arg in enumerate(args)))
 
-        specs = {i: members if per_member[i] else shared for i in arrays}
-        spread = jax.shard_map(
-            on_each, mesh=mesh, in_specs=(specs,), out_specs=members, check_vma=False
-        )
-        return spread(arrays)
+        specs = {i: members if is_stacked[i] else shared for i in arrays}
+        return jax.shard_map(
+            on_device, mesh=mesh, in_specs=(specs,), out_specs=members, check_vma=False
+        )(arrays)
 
     return call

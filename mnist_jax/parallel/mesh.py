@@ -1,11 +1,9 @@
-"""Which devices run, how arrays lie on them, how exactly they multiply, and what is compiled."""
+"""Devices: which ones run, at what precision, and how arrays are sharded over their mesh."""
 
 import contextlib
-import dataclasses
-import functools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,57 +15,54 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mnist_jax.errors import DeviceError, UsageError
 
-# 'highest' keeps all 24 bits of a float32 product, also where the hardware's default is TF32 or,
-# on TPU, bfloat16.
+# 'highest' keeps all 24 bits of a float32 product, also on hardware whose default is TF32 or, on
+# TPU, bfloat16.
 MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
-# Forbids operations whose sums come in any order, and the choice of algorithms by their speed of
-# the day: either would give other bits from process to process. Products are left to cuBLAS then:
-# kernels of the compiler's own are chosen by their speed.
+# Forbids sums in an arbitrary order and the choice of algorithms by their measured speed: both give
+# other bits from process to process. Without Triton's products, which are chosen by speed, cuBLAS
+# computes them.
 DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True, "xla_gpu_enable_triton_gemm": False}
-CACHE_BYTES = 512 * 2**20  # the least recently used programs go first
+CACHE_BYTES = 512 * 2**20  # of the compilation cache; the least recently used programs go first
 
 
 def select_device(platform: str) -> jax.Device:
-    """This process's first device of a platform; of the best one that JAX finds for 'auto'.
+    """This process's first device of a platform; for 'auto', of the best platform JAX finds.
 
     Raises:
-        DeviceError: the platform is absent. Another one is never taken in its place.
+        DeviceError: the platform is absent. No other one is taken in its place.
     """
     try:
         return jax.local_devices(backend=None if platform == "auto" else platform)[0]
-    except (RuntimeError, AssertionError) as error:  # an assertion where no backend starts at all
+    except (RuntimeError, AssertionError) as error:  # an assertion if no backend starts at all
         try:
             found = ", ".join(sorted({device.platform for device in jax.devices()}))
         except (RuntimeError, AssertionError):
             found = "none"
-        told = os.environ.get("JAX_PLATFORMS")
-        limit = f" with JAX_PLATFORMS={told}" if told else ""
-        if (count := os.environ.get("JAX_NUM_CPU_DEVICES")) == "0":
-            limit += f" with JAX_NUM_CPU_DEVICES={count}"
+        names = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES")
+        variables = "".join(f", {name}={os.environ[name]}" for name in names if name in os.environ)
         missing = "device" if platform == "auto" else f"{platform} device"
-        otherwise = "unset JAX_PLATFORMS" if told else "leave --platform out"
         raise DeviceError(
-            f"no {missing}; JAX finds {found}{limit}; "
-            f"install JAX for it (the extras cuda12, cuda13, tpu) or {otherwise}"
+            f"no {missing}; JAX finds {found}{variables}; install JAX for it (the extras cuda12, "
+            "cuda13, tpu), or change --platform or JAX_PLATFORMS"
         ) from error
 
 
 @contextlib.contextmanager
-def running_on(platform: str, precision: str) -> Iterator[jax.Device]:
-    """Selects the device, as `select_device` does, and makes its products that precise inside.
+def use_device(platform: str, precision: str) -> Iterator[jax.Device]:
+    """Selects the device, as `select_device` does, and sets the precision of products inside.
 
-    Settings of JAX's that would give other numbers, or that what runs inside is not made for, are
-    inside what they are by default, whatever the environment or the caller says.
+    Inside, JAX settings that change numbers (x64, the random number implementation) have their
+    defaults, whatever the environment says. Settings that only check or debug stay as they are.
 
     Raises:
         DeviceError: as `select_device`.
-        UsageError: JAX's seeds are offset, which would make other numbers of the same seed.
+        UsageError: JAX_RANDOM_SEED_OFFSET is set: every seed would mean other numbers.
     """
     device = select_device(platform)
     if offset := jax.config.jax_random_seed_offset:  # pyright: ignore[reportAttributeAccessIssue]
         raise UsageError(
-            f"JAX_RANDOM_SEED_OFFSET is {offset}, which changes what every seed means; unset it "
-            "and choose another --seed"
+            f"JAX_RANDOM_SEED_OFFSET is {offset}, which changes the numbers of every seed; unset "
+            "it and choose another --seed"
         )
     with contextlib.ExitStack() as stack:
         for setting in (
@@ -75,24 +70,20 @@ def running_on(platform: str, precision: str) -> Iterator[jax.Device]:
             jax.default_matmul_precision(MATMUL_PRECISION[precision]),
             jax.enable_x64(False),
             jax.threefry_partitionable(True),
-            jax.numpy_dtype_promotion("standard"),
-            jax.numpy_rank_promotion("allow"),
-            jax.transfer_guard("allow"),
-            jax.disable_jit(False),
         ):
             stack.enter_context(setting)
         yield device
 
 
 def select_devices(first: jax.Device, count: int | Literal["all"] | None) -> list[jax.Device]:
-    """So many devices of the platform of `first`, those of all processes of the run included.
+    """Devices of the platform of `first`, over all processes.
 
     Args:
-        first: this process's own, as from `select_device`.
-        count: None for one, and for all where several processes run together.
+        first: of this process, as from `select_device`.
+        count: None for one, or for all if there are several processes.
 
     Raises:
-        DeviceError: there are fewer, or several processes would not all be used.
+        DeviceError: there are fewer, or several processes would not use all of theirs.
     """
     found = jax.devices(first.platform)
     if count == "all" or count == len(found) or (count is None and jax.process_count() > 1):
@@ -102,7 +93,8 @@ def select_devices(first: jax.Device, count: int | Literal["all"] | None) -> lis
             f"devices is {count}; {jax.process_count()} processes have {len(found)} and use all of "
             "them; leave --devices out"
         )
-    count = count or 1
+    if count is None:
+        return [first]
     if count > len(found):
         more = f"; JAX_NUM_CPU_DEVICES={count} makes so many" if first.platform == "cpu" else ""
         raise DeviceError(
@@ -112,130 +104,74 @@ def select_devices(first: jax.Device, count: int | Literal["all"] | None) -> lis
     return found[:count]
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a run's arrays lie on its devices: a batch or the members of an ensemble are spread.
+def make_mesh(devices: Sequence[jax.Device], members: int | None = None) -> Mesh:
+    """A mesh of one axis: "batch", or "members" if there are several networks to train.
 
-    What is not spread (parameters of a lone network, data, orders) is on every device as a whole.
-    Members are spread evenly: where their number does not divide, the last is computed again to
-    fill up. That is the only difference between what lies on the devices and what `fetch` gives.
-
-    Attributes:
-        devices: those of all processes; with members, in one process, only as many as shorten the
-            run.
-        members: how many networks are trained; None for one.
+    Raises:
+        UsageError: the devices do not divide the members.
     """
-
-    devices: tuple[jax.Device, ...]
-    members: int | None = None
-
-    @classmethod
-    def over(cls, devices: list[jax.Device], members: int | None = None) -> "Layout":
-        """The layout on these devices, leaving out those that would not shorten the run."""
-        if members is not None and all(d.process_index == jax.process_index() for d in devices):
-            rounds = -(-members // len(devices))
-            devices = devices[: -(-members // rounds)]
-        return cls(tuple(devices), members)
-
-    @functools.cached_property
-    def mesh(self) -> Mesh | None:
-        """None for one device, where nothing is said to the compiler of any layout."""
-        if len(self.devices) == 1:
-            return None
-        # Auto: the compiler works out what lies where, from what is said of the batch. Not by
-        # `jax.make_mesh`, which on TPUs takes only so many as fill a box.
-        axis = "data" if self.members is None else "members"
-        return Mesh(np.asarray(self.devices), (axis,), axis_types=(AxisType.Auto,))
-
-    @functools.cached_property
-    def whole(self) -> NamedSharding | None:
-        """All of an array on every device."""
-        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
-
-    @functools.cached_property
-    def spread(self) -> NamedSharding | None:
-        """The first axis of an array (images of a batch, or members) spread over the devices."""
-        if self.mesh is None:
-            return None
-        return NamedSharding(self.mesh, PartitionSpec(*self.mesh.axis_names))
-
-    @functools.cached_property
-    def _gather(self) -> Any:
-        return jax.jit(lambda x: x, out_shardings=self.whole)  # kept, or it compiles every time
-
-    @property
-    def per_device(self) -> int:
-        """Networks trained on a device."""
-        return -(-(self.members or 1) // len(self.devices))
-
-    def place(self, tree: Any) -> Any:
-        """NumPy arrays, whole on every device; every process has them."""
-        if self.whole is None:
-            return jax.device_put(tree, self.devices[0])
-        return jax.tree.map(lambda x: _place(np.asarray(x), self.whole), tree)
-
-    def place_state(self, tree: Any) -> Any:
-        """NumPy arrays of what is trained: spread by member, or as `place` does."""
-        if self.mesh is None or self.members is None:
-            return self.place(tree)
-        return jax.tree.map(lambda x: _place(self.fill_up(np.asarray(x)), self.spread), tree)
-
-    def fill_up(self, array: np.ndarray) -> np.ndarray:
-        """By member, the last one repeated until they divide."""
-        if self.members is None or self.mesh is None:
-            return array
-        missing = self.per_device * len(self.devices) - len(array)
-        return np.concatenate([array, array[-1:].repeat(missing, axis=0)]) if missing else array
-
-    def fetch(self, tree: Any) -> Any:
-        """As NumPy arrays, in every process; the inverse of `place_state`."""
-        if jax.process_count() > 1 and not all(
-            x.is_fully_replicated for x in jax.tree.leaves(tree)
-        ):
-            tree = self._gather(tree)
-        tree = jax.device_get(tree)
-        if self.members is None:
-            return tree
-        return jax.tree.map(lambda x: x[: self.members], tree)
-
-    def shapes(self, tree: Any) -> Any:
-        """The shapes and dtypes of what `fetch` makes of it."""
-        leading = () if self.members is None else (self.members,)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((*leading, *x.shape[len(leading) :]), x.dtype), tree
+    count = len(devices)
+    if members is not None and members % count:
+        nearest = [n for n in (members // count * count, -(-members // count) * count) if n]
+        raise UsageError(
+            f"seeds is {members}, which {count} devices do not divide; change --seeds to "
+            f"{' or '.join(map(str, nearest))}, or --devices"
         )
+    # Auto: XLA propagates shardings from that of the batch. Not `jax.make_mesh`, which on a TPU
+    # accepts only device counts that fill its topology.
+    axis = "batch" if members is None else "members"
+    return Mesh(np.asarray(devices), (axis,), axis_types=(AxisType.Auto,))
 
 
-def _place(array: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
-    assert sharding is not None
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds all of an array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh: Mesh) -> NamedSharding:
+    """The first axis of an array (examples of a batch, or members) is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """NumPy arrays, which every process has, as arrays on the devices."""
+
+    def place(leaf: Any) -> jax.Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """As NumPy arrays in every process, which all must call this if there are several."""
+    from jax.experimental import multihost_utils
+
+    def gather(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            if leaf.is_fully_replicated:
+                return leaf.addressable_data(0)
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return leaf
+
+    return jax.device_get(jax.tree.map(gather, tree))
 
 
 def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bool] | None:
-    """What XLA is told for `--deterministic`: CPU and TPU are so by themselves."""
+    """XLA's options for `--deterministic`. CPU and TPU are deterministic without them."""
     return DETERMINISTIC_OPTIONS if deterministic and device.platform == "gpu" else None
 
 
 def quick_to_compile(device: jax.Device) -> dict[str, int] | None:
-    """What XLA is told of a program that runs once, and on a CPU takes longer to optimize."""
+    """XLA's options for a program that runs once and takes longer to optimize than to run."""
     return {"xla_backend_optimization_level": 1} if device.platform == "cpu" else None
 
 
-def memory_bytes(device: jax.Device) -> int | None:
-    """The memory that arrays on the device can take; None where the system does not say."""
-    try:
-        if device.platform == "cpu":
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return device.memory_stats()["bytes_limit"]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return None
-
-
 def compute_dtype(precision: str, device: jax.Device) -> Dtype | None:
-    """The dtype that layers compute in; None leaves them at their parameters' float32.
+    """The dtype that layers compute in; None for that of their float32 parameters.
 
     Raises:
-        UsageError: the device has no such precision.
+        UsageError: the device has no TF32.
     """
     if precision == "tf32" and not _has_tf32(device):
         raise UsageError(
@@ -246,35 +182,28 @@ def compute_dtype(precision: str, device: jax.Device) -> Dtype | None:
 
 
 def _has_tf32(device: jax.Device) -> bool:
-    """NVIDIA's GPUs have it from Ampere on, which is compute capability 8.0."""
+    """NVIDIA GPUs have TF32 from compute capability 8.0 (Ampere) on."""
     major, _, _ = str(getattr(device, "compute_capability", "")).partition(".")
     return device.platform == "gpu" and major.isdecimal() and int(major) >= 8
 
 
-def slow_precision(precision: str, device: jax.Device) -> list[str]:
-    """Notices: a precision that the device only emulates."""
-    if precision == "bfloat16" and device.platform == "cpu":
-        return ["bfloat16 on a CPU is slower than float32; it shows the accuracy, not the speed"]
-    return []
+def enable_compilation_cache(folder: Path | None) -> list[str]:
+    """Keeps compiled programs in `folder` for later processes, unless JAX already has a folder.
 
-
-def keep_compiled(folder: Path | None) -> list[str]:
-    """Keeps compiled programs in `folder` across processes, unless JAX was told where already.
-
-    For the process's owner to call, before anything is compiled.
+    The settings belong to the process: call this from a main function, before compiling.
 
     Returns:
-        Notices: why the folder cannot be used, in which case programs are compiled every time.
+        Warnings: why the folder cannot be used; then every start compiles.
     """
-    elsewhere = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    if folder is None or elsewhere is not None:
+    configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if folder is None or configured is not None:
         return []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        return [f"compiled programs are not kept: cannot write {folder} ({error.strerror})"]
+        return [f"no compilation cache: cannot write {folder} ({error.strerror})"]
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,86 +1,198 @@
-"""Checkpoints: all a run needs to go on as if it had never stopped, one safetensors file each.
+"""Checkpoints: all that a run needs to resume to the same bits, one safetensors file each.
 
-    checkpoints/epoch-0001-step-00000600.safetensors   arrays, and the rest as JSON in its metadata
-    checkpoints/…same name….sha256                     its digest, as `sha256sum --check` reads it
+    checkpoints/epoch-0001-step-00000600.safetensors          arrays; the rest as JSON metadata
+    checkpoints/epoch-0001-step-00000600.safetensors.sha256   digest, for `sha256sum --check`
 
-A file is written beside its place, synced and renamed, so it is whole or absent, and its digest
-proves it. Nothing in it can run code, and nothing outside the folder is ever read or written.
+A file is written under a temporary name, synced and renamed (`atomic_io`), so it is complete or
+absent; its digest detects damage. Loading a file runs no code.
 """
 
 import concurrent.futures
+import dataclasses
 import json
 import re
-from collections.abc import Mapping
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import safetensors.numpy
 
-from mnist_jax import atomic_io as storage
+from mnist_jax import atomic_io
 from mnist_jax.errors import CheckpointError
+from mnist_jax.metrics import Metrics
+from mnist_jax.steps import TrainState
 
-VERSION = "1"
-KEPT = 3  # the newest ones
-MAX_HEADER_BYTES = 100_000_000  # as much as safetensors reads; a line of metrics takes some 300
+FORMAT_VERSION = "2"
+KEPT = 3  # newest checkpoints; older ones are removed
 NAME = re.compile(r"epoch-(\d{4,})-step-(\d{8,})\.safetensors")
 
-Tree = Any
-"""Nested tuples and dicts of arrays."""
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is: the content of a checkpoint.
+
+    Attributes:
+        state: after the last update.
+        metrics: of the current epoch so far.
+        epoch: completed epochs.
+        batch: updates of the current epoch.
+        train_s: seconds they took.
+        rows: the lines of metrics.jsonl.
+        evaluation: the accuracies and counts of the last evaluation, as in result.json.
+        seconds: timings so far, of all processes that worked on the run one after another.
+    """
+
+    state: TrainState
+    metrics: Metrics
+    epoch: int = 0
+    batch: int = 0
+    train_s: float = 0.0
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return (self.rows[-1]["step"] if self.rows else 0) + self.batch
+
+    def arrays(self) -> dict[str, Any]:
+        """The tree of arrays in it."""
+        return {"state": self.state, "metrics": self.metrics}
+
+    def metadata(self) -> dict[str, Any]:
+        """The rest, as JSON can hold it."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if name not in self.arrays()}
 
 
-def names_of(tree: Tree) -> dict[str, Any]:
+def names_of(tree: Any) -> dict[str, Any]:
     """The tree's leaves by their paths, such as "state/params/dense1/kernel"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def tree_bytes(tree: Tree) -> int:
-    """The bytes of all arrays of a tree, or of arrays of its shapes and dtypes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def fill(template: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
+    """A tree like `template` with the arrays of these names.
+
+    Args:
+        template: a tree of arrays, or of their shapes and dtypes.
+        arrays: by name, as from `load_newest`.
+        prefix: of the names, such as "state/params/".
+
+    Raises:
+        CheckpointError: an array is missing, or has another shape or dtype.
+    """
+    leaves = []
+    for name, leaf in names_of(template).items():
+        found = arrays.get(prefix + name)
+        if found is None:
+            raise CheckpointError(f"the checkpoint has no array {prefix + name}")
+        if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+            raise CheckpointError(
+                f"the checkpoint's {prefix + name} is {found.dtype}{list(found.shape)}, expected "
+                f"{leaf.dtype}{list(leaf.shape)}"
+            )
+        leaves.append(found)
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def max_bytes(template: Tree) -> int:
-    """The most that a checkpoint of such arrays can take."""
-    return tree_bytes(template) + MAX_HEADER_BYTES
+def load_newest(
+    folder: Path,
+) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]] | None:
+    """The newest checkpoint in a folder that is intact; None if there is none at all.
+
+    Returns:
+        The arrays by name, the metadata of `Progress`, and a warning for each damaged file.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is intact, or one has another format.
+    """
+    damaged = []
+    for path in _paths(folder):
+        try:
+            data = atomic_io.read_verified(path)
+            arrays = atomic_io.parse_arrays(data)
+        except (atomic_io.IntegrityError, OSError) as error:
+            damaged.append(f"the checkpoint {path} is damaged ({error})")
+            continue
+        # safetensors: 8 bytes of length, then a JSON header with our metadata.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__", {})
+        if metadata.get("format") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format version {metadata.get('format')}; this program reads "
+                f"{FORMAT_VERSION}; use the version of mnist_jax that made it, or train again"
+            )
+        if damaged:
+            damaged[-1] += f"; {path.name} is used instead"
+        return arrays, json.loads(metadata["rest"]), damaged
+    if damaged:
+        raise CheckpointError(
+            f"{'; '.join(damaged)}; restore one of them, or remove {folder.parent} to start again"
+        )
+    return None
+
+
+def _paths(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    if not folder.is_dir():
+        return []
+    found = {path: NAME.fullmatch(path.name) for path in folder.iterdir()}
+    numbers = {path: (int(m[2]), int(m[1])) for path, m in found.items() if m}
+    return sorted(numbers, key=lambda path: numbers[path], reverse=True)
 
 
 class CheckpointManager:
-    """The checkpoints in one folder; one process at a time may hold it. Close it in the end.
+    """Saves checkpoints in a background thread, one at a time. Close it at the end.
 
-    `save` returns at once and writes behind the caller's back, one file at a time. A write that
-    failed is raised by the next `save` or `wait`.
+    A failed write is raised by the next call of `save` or `wait_until_finished`.
 
     Args:
-        folder: made with the first save.
+        folder: of the checkpoints; made by the first save.
+        every_s: seconds between the saves of `is_due`.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, every_s: float):
+        self.folder, self.every_s = folder, every_s
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
-        self._has_one = False
+        self._saved_at = time.monotonic()
 
-    def save(self, epoch: int, step: int, arrays: Tree, rest: Mapping[str, Any]) -> None:
-        """Saves the state after so many epochs and updates; all but the newest `KEPT` are removed.
+    def restore(self) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]] | None:
+        """`load_newest`, after removing what an interrupted write left behind."""
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        return load_newest(self.folder)
+
+    def is_due(self) -> bool:
+        """Whether the last save began `every_s` seconds ago or earlier."""
+        return time.monotonic() - self._saved_at >= self.every_s
+
+    def is_saving(self) -> bool:
+        """Whether a save is still in progress."""
+        return self._pending is not None and not self._pending.done()
+
+    def save(self, progress: Progress) -> None:
+        """Starts to save; returns as soon as the arrays are copied.
 
         Args:
-            epoch: epochs completed.
-            step: updates completed. The two name the file.
-            arrays: copied before this returns, so the caller may donate them.
-            rest: what JSON can hold.
+            progress: its arrays are NumPy's; the caller may change or donate them afterwards.
 
         Raises:
-            OSError: this save could not be begun, or the last one failed.
+            OSError: the previous save failed.
         """
-        self.wait()
+        self.wait_until_finished()
         # Copies: on a CPU `device_get` may give views of buffers that the next step reuses.
-        copies = {name: np.array(leaf) for name, leaf in names_of(jax.device_get(arrays)).items()}
-        # Now, while nothing changes it.
-        metadata = {"format": VERSION, "rest": json.dumps(rest)}
-        self._pending = self._writer.submit(self._write, epoch, step, copies, metadata)
+        arrays = {name: np.array(leaf) for name, leaf in names_of(progress.arrays()).items()}
+        metadata = {"format": FORMAT_VERSION, "rest": json.dumps(progress.metadata())}
+        name = f"epoch-{progress.epoch:04d}-step-{progress.step:08d}.safetensors"
+        self._pending = self._writer.submit(self._write, self.folder / name, arrays, metadata)
+        self._saved_at = time.monotonic()
 
-    def wait(self) -> None:
+    def wait_until_finished(self) -> None:
         """Returns once the last save is on the disk.
 
         Raises:
@@ -90,114 +202,13 @@ class CheckpointManager:
         if pending is not None:
             pending.result()
 
-    def wait_for_one(self) -> None:
-        """Returns once a checkpoint is on the disk, where no power cut can take it back.
-
-        Raises:
-            OSError: the one that was begun could not be written.
-        """
-        if not self._has_one:
-            self.wait()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a save is still being written."""
-        return self._pending is not None and not self._pending.done()
-
     def close(self) -> None:
-        """Waits for the last save, whatever becomes of it, and lets the thread go."""
+        """Waits for the last save and ends the thread."""
         self._writer.shutdown(wait=True)
 
-    def _write(
-        self, epoch: int, step: int, arrays: dict[str, np.ndarray], metadata: dict[str, str]
-    ) -> None:
-        import safetensors.numpy
-
-        path = self.folder / f"epoch-{epoch:04d}-step-{step:08d}.safetensors"
-        storage.make_folder(self.folder, exist_ok=True)
-        storage.write_verified(path, safetensors.numpy.save(arrays, metadata))
-        self._has_one = True
-        for old in self._paths()[KEPT:]:
-            old.unlink(missing_ok=True)  # first the file, so that none is without its digest
-            storage.digest_path(old).unlink(missing_ok=True)
-
-    def _paths(self) -> list[Path]:
-        """The files, newest first."""
-        if not self.folder.is_dir():
-            return []
-        found = {path: NAME.fullmatch(path.name) for path in self.folder.iterdir()}
-        numbers = {path: (int(m[2]), int(m[1])) for path, m in found.items() if m}
-        return sorted(numbers, key=lambda path: numbers[path], reverse=True)
-
-    def clean_up(self) -> None:
-        """Removes what a killed process was writing. Only for who holds the folder."""
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-
-    def load(self, template: Tree) -> tuple[Tree, dict[str, Any], list[str]] | None:
-        """The newest checkpoint that proves whole, or None where there has never been one.
-
-        Args:
-            template: the tree of arrays, or of their shapes and dtypes, that was saved.
-
-        Returns:
-            The arrays as NumPy's, the rest, and a notice for each damaged file passed over.
-
-        Raises:
-            CheckpointError: there are checkpoints and none can be used.
-        """
-        notices = []
-        try:
-            paths = self._paths()
-        except OSError as error:
-            raise CheckpointError(f"cannot look into {self.folder}: {error}") from error
-        for path in paths:
-            try:
-                found = self._read(path, template)
-                self._has_one = True
-                if notices:
-                    notices[-1] += f"; {path.name} is used in its place"
-                return *found, notices
-            except (CheckpointError, OSError) as error:
-                notices.append(f"the checkpoint {path} cannot be used ({error})")
-        if notices:
-            raise CheckpointError(
-                f"{'; '.join(notices)}; restore one of them, or remove {self.folder.parent} to "
-                "start again"
-            )
-        return None
-
-    def _read(self, path: Path, template: Tree) -> tuple[Tree, dict[str, Any]]:
-        if self.folder.is_symlink() or path.is_symlink():
-            raise CheckpointError("it is a symbolic link")
-        wanted = names_of(template)
-        try:
-            data = storage.read_verified(path, max_bytes=max_bytes(template))
-            arrays = storage.parse_arrays(data)
-            metadata = _metadata(data)
-        except storage.IntegrityError as error:
-            raise CheckpointError(str(error)) from error
-        if metadata.get("format") != VERSION:
-            raise CheckpointError(
-                f"it is of format version {metadata.get('format')!r}; this program reads {VERSION}"
-            )
-        try:
-            rest = storage.parse_json(metadata["rest"], "its metadata")
-        except (storage.IntegrityError, KeyError) as error:
-            raise CheckpointError(f"its metadata cannot be read: {error}") from error
-        for name in sorted(wanted.keys() | arrays.keys()):
-            if name not in arrays or name not in wanted:
-                raise CheckpointError(f"{name} is {'missing' if name in wanted else 'unknown'}")
-            found, leaf = arrays[name], wanted[name]
-            if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
-                raise CheckpointError(
-                    f"{name} is {found.dtype}{list(found.shape)}, expected "
-                    f"{leaf.dtype}{list(leaf.shape)}"
-                )
-        return jax.tree.unflatten(jax.tree.structure(template), list(map(arrays.get, wanted))), rest
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """The text that safetensors keeps beside the arrays: 8 bytes of length, then a JSON header."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return header.get("__metadata__") or {}
+    def _write(self, path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+        atomic_io.make_folder(self.folder, exist_ok=True)
+        atomic_io.write_verified(path, safetensors.numpy.save(arrays, metadata))
+        for old in _paths(self.folder)[KEPT:]:
+            old.unlink(missing_ok=True)  # the file first, so that none is without its digest
+            atomic_io.digest_path(old).unlink(missing_ok=True)
