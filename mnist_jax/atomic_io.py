@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and that prove it: SHA-256 beside each."""
+"""Atomic, durable writes, and files that a SHA-256 digest beside them verifies."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ MAX_JSON_BYTES = 100_000_000
 
 
 class IntegrityError(ValueError):
-    """A file's bytes are not the ones that were written."""
+    """A file is not what was written."""
 
 
 def user_path(path: str | Path) -> Path:
@@ -37,23 +37,23 @@ def user_path(path: str | Path) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether something is there; not what may not be looked at, or has an impossible name."""
-    return os.path.exists(path)  # noqa: PTH110  Path's raises where it may not look
+    """Whether a path exists; False if it may not be read or the name is impossible."""
+    return os.path.exists(path)  # noqa: PTH110  Path's raises if it may not look
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there; as `exists`."""
+    """Whether a path is a folder; as `exists`."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `path` so that a reader, or a crash at any instant, sees the old file or the new.
+    """Writes a file so that a reader, or a crash at any time, sees the old content or the new.
 
-    The order matters: the bytes reach the disk before the name does, and the folder is
-    synced last so that the rename itself survives a power cut.
+    The bytes are synced before the rename, and the folder after it, so that both survive a power
+    cut.
 
     Raises:
-        OSError: the file could not be written; nothing is left behind under `path`'s name.
+        OSError: the file could not be written; the old content stays.
     """
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
@@ -61,11 +61,11 @@ def write_atomically(path: Path, data: bytes) -> None:
         try:
             rest = memoryview(data)
             while rest:
-                rest = rest[os.write(fd, rest) :]  # which may take less than it is given
+                rest = rest[os.write(fd, rest) :]  # a write may be partial
             os.fsync(fd)
         finally:
             os.close(fd)
-        temporary.chmod(0o644)  # mkstemp makes it 0600, which would lock out a shared folder
+        temporary.chmod(0o644)  # mkstemp's 0600 would hide it from others in a shared folder
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -74,8 +74,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names in a folder survive a power cut."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    """Makes new names in a folder survive a power cut."""
+    if os.name == "posix":  # Windows cannot open a folder
         folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -84,7 +84,7 @@ def sync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path, **options: bool) -> None:
-    """`path.mkdir(**options)`, and what it makes survives a power cut."""
+    """`path.mkdir(**options)`; the new folders survive a power cut."""
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(**options)
     for folder in new:
@@ -92,26 +92,26 @@ def make_folder(path: Path, **options: bool) -> None:
 
 
 def read_bounded(path: Path, *, max_bytes: float = math.inf) -> bytes:
-    """Reads a file that should be small, however large it is.
+    """Reads a file of at most `max_bytes`.
 
     Raises:
         OSError: it cannot be read.
-        IntegrityError: it exceeds `max_bytes`, or is no file at all, such as a pipe.
+        IntegrityError: it is larger, or not a regular file.
     """
     if path.exists() and not path.is_file():
-        raise IntegrityError(f"{path} is not a file")  # opening a pipe would wait for a writer
+        raise IntegrityError(f"{path} is not a file")  # opening a pipe would block
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size > max_bytes:
             raise IntegrityError(f"{path} is larger than {max_bytes} bytes")
-        return file.read()  # given a number, Python takes the memory for so many bytes at once
+        return file.read()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a file that holds a JSON object.
+    """Reads a JSON object from a file.
 
     Raises:
         OSError: it cannot be read.
-        IntegrityError: it holds something else, or too much.
+        IntegrityError: it holds something else, or is too large.
     """
     return parse_json(read_bounded(path, max_bytes=MAX_JSON_BYTES), path.name)
 
@@ -120,7 +120,7 @@ def parse_json(data: bytes | str, origin: str) -> dict[str, Any]:
     """The JSON object in `data`.
 
     Raises:
-        IntegrityError: it is something else; names `origin`.
+        IntegrityError: it is something else; the message names `origin`.
     """
     try:
         content = json.loads(data)
@@ -132,10 +132,10 @@ def parse_json(data: bytes | str, origin: str) -> dict[str, Any]:
 
 
 def parse_arrays(data: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, by their names.
+    """The arrays of a safetensors file, by name.
 
     Raises:
-        IntegrityError: it is something else, or NumPy has no such type or shape.
+        IntegrityError: it is not such a file, or has a dtype that NumPy lacks.
     """
     import safetensors
     import safetensors.numpy
@@ -143,20 +143,20 @@ def parse_arrays(data: bytes) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise IntegrityError(f"it holds no arrays that can be read ({error})") from error
+        raise IntegrityError(f"not a readable safetensors file ({error})") from error
 
 
 def digest_lines(contents: Mapping[str, bytes]) -> bytes:
-    """The SHA-256 of each of these files, in the format `sha256sum --check` reads."""
+    """The SHA-256 of each of these files, in the format of `sha256sum --check`."""
     lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
     return "".join(lines).encode()
 
 
 def check_digest(path: Path, data: bytes, digests: Path) -> None:
-    """Checks what was read from `path` against the line for it in the file `digests`.
+    """Checks the content of `path` against its line in the file `digests`.
 
     Raises:
-        IntegrityError: there is no such line, or its SHA-256 is another.
+        IntegrityError: there is no such line, or the SHA-256 differs.
     """
     try:
         lines = read_bounded(digests, max_bytes=MAX_DIGESTS_BYTES).decode("ascii").splitlines()
@@ -168,26 +168,26 @@ def check_digest(path: Path, data: bytes, digests: Path) -> None:
     actual = hashlib.sha256(data).hexdigest()
     if found != [actual]:
         expected = " and ".join(found) or "no line for it"
-        raise IntegrityError(f"{path} has SHA-256 {actual}, in {digests.name} stands {expected}")
+        raise IntegrityError(f"{path} has SHA-256 {actual}, {digests.name} has {expected}")
 
 
 def digest_path(path: Path) -> Path:
-    """Where the SHA-256 of `path` stands."""
+    """The file that holds the SHA-256 of `path`."""
     return path.with_name(path.name + ".sha256")
 
 
 def write_verified(path: Path, data: bytes) -> None:
-    """Writes `path` and its digest. The digest goes first: no file is ever without one."""
+    """Writes a file and, before it, its digest: no file is ever without one."""
     write_atomically(digest_path(path), digest_lines({path.name: data}))
     write_atomically(path, data)
 
 
 def read_verified(path: Path, *, max_bytes: float = math.inf) -> bytes:
-    """Reads `path` and checks it against the digest beside it.
+    """Reads a file and checks it against the digest beside it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        IntegrityError: the digest is missing or differs, or the file exceeds `max_bytes`.
+        IntegrityError: the digest is missing or differs, or the file is too large.
     """
     data = read_bounded(path, max_bytes=max_bytes)
     check_digest(path, data, digest_path(path))

@@ -1,6 +1,7 @@
 """Config: what a run is made of. Its fields are the flags of `train.py`, with their help texts."""
 
 import dataclasses
+import json
 import math
 import re
 import shlex
@@ -17,32 +18,16 @@ from mnist_jax.models import ACTIVATIONS, MODELS
 
 FORMAT_VERSION = 2  # of config.json and of a run's folder
 
+OFF = ("shift", "rotation", "scale", "label_smoothing", "weight_decay", "ema_decay")
+TUTORIAL = {"epochs": 10, "batch_size": 100, "learning_rate": 1e-3, "schedule": "constant"}
+FAST = {"epochs": 4, "learning_rate": 1.5e-3, "schedule": "onecycle", "shift": 2.0}
 # The values of the fields that are not given.
-PRESETS: dict[str, dict[str, Any]] = {
-    "tutorial": {
-        "epochs": 10,
-        "batch_size": 100,
-        "learning_rate": 1e-3,
-        "schedule": "constant",
-        "shift": 0.0,
-        "rotation": 0.0,
-        "scale": 0.0,
-        "label_smoothing": 0.0,
-        "weight_decay": 0.0,
-        "ema_decay": 0.0,
-    },
-}
-PRESETS["fast"] = PRESETS["tutorial"] | {
-    "epochs": 4,
-    "learning_rate": 1.5e-3,
-    "schedule": "onecycle",
-    "shift": 2.0,
-}
+PRESETS: dict[str, dict[str, Any]] = {"tutorial": TUTORIAL | dict.fromkeys(OFF, 0.0)}
+PRESETS["fast"] = PRESETS["tutorial"] | FAST
 PRESETS["best"] = PRESETS["fast"] | {"epochs": 10, "rotation": 10.0, "scale": 0.1}
-SCHEDULES = ("constant", "cosine", "onecycle")
 MODEL_OPTIONS = ("hidden_sizes", "dropout", "activation")  # fields that a model's class may have
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
-ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})")
+ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):\d{1,5}")
 
 
 def _runtime(default: Any) -> Any:
@@ -204,39 +189,33 @@ class Config:
             for name, value in vars(self).items()
             if value is not None or getattr(Config, name) is not None
         }
-        for name in CHOICES.keys() & given.keys():
+        for name in filter(given.__contains__, CHOICES):
             if given[name] not in CHOICES[name]:
                 raise unknown_choice(name, given[name], CHOICES[name])
-        for name in RULES.keys() & given.keys():
+        for name in filter(given.__contains__, RULES):
             allowed, legal = RULES[name]
             if not allowed(given[name]):
                 raise UsageError(f"{name} is {given[name]!r}; allowed is {legal}; change --{name}")
-        for name in set(MODEL_OPTIONS) & given.keys():
+        for name in filter(given.__contains__, MODEL_OPTIONS):
             if name not in _model_defaults(self.model):
                 raise UsageError(f"the model {self.model!r} has no {name}; leave --{name} out")
         if self.seed + (self.seeds or 1) > 2**32:
             raise UsageError(f"seeds is {self.seeds}; seed + seeds may be up to 4294967296")
-        self._check_processes()
-
-    def _check_processes(self) -> None:
-        address, count, index = self.coordinator, self.num_processes, self.process_id
-        if address in ("auto", None):
-            if (count, index) != (None, None):
-                raise UsageError("num_processes and process_id need --coordinator=HOST:PORT")
-        elif not is_address(address):
-            raise UsageError(f"coordinator is {address!r}; allowed is auto or HOST:PORT")
-        elif not _is_int(count, 1) or not _is_int(index, 0, count - 1):
+        explicit = self.coordinator not in (None, "auto")
+        if {self.num_processes is not None, self.process_id is not None} != {explicit}:
             raise UsageError(
-                f"--coordinator={address} needs --num_processes=N, 1 or more, and --process_id from "
-                f"0 to N - 1; they are {count!r} and {index!r}"
+                "--coordinator=HOST:PORT, --num_processes and --process_id belong together; give "
+                "all three or none"
             )
+        if (index := self.process_id or 0) > (last := (self.num_processes or 1) - 1):
+            raise UsageError(f"process_id is {index}; allowed is 0 to {last}")
 
     def resolve(self) -> "Config":
         """The same run with every value filled in: from the preset, the model, and ~ in paths."""
         values = PRESETS[self.preset] | _model_defaults(self.model)
         values |= {name: value for name, value in vars(self).items() if value is not None}
         for name, value in values.items():
-            if isinstance(value, Path) or (value is not None and name in PATHS):
+            if name in PATHS:
                 values[name] = user_path(value)
             elif isinstance(value, np.generic):  # as from np.logspace
                 values[name] = value.item()
@@ -284,9 +263,7 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON can hold them, with the format's version."""
-        as_json = {type(Path()): str, tuple: list}
-        fields = dataclasses.asdict(self).items()
-        values = {name: as_json.get(type(value), lambda x: x)(value) for name, value in fields}
+        values = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         return {"version": FORMAT_VERSION, **values}
 
     @classmethod
@@ -297,27 +274,19 @@ class Config:
             UsageError: the values are of another format version, or one is not allowed.
             TypeError: a field is unknown.
         """
-        given = dict(values)
+        given: dict[str, Any] = dict(values)
         if (version := given.pop("version", 1)) != FORMAT_VERSION:
             raise UsageError(
                 f"the run has format version {version!r} and this program reads {FORMAT_VERSION}; "
                 "use the version of mnist_jax that made it, or train again"
             )
-        for name, value in given.items():
-            if isinstance(value, list):
-                given[name] = tuple(value)
-            elif name in PATHS and isinstance(value, str):
-                given[name] = Path(value)
+        if given.get("hidden_sizes") is not None:
+            given["hidden_sizes"] = tuple(given["hidden_sizes"])
+        given |= {name: Path(given[name]) for name in PATHS if given.get(name) is not None}
         return cls(**given)
 
 
 PATHS = ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile")
-
-
-def is_address(text: str) -> bool:
-    """Whether a text is HOST:PORT with a valid port."""
-    found = ADDRESS.fullmatch(text)
-    return found is not None and 0 < int(found[2]) < 2**16
 
 
 def _model_defaults(model: str) -> dict[str, Any]:
@@ -336,37 +305,38 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float | np.floating) or _is_int(value, -(2**63), 2**63)
 
 
-def _are_sizes(value: Any) -> bool:
-    few = isinstance(value, tuple | list) and len(value) <= 100
-    return few and all(_is_int(size, 1, 1_000_000) for size in value)
-
-
 CHOICES: dict[str, Collection[str]] = {
     "model": MODELS,
     "dataset": ("auto", *DATASETS),
     "preset": PRESETS,
     "precision": ("float32", "tf32", "bfloat16"),
     "platform": PLATFORMS,
-    "schedule": SCHEDULES,
+    "schedule": ("constant", "cosine", "onecycle"),
     "activation": ACTIVATIONS,
 }
-Rule = tuple[Callable[[Any], bool], str]
-"""A test of a value, and what it allows in words."""
+Rule = tuple[Callable[[Any], Any], str]  # a test of a value, and what it allows in words
 COUNT: Rule = (lambda n: _is_int(n, 1), "a whole number, 1 or more")
 FRACTION: Rule = (lambda x: _is_number(x) and 0 <= x < 1, "0 or more and less than 1")
 AMOUNT: Rule = (lambda x: _is_number(x) and 0 <= x < math.inf, "any finite number from 0")
 SWITCH: Rule = (lambda x: isinstance(x, bool), "true or false")
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("epochs", "batch_size", "max_steps"), COUNT),
+    **dict.fromkeys(
+        ("validation", "process_id"), (lambda n: _is_int(n, 0), "a whole number, 0 or more")
+    ),
     **dict.fromkeys(("shift", "rotation", "scale", "weight_decay"), AMOUNT),
     **dict.fromkeys(("label_smoothing", "ema_decay", "dropout"), FRACTION),
     **dict.fromkeys(("normalize", "deterministic", "tensorboard", "report", "debug"), SWITCH),
-    "validation": (lambda n: _is_int(n, 0), "a whole number, 0 or more"),
+    "coordinator": (lambda a: a == "auto" or ADDRESS.fullmatch(a), "auto or HOST:PORT"),
+    "num_processes": COUNT,
     "seed": (lambda n: _is_int(n, 0, 2**32 - 1), "0 to 4294967295"),
     "seeds": (lambda n: _is_int(n, 1, 100_000), "a whole number, 1 to 100000"),
     "learning_rate": (lambda x: AMOUNT[0](x) and x > 0, "any finite number above 0"),
     "steps_per_call": (lambda n: n == "auto" or _is_int(n, 1), f"'auto' or {COUNT[1]}"),
     "devices": (lambda n: n == "all" or _is_int(n, 1), f"'all' or {COUNT[1]}"),
     "checkpoint_every": (lambda s: _is_number(s) and s >= 0, "any number of seconds from 0"),
-    "hidden_sizes": (_are_sizes, "up to 100 whole numbers, 1 to 1000000"),
+    "hidden_sizes": (
+        lambda v: isinstance(v, tuple | list) and all(_is_int(n, 1, 1_000_000) for n in v),
+        "whole numbers, 1 to 1000000",
+    ),
 }

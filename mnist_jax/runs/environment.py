@@ -1,4 +1,4 @@
-"""Where a number was made: the versions, the device, the machine and the commit."""
+"""Where a number was made: versions, device, machine and commit."""
 
 import contextlib
 import importlib.metadata
@@ -11,10 +11,18 @@ from typing import Any
 import jax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# Environment variables that change speed or numbers. Others may hold addresses or user names, and
+# reports are shared.
+VARIABLES = (
+    *("CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE"),
+    *("OMP_NUM_THREADS", "XLA_FLAGS"),
+)
+PREFIXES = ("MALLOC_", "XLA_PYTHON_CLIENT_", "JAX_")
 
 
 def describe(device: jax.Device) -> dict[str, Any]:
     """What a number depends on besides the config, as JSON can hold it."""
+    cpu = _cpu()
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -23,22 +31,29 @@ def describe(device: jax.Device) -> dict[str, Any]:
         "devices": jax.local_device_count(device.platform),
         "processes": jax.process_count(),
         "driver": _driver(device),
-        "cpu": _cpu_model(),
+        "cpu": cpu.get("model name", platform.processor()),
+        "cpu_family_model": f"{cpu.get('cpu family', '?')}/{cpu.get('model', '?')}",
+        "instruction_set": _instruction_set(cpu.get("flags", "").split()),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "system": platform.platform(),
-        "variables": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name.startswith(("XLA_", "JAX_", "LIBTPU_", "NVIDIA_TF32"))
-        },
+        "variables": _variables(),
         **_git_commit(),
     }
 
 
+def _variables() -> dict[str, str]:
+    """The environment variables that change speed or numbers, without paths and addresses."""
+    names = sorted(n for n in os.environ if n in VARIABLES or n.startswith(PREFIXES))
+    words = {
+        name: [w for w in os.environ[name].split() if not set(w) & set("/:@")] for name in names
+    }
+    return {name: " ".join(kept) for name, kept in words.items() if kept}
+
+
 def _driver(device: jax.Device) -> str | None:
-    """The version of what runs a device that is not the CPU, as its runtime and system name it."""
+    """The runtime and driver of an accelerator, as they name themselves; None for a CPU."""
     if device.platform == "cpu":
         return None
     lines = [device.client.platform_version]
@@ -47,17 +62,24 @@ def _driver(device: jax.Device) -> str | None:
     return "; ".join(" ".join(line.split()) for line in lines)
 
 
-def _cpu_model() -> str:
+def _cpu() -> dict[str, str]:
+    """The first processor's entries in Linux's /proc/cpuinfo; empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
     except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _instruction_set(flags: list[str]) -> str | None:
+    """The widest vector instructions of an x86 CPU; another set gives other bits."""
+    names = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
+    return next((names[flag] for flag in names if flag in flags), None)
 
 
 def _git_commit() -> dict[str, Any]:
-    """The commit of this source tree; None where git does not track this file."""
+    """The commit of this source tree; None if git does not track this file."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -70,7 +92,7 @@ def _git_commit() -> dict[str, Any]:
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        # Of code alone, also what is not committed yet: results and pages make no number another.
+        # Only code, committed or not: results and pages change no number.
         dirty = bool(git("status", "-s", "--", ".", ":/*.py"))
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": dirty}
     except (OSError, subprocess.SubprocessError):
