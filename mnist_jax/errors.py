@@ -91,6 +91,11 @@ def ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MemoryError) or is_out_of_memory(error):
         line = f"error: out of memory ({first_line(error)}); train with a smaller --batch_size"
         return DeviceError.exit_status, line
+    if is_process_failure(error):
+        return DeviceError.exit_status, (
+            f"error: another process has probably ended ({first_line(error)}); its output says "
+            "why; the same commands with the run's folder as --workdir resume the run"
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return DeviceError.exit_status, f"error: {error}; free some space on the disk"
     if isinstance(error, ModuleNotFoundError):
@@ -105,6 +110,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether XLA could not have the memory that it needed."""
     said = ("RESOURCE_EXHAUSTED", "Out of memory")  # by XLA, as it is compiled for each platform
     return isinstance(error, jax.errors.JaxRuntimeError) and any(map(str(error).__contains__, said))
+
+
+def is_process_failure(error: BaseException) -> bool:
+    """Whether a collective failed: JAX's error is a JaxRuntimeError or, on a CPU, a ValueError."""
+    words = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination service")
+    return (
+        jax.distributed.is_initialized()
+        and isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+        and any(word in str(error) for word in words)
+    )
 
 
 def first_line(error: BaseException) -> str:
