@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         for warning in warnings:
             for callback in callbacks:
                 callback.on_warning(warning)
-        with catch_signals() as stop, distributed.process_errors():
+        with catch_signals() as stop:
             fit(config, callbacks=callbacks, import_s=IMPORT_S, stop=stop)
         distributed.shutdown()
 

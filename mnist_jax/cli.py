@@ -16,6 +16,7 @@ from mnist_jax.errors import (
     MnistJaxError,
     first_line,
     is_out_of_memory,
+    is_process_failure,
 )
 
 Options = TypeVar("Options")
@@ -65,6 +66,11 @@ def _status_and_line(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MemoryError) or is_out_of_memory(error):
         line = f"error: out of memory ({first_line(error)}); use a smaller --batch_size or --seeds"
         return DeviceError.exit_status, line
+    if is_process_failure(error):
+        return DeviceError.exit_status, (
+            f"error: another process has probably ended ({first_line(error)}); its output says "
+            "why; the same commands with the run's folder as --workdir resume the run"
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return DeviceError.exit_status, f"error: {error}; free some space on the disk"
     if isinstance(error, ModuleNotFoundError):

@@ -80,6 +80,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_xla and any(message in str(error) for message in messages)
 
 
+def is_process_failure(error: BaseException) -> bool:
+    """Whether a collective failed: JAX's error is a JaxRuntimeError or, on a CPU, a ValueError."""
+    words = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination service")
+    return (
+        jax.distributed.is_initialized()
+        and isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+        and any(word in str(error) for word in words)
+    )
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message."""
     return (str(error).splitlines() or [""])[0]
