@@ -11,12 +11,12 @@ from mnist_jax.ops import malloc
 COMMANDS = {
     "data": "commands.data:Data",
     "predict": "commands.predict:Predict",
-    "evaluate": "commands.evaluate:Evaluate",
-    "ensemble": "commands.voting:Ensemble",
-    "compare": "commands.voting:Compare",
+    "evaluate": "inference.evaluate:Evaluate",
+    "ensemble": "inference.compare:Ensemble",
+    "compare": "inference.compare:Compare",
     "report": "commands.report:Report",
-    "verify": "commands.verify:Verify",
-    "export": "commands.export:Export",
+    "verify": "inference.verify:Verify",
+    "export": "inference.export:Export",
     "draw": "commands.draw:Draw",
 }
 

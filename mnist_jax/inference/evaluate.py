@@ -1,15 +1,18 @@
-"""How good a saved model is on a test set: overall, in each class, and what it takes for what."""
+"""Accuracy, loss and confusion matrix of a saved model on a test set."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 
-from mnist_jax.config import checked_path
 from mnist_jax.errors import UsageError
-from mnist_jax.inference.restore import Classifier, dataset_of, finite_members, load_runs, none_left
-from mnist_jax.parallel import mesh as devices
-from mnist_jax.runs.statistics import accuracy, confusion, summarize
+from mnist_jax.inference.flags import DataFlags, RunFolder, print_warnings
+from mnist_jax.inference.restore import Predictor, dataset_of, load_config, load_runs
+from mnist_jax.parallel import mesh
+from mnist_jax.runs.statistics import accuracy, confusion, percent, summarize
 
 
 def evaluate(
@@ -20,76 +23,104 @@ def evaluate(
     manual_dir: str | Path | None = None,
     platform: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a run's model on all test images of a data set.
+    """Evaluates the model in `workdir`, a run's folder, on all test images of a data set.
 
-    >>> from mnist_jax import evaluate
-    >>> found = evaluate("runs/mnist-cnn")  # doctest: +SKIP
-    >>> found["correct"], found["count"]  # doctest: +SKIP
-    (9934, 10000)
-
-    Args:
-        workdir: the run's folder.
-        dataset: one of `data.DATASETS`; None for the run's own.
-        data_dir: where the data set is; None for where the run had its own.
-        manual_dir: where its original files are, if it is not there.
-        platform: the device that computes; None for the run's own.
+    dataset, data_dir and platform: None for the run's own. manual_dir: the original files' folder.
 
     Returns:
-        What JSON can hold. dataset and trained_on: the names of the data sets. correct, count,
-        accuracy, ci95 (as in `statistics.accuracy`) and loss (mean cross-entropy in nats): of the
-        model, or of the mean of the members' probabilities. confusion: for each label, how many of
-        its images are taken for each class. classes: name, correct, count and accuracy of each
-        (None without images). members: seed, correct, count, accuracy, ci95 and loss of each one;
-        single: `statistics.summarize` of their accuracies. notices: what a user must be told.
+        A dict that JSON can hold: dataset and trained_on (names), correct, count, accuracy, ci95
+        (Wilson) and loss (mean cross-entropy in nats) of the model, or of the mean of the members'
+        probabilities; confusion, a row per label and a column per predicted class; classes (name,
+        correct, count, accuracy); members (seed, correct, count, accuracy, ci95, loss); single,
+        `statistics.summarize` of the members' accuracies; warnings.
 
     Raises:
-        UsageError: the folder holds no run, the data set does not exist or has other classes.
-        CheckpointError: the run cannot be used.
-        DataError: the data set cannot be had.
-        DeviceError: the platform is absent.
-        NonFiniteError: what the model gives, or every member, is not finite.
+        UsageError: the folder holds no run, or the data set is unknown or has other classes.
+        CheckpointError: the run has no usable checkpoint.
+        DataError, DeviceError: the data set cannot be loaded, or the platform is absent.
+        NonFiniteError: the outputs of all members are not finite.
     """
-    from scipy.special import log_softmax
-
-    folders = {
-        name: None if folder is None else checked_path(name, folder)
-        for name, folder in (("data_dir", data_dir), ("manual_dir", manual_dir))
-    }
-    (run,) = load_runs([checked_path("workdir", workdir)])
-    loaded = dataset_of(run, name=dataset, **folders)
+    (run,) = load_runs([workdir])
+    loaded = dataset_of(run, name=dataset, data_dir=data_dir, manual_dir=manual_dir)
     label, names = loaded.test.label, loaded.class_names
-    with devices.running_on(platform or run.config.platform, run.config.precision) as device:
-        logits = Classifier(run, device, logits=True)(loaded.test.image)
-    if logits.shape[2] != len(names):
-        raise UsageError(
-            f"{loaded.name} has {len(names)} classes, the model {logits.shape[2]}; choose another "
-            "--dataset"
-        )
-    finite, left_out = finite_members(run, logits)
-    if not finite:
-        raise none_left(left_out)
+    with mesh.use_device(platform or run.config.platform, run.config.precision) as device:
+        found = Predictor(run, device)(loaded.test.image)
+    if (n := found.log_probabilities.shape[2]) != len(names):
+        has = f"{loaded.name} has {len(names)} classes, the model {n}"
+        raise UsageError(f"{has}; choose another --dataset")
 
-    def judged(log_probabilities: np.ndarray) -> dict[str, Any]:
-        of_label = log_probabilities[np.arange(len(label)), label]
-        return {**accuracy(log_probabilities.argmax(1), label), "loss": float(-of_label.mean())}
+    def score(log_probabilities: np.ndarray) -> dict[str, Any]:  # (images, classes)
+        loss = -log_probabilities[np.arange(len(label)), label].mean()
+        return {**accuracy(log_probabilities.argmax(1), label), "loss": float(loss)}
 
-    members, log_sum = [], np.full(logits.shape[1:], -np.inf)
-    for seed, values in finite.items():
-        log_probabilities = log_softmax(values.astype(np.float64), axis=1)
-        members.append({"seed": seed, **judged(log_probabilities)})
-        log_sum = np.logaddexp(log_sum, log_probabilities)
-    counts = confusion(log_sum.argmax(1), label, len(names))
+    pairs = zip(found.seeds, found.log_probabilities, strict=True)
+    members = [{"seed": seed, **score(values)} for seed, values in pairs]
+    log_sum = scipy.special.logsumexp(found.log_probabilities, axis=0)
+    counts = confusion(log_sum.argmax(1), label, n).tolist()
+    classes = []
+    for name, row in zip(names, counts, strict=True):
+        correct, total = row[len(classes)], sum(row)
+        share = correct / total if total else None
+        classes.append({"name": name, "correct": correct, "count": total, "accuracy": share})
     return {
         "dataset": loaded.name,
         "trained_on": run.config.dataset,
-        **judged(log_sum - np.log(len(finite))),
-        "confusion": counts.tolist(),
-        "classes": [
-            {"name": name, "correct": int(row[i]), "count": int(row.sum()), "accuracy": share}
-            for i, (name, row) in enumerate(zip(names, counts, strict=True))
-            for share in [float(row[i] / row.sum()) if row.sum() else None]
-        ],
+        **score(log_sum - np.log(len(members))),
+        "confusion": counts,
+        "classes": classes,
         "members": members,
         "single": summarize([member["accuracy"] for member in members]),
-        "notices": [*run.notices, *loaded.notices, *left_out],
+        "warnings": [*run.warnings, *loaded.warnings, *found.warnings],
     }
+
+
+def accuracy_text(found: dict[str, Any]) -> str:
+    """One line for a result of `statistics.accuracy`."""
+    low, high = (percent(end, "") for end in found["ci95"])
+    counts = f"({found['correct']}/{found['count']})"
+    return f"{percent(found['accuracy'])} {counts}, 95 % interval {low} to {high}"
+
+
+def table_lines(found: dict[str, Any]) -> list[str]:
+    """The confusion matrix of `evaluate` as text: a row per label, a column per prediction."""
+    rows = [["label", *map(str, range(len(found["classes"]))), "accuracy"]]
+    for label, (kind, counts) in enumerate(zip(found["classes"], found["confusion"], strict=True)):
+        name = kind["name"] if kind["name"] == str(label) else f"{label} {kind['name']}"
+        rows.append([name, *(str(count or ".") for count in counts), percent(kind["accuracy"])])
+    first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return ["  ".join([name.ljust(first), *map(str.rjust, cells, rest)]) for name, *cells in rows]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(DataFlags):
+    """Evaluates a saved model on the test images: accuracy, loss and confusion matrix."""
+
+    folder: RunFolder
+    """The run's folder. With --seeds=K: each network, and the mean of their probabilities."""
+
+    dataset: str | None = None
+    """Evaluate on the test images of another data set. None: the run's."""
+
+    json: bool = False
+    """Print one JSON object instead."""
+
+    def run(self) -> None:
+        """Prints the result, warnings on stderr."""
+        print_warnings(mesh.enable_compilation_cache(load_config(self.folder).compilation_cache))
+        where = {"data_dir": self.data_dir, "manual_dir": self.manual_dir}
+        found = evaluate(self.folder, dataset=self.dataset, platform=self.platform, **where)
+        print_warnings(found["warnings"])
+        if self.json:
+            print(json.dumps(found))
+            return
+        print(f"data      {found['dataset']}, {found['count']:,} test images")
+        if found["dataset"] != found["trained_on"]:
+            print(f"trained on {found['trained_on']}")
+        if many := len(found["members"]) > 1:
+            for member in found["members"]:
+                print(f"seed {member['seed']}  {accuracy_text(member)}, loss {member['loss']:.4f}")
+            mean, sd = percent(found["single"]["mean"]), percent(found["single"]["sd"], "")
+            print(f"single    {mean} mean of {len(found['members'])} members, sd {sd}")
+        print(f"{'ensemble' if many else 'accuracy'}  {accuracy_text(found)}")
+        heading = "rows: labels; columns: predicted classes"
+        print(f"loss      {found['loss']:.4f}", "", heading, *table_lines(found), sep="\n")

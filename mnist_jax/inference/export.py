@@ -1,71 +1,80 @@
-"""A saved model for other programs: its parameters, or a program that holds them.
+"""Exports a saved model for other programs: its parameters, or a StableHLO program.
 
-Beside either file lies its description, `<file>.json`: what goes in and comes out, the classes,
-the accuracy, the config, and the SHA-256 of the file. It is written first, so no file is ever
-without one; a file without one was not exported, and is never replaced.
+`<file>.json` beside it describes input and output, classes, accuracy, config and SHA-256.
 """
 
-import contextlib
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
-from mnist_jax import atomic_io as storage
+from mnist_jax import atomic_io
 from mnist_jax.data import class_names
-from mnist_jax.data.split import NUM_CLASSES
 from mnist_jax.errors import DeviceError, NonFiniteError, UsageError
-from mnist_jax.inference.restore import LoadedRun, classify, notice_incomplete
+from mnist_jax.inference.flags import RunFolder, print_warnings
+from mnist_jax.inference.restore import LoadedRun, load_runs, logits_fn
 from mnist_jax.models import IMAGE_SHAPE, count_parameters
-from mnist_jax.parallel import mesh as devices
-from mnist_jax.parallel.ensemble import member_of
-from mnist_jax.runs import run_dir as runs
-from mnist_jax.runs.checkpoint import names_of
+from mnist_jax.parallel import mesh
+from mnist_jax.runs.run_dir import read_result
+from mnist_jax.runs.statistics import percent
 
 VERSION = 1  # of the description
-FORMATS = ("safetensors", "stablehlo")
-PLATFORMS = ("cpu", "cuda", "tpu")  # that a program is exported for
+PLATFORMS = ("cpu", "cuda", "tpu")  # a StableHLO program runs on each
+Format = Literal["safetensors", "stablehlo"]
 
 
 def export(
-    run: LoadedRun, file_format: str, output: Path, member: int | None = None
+    run: LoadedRun, file_format: Format, output: Path, member: int | None = None
 ) -> dict[str, Any]:
-    """Writes a saved model, of an ensemble one member, to `output`, and its description beside it.
+    """Writes a saved model to `output` and its description beside it; returns the description.
 
     Args:
         run: the model.
-        file_format: one of `FORMATS`.
-        output: a new file, or one that an earlier export left, which is replaced.
-        member: the seed of a member; None where there is only one.
-
-    Returns:
-        The description. A notice is left in `run.notices` where its accuracy is not known.
+        file_format: safetensors or stablehlo.
+        output: a new file, or one that an earlier export wrote.
+        member: seed of the network, needed if the run has several.
 
     Raises:
-        UsageError: there is no such member, or it is not said which; `output` is another's file.
+        UsageError: there is no such member, or `output` is a file that was not exported.
         CheckpointError: the run's result is damaged.
         NonFiniteError: the parameters are not finite.
         DeviceError: a file cannot be written.
     """
-    place = _place(run, member)
+    config, seeds = run.config, run.config.all_seeds()
+    seed = seeds[0] if member is None and len(seeds) == 1 else member
+    if seed is None or seed not in seeds:
+        which = ", ".join(map(str, seeds))
+        raise UsageError(f"member is {member}; the run has {which}; choose one with --member")
+    place = seeds.index(seed)
     params = jax.device_get(run.members[place])
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
-        seed = run.config.all_seeds()[place]
-        raise NonFiniteError(f"seed {seed} of {run.folder} is not finite; export another run")
-    data = safetensors(params) if file_format == "safetensors" else stablehlo(run, params)
-    digest = hashlib.sha256(data).hexdigest()
+        raise NonFiniteError(f"seed {seed} of {run.folder} is not finite; export another")
+    is_program = file_format == "stablehlo"
+    data = stablehlo(run, params) if is_program else safetensors(params)
+    scale = "x / 255" if config.normalize else "x"
+    logits = f"logits of float32 images, {scale}; their softmax is the probabilities"
+    classes = class_names(config.dataset)
+    pixels, content = "light figures on black, 0 to 255", "probabilities" if is_program else logits
     description = {
         "version": VERSION,
         "format": file_format,
         "file": output.name,
-        "sha256": digest,
-        **_contract(run, file_format),
-        **_origin(run, place),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "input": {"shape": ["b", *IMAGE_SHAPE], "dtype": "uint8", "content": pixels},
+        "output": {"shape": ["b", len(classes)], "dtype": "float32", "content": content},
+        **({"platforms": PLATFORMS} if is_program else {}),
+        "classes": classes,
+        "seed": seed,
+        "epochs": run.epoch,
+        "steps": run.step,
+        **_test_accuracy(run, place),
+        "config": config.hyperparameters(),  # without fields that hold paths
         "parameters": count_parameters(params),
         "jax": jax.__version__,
     }
@@ -77,129 +86,78 @@ def safetensors(params: Any) -> bytes:
     """The parameters as a safetensors file, with names such as "conv1/kernel"."""
     import safetensors.numpy
 
-    named = names_of(params)
-    return safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in named.items()})
+    named: Any = traverse_util.flatten_dict(params, sep="/")
+    return safetensors.numpy.save(named)
 
 
 def stablehlo(run: LoadedRun, params: Any) -> bytes:
-    """The network as a file that `jax.export.deserialize` reads, for any number of images.
+    """A program that holds the parameters, to be read by `jax.export.deserialize`.
 
-    (b, 28, 28, 1) uint8 → probabilities (b, classes) float32, scaled and multiplied as in the run,
-    on each of `PLATFORMS`. The parameters are in it: one file is all that has to be kept together.
+    (b, 28, 28, 1) uint8 → probabilities (b, classes) float32, in the run's precision, on each of
+    `PLATFORMS`.
     """
     from jax import export
 
-    def probabilities(image: jax.Array) -> jax.Array:
-        return classify(run, params, image)
-
+    logits = logits_fn(run)
     images = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), *IMAGE_SHAPE), jnp.uint8)
-    precision = devices.MATMUL_PRECISION[run.config.precision]
-    with jax.default_matmul_precision(precision), _no_source_paths():
-        exported = export.export(jax.jit(probabilities), platforms=PLATFORMS)(images)
-        return bytes(exported.serialize())
-
-
-@contextlib.contextmanager
-def _no_source_paths() -> Iterator[None]:
-    """Operations do not name the lines that made them, whose paths may name the user."""
+    program = jax.jit(lambda image: jax.nn.softmax(logits(params, image)))
+    # Without source locations, which would put this machine's paths into the file.
     option = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, option)
     jax.config.update(option, 0)
     try:
-        yield
+        with jax.default_matmul_precision(mesh.MATMUL_PRECISION[run.config.precision]):
+            return bytes(export.export(program, platforms=PLATFORMS)(images).serialize())
     finally:
         jax.config.update(option, before)
 
 
-def _place(run: LoadedRun, member: int | None) -> int:
-    """Where the member of that seed stands."""
-    seeds = run.config.all_seeds()
-    which = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    if member is None and len(seeds) > 1:
-        raise UsageError(
-            f"{run.folder} holds {len(seeds)} networks, of the seeds {which}; "
-            "name one of them with --member"
-        )
-    if member is None:
-        return 0
-    if member not in seeds:
-        raise UsageError(f"member is {member}; allowed is {which}, the run's seed; change --member")
-    return seeds.index(member)
-
-
-def _contract(run: LoadedRun, file_format: str) -> dict[str, Any]:
-    """What goes in and comes out."""
-    scale = "divided by 255" if run.config.normalize else "as they are"
-    ready = file_format == "stablehlo"
-    content = "a light figure on black, 0 to 255"
-    if not ready:
-        content += f"; the network takes them as float32, {scale}"
-    return {
-        "input": {"shape": ["b", *IMAGE_SHAPE], "dtype": "uint8", "content": content},
-        "output": {
-            "shape": ["b", NUM_CLASSES],
-            "dtype": "float32",
-            "content": "probabilities" if ready else "logits; their softmax is the probabilities",
-        },
-        **({"platforms": PLATFORMS} if ready else {}),
-    }
-
-
-def _origin(run: LoadedRun, place: int) -> dict[str, Any]:
-    """What the run was, and how good this network is."""
-    config = run.config
-    return {
-        "classes": class_names(config.dataset),
-        "seed": config.all_seeds()[place],
-        "epochs": run.progress.epoch,
-        "steps": run.progress.step,
-        **_accuracy(run, place),
-        "config": config.hyperparameters(),  # without the fields that hold paths
-    }
-
-
-def _accuracy(run: LoadedRun, place: int) -> dict[str, Any]:
-    """The test accuracy that result.json has for just these parameters; None where it has none."""
-    unknown = {"test_accuracy": None, "test_correct": None, "test_count": None}
-    record = runs.read_result(run.folder)
-    if record is None:
-        notice_incomplete(run)
-        return unknown
-    names = ("test_accuracy", "test_correct", "params_sha256")
-    found, params = {name: record.get(name) for name in names}, run.progress.state.params
-    if run.config.seeds is not None:
-        params = member_of(params, place)
-        found = {
-            name: values[place] if isinstance(values, list) and place < len(values) else None
-            for name, values in found.items()
-        }
-    if found.pop("params_sha256") != runs.params_sha256(params):
-        result = run.folder / runs.RESULT
-        run.notices.append(f"the accuracy in {result} is of other parameters; it is left out")
-        return unknown
-    return {**found, "test_count": record.get("test_count")}
+def _test_accuracy(run: LoadedRun, place: int) -> dict[str, Any]:
+    """What result.json says of this network; None where it is of other parameters or not there."""
+    names, record = ("test_accuracy", "test_correct", "test_count"), read_result(run.folder)
+    if record is None or record["steps"] != run.step:
+        return dict.fromkeys(names)
+    found = {name: record[name] for name in names}
+    return {n: value[place] if isinstance(value, list) else value for n, value in found.items()}
 
 
 def _write(output: Path, data: bytes, description: dict[str, Any]) -> None:
     beside = Path(f"{output}.json")
     try:
-        if not _is_free(output, beside):
-            raise UsageError(
-                f"{output} or {beside} is there and was not exported; choose another --output"
-            )
-        storage.write_atomically(beside, (json.dumps(description, indent=1) + "\n").encode())
-        storage.write_atomically(output, data)
+        if output.exists() != beside.exists():  # one of them is not an export
+            raise UsageError(f"{output} or {beside} was not exported; choose another --output")
+        atomic_io.write_atomically(beside, (json.dumps(description, indent=1) + "\n").encode())
+        atomic_io.write_atomically(output, data)
     except OSError as error:
-        raise DeviceError(
-            f"cannot write {output} ({error.strerror}); choose another --output"
-        ) from error
+        problem = f"cannot write {output} ({error.strerror})"
+        raise DeviceError(f"{problem}; choose another --output") from error
 
 
-def _is_free(output: Path, beside: Path) -> bool:
-    """Whether nothing is there but what an earlier export left."""
-    if not beside.exists():
-        return not output.exists()
-    try:
-        return storage.read_json(beside).get("file") == output.name
-    except storage.IntegrityError:
-        return False
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Exports a saved model for other programs, with a description in <file>.json."""
+
+    folder: RunFolder
+    """The run's folder."""
+
+    format: Format = "safetensors"
+    """safetensors: the parameters by name. stablehlo: a program from pixels to probabilities for
+    CPU, NVIDIA GPU and TPU, which jax.export reads without this package, if that JAX is at most 6
+    months newer, or 3 weeks older, than the one here."""
+
+    output: Path | None = None
+    """The file; replaces only an earlier export. None: model.<format> in the run's folder."""
+
+    member: int | None = None
+    """Seed of the network to export, from a run with --seeds=K."""
+
+    def run(self) -> None:
+        """Prints what was written, and the network's test accuracy."""
+        (run,) = load_runs([self.folder])
+        output = self.output and atomic_io.user_path(self.output)
+        output = output or run.folder / f"model.{self.format}"
+        found = export(run, self.format, output, self.member)
+        print_warnings(run.warnings)
+        print(f"{output}  {output.stat().st_size / 1e6:.1f} MB, described in {output.name}.json")
+        which = f"{run.config.model} on {run.config.dataset}, seed {found['seed']}"
+        print(f"{which}, test accuracy {percent(found['test_accuracy'])}")

@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mnist_jax.errors import printable
-
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Runs = Annotated[  # may be empty: tyro has no "one or more", so each command checks it
     tuple[Path, ...],
@@ -40,4 +38,4 @@ class DataFlags(PlatformFlags):
 def print_warnings(messages: Iterable[str]) -> None:
     """Prints each message on stderr as one line, `warning: …`."""
     for message in messages:
-        print(printable(f"warning: {message}"), file=sys.stderr)
+        print(f"warning: {message}", file=sys.stderr)

@@ -141,8 +141,8 @@ def dataset_of(
     run: LoadedRun,
     *,
     name: str | None = None,
-    data_dir: Path | None = None,
-    manual_dir: Path | None = None,
+    data_dir: str | Path | None = None,
+    manual_dir: str | Path | None = None,
 ) -> Dataset:
     """The data set of a run, or another one.
 

@@ -1,42 +1,32 @@
-"""Whether a run's folder still holds what the run left, and whether its accuracy is true."""
+"""Checks that a run's folder holds what the run wrote and that its accuracy is reproducible."""
 
-import math
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnist_jax import atomic_io as storage
-from mnist_jax.data import load_dataset
+from mnist_jax import atomic_io
 from mnist_jax.errors import CheckpointError
-from mnist_jax.inference import restore as saved
+from mnist_jax.inference.flags import DataFlags, RunFolder
+from mnist_jax.inference.restore import dataset_of, evaluate_split, load_config, load_run
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import count_parameters, param_shapes
-from mnist_jax.parallel import mesh as devices
-from mnist_jax.runs import checkpoint, environment
-from mnist_jax.runs import run_dir as runs
-from mnist_jax.runs.results import outcome
+from mnist_jax.parallel import mesh
+from mnist_jax.parallel.ensemble import member_of
+from mnist_jax.runs import checkpoint, environment, run_dir
+from mnist_jax.runs.results import params_sha256
 
-ELSEWHERE = 0.001  # share of images that rounding may turn on a GPU, or elsewhere
+RECORDS = (run_dir.CONFIG, run_dir.ENVIRONMENT, run_dir.METRICS)
+TOLERANCE = 0.001  # share of images that rounding may change on a GPU or in another environment
 
 
 class Check(NamedTuple):
-    """One thing that was looked at.
-
-    Attributes:
-        name: what.
-        found: what was found there, or what is wrong.
-        good: whether it is as it should be.
-    """
+    """One check: its name, what was found, and whether that is right."""
 
     name: str
     found: str
     good: bool
-
-
-class _WrongError(Exception):
-    """What a check found wrong."""
 
 
 def verify(
@@ -46,133 +36,93 @@ def verify(
     manual_dir: Path | None = None,
     platform: str | None = None,
 ) -> Iterator[Check]:
-    """Looks at all that a run left, file by file, and at last evaluates its model again.
+    """Checks a run's files against their digests, then evaluates its model again.
 
-    Changes nothing; the run must not go on meanwhile (`runs.check_idle`). One that is not complete
-    is checked as far as it has come.
-
-    Args:
-        folder: the run's.
-        data_dir: where its data set is; None for where the run had it.
-        manual_dir: where the data set's original files are, if it is not in `data_dir`.
-        platform: the device that evaluates; None for the run's own.
+    Changes nothing. Of an incomplete run, checks only the checkpoints.
 
     Raises:
         UsageError: the folder holds no run.
-        DeviceError: the platform is absent.
-        DataError: the run's data set cannot be had, so the accuracy cannot be computed again.
+        DataError, DeviceError: the data set cannot be loaded, or the platform is absent.
     """
-    config = saved.load_config(folder)  # without it nothing else makes sense
-    seeds = config.all_seeds()
-    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
-    yield Check("config", f"{config.model} on {config.dataset}, {which}", True)
-    yield _check("files", lambda: _files(folder))
+    config = load_config(folder)
+    yield Check("config", f"{config.model} on {config.dataset}, seed {config.seed}", True)
+    yield (files := _check("files", lambda: _files(folder)))
     yield (checkpoints := _check("checkpoints", lambda: _checkpoints(folder)))
-    if not checkpoints.good:
+    if not (files.good and checkpoints.good) or (record := run_dir.read_result(folder)) is None:
         return
-    run = saved.load_run(folder)
-    try:
-        record = runs.read_result(folder)
-    except CheckpointError:  # said under "files"
-        return
-    yield _check("metrics", lambda: _metrics(run, complete=record is not None))
-    if record is None:
-        step = run.progress.step
-        yield Check("result", f"none yet: the run stands at step {step:,}", True)
-        return
-    yield _check("result", lambda: _result(run, record))
-    data_dir = data_dir or config.data_dir
-    dataset = load_dataset(config.dataset, data_dir=data_dir, manual_dir=manual_dir)
-    with devices.running_on(platform or config.platform, config.precision) as device:
-        sums = saved.evaluate(run, dataset.test, device)
-        exact = environment.describe(device) == record.get("environment")
-        exact = exact and device.platform != "gpu"  # whose bits differ from process to process
-    yield _check("accuracy", lambda: _accuracy(record, sums, exact))
+    run = load_run(folder)
+    yield _check("parameters", lambda: _parameters(run.folder, record))
+    dataset = dataset_of(run, data_dir=data_dir, manual_dir=manual_dir)
+    with mesh.use_device(platform or config.platform, config.precision) as device:
+        metrics = evaluate_split(run, dataset.test, device)
+        exact = environment.describe(device) == record["environment"] and device.platform != "gpu"
+    yield _check("accuracy", lambda: _accuracy(record, metrics, exact))
 
 
-def _check(name: str, look: Callable[[], str]) -> Check:
+def _check(name: str, find: Callable[[], str]) -> Check:
     try:
-        return Check(name, look(), True)
-    except (_WrongError, CheckpointError, storage.IntegrityError, OSError) as error:
+        return Check(name, find(), True)
+    except (CheckpointError, atomic_io.IntegrityError, OSError) as error:
         return Check(name, str(error), False)
 
 
 def _files(folder: Path) -> str:
-    """Whether the files of a complete run have the digests of its manifest."""
-    if runs.read_result(folder) is None:
-        storage.read_json(folder / "environment.json")
-        return "no manifest yet"
-    for name in runs.RECORDS:
-        path = folder / name
-        data = storage.read_bounded(path, max_bytes=storage.MAX_JSON_BYTES)
-        storage.check_digest(path, data, folder / runs.MANIFEST)
-    return f"{', '.join((*runs.RECORDS, runs.RESULT))} are what the run wrote"
+    if run_dir.read_result(folder) is None:
+        return "the run is incomplete and has no manifest yet"
+    for path in (folder / name for name in RECORDS):
+        atomic_io.check_digest(path, path.read_bytes(), folder / run_dir.MANIFEST)
+    return f"{', '.join((*RECORDS, run_dir.RESULT))} match {run_dir.MANIFEST}"
 
 
 def _checkpoints(folder: Path) -> str:
-    """Whether every checkpoint proves whole."""
-    progress = saved.load_run(folder).progress
-    for path in sorted((folder / "checkpoints").glob("*.safetensors")):
-        storage.read_verified(path, max_bytes=checkpoint.max_bytes(progress.split()[0]))
-    return f"whole; the newest has {progress.epoch} epochs and {progress.step:,} steps"
+    paths = sorted((folder / "checkpoints").glob("*.safetensors"))
+    for path in paths:
+        atomic_io.read_verified(path)
+    return f"{len(paths)} match their digests; the newest is at step {load_run(folder).step:,}"
 
 
-def _metrics(run: saved.LoadedRun, *, complete: bool) -> str:
-    """Whether metrics.jsonl has the lines of the newest checkpoint, and only finite numbers."""
-    path = run.folder / "metrics.jsonl"
-    data = storage.read_bounded(path, max_bytes=storage.MAX_JSON_BYTES)
-    known, lines = run.progress.rows, data.splitlines()
-    rows = [storage.parse_json(line, path.name) for line in lines[: len(known)]]
-    # A run that was killed may have written more since its newest checkpoint.
-    if rows != known or (complete and len(lines) > len(known)):
-        raise _WrongError(f"{path.name} does not hold the epochs of the newest checkpoint")
-    for row in known:
-        for name, value in row.items():
-            for one in value if isinstance(value, list) else [value]:
-                if one is not None and not math.isfinite(one):  # None: of a member that was lost
-                    raise _WrongError(f"{name} of epoch {row['epoch']} is {one}")
-    return f"{len(known)} epochs"
+def _parameters(folder: Path, record: dict[str, Any]) -> str:
+    arrays, _, _ = checkpoint.load_newest(folder / "checkpoints") or ({}, {}, [])
+    prefix = "state/params/"
+    params = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+    recorded, members = record["params_sha256"], [params]
+    if isinstance(recorded, list):
+        members = [member_of(params, member) for member in range(len(recorded))]
+    if [params_sha256(member) for member in members] != np.ravel(recorded).tolist():
+        raise CheckpointError(f"their SHA-256 is not the one in {run_dir.RESULT}")
+    return f"of step {record['steps']:,}, with the recorded SHA-256"
 
 
-def _result(run: saved.LoadedRun, record: dict[str, Any]) -> str:
-    """Whether result.json says of the run what its other files say."""
-    progress = run.progress
-    if not progress.rows:
-        raise _WrongError("the newest checkpoint has no epoch, so the run was not complete")
-    expected = {
-        # As it was written: by another version, perhaps, which had other fields.
-        "config": storage.read_json(run.folder / "config.json"),
-        "seed": run.config.seed,
-        "epochs": progress.epoch,
-        "steps": progress.step,
-        "parameters": count_parameters(param_shapes(run.model)),
-        **outcome(run.config, progress),
-    }
-    for name, value in expected.items():
-        was = record.get(name)
-        if was != value and isinstance(was, dict) and isinstance(value, dict):
-            keys = sorted(
-                key for key in was.keys() | value.keys() if was.get(key) != value.get(key)
-            )
-            raise _WrongError(f"{name} differs from the other files in {', '.join(keys)}")
-        if was != value:
-            raise _WrongError(f"{name} is {was!r}, by the other files {value!r}")
-    return "the parameters and the numbers are the newest checkpoint's"
-
-
-def _accuracy(record: dict[str, Any], sums: Metrics, exact: bool) -> str:
-    """Whether the test accuracy comes out again: of every member, where there are several."""
-    correct, count = np.ravel(sums.correct).tolist(), int(np.max(sums.count))
-    recorded = record.get("test_correct")
-    recorded = recorded if isinstance(recorded, list) else [recorded]
-    found = f"{', '.join(map(str, correct))} of {count} test images"
-    if (recorded, record.get("test_count")) == (correct, count):
+def _accuracy(record: dict[str, Any], metrics: Metrics, exact: bool) -> str:
+    correct, recorded = np.atleast_1d(metrics.correct), np.atleast_1d(record["test_correct"])
+    found = f"{', '.join(map(str, correct))} of {record['test_count']} test images"
+    if (correct == recorded).all():
         return f"{found}, as recorded"
-    found = f"{found}; recorded were {', '.join(map(str, recorded))}"
-    near = len(recorded) == len(correct) and all(
-        isinstance(was, int) and abs(is_now - was) <= ELSEWHERE * count
-        for is_now, was in zip(correct, recorded, strict=True)
-    )
-    if exact or not near or record.get("test_count") != count:
-        raise _WrongError(found)
-    return f"{found}: rounding on a GPU, another device or with other versions"
+    found += f"; recorded: {', '.join(map(str, recorded))}"
+    if exact or np.abs(correct - recorded).max() > TOLERANCE * record["test_count"]:
+        raise CheckpointError(found)
+    return f"{found}; rounding differs between devices and versions"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verify(DataFlags):
+    """Checks a run's files against their digests and recomputes its accuracy."""
+
+    folder: RunFolder
+    """The run's folder."""
+
+    def run(self) -> None:
+        """Prints a line per check; raises CheckpointError if one failed."""
+        folder = atomic_io.user_path(self.folder)
+        run_dir.check_idle(folder)
+        where = {"data_dir": self.data_dir, "manual_dir": self.manual_dir}
+        failed = []
+        for check in verify(folder, platform=self.platform, **where):
+            print(f"{check.name:12s}{'ok' if check.good else 'WRONG':6s}{check.found}", flush=True)
+            failed += [] if check.good else [check.name]
+        if failed:
+            raise CheckpointError(
+                f"{folder} differs from what its run wrote: {', '.join(failed)}; remove "
+                "result.json and repeat the run's command to write it from the newest checkpoint"
+            )
+        print("OK")

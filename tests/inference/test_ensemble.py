@@ -1,0 +1,114 @@
+"""`ensemble` and `compare`, and the functions behind them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from mnist_jax.inference import compare
+from mnist_jax.inference.restore import Prediction, Predictor, dataset_of, load_run, load_runs
+from mnist_jax.parallel import mesh
+
+RECIPES = "says nothing about the recipes: another seed may reverse the result."
+
+
+def prediction(*members) -> Prediction:
+    return Prediction(np.log(np.maximum(members, 1e-9)), list(range(len(members))), [])
+
+
+def test_predictions_are_those_of_the_training_s_evaluation(runs, data_dir):
+    some = load_runs([runs / "many", runs / "one"])
+    test = dataset_of(some[0], data_dir=data_dir).test
+    found = compare.predict_all(some, dataset_of(some[0]))
+    assert found.seeds == [1234, 1235, 1236, 5]
+    records = [json.loads((runs / n / "result.json").read_text()) for n in ("many", "one")]
+    correct = (found.log_probabilities.argmax(2) == test.label).sum(1).tolist()
+    assert correct == [*records[0]["test_correct"], records[1]["test_correct"]]
+    np.testing.assert_allclose(found.probabilities.sum(2), 1, rtol=1e-5)
+
+
+def test_shift_averages_over_nine_places(runs, data_dir):
+    one = load_run(runs / "one")
+    images = dataset_of(one, data_dir=data_dir).test.image[:20]
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    with mesh.use_device("cpu", "float32") as device:
+        found = Predictor(one, device, shift=2)(images)
+        plain = Predictor(one, device)
+        moved = [plain(padded[:, y : y + 28, x : x + 28]) for y in (0, 2, 4) for x in (0, 2, 4)]
+    expected = np.mean([each.mean for each in moved], axis=0)
+    np.testing.assert_allclose(found.mean, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_votes_by_hand():
+    """Three members, four images, three classes."""
+    rows = [
+        # all agree; two against one; the average outvotes the majority; a tie of three
+        [[0.8, 0.1, 0.1], [0.6, 0.4, 0.0], [0.4, 0.6, 0.0], [0.5, 0.3, 0.2]],
+        [[0.8, 0.1, 0.1], [0.6, 0.4, 0.0], [0.4, 0.6, 0.0], [0.1, 0.8, 0.1]],
+        [[0.8, 0.1, 0.1], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.2, 0.2, 0.6]],
+    ]
+    found = compare.vote(prediction(*rows), np.array([0, 0, 0, 1]))
+    assert found["averaged"]["correct"] == 3  # all but the second
+    assert found["majority"]["correct"] == 3  # all but the third
+    assert found["missed_by_all"] == []
+    assert found["single"]["mean"] == pytest.approx((2 + 3 + 2) / 12)
+    assert found["members"] == 3
+
+
+def test_seeds_decide_where_each_side_has_several():
+    """The seeds' accuracies overlap although the means of the probabilities differ on 12 images."""
+    label = np.zeros(100, int)
+
+    def side(*correct) -> Prediction:
+        return prediction(
+            *(np.where(np.arange(100)[:, None] < n, [0.9, 0.1], [0.4, 0.6]) for n in correct)
+        )
+
+    found = compare.compare(side(50, 90), side(62, 91), label)
+    assert found["seeds"]["difference"] == pytest.approx(0.065)
+    assert (found["better"], found["worse"]) == (False, False)
+    found = compare.compare(side(50), side(62), label)
+    assert (found["seeds"], found["better"], found["worse"]) == (None, True, False)
+
+
+def test_ensemble_command(runs, command):
+    status, out, _ = command("ensemble", runs / "many", runs / "one", "--json")
+    found = json.loads(out)
+    assert (status, found["members"], found["averaged"]["count"]) == (0, 4, 360)
+    status, out, err = command("ensemble", runs / "worse", "--shift=1")
+    lines = out.splitlines()
+    assert (status, err, "mean of 3 members, sd " in lines[0]) == (0, "", True)
+    assert re.fullmatch(r"missed by all members: \d+ images \((\d+, ){10}…\)", lines[-1])
+
+
+def test_compare_command(runs, command):
+    many, worse, one = (str(runs / name) for name in ("many", "worse", "one"))
+    status, out, err = command("compare", many, worse)
+    assert (status, err) == (7, f"error: {worse} is significantly worse than {many}\n")
+    assert RECIPES not in out
+    status, out, _ = command("compare", worse, many)
+    assert (status, out.splitlines()[-1]) == (0, f"{many} is significantly better than {worse}")
+    status, out, _ = command("compare", one, one)
+    assert (status, out.splitlines()[-1]) == (0, "no significant difference")
+    assert f"Comparing two single networks {RECIPES}" in out
+    status, out, _ = command("compare", one, worse)
+    assert (status, f"Comparing with a single network {RECIPES}" in out) == (7, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("ensemble", "no run is given"),
+        ("ensemble x y ./x", "a run is given twice"),
+        ("ensemble x --shift=28", "shift is 28; allowed is 0 to 27"),
+        ("ensemble ONE OTHER", "different data sets"),
+        ("compare ONE OTHER", "different data sets"),
+    ],
+)
+def test_mistakes(words, message, runs, copied, command):
+    config = (other := copied("one")) / "config.json"
+    config.write_text(config.read_text().replace('"digits"', '"kmnist"'))
+    places = {"ONE": runs / "one", "OTHER": other}
+    status, _, err = command(*(places.get(word, word) for word in words.split()))
+    assert (status, err.count("\n"), message in err) == (2, 1, True)

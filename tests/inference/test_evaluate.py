@@ -1,0 +1,151 @@
+"""`evaluate`, as a function and as a command."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from mnist_jax import data, evaluate
+from mnist_jax.errors import NonFiniteError, UsageError
+from mnist_jax.inference import evaluate as evaluation
+from mnist_jax.inference.restore import Predictor, load_run
+from mnist_jax.parallel import mesh
+
+
+@pytest.fixture
+def split(data_dir):
+    return data.load_dataset("digits", data_dir=data_dir).test
+
+
+def mean_probabilities(folder, images) -> np.ndarray:
+    with mesh.use_device("cpu", "float32") as device:
+        return Predictor(load_run(folder), device)(images).mean
+
+
+def last_row(folder) -> dict:
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_accuracy_and_loss_are_those_of_the_run(runs):
+    found, row = evaluate(runs / "one"), last_row(runs / "one")
+    assert (found["dataset"], found["trained_on"], found["count"]) == ("digits", "digits", 360)
+    assert found["accuracy"] == row["test/accuracy"]
+    assert found["loss"] == pytest.approx(row["test/loss"], rel=1e-5)
+    assert found["ci95"][0] < found["accuracy"] < found["ci95"][1]
+    assert found["warnings"] == []
+
+
+def test_confusion_matrix(runs, split):
+    found = evaluate(runs / "one")
+    predicted = mean_probabilities(runs / "one", split.image).argmax(1)
+    expected = np.zeros((10, 10), int)
+    np.add.at(expected, (split.label, predicted), 1)
+    assert found["confusion"] == expected.tolist()
+    for label, row in enumerate(found["classes"]):
+        correct, count = expected[label, label], expected[label].sum()
+        assert list(row.values()) == [str(label), correct, count, correct / count]
+
+
+def test_members_and_ensemble(runs, split):
+    found, row = evaluate(runs / "many"), last_row(runs / "many")
+    members = found["members"]
+    assert [member["seed"] for member in members] == [1234, 1235, 1236]
+    assert [member["accuracy"] for member in members] == row["test/accuracy"]
+    np.testing.assert_allclose([member["loss"] for member in members], row["test/loss"], rtol=1e-5)
+    assert found["single"]["mean"] == pytest.approx(np.mean(row["test/accuracy"]))
+    mean = mean_probabilities(runs / "many", split.image)
+    assert found["correct"] == np.sum(mean.argmax(1) == split.label)
+    assert np.trace(found["confusion"]) == found["correct"]
+    loss = -np.log(mean[np.arange(360), split.label]).mean()
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_loss_is_finite_where_probabilities_underflow(copied, edit_params, split):
+    """exp(-500) is 0 in float32."""
+
+    def always_zero(name, array):
+        array[...] = 0
+        if name.endswith("bias"):
+            array[0] = 500
+
+    edit_params(folder := copied("one"), always_zero)
+    assert evaluate(folder)["loss"] == pytest.approx(500 * np.mean(split.label != 0))
+
+
+def test_diverged_members_are_excluded(copied, edit_params):
+    def diverge(seeds):
+        return lambda name, array: array.__setitem__(seeds, np.nan)
+
+    edit_params(folder := copied("many"), diverge([1]))
+    found = evaluate(folder)
+    assert [member["seed"] for member in found["members"]] == [1234, 1236]
+    assert len(found["warnings"]) == 1
+    assert "1235" in found["warnings"][0]
+    edit_params(folder, diverge([0, 2]))
+    with pytest.raises(NonFiniteError):
+        evaluate(folder)
+
+
+def test_text_output(runs, command):
+    status, out, err = command("evaluate", runs / "one")
+    lines, found = out.splitlines(), evaluate(runs / "one")
+    assert (status, err) == (0, "")
+    assert lines[0] == "data      digits, 360 test images"
+    share = f"{100 * found['accuracy']:.2f}"
+    assert lines[1].startswith(f"accuracy  {share} % ({found['correct']}/360), 95 % interval")
+    assert lines[2] == f"loss      {found['loss']:.4f}"
+    assert re.fullmatch(r"label( +\d){10}  accuracy", lines[-11])
+    for label, line in enumerate(lines[-10:]):
+        cells = line.replace(".", "0", line.count(" .")).replace("%", "").split()
+        assert list(map(int, cells[:-1])) == [label, *found["confusion"][label]]
+    assert len({len(line) for line in lines[-11:]}) == 1
+
+    out = command("evaluate", runs / "many")[1]
+    assert len(re.findall(r"^seed 123[456]  [\d.]+ % \(\d+/360\), .*loss [\d.]+$", out, re.M)) == 3
+    assert re.search(r"^single    [\d.]+ % mean of 3 members, sd [\d.]+$", out, re.M)
+    assert re.search(r"^ensemble  [\d.]+ % ", out, re.M)
+
+
+def test_json_output(runs, command, monkeypatch):
+    monkeypatch.setenv("HOME", str(runs))
+    status, out, _ = command("evaluate", "~/one", "--json")
+    assert (status, out.count("\n")) == (0, 1)
+    assert json.loads(out) == evaluate(runs / "one")
+
+
+def test_another_data_set(copied, data_dir, command):
+    folder = copied("one")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"digits"', '"fashion_mnist"'))
+    status, out, _ = command("evaluate", folder, "--dataset=digits", f"--data_dir={data_dir}")
+    assert (status, out.splitlines()[1]) == (0, "trained on fashion_mnist")
+    status, _, err = command("evaluate", folder, "--dataset=mnits")
+    assert (status, "did you mean mnist" in err) == (2, True)
+
+
+def test_a_data_set_without_some_classes(runs, data_dir, monkeypatch, command):
+    dataset = data.load_dataset("digits", data_dir=data_dir)
+    image, label = dataset.test.image, dataset.test.label
+    few = dataclasses.replace(dataset, test=data.Split(image[label < 9], label[label < 9]))
+    monkeypatch.setattr(evaluation, "dataset_of", lambda *_, **__: few)
+    assert evaluate(runs / "one")["classes"][9]["accuracy"] is None
+    assert command("evaluate", runs / "one")[1].splitlines()[-1].endswith(" -")
+    two = dataclasses.replace(dataset, class_names=("a", "b"))
+    monkeypatch.setattr(evaluation, "dataset_of", lambda *_, **__: two)
+    with pytest.raises(UsageError, match="digits has 2 classes, the model 10; choose another"):
+        evaluate(runs / "one")
+
+
+@pytest.mark.parametrize("words", ["evaluate CUT", "ensemble CUT", "compare CUT ONE", "export CUT"])
+def test_an_incomplete_run_gives_a_warning(words, runs, copied, command):
+    ((cut := copied("one")) / "result.json").unlink()
+    places = {"CUT": cut, "ONE": runs / "one"}
+    status, out, err = command(*(places.get(word, word) for word in words.split()))
+    assert (status, err.count("\n")) == (0, 1)
+    assert re.match(f"warning: {cut} .*45 steps", err)
+    assert "export" not in words or out.endswith("test accuracy -\n")
+    shutil.rmtree(cut / "checkpoints")
+    assert command("evaluate", cut)[0] == 4
