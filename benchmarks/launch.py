@@ -76,7 +76,7 @@ class DataOptions:
         """
         data_dir = self.data_dir.expanduser().resolve()
         found = load_dataset(self.dataset, data_dir=data_dir, manual_dir=self.manual_dir)
-        for notice in found.notices:
+        for notice in found.warnings:
             say(f"notice: {notice}")
         return {"dataset": found.name, "data_dir": data_dir}
 

@@ -9,7 +9,7 @@ from mnist_jax.errors import unknown_choice
 from mnist_jax.ops import malloc
 
 COMMANDS = {
-    "data": "commands.data:Data",
+    "data": "data:PrepareData",
     "predict": "commands.predict:Predict",
     "evaluate": "inference.evaluate:Evaluate",
     "ensemble": "inference.compare:Ensemble",

@@ -170,7 +170,7 @@ def test_a_result_with_odd_values_still_has_a_page(odd, folders, data_dir, tmp_p
     run = saved.load_run(folder)
     predictions = SimpleNamespace(right=np.ones((1, 360), bool), notices=[])
     dataset = SimpleNamespace(
-        notices=(), test=SimpleNamespace(label=np.zeros(360)), validation=(),
+        warnings=(), test=SimpleNamespace(label=np.zeros(360)), validation=(),
         train=SimpleNamespace(label=range(7)),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:

@@ -8,26 +8,20 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How far an image may be moved; each amount is drawn uniformly, for each image by itself.
+    """A random affine map for each image; each amount is drawn uniformly."""
 
-    Attributes:
-        shift: pixels along each axis, up to this many either way.
-        rotation: degrees, up to this many either way.
-        scale: the size of each axis changes by a factor from 1 / (1 + scale) to 1 + scale.
-    """
-
-    shift: float = 0.0
-    rotation: float = 0.0
-    scale: float = 0.0
+    shift: float = 0.0  # pixels along each axis, at most, in either direction
+    rotation: float = 0.0  # degrees, at most, in either direction
+    scale: float = 0.0  # each axis is scaled by a factor from 1 / (1 + scale) to 1 + scale
 
     def __bool__(self) -> bool:
         return bool(self.shift or self.rotation or self.scale)
 
     def __call__(self, images: jax.Array, key: jax.Array) -> jax.Array:
-        """Images (batch, height, width, 1) float, moved; what comes in from outside is 0.
+        """Distorts images, (batch, height, width, 1) float; pixels from outside are 0.
 
-        Each output pixel is looked up where the inverse map puts it, between four input pixels
-        (bilinear). The draws depend on the key and on an image's place in the batch alone.
+        The inverse map gives the position of each output pixel in the input, which is
+        interpolated bilinearly. The draws depend on the key and an image's index in the batch.
         """
         batch, height, width = images.shape[:3]
         draw = jax.random.uniform(key, (batch, 5), minval=-1.0, maxval=1.0)
@@ -37,27 +31,24 @@ class Augmentation:
         y = jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2
         x = jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2
 
-        def spread(values: jax.Array) -> jax.Array:
-            return values[:, None, None]  # one for each image
-
-        y = y[None, :, None] - spread(shift_y)  # (batch, height, 1)
-        x = x[None, None, :] - spread(shift_x)  # (batch, 1, width)
-        sine, cosine = spread(jnp.sin(angle)), spread(jnp.cos(angle))
-        from_y = (cosine * y + sine * x) * spread(stretch_y) + (height - 1) / 2
-        from_x = (cosine * x - sine * y) * spread(stretch_x) + (width - 1) / 2
+        y = y[None, :, None] - shift_y[:, None, None]  # (batch, height, 1)
+        x = x[None, None, :] - shift_x[:, None, None]  # (batch, 1, width)
+        sine, cosine = jnp.sin(angle)[:, None, None], jnp.cos(angle)[:, None, None]
+        from_y = (cosine * y + sine * x) * stretch_y[:, None, None] + (height - 1) / 2
+        from_x = (cosine * x - sine * y) * stretch_x[:, None, None] + (width - 1) / 2
         return _bilinear(images[..., 0], from_y, from_x)[..., None]
 
 
 def _bilinear(images: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
-    """The values of each image (batch, height, width) at its points (y, x), of the same shape."""
+    """Samples images at the points (y, x); all arrays are (batch, height, width)."""
     batch, height, width = images.shape
-    images = jnp.pad(images, ((0, 0), (1, 2), (1, 2)))  # so that all four neighbours exist
+    images = jnp.pad(images, ((0, 0), (1, 2), (1, 2)))  # all four neighbours exist
     y, x = jnp.clip(y + 1, 0, height + 1), jnp.clip(x + 1, 0, width + 1)
     top, left = jnp.floor(y), jnp.floor(x)
     down, right = y - top, x - left
     row = width + 3
     corner = top.astype(jnp.int32) * row + left.astype(jnp.int32)
-    # Image by image, so that images that lie on several devices stay where they are.
+    # Indexed per image, so that a batch sharded over devices stays where it is.
     flat, corner = images.reshape(batch, -1), corner.reshape(batch, -1)
 
     def at(offset: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The one form every data set takes, and the check that it has that form."""
+"""The arrays of a data set, and the validation images held out of them."""
 
 from typing import NamedTuple
 
@@ -10,49 +10,42 @@ NUM_CLASSES = 10
 
 
 class Split(NamedTuple):
-    """Images and their labels, in one fixed order.
+    """Images and their labels, in a fixed order."""
 
-    `image`: (n, 28, 28, 1) uint8 in 0..255. `label`: (n,) int32 in 0..9.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
+    image: np.ndarray  # (n, 28, 28, 1) uint8 in 0..255
+    label: np.ndarray  # (n,) int32 in 0..9
 
 
 def check_split(split: Split, count: int, origin: str) -> Split:
-    """Returns `split` when it holds `count` well-formed examples.
+    """Returns `split` if it holds `count` examples as `Split` documents them.
 
     Raises:
-        DataError: a shape, a dtype or a label is not as `Split` promises; names `origin`.
+        DataError: a shape or a label is not allowed; names `origin`.
     """
-    for field, array, shape, dtype in (
-        ("images", split.image, (count, 28, 28, 1), np.uint8),
-        ("labels", split.label, (count,), np.int32),
-    ):
-        if array.shape != shape or array.dtype != dtype:
-            raise DataError(
-                f"{origin}: {field} are {array.dtype}{list(array.shape)}, "
-                f"expected {np.dtype(dtype)}{list(shape)}"
-            )
-    if count and not 0 <= split.label.min() <= split.label.max() < NUM_CLASSES:
+    image, label = split
+    if (image.shape, label.shape) != ((count, 28, 28, 1), (count,)):
         raise DataError(
-            f"{origin}: labels run from {split.label.min()} to {split.label.max()}; "
-            f"allowed are 0 to {NUM_CLASSES - 1}"
+            f"{origin} has images {image.shape} and labels {label.shape}; expected are {count} of "
+            "(28, 28, 1) and as many labels"
+        )
+    if not 0 <= label.min() <= label.max() < NUM_CLASSES:
+        raise DataError(
+            f"{origin} has labels {label.min()} to {label.max()}; allowed is 0 to {NUM_CLASSES - 1}"
         )
     return split
 
 
 def hold_out(train: Split, count: int) -> tuple[Split, Split]:
-    """Takes `count` examples out of `train`: as large a share of every class as of all.
+    """Takes `count` examples out of `train`, the same share of every class.
 
-    Which ones, depends on nothing but the labels and the count: two recipes, or two seeds, are
-    compared on the same images.
+    The choice depends on the labels and the count alone, so that runs with other flags or another
+    seed are compared on the same images.
 
     Returns:
-        The rest, and those taken out, each in the order of `train`.
+        The remaining and the held-out examples, each in the order of `train`.
 
     Raises:
-        UsageError: `count` is not less than the number of examples.
+        UsageError: `count` is not from 1 to one less than the number of examples.
     """
     size = len(train.label)
     if not 0 < count < size:
@@ -64,8 +57,8 @@ def hold_out(train: Split, count: int) -> tuple[Split, Split]:
     place = np.empty(size)
     for label in np.unique(train.label):
         members = np.flatnonzero(train.label == label)
-        # Evenly spaced from 0 to 1, in random order: any part of that range has its share of all
-        # classes, to within one example.
+        # Evenly spaced in [0, 1), in random order, so the first `count` places of all classes
+        # hold an equal share of each, to within one example.
         place[members] = (rng.permutation(len(members)) + rng.uniform()) / len(members)
     held_out = np.zeros(size, bool)
     held_out[np.argsort(place, kind="stable")[:count]] = True

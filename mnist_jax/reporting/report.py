@@ -88,7 +88,7 @@ def of_one(run: LoadedRun, dataset: Dataset, predictions: Predictions) -> Page:
     result = runs.read_result(run.folder)
     record = result or {}
     correct = predictions.right.sum(1).tolist()
-    notices = [*run.notices, *dataset.notices, *predictions.notices]
+    notices = [*run.notices, *dataset.warnings, *predictions.notices]
     if isinstance(told := record.get("notices"), list):
         notices += map(str, told)
     again = correct[0] if config.seeds is None else correct

@@ -1,4 +1,3 @@
-import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,16 +14,15 @@ from mnist_jax.data.split import Split
 
 @pytest.fixture
 def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of four small files that the source table takes for MNIST's, served nowhere."""
-    folder = tmp_path / "originals"
-    small.write(folder)
-    monkeypatch.setitem(sources.SOURCES, "mnist", small.source_of(folder))
-    return folder
+    """A folder of four small files that stand for those of MNIST; no server has them."""
+    small.write(tmp_path / "originals")
+    monkeypatch.setitem(sources.SOURCES, "mnist", small.source_of(tmp_path / "originals"))
+    return tmp_path / "originals"
 
 
 @pytest.fixture
 def truth(originals: Path) -> tuple[Split, Split]:
-    """What the files of `originals` hold."""
+    """The content of `originals`."""
     return small.write(originals)
 
 
@@ -34,39 +32,27 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Makes every connection and every name look-up fail; lists what was tried."""
-    tried: list[object] = []
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every connection and every look-up of a name fails."""
 
     def refuse(*args: object, **kwargs: object) -> None:
-        tried.append(args)
-        raise OSError("the network is unreachable")
+        raise OSError(101, "Network is unreachable")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return tried
-
-
-@contextlib.contextmanager
-def _serving(handler: type[SimpleHTTPRequestHandler], folder: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder. What goes wrong, if anything, is set by the test."""
+    """Serves a folder, with the faults that a test sets."""
 
-    status: dict[str, int] = {}  # noqa: RUF012  file name → the status to answer with
-    stalls: set[str] = set()  # noqa: RUF012  files of which only half arrives
-    released = threading.Event()
+    status: dict[str, int]  # file name → the status of the answer
+    stalls: set[str]  # files of which only half arrives
+    requested: list[str]
+    released: threading.Event
 
     def do_GET(self) -> None:
         name = Path(self.path).name
+        self.requested.append(name)
         if name in self.status:
             self.send_error(self.status[name])
         elif name in self.stalls:
@@ -86,16 +72,15 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(originals: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Handler]]:
-    """Serves `originals` at the address the source table names; returns what to spoil."""
+    """Serves `originals` at the URL of the source table; returns what a test can change."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-    class Spoilable(Handler):
-        status: dict[str, int] = {}  # noqa: RUF012
-        stalls: set[str] = set()  # noqa: RUF012
-        released = threading.Event()
-
-    with _serving(Spoilable, originals) as url:
-        source = sources.SOURCES["mnist"]._replace(url=url)
-        monkeypatch.setitem(sources.SOURCES, "mnist", source)
-        yield Spoilable
-        Spoilable.released.set()
+    state = {"status": {}, "stalls": set(), "requested": [], "released": threading.Event()}
+    handler = type("Faulty", (Handler,), state)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(originals)))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    source = sources.SOURCES["mnist"]._replace(url=f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setitem(sources.SOURCES, "mnist", source)
+    yield handler
+    handler.released.set()
+    server.shutdown()
+    server.server_close()

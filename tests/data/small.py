@@ -1,6 +1,6 @@
-"""A small data set in MNIST's file format, and a source table that takes it for MNIST.
+"""A small data set in the file format of MNIST, and a source table entry for it.
 
-Not a test: `conftest.py` uses it, and so do the processes that some tests start.
+`conftest.py` uses it, and the processes that some tests start.
 """
 
 import gzip
@@ -13,8 +13,7 @@ import numpy as np
 from mnist_jax.data import sources
 from mnist_jax.data.split import Split
 
-# The other data sets' originals, should a test meet them, stay known to the table.
-NAMES = (sources.TRAIN_IMAGES, sources.TRAIN_LABELS, sources.TEST_IMAGES, sources.TEST_LABELS)
+NAMES = tuple(sources.SOURCES["mnist"].files)
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -29,28 +28,23 @@ def make_split(count: int, seed: int) -> Split:
     return Split(image, rng.integers(0, 10, count).astype(np.int32))
 
 
-def write(folder: Path, train_count: int = 60, test_count: int = 20) -> tuple[Split, Split]:
-    """Writes four files of random images to `folder`; returns what they hold."""
+def write(
+    folder: Path, train_count: int = 60, test_count: int = 20, seed: int = 1
+) -> tuple[Split, Split]:
+    """Writes four files of random images to `folder`; returns their content."""
     folder.mkdir(parents=True, exist_ok=True)
-    train, test = make_split(train_count, 1), make_split(test_count, 2)
-    for name, array in zip(
-        NAMES, (train.image[..., 0], train.label, test.image[..., 0], test.label), strict=True
-    ):
+    train, test = make_split(train_count, seed), make_split(test_count, seed + 1)
+    arrays = (train.image[..., 0], train.label, test.image[..., 0], test.label)
+    for name, array in zip(NAMES, arrays, strict=True):
         (folder / name).write_bytes(gzip.compress(idx(array.astype(np.uint8)), mtime=0))
     return train, test
 
 
-def source_of(
-    folder: Path, train_count: int = 60, test_count: int = 20, url: str = "http://127.0.0.1:9/"
-) -> sources.Source:
-    """A table entry by which exactly the files in `folder` are the originals."""
-    contents = {name: (folder / name).read_bytes() for name in NAMES}
+def source_of(folder: Path, train_count: int = 60, test_count: int = 20) -> sources.Source:
+    """A table entry whose originals are the files in `folder`."""
     return sources.Source(
-        url=url,
-        files={
-            name: sources.File(len(data), hashlib.sha256(data).hexdigest())
-            for name, data in contents.items()
-        },
+        url="http://127.0.0.1:9/",
+        files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in NAMES},
         class_names=tuple("0123456789"),
         train_count=train_count,
         test_count=test_count,

@@ -249,7 +249,7 @@ def test_command_lines(fuzz, monkeypatch):
         raise OSError("there is none")
 
     split = SimpleNamespace(label=())
-    dataset = SimpleNamespace(name="", source="", notices=(), train=split, test=split)
+    dataset = SimpleNamespace(name="", source="", warnings=(), train=split, test=split)
     monkeypatch.setattr(mnist_jax, "fit", lambda config, **_: None)
     monkeypatch.setattr(verify, "verify", lambda folder, **_: ())
     monkeypatch.setattr(data, "load_dataset", lambda name, **_: dataset)

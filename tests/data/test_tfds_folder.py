@@ -1,0 +1,78 @@
+"""The prepared folder is an ordinary one of tfds, written and read without TensorFlow."""
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+
+from mnist_jax.data import load_dataset, sources
+
+tfds = pytest.importorskip("tensorflow_datasets")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_stock_tfds_reads_what_was_prepared(originals, truth, data_dir, monkeypatch, name):
+    class_names = sources.SOURCES[name].class_names
+    entry = sources.SOURCES["mnist"]._replace(class_names=class_names)
+    monkeypatch.setitem(sources.SOURCES, name, entry)
+    assert load_dataset(name, data_dir=data_dir, manual_dir=originals).warnings == ()
+    builder = tfds.builder(name, data_dir=data_dir)
+    assert type(builder).__module__ == "tensorflow_datasets.image_classification.mnist"
+    assert builder.info.features["label"].names == list(class_names)
+    for split, want in zip(("train", "test"), truth, strict=True):
+        examples = tfds.data_source(name, split=split, data_dir=data_dir)
+        np.testing.assert_array_equal([example["image"] for example in examples], want.image)
+        np.testing.assert_array_equal([example["label"] for example in examples], want.label)
+
+
+def test_tensorflow_is_not_imported_and_tfds_only_when_needed(originals, data_dir, tmp_path):
+    (tmp_path / "reach" / "tensorflow").mkdir(parents=True)
+    (tmp_path / "reach" / "tensorflow" / "__init__.py").touch()
+    code = """
+import sys
+from pathlib import Path
+import mnist_jax, mnist_jax.training, small
+from mnist_jax.data import load_dataset, sources
+assert not {"tensorflow_datasets", "requests", "sklearn"} & set(sys.modules)
+folder, data_dir = map(Path, sys.argv[1:])
+sources.SOURCES["mnist"] = small.source_of(folder)
+load_dataset("mnist", data_dir=data_dir, manual_dir=folder)
+assert "tensorflow_datasets" in sys.modules, "the folder was not prepared"
+for file in (data_dir / "decoded").iterdir():
+    file.unlink()
+print(load_dataset("mnist", data_dir=data_dir).source.split()[0])
+assert "tensorflow" not in sys.modules
+"""
+    path = os.pathsep.join(map(str, (tmp_path / "reach", Path(small.__file__).parent, ROOT)))
+    done = subprocess.run(
+        [sys.executable, "-c", code, originals, data_dir],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "prepared\n", "")
+
+
+def test_of_two_that_start_together_one_prepares(originals, truth, data_dir):
+    import tensorflow_datasets  # noqa: F401  so that both begin at the same time
+
+    barrier = threading.Barrier(2)
+
+    def load(_: int):
+        barrier.wait()
+        return load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
+
+    with ThreadPoolExecutor() as pool:
+        loaded = list(pool.map(load, range(2)))
+    assert sorted(dataset.source.split()[0] for dataset in loaded) == ["decoded", "original"]
+    for dataset in loaded:
+        np.testing.assert_array_equal(dataset.train.image, truth[0].image)
+        assert dataset.warnings == ()
