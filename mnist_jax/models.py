@@ -123,15 +123,19 @@ def check_model(name: str, model: nn.Module) -> None:
     Raises:
         UsageError: it has state besides its parameters, or does not return logits.
     """
-    key, x = jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    x = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
     variables = jax.eval_shape(model.init, key, x)
     if others := sorted(variables.keys() - {"params"}):
         raise UsageError(
             f"the model {name!r} has the state {', '.join(others)}; only params is allowed; "
             "replace nn.BatchNorm by nn.LayerNorm or nn.GroupNorm"
         )
-    apply = partial(model.apply, train=True, rngs={"dropout": key})
-    logits: Any = jax.eval_shape(apply, variables, x)
+
+    def apply(variables: Any, x: jax.Array, key: jax.Array) -> Any:
+        return model.apply(variables, x, train=True, rngs={"dropout": key})
+
+    logits = jax.eval_shape(apply, variables, x, key)
     expected = (1, getattr(model, "num_classes", NUM_CLASSES))
     if logits.shape != expected:
         shapes = f"shape {logits.shape} for one image; logits have shape {expected}"

@@ -196,7 +196,7 @@ class Trainer:
             donate=not config.debug,  # `locate_nan` runs a step again
         )
         self._options = compiler_options(device, deterministic=config.deterministic)
-        self._ema = jax.jit(lambda state: self.eval_params(state))
+        self._ema = jax.jit(partial(ema_params, decay=config.ema_decay or 0.0))
         self._compiled: dict[Any, Any] = {}
         self._steps_per_call: dict[Any, int] = {}  # by program, from the time of its last call
 
@@ -210,7 +210,7 @@ class Trainer:
 
     def eval_params(self, state: steps.TrainState) -> Any:
         """The parameters that are evaluated: their EMA if the run keeps one."""
-        return ema_params(state.params, state.opt_state, self.config.ema_decay or 0.0)
+        return self._ema(state.params, state.opt_state) if self.config.ema_decay else state.params
 
     def permutation(self, epoch: int) -> jax.Array:
         """The order of an epoch's training images; epochs count from 0."""
@@ -243,7 +243,7 @@ class Trainer:
         They are NumPy arrays.
         """
         metrics, first, split = Metrics.zeros(self.config.seeds), 0, self.eval_splits[name]
-        params = self._ema(state) if self.config.ema_decay else state.params
+        params = self.eval_params(state)
         end = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
         while first < end:
             args = params, put(metrics, self._per_member), split
@@ -326,8 +326,7 @@ class Trainer:
 
 def _key_data(config: Config) -> np.ndarray:
     """The root key's data, (2,) uint32, or (members, 2)."""
-    make_key = partial(jax.random.key, impl="threefry2x32")
-    if config.seeds is None:
-        return to_host(jax.random.key_data(make_key(config.seed)))
-    keys = jax.vmap(make_key)(np.array(config.all_seeds(), np.uint32))
-    return to_host(jax.random.key_data(keys))
+    seeds = jax.device_put(np.array(config.all_seeds(), np.uint32))
+    keys = jax.vmap(partial(jax.random.key, impl="threefry2x32"))(seeds)
+    data = to_host(jax.random.key_data(keys))  # (members, 2)
+    return data[0] if config.seeds is None else data
