@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mnist_jax.atomic_io import IntegrityError, user_path
+from mnist_jax.atomic_io import IntegrityError, exists, user_path
 from mnist_jax.data import cache, digits, tfds_folder
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
 from mnist_jax.data.split import Split, hold_out
@@ -99,65 +99,60 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
     """Reads the decoded cache, or else another source, and writes the cache."""
     if manual_dir is not None:
         read_originals(name, manual_dir)  # an error even if the cache is there
+    path = cache.file_of(name, data_dir, SOURCES[name].key if name in SOURCES else digits.VERSION)
     warnings: list[str] = []
-    if found := _read_cache(name, data_dir, warnings):
+    if found := _read_cache(name, path, warnings):
         return found
     with cache.lock(data_dir, name):
         warnings.clear()
-        if found := _read_cache(name, data_dir, warnings):  # another process wrote it
+        if found := _read_cache(name, path, warnings):  # another process wrote it
             return found
         try:
-            key, source, splits = _read_source(name, data_dir, manual_dir, warnings)
+            source, (train, test) = _read_source(name, data_dir, manual_dir, warnings)
         except DataError as error:
             if not warnings:
                 raise
             # There is a copy, though unusable, so "auto" must not replace MNIST.
             raise DataError("; ".join((*warnings, str(error)))) from error
-        cache.write(cache.file_of(name, data_dir, key), *splits)
-    return Dataset(name, *splits, source, tuple(warnings), class_names(name))
+        cache.write(path, train, test)
+    return Dataset(name, train, test, source, tuple(warnings), class_names(name))
 
 
-def _read_cache(name: str, data_dir: Path, warnings: list[str]) -> Dataset | None:
-    keys = [digits.VERSION]
-    if name != "digits":
-        folder = tfds_folder.folder_of(name, data_dir)
-        keys = [SOURCES[name].key, tfds_folder.fingerprint(folder, SOURCES[name])]
-    for path in (cache.file_of(name, data_dir, key) for key in keys):
-        try:
-            splits = cache.read(path)
-        except OSError:
-            continue
-        except IntegrityError as error:
-            warnings.append(f"the decoded cache is damaged and not used: {error}")
-            continue
-        return Dataset(name, *splits, f"decoded cache {path}", (), class_names(name))
-    return None
+def _read_cache(name: str, path: Path, warnings: list[str]) -> Dataset | None:
+    try:
+        train, test = cache.read(path)
+    except OSError:
+        return None
+    except IntegrityError as error:
+        warnings.append(f"the decoded cache is damaged and not used: {error}")
+        return None
+    return Dataset(name, train, test, f"decoded cache {path}", (), class_names(name))
 
 
 def _read_source(
     name: str, data_dir: Path, manual_dir: Path | None, warnings: list[str]
-) -> tuple[str, str, tuple[Split, Split]]:
-    """Reads the first source after the cache: its cache key, its description, train and test."""
+) -> tuple[str, tuple[Split, Split]]:
+    """Reads the first source after the cache; returns its description, and train and test."""
     if name == "digits":
-        return digits.VERSION, "the digits bundled with scikit-learn", digits.load()
+        return "the digits bundled with scikit-learn", digits.load()
     source, folder = SOURCES[name], tfds_folder.folder_of(name, data_dir)
-    if key := tfds_folder.fingerprint(folder, source):
+    if found := exists(folder):
         try:
-            return key, f"prepared folder {folder}", tfds_folder.read(folder, source)
+            return f"prepared folder {folder}", tfds_folder.read(folder, source)
         except (DataError, ImportError) as error:
             warnings.append(f"{folder} is not used: {error}")
     if manual_dir is not None:
-        description = f"original files in {manual_dir}"
-        splits = parse(name, read_originals(name, manual_dir))
+        description, originals = f"original files in {manual_dir}", manual_dir
     else:
-        description = f"downloaded from {source.url}"
-        splits = parse(name, download(name, data_dir / "downloads" / name))
-    if not key:
+        description, originals = f"downloaded from {source.url}", data_dir / "downloads" / name
+        download(name, originals)
+    train, test = parse(name, read_originals(name, originals))
+    if not found:
         try:
-            tfds_folder.prepare(name, data_dir, *splits)
+            tfds_folder.prepare(name, data_dir, train, test)
         except ImportError as error:
             warnings.append(f"{folder} is not prepared: {error}; the original files were read")
-    return source.key, description, splits
+    return description, (train, test)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,12 +115,11 @@ def _read_original(name: str, filename: str, folder: Path) -> bytes:
     return data
 
 
-def download(name: str, folder: Path) -> dict[str, bytes]:
-    """Downloads those of the four files that are not in `folder` yet; returns all, compressed.
+def download(name: str, folder: Path) -> None:
+    """Downloads those of the four files that are not in `folder` yet.
 
     Raises:
         UnreachableError: a file cannot be downloaded.
-        DataError: a file that was downloaded is not the original.
     """
     import requests
 
@@ -142,7 +141,6 @@ def download(name: str, folder: Path) -> dict[str, bytes]:
             reason = getattr(cause, "strerror", None) or str(cause).partition(" for url")[0]
             raise UnreachableError(f"cannot download {url}: {reason}") from error
         atomic_io.write_atomically(folder / filename, response.content)
-    return read_originals(name, folder)
 
 
 def parse(name: str, contents: Mapping[str, bytes]) -> tuple[Split, Split]:
