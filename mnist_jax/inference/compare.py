@@ -82,7 +82,7 @@ def compare(a: Prediction, b: Prediction, label: np.ndarray) -> dict[str, Any]:
 
 def _load(folders: Sequence[Path], flags: DataFlags) -> tuple[list[LoadedRun], Dataset]:
     runs = load_runs(folders)
-    dataset = dataset_of(runs[0], data_dir=flags.data_dir, manual_dir=flags.manual_dir)
+    dataset = dataset_of(runs[0], **flags.folders_of_data())
     print_warnings(warning for source in (*runs, dataset) for warning in source.warnings)
     print_warnings(mesh.enable_compilation_cache(runs[0].config.compilation_cache))
     return runs, dataset
@@ -123,8 +123,8 @@ class Ensemble(DataFlags):
         print(f"averaged   {accuracy_text(found['averaged'])}")
         print(f"majority   {accuracy_text(found['majority'])}")
         print(f"calibration error {found['calibration_error']:.4f}")
-        indices = ", ".join([*map(str, missed[:10]), *["…"][: len(missed) > 10]])
-        print(f"missed by all members: {len(missed)} images", indices and f"({indices})")
+        more = " …" if len(missed) > 10 else ""
+        print(f"images that all members miss: {len(missed)} ", *missed[:10], end=f"{more}\n")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -46,8 +46,7 @@ def evaluate(
     with mesh.use_device(platform or run.config.platform, run.config.precision) as device:
         found = Predictor(run, device)(loaded.test.image)
     if (n := found.log_probabilities.shape[2]) != len(names):
-        has = f"{loaded.name} has {len(names)} classes, the model {n}"
-        raise UsageError(f"{has}; choose another --dataset")
+        raise UsageError(f"{loaded.name} has {len(names)} classes, the model {n}; choose another")
 
     def score(log_probabilities: np.ndarray) -> dict[str, Any]:  # (images, classes)
         loss = -log_probabilities[np.arange(len(label)), label].mean()
@@ -107,8 +106,8 @@ class Evaluate(DataFlags):
     def run(self) -> None:
         """Prints the result, warnings on stderr."""
         print_warnings(mesh.enable_compilation_cache(load_config(self.folder).compilation_cache))
-        where = {"data_dir": self.data_dir, "manual_dir": self.manual_dir}
-        found = evaluate(self.folder, dataset=self.dataset, platform=self.platform, **where)
+        chosen = {"dataset": self.dataset, "platform": self.platform}
+        found = evaluate(self.folder, **chosen, **self.folders_of_data())
         print_warnings(found["warnings"])
         if self.json:
             print(json.dumps(found))

@@ -60,13 +60,13 @@ def export(
     scale = "x / 255" if config.normalize else "x"
     logits = f"logits of float32 images, {scale}; their softmax is the probabilities"
     classes = class_names(config.dataset)
-    pixels, content = "light figures on black, 0 to 255", "probabilities" if is_program else logits
+    content = "probabilities" if is_program else logits
     description = {
         "version": VERSION,
         "format": file_format,
         "file": output.name,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "input": {"shape": ["b", *IMAGE_SHAPE], "dtype": "uint8", "content": pixels},
+        "input": {"shape": ["b", *IMAGE_SHAPE], "dtype": "uint8", "content": "light on black"},
         "output": {"shape": ["b", len(classes)], "dtype": "float32", "content": content},
         **({"platforms": PLATFORMS} if is_program else {}),
         "classes": classes,

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -33,6 +33,10 @@ class DataFlags(PlatformFlags):
 
     manual_dir: Path | None = None
     """Folder with the data set's four original .gz files, for a machine without network."""
+
+    def folders_of_data(self) -> dict[str, Any]:
+        """data_dir and manual_dir as keyword arguments."""
+        return {"data_dir": self.data_dir, "manual_dir": self.manual_dir}
 
 
 def print_warnings(messages: Iterable[str]) -> None:

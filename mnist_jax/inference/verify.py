@@ -17,7 +17,6 @@ from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs import checkpoint, environment, run_dir
 from mnist_jax.runs.results import params_sha256
 
-RECORDS = (run_dir.CONFIG, run_dir.ENVIRONMENT, run_dir.METRICS)
 TOLERANCE = 0.001  # share of images that rounding may change on a GPU or in another environment
 
 
@@ -45,13 +44,12 @@ def verify(
         DataError, DeviceError: the data set cannot be loaded, or the platform is absent.
     """
     config = load_config(folder)
-    yield Check("config", f"{config.model} on {config.dataset}, seed {config.seed}", True)
     yield (files := _check("files", lambda: _files(folder)))
     yield (checkpoints := _check("checkpoints", lambda: _checkpoints(folder)))
     if not (files.good and checkpoints.good) or (record := run_dir.read_result(folder)) is None:
         return
+    yield _check("parameters", lambda: _parameters(folder, record))
     run = load_run(folder)
-    yield _check("parameters", lambda: _parameters(run.folder, record))
     dataset = dataset_of(run, data_dir=data_dir, manual_dir=manual_dir)
     with mesh.use_device(platform or config.platform, config.precision) as device:
         metrics = evaluate_split(run, dataset.test, device)
@@ -67,11 +65,11 @@ def _check(name: str, find: Callable[[], str]) -> Check:
 
 
 def _files(folder: Path) -> str:
-    if run_dir.read_result(folder) is None:
+    if run_dir.read_result(folder) is None:  # checks the digest of result.json
         return "the run is incomplete and has no manifest yet"
-    for path in (folder / name for name in RECORDS):
+    for path in (folder / run_dir.CONFIG, folder / run_dir.ENVIRONMENT, folder / run_dir.METRICS):
         atomic_io.check_digest(path, path.read_bytes(), folder / run_dir.MANIFEST)
-    return f"{', '.join((*RECORDS, run_dir.RESULT))} match {run_dir.MANIFEST}"
+    return f"all match {run_dir.MANIFEST}"
 
 
 def _checkpoints(folder: Path) -> str:
@@ -83,14 +81,13 @@ def _checkpoints(folder: Path) -> str:
 
 def _parameters(folder: Path, record: dict[str, Any]) -> str:
     arrays, _, _ = checkpoint.load_newest(folder / "checkpoints") or ({}, {}, [])
-    prefix = "state/params/"
-    params = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-    recorded, members = record["params_sha256"], [params]
-    if isinstance(recorded, list):
-        members = [member_of(params, member) for member in range(len(recorded))]
-    if [params_sha256(member) for member in members] != np.ravel(recorded).tolist():
-        raise CheckpointError(f"their SHA-256 is not the one in {run_dir.RESULT}")
-    return f"of step {record['steps']:,}, with the recorded SHA-256"
+    named = {name.partition("state/params/")[2]: array for name, array in arrays.items()}
+    params = {name: array for name, array in named.items() if name}
+    seeds = record.get("seeds")
+    members = [member_of(params, m) for m in range(seeds)] if seeds else [params]
+    if [params_sha256(member) for member in members] != np.ravel(record["params_sha256"]).tolist():
+        raise CheckpointError(f"the newest checkpoint's are not those of {run_dir.RESULT}")
+    return "the newest checkpoint's have the recorded SHA-256"
 
 
 def _accuracy(record: dict[str, Any], metrics: Metrics, exact: bool) -> str:
@@ -113,16 +110,12 @@ class Verify(DataFlags):
 
     def run(self) -> None:
         """Prints a line per check; raises CheckpointError if one failed."""
-        folder = atomic_io.user_path(self.folder)
+        folder, failed = atomic_io.user_path(self.folder), []
         run_dir.check_idle(folder)
-        where = {"data_dir": self.data_dir, "manual_dir": self.manual_dir}
-        failed = []
-        for check in verify(folder, platform=self.platform, **where):
+        for check in verify(folder, platform=self.platform, **self.folders_of_data()):
             print(f"{check.name:12s}{'ok' if check.good else 'WRONG':6s}{check.found}", flush=True)
             failed += [] if check.good else [check.name]
         if failed:
-            raise CheckpointError(
-                f"{folder} differs from what its run wrote: {', '.join(failed)}; remove "
-                "result.json and repeat the run's command to write it from the newest checkpoint"
-            )
+            problem = f"{folder} differs from what its run wrote: {', '.join(failed)}"
+            raise CheckpointError(f"{problem}; remove result.json and repeat the run's command")
         print("OK")

@@ -79,7 +79,7 @@ def test_ensemble_command(runs, command):
     status, out, err = command("ensemble", runs / "worse", "--shift=1")
     lines = out.splitlines()
     assert (status, err, "mean of 3 members, sd " in lines[0]) == (0, "", True)
-    assert re.fullmatch(r"missed by all members: \d+ images \((\d+, ){10}…\)", lines[-1])
+    assert re.fullmatch(r"images that all members miss: \d+ ( \d+){10} …", lines[-1])
 
 
 def test_compare_command(runs, command):
