@@ -1,65 +1,63 @@
-"""Makes the figures of the README and of these pages, from finished runs of all models.
+"""Makes the figures of the README and of these pages from finished runs of different models.
 
     python docs/make_figures.py RUN RUN RUN
 
-writes them into docs/figures, on white, and prints for each a line that shows it in Markdown.
+It writes into docs/figures and prints a line of HTML for each figure.
 """
 
 import dataclasses
-import html
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mnist_jax import atomic_io as storage
 from mnist_jax import cli
-from mnist_jax.commands.evaluating import Evaluating, Runs
+from mnist_jax.atomic_io import write_atomically
 from mnist_jax.errors import UsageError
-from mnist_jax.inference import compare as ensemble
-from mnist_jax.reporting import pictures, plots
+from mnist_jax.inference.compare import predict_all
+from mnist_jax.inference.flags import DataFlags, Runs
+from mnist_jax.inference.restore import dataset_of, load_runs
+from mnist_jax.reporting import plots, report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MakeFigures(Evaluating):
+class MakeFigures(DataFlags):
     """Makes the figures of the documentation from runs of different models on one data set."""
 
-    folders: Runs
+    runs: Runs
     """The runs' folders."""
 
     output: Path = Path(__file__).parent / "figures"
     """Folder for the figures."""
 
     def run(self) -> None:
-        """Writes each figure: as SVG, or as PNG where it is made of pixels."""
-        for name, figure, alt in self.figures():
-            self.output.mkdir(parents=True, exist_ok=True)
-            of_pixels = any(axes.images for axes in figure.axes)
-            path = self.output / f"{name}.{'png' if of_pixels else 'svg'}"
-            data = plots.png(figure) if of_pixels else plots.svg(figure)
-            storage.write_atomically(path, data)
+        """Writes each figure: as PNG if it contains an image, else as SVG."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        for name, figure, text in self.figures():
+            is_image = any(axes.images for axes in figure.axes)
+            path = self.output / f"{name}.{'png' if is_image else 'svg'}"
+            write_atomically(path, plots.png(figure) if is_image else plots.svg(figure))
             width = round(96 * figure.get_figwidth())
-            print(f'<img src="figures/{path.name}" width="{width}" alt="{html.escape(alt)}">')
+            print(f'<img src="figures/{path.name}" width="{width}" alt="{text}">')
 
     def figures(self) -> Iterator[tuple[str, Figure, str]]:
-        """Name, figure and alternative text of each."""
-        if not self.folders:
-            raise UsageError("no run is named; name the folders of one run of each model")
-        runs, dataset = self.load(self.folders)
-        if len({run.config.model for run in runs}) < len(runs):
-            raise UsageError("two runs are of the same model; name one of each")
+        """File name, figure and alternative text of each."""
+        runs = load_runs(self.runs)
+        if len({run.config.model for run in runs}) < len(self.runs) or not runs:
+            raise UsageError("name one run of each model")
+        dataset = dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
         image, label, names = *dataset.train, dataset.class_names
         first = names[label[0]]
         yield "digit", plots.digit(image[0], first), f"The first training image, labelled {first}"
         shown = [names[i] for i in label[:60]]
         yield "samples", plots.samples(image[:60], shown), "The first 60 training images"
-        for picture in pictures.of_several({run.config.model: run.progress.rows for run in runs}):
-            yield picture.name, picture.figure, picture.alt
+        for found in report.comparison_figures({run.config.model: run.rows for run in runs}):
+            yield found.name, found.figure, found.heading
         for run in runs:
-            predictions = ensemble.predict_all([run], dataset, platform=self.platform)
-            for picture in pictures.of_one(run, dataset, predictions):
-                yield f"{run.config.model}-{picture.name}", picture.figure, picture.alt
+            prediction = predict_all([run], dataset, platform=self.platform)
+            for found in report.run_figures(run, dataset, prediction):
+                yield f"{run.config.model}-{found.name}", found.figure, found.heading
 
 
 def main(argv: list[str]) -> int:

@@ -14,7 +14,7 @@ COMMANDS = {
     "evaluate": "inference.evaluate:Evaluate",
     "ensemble": "inference.compare:Ensemble",
     "compare": "inference.compare:Compare",
-    "report": "commands.report:Report",
+    "report": "reporting.report:Report",
     "verify": "inference.verify:Verify",
     "export": "inference.export:Export",
     "draw": "commands.draw:Draw",

@@ -2,8 +2,28 @@
 
 from mnist_jax.callbacks import Callback
 from mnist_jax.config import Config
+from mnist_jax.reporting.console import Display
 
 
 def make_callbacks(config: Config) -> list[Callback]:
-    """The callbacks that a config asks for."""
-    return []
+    """The callbacks that a config asks for; the console comes last, to end with the accuracy.
+
+    Raises:
+        UsageError: TensorBoard is asked for and tensorboardX is not installed.
+        DeviceError: the folder of the profile cannot be made.
+    """
+    callbacks: list[Callback] = []
+    # Imported when needed: Matplotlib takes half a second.
+    if config.profile is not None:
+        from mnist_jax.reporting.profiling import Profiler
+
+        callbacks.append(Profiler(config.profile))
+    if config.tensorboard:
+        from mnist_jax.reporting.tensorboard import TensorBoard
+
+        callbacks.append(TensorBoard())
+    if config.report:
+        from mnist_jax.reporting.report import ReportWriter
+
+        callbacks.append(ReportWriter())
+    return [*callbacks, Display()]

@@ -1,292 +1,328 @@
-"""A run, or several side by side, as one page that needs nothing but itself."""
+"""The HTML report of a run, or of several side by side: one file that needs no network."""
 
+import base64
+import dataclasses
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from mnist_jax import atomic_io as storage
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+
+from mnist_jax import atomic_io
+from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
-from mnist_jax.data.split import NUM_CLASSES
-from mnist_jax.inference.compare import Predictions, predict_all
-from mnist_jax.inference.restore import LoadedRun, load_run
+from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
+from mnist_jax.inference import restore
+from mnist_jax.inference.compare import predict_all
+from mnist_jax.inference.flags import DataFlags, Runs
+from mnist_jax.inference.restore import LoadedRun, Prediction
 from mnist_jax.metrics import finite_members, mean_over_members
 from mnist_jax.models import count_parameters, layers, param_shapes
-from mnist_jax.reporting import pictures, plots
-from mnist_jax.reporting.page import Page, Table, render, write
-from mnist_jax.runs import run_dir as runs
-from mnist_jax.runs.statistics import binomial_ci95, confusion, percent, summarize
-from mnist_jax.steps import num_batches
+from mnist_jax.parallel.mesh import enable_compilation_cache
+from mnist_jax.reporting import plots
+from mnist_jax.runs import statistics
+from mnist_jax.runs.run_dir import REPORT, read_result
+from mnist_jax.runs.statistics import percent
 
-SAMPLES = 60  # training images for TensorBoard
-RESULTS = (
-    *("run", "test accuracy", "right", "95 % interval"),
-    *("steps", "parameters", "training, s", "total, s"),
-)
-TIMINGS = {
-    "import_s": "imports",
-    "data_s": "loading the data",
-    "compile_s": "compiling",
-    "train_s": "training",
-    "eval_s": "evaluating",
-}
+ERRORS = 24  # misclassified images shown
+DENSE_UNITS, FILTERS = 32, 64  # units of the first layer shown
 
 
-def make(
-    saved: Sequence[LoadedRun], dataset: Dataset | None, *, platform: str | None = None
-) -> bytes:
-    """The page of one run, or of several side by side.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report(DataFlags):
+    """Writes a page with the curves, errors, weights and times of a run, or compares several."""
 
-    Args:
-        saved: the runs, complete or not.
-        dataset: that of one run; of several the page shows no images.
-        platform: the device that evaluates one run; None for the run's own.
+    runs: Runs
+    """The runs' folders, complete or not."""
+
+    output: Path | None = None
+    """The page's file. None: report.html, in the folder of one run or in the current folder."""
+
+    def run(self) -> None:
+        """Writes the page and prints its path."""
+        if not self.runs:
+            raise UsageError("no run is named; name the folders of one or more")
+        alone = len(self.runs) == 1
+        default = (self.runs[0] if alone else Path()) / REPORT
+        output = atomic_io.user_path(self.output or default)
+        runs = restore.load_runs(self.runs)
+        if alone:
+            enable_compilation_cache(runs[0].config.compilation_cache)
+            dataset = restore.dataset_of(
+                runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir
+            )
+            page = run_page(runs[0], dataset, predict_all(runs, dataset, platform=self.platform))
+        else:
+            page = comparison_page(runs)
+        write_page(output, page)
+        print(f"report: {output}")
+
+
+class ReportWriter(Callback):
+    """Writes report.html into the run's folder at the end; a failure is only a warning."""
+
+    def on_data_loaded(self, dataset: Dataset) -> None:
+        """Keeps the data set for the report."""
+        self._dataset = dataset
+
+    def on_train_end(self, result: Result) -> None:
+        """Writes the page."""
+        try:
+            run = restore.load_run(result.workdir)
+            page = run_page(run, self._dataset, predict_all([run], self._dataset))
+            write_page(result.workdir / REPORT, page)
+        except (MnistJaxError, OSError) as error:
+            print(f"warning: no report was written: {error}", file=sys.stderr)
+
+
+class ReportFigure(NamedTuple):
+    """A figure with its heading and caption; `name` is a word for a file."""
+
+    name: str
+    heading: str
+    figure: Figure
+    caption: str
+
+    @property
+    def uri(self) -> str:
+        """The figure as a data URI."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(plots.svg(self.figure)).decode()}"
+
+
+class Table(NamedTuple):
+    """A table of text or numbers, with shell commands below it."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    text: str = ""
+    commands: Sequence[str] = ()
+    numbers: bool = True  # aligns all columns but the first to the right
+
+
+def write_page(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes the values of page.html, all of them escaped, as an HTML file.
 
     Raises:
-        CheckpointError: a run's result is damaged.
-        DeviceError: the platform is absent.
-        NonFiniteError: the answers of the network, or of every member, are not finite.
+        DeviceError: the file cannot be written.
     """
-    if dataset is None or len(saved) > 1:
-        return render(of_several(saved))
-    (run,) = saved
-    return render(of_one(run, dataset, predict_all([run], dataset, platform=platform)))
+    loader = jinja2.PackageLoader("mnist_jax", "reporting")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
+    html = environment.get_template("page.html").render(content)
+    try:
+        atomic_io.write_atomically(path, html.encode("utf-8", "replace"))
+    except OSError as error:
+        raise DeviceError(f"cannot write {path} ({error.strerror}); choose another file") from error
 
 
-def at_start(run: runs.Run, dataset: Dataset) -> None:
-    """Shows TensorBoard some of the training images."""
-    image, label = dataset.train.image[:SAMPLES], dataset.train.label[:SAMPLES]
-    figure = plots.samples(image, [dataset.class_names[i] for i in label])
-    run.add_image("train", plots.pixels(figure), 0)
+def confusion_counts(prediction: Prediction, dataset: Dataset) -> np.ndarray:
+    """The confusion matrix (classes, classes) of the test images, over all members."""
+    predicted = prediction.probabilities.argmax(2)
+    return statistics.confusion(predicted, dataset.test.label, len(dataset.class_names))
 
 
-def at_end(run: runs.Run, config: Config, dataset: Dataset) -> Path | None:
-    """Gives a complete run the pictures that its config asks for.
+def run_page(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> dict[str, Any]:
+    """The content of the page of one run."""
+    config, record = run.config, read_result(run.folder) or {}
+    right = (prediction.probabilities.argmax(2) == dataset.test.label).sum(1).tolist()
+    accuracy, sentence = describe_accuracy(run, right, len(dataset.test.label))
+    recorded = record.get("warnings", [])
+    warnings = [*run.warnings, *dataset.warnings, *prediction.warnings, *recorded]
+    size, images = count_parameters(param_shapes(run.model)), len(dataset.train.label)
+    images -= config.validation if dataset.validation is None else 0
+    training = (
+        f"{size:,} parameters, trained for {run.step:,} steps of {config.batch_size} out of "
+        f"{images:,} images ({config.epochs} epochs planned)."
+    )
+    timings = record.get("timings", run.seconds)
+    times = [(name[:-2], f"{s:,.1f}") for name, s in timings.items()]
+    configs = {"this run": config, f"preset {config.preset}": config.defaults()}
+    return {
+        "title": f"{config.model} on {config.dataset}{'' if record else ', not complete'}",
+        "accuracy": accuracy,
+        "summary": [sentence, training, f"Folder: {run.folder}"],
+        "warnings": list(dict.fromkeys(warnings)),
+        "figures": run_figures(run, dataset, prediction),
+        "details": [
+            _layer_table(run),
+            _epoch_table(run.rows),
+            Table("Time", ("part", "seconds"), times),
+            _config_table(configs, [config.command_line()]),
+            _environment_table(run.folder),
+        ],
+    }
 
-    Returns:
-        The report, if it was asked for.
 
-    Raises:
-        DeviceError: a file cannot be written.
-    """
-    saved = load_run(run.folder)
-    predictions = predict_all([saved], dataset, platform=config.platform)
-    counts = confusion(predictions.probabilities.argmax(2), predictions.label, NUM_CLASSES)
-    figure = plots.confusion(counts, dataset.class_names)
-    run.add_image("confusion", plots.pixels(figure), saved.progress.step)
-    if not config.report:
-        return None
-    path = run.folder / runs.REPORT
-    write(path, render(of_one(saved, dataset, predictions)))
-    return path
+def comparison_page(runs: Sequence[LoadedRun]) -> dict[str, Any]:
+    """The content of the page of several runs, from the numbers in their folders."""
+    named = {f"{i} {run.config.model}": run for i, run in enumerate(runs, start=1)}
+    commands = [run.config.command_line() for run in runs]
+    return {
+        "title": f"{len(runs)} runs on {runs[0].config.dataset}",
+        "summary": [f"{name}: {run.folder}" for name, run in named.items()],
+        "warnings": list(dict.fromkeys(warning for run in runs for warning in run.warnings)),
+        "results": [_result_table(named)],
+        "figures": comparison_figures({name: run.rows for name, run in named.items() if run.rows}),
+        "details": [_config_table({name: run.config for name, run in named.items()}, commands)],
+    }
 
 
-def of_one(run: LoadedRun, dataset: Dataset, predictions: Predictions) -> Page:
-    """The page of one run, whose members gave the test images these probabilities."""
-    config, progress = run.config, run.progress
-    result = runs.read_result(run.folder)
-    record = result or {}
-    correct = predictions.right.sum(1).tolist()
-    notices = [*run.notices, *dataset.warnings, *predictions.notices]
-    if isinstance(told := record.get("notices"), list):
-        notices += map(str, told)
-    again = correct[0] if config.seeds is None else correct
-    if record.get("test_correct", again) != again and not predictions.notices:
-        told = record["test_correct"]
-        notices.append(f"the run counted {told} right answers; counted again they are {again}")
-    lead, said = _accuracy(run, correct, len(dataset.test.label))
-    parameters = f"{count_parameters(param_shapes(run.model)):,}"
-    if config.validation and dataset.validation is None:
-        dataset = dataset.hold_out(config.validation)
-    # Not progress.epoch, which counts the part of one that --max_steps leaves.
-    epochs = progress.step // num_batches(len(dataset.train.label), config.batch_size)
-    shapes = [
+def run_figures(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> list[ReportFigure]:
+    """Curves, confusion matrix, errors, weights and calibration of one run."""
+    names, label, mean = dataset.class_names, dataset.test.label, prediction.mean
+    members = len(prediction.seeds)
+    figures = [curves_figure({run.config.model: run.rows})] if run.rows else []
+    figures.append(confusion_figure(confusion_counts(prediction, dataset), names, members))
+    places = statistics.most_confident_errors(mean, label, ERRORS)
+    if len(places):
+        worst = plots.worst_errors(dataset.test.image[places], label[places], mean[places], names)
+        caption = "Misclassified test images: label → prediction, with its probability"
+        caption += f", the mean of {members} networks." if members > 1 else "."
+        figures.append(ReportFigure("errors", "Most confident errors", worst, caption))
+    figures += weights_figures(run, prediction.seeds[0], names)
+    bins = statistics.calibration_bins(prediction.probabilities, label)
+    caption = (
+        "Accuracy by predicted probability. The dashed line is perfect calibration; points below "
+        "it are overconfident. Vertical lines are 95 % intervals. The calibration error is the "
+        "mean distance from the dashed line, weighted by images."
+    )
+    diagram = plots.reliability(bins, members)
+    return [*figures, ReportFigure("reliability", "Calibration", diagram, caption)]
+
+
+def comparison_figures(runs: Mapping[str, plots.Rows]) -> list[ReportFigure]:
+    """Curves, and accuracy against time, of runs with at least one epoch each."""
+    if not runs:
+        return []
+    figure = plots.accuracy_against_time(runs)
+    caption = "One point per epoch, without compiling and evaluating; the time is logarithmic."
+    time = ReportFigure("time", "Accuracy against training time", figure, caption)
+    return [curves_figure(runs), time]
+
+
+def curves_figure(runs: Mapping[str, plots.Rows]) -> ReportFigure:
+    """Loss and accuracy by epoch."""
+    caption = "Train is measured during an epoch, with dropout if there is any; test after it."
+    if any(isinstance(rows[0]["test/loss"], list) for rows in runs.values()):
+        caption += " Lines are means over the seeds; their range is shaded."
+    return ReportFigure("curves", "Learning curves", plots.learning_curves(runs), caption)
+
+
+def confusion_figure(counts: np.ndarray, names: Sequence[str], members: int) -> ReportFigure:
+    """The confusion matrix."""
+    errors = counts * (1 - np.eye(len(counts), dtype=int))
+    true, predicted = divmod(int(errors.argmax()), len(counts))
+    caption = f"Test images by true and predicted class: {errors.sum():,} errors"
+    caption += f" of {members} networks" if members > 1 else ""
+    if errors.any():
+        caption += f", most often {names[true]} classified as {names[predicted]}"
+    figure = plots.confusion_matrix(counts, names)
+    return ReportFigure("confusion", "Confusion matrix", figure, f"{caption}.")
+
+
+def weights_figures(run: LoadedRun, seed: int, names: Sequence[str]) -> list[ReportFigure]:
+    """The first layer's weights for each class or for some units, if the layer takes pixels."""
+    params = run.members[run.config.all_seeds().index(seed)]
+    layer = next((layer.name for layer in layers(run.model) if layer.parameters), "")
+    kernel = np.asarray(params.get(layer, {}).get("kernel", 0.0))
+    if kernel.ndim == 4 and kernel.shape[2] == 1:  # (height, width, 1, units)
+        tiles, most = np.moveaxis(kernel[:, :, 0], 2, 0), FILTERS
+    elif kernel.ndim == 2 and len(kernel) == 28 * 28:  # (pixels, units)
+        tiles, most = kernel.T.reshape(-1, 28, 28), DENSE_UNITS
+    else:
+        return []
+    if layer == "logits":
+        figure, caption = plots.weights(tiles, names, columns=5), "Pixel weights of each class"
+    else:
+        figure = plots.weights(tiles[:most])
+        caption = f"{min(most, len(tiles))} of {len(tiles)} units of {layer}"
+    caption += "" if run.config.seeds is None else f", seed {seed}"
+    caption += ". Blue is positive, red negative; the largest 0.5 % are clipped."
+    return [ReportFigure("weights", "Weights of the first layer", figure, caption)]
+
+
+def describe_accuracy(run: LoadedRun, correct: list[int], count: int) -> tuple[str, str]:
+    """The test accuracy and a sentence with its interval; `correct` counts for each member."""
+    if run.config.seeds is None:
+        interval = _interval(statistics.binomial_ci95(correct[0], count))
+        sentence = f"{correct[0]:,} of {count:,} test images are classified correctly"
+        return percent(correct[0] / count), f"{sentence} (95 % interval {interval})."
+    found = statistics.summarize([each / count for each in correct])
+    seeds = run.config.all_seeds()
+    sentence = f"The mean of {found['n']} of the {len(seeds)} seeds {seeds[0]} to {seeds[-1]}"
+    if found["sd"] is not None:
+        interval = _interval(found["ci95"])
+        sentence += f"; sd {percent(found['sd'])}, 95 % interval of the mean {interval}"
+    sentence += f"; best {percent(found['best'])}, worst {percent(found['worst'])}."
+    return percent(found["mean"]), sentence
+
+
+def _result_table(runs: Mapping[str, LoadedRun]) -> Table:
+    """The last evaluation of each run, its size and its time."""
+    rows = []
+    for name, run in runs.items():
+        record = read_result(run.folder) or {}
+        accuracies = finite_members(run.rows[-1])["test/accuracy"] if run.rows else []
+        found = statistics.summarize(accuracies)
+        interval = found["ci95"]
+        if run.config.seeds is None and record:
+            interval = statistics.binomial_ci95(record["test_correct"], record["test_count"])
+        accuracy = percent(found["mean"]), _interval(interval) if interval else "-", found["n"]
+        size = f"{run.step:,}", f"{count_parameters(param_shapes(run.model)):,}"
+        seconds = record.get("timings", run.seconds)
+        times = (f"{seconds.get(key, 0.0):,.1f}" for key in ("train_s", "total_s"))
+        rows.append((name, *accuracy, *size, *times))
+    columns = "run", "test accuracy", "95 % interval", "seeds", "steps", "parameters"
+    text = "The interval of one network is over test images; that of several seeds is of the mean."
+    return Table("Results", (*columns, "training, s", "total, s"), rows, text)
+
+
+def _layer_table(run: LoadedRun) -> Table:
+    rows = [
         (name, kind, " × ".join(map(str, shape)), f"{count:,}")
         for name, kind, shape, count in layers(run.model)
     ]
-    return Page(
-        title=f"{config.model} on {config.dataset}{'' if result else ', not complete'}",
-        lead=lead,
-        summary=[
-            said,
-            f"{parameters} parameters, trained for {progress.step:,} steps of {config.batch_size} "
-            f"out of {len(dataset.train.label):,} images; {epochs} of {config.epochs} "
-            "epochs are complete.",
-            f"Folder: {run.folder}",
-        ],
-        notices=list(dict.fromkeys(notices)),
-        results=[],
-        pictures=list(pictures.of_one(run, dataset, predictions)),
-        details=[
-            Table(
-                "Layers",
-                ("layer", "kind", "output shape", "parameters"),
-                [*shapes, ("total", "", "", parameters)],
-                text="What an image passes through, from top to bottom.",
-            ),
-            _epoch_table(progress.rows),
-            _time_table(record.get("timings"), progress.seconds),
-            Table(
-                "StepConfig",
-                ("flag", "here", "usual"),
-                _differences(run),
-                numbers=False,
-                text=f"What differs from the preset {config.preset} and the model's own values, "
-                "and the command for another run like this one.",
-                commands=[config.command_line()],
-            ),
-            Table("Environment", (), _environment(run.folder), numbers=False),
-        ],
-    )
-
-
-def of_several(saved: Sequence[LoadedRun]) -> Page:
-    """Runs side by side, by the numbers of their last evaluations."""
-    models = [run.config.model for run in saved]
-    names = [f"{i} {model}" for i, model in enumerate(models, start=1)]
-    if len(set(models)) == len(models):
-        names = models
-    named = dict(zip(names, saved, strict=True))
-    identities = [run.config.hyperparameters() for run in saved]
-    varied = [name for name in identities[0] if len({_text(each[name]) for each in identities}) > 1]
-    return Page(
-        title=f"{len(saved)} runs on {saved[0].config.dataset}",
-        lead="",
-        summary=[],
-        notices=list(dict.fromkeys(notice for run in saved for notice in run.notices)),
-        results=[
-            Table(
-                "Results",
-                RESULTS,
-                [_result(name, run) for name, run in named.items()],
-                text="Of one network the interval says what other test images might show; of "
-                "several that differ in their seed, where the mean of many more would lie.",
-            )
-        ],
-        pictures=list(
-            pictures.of_several({name: run.progress.rows for name, run in named.items()})
-        ),
-        details=[
-            Table(
-                "Recipes",
-                ("flag", *names),
-                [
-                    *((name, *(_text(each[name]) for each in identities)) for name in varied),
-                    ("folder", *(run.folder for run in saved)),
-                ],
-                numbers=False,
-                text="Where they differ, and a command for another run like each.",
-                commands=[run.config.command_line() for run in saved],
-            )
-        ],
-    )
-
-
-def _accuracy(run: LoadedRun, correct: list[int], count: int) -> tuple[str, str]:
-    """The accuracy on the test images, and a sentence about what it says."""
-    if run.config.seeds is None:
-        interval = _range(binomial_ci95(correct[0], count))
-        return percent(correct[0] / count), (
-            f"{correct[0]:,} of the {count:,} test images are classified rightly. On all images "
-            f"of the same kind it is within {interval} (95 % interval)."
-        )
-    found = summarize([right / count for right in correct])
-    more = ""
-    if found["sd"] is not None:
-        more = f"; standard deviation {percent(found['sd'])}, 95 % interval of the mean "
-        more += _range(found["ci95"])
-    seeds = run.config.all_seeds()
-    of = "" if found["n"] == len(seeds) else f" of {len(seeds)}"
-    return percent(found["mean"]), (
-        f"The mean of {found['n']}{of} networks, with the seeds {seeds[0]} to {seeds[-1]}, on "
-        f"{count:,} test images{more}; the best {percent(found['best'])}, the worst "
-        f"{percent(found['worst'])}."
-    )
-
-
-def _result(name: str, run: LoadedRun) -> tuple[Any, ...]:
-    """A run's row among several; its accuracy is that of the last evaluation."""
-    progress = run.progress
-    accuracy = right = interval = "-"
-    if progress.rows and run.config.seeds is None:
-        correct, count = progress.end["test_correct"], progress.end["test_count"]
-        accuracy, right = percent(correct / count), f"{correct:,} of {count:,}"
-        interval = _range(binomial_ci95(correct, count))
-    elif progress.rows and (kept := finite_members(progress.rows[-1])["test/accuracy"]):
-        found = summarize(kept)
-        accuracy, right = percent(found["mean"]), f"mean of {found['n']} seeds"
-        interval = _range(found["ci95"]) if found["ci95"] else "-"
-    seconds = (runs.read_result(run.folder) or {}).get("timings", progress.seconds)
-    times = [f"{seconds.get(key, 0.0):,.1f}" for key in ("train_s", "total_s")]
-    parameters = f"{count_parameters(param_shapes(run.model)):,}"
-    return (name, accuracy, right, interval, f"{progress.step:,}", parameters, *times)
+    return Table("Layers", ("layer", "kind", "output shape", "parameters"), rows)
 
 
 def _epoch_table(rows: plots.Rows) -> Table:
-    """Loss and accuracy after each epoch, in the mean where there are members."""
+    """Loss and accuracy of each epoch; of an ensemble the means."""
     names = [name for name in (rows[0] if rows else {}) if "/" in name]
-    shown = [
-        (
-            row["epoch"],
-            *(
-                percent(mean_over_members(row, name))
-                if "accuracy" in name
-                else f"{mean_over_members(row, name):.4f}"
-                for name in names
-            ),
-            f"{row['train_s']:.1f}",
-        )
-        for row in rows
-    ]
+    shown = []
+    for row in rows:
+        means = {name: mean_over_members(row, name) for name in names}
+        cells = (percent(x) if "accuracy" in name else f"{x:.4f}" for name, x in means.items())
+        shown.append((row["epoch"], *cells, f"{row['train_s']:.1f}"))
     return Table("Epochs", ("epoch", *(name.replace("/", " ") for name in names), "s"), shown)
 
 
-def _time_table(recorded: Any, so_far: dict[str, float]) -> Table:
-    """Where the time went: by the result, or of a run that is not complete by its checkpoint."""
-    timings = recorded if isinstance(recorded, dict) else so_far
-    timings = {
-        name: s for name, s in timings.items() if isinstance(s, int | float) and 0 <= s < 1e12
-    }
-    seconds = {text: timings.get(name, 0.0) for name, text in TIMINGS.items()}
-    total = timings.get("total_s", 0.0)
-    seconds["everything else"] = total - sum(seconds.values())
-    rows = [
-        (what, f"{s:,.1f}", f"{100 * s / max(total, 1e-9):.0f} %") for what, s in seconds.items()
-    ]
-    return Table("Time", ("part", "seconds", "share"), [*rows, ("total", f"{total:,.1f}", "")])
+def _config_table(columns: Mapping[str, Config], commands: Sequence[str]) -> Table:
+    """The flags that differ between the columns."""
+    values = [config.hyperparameters() for config in columns.values()]
+    varied = [name for name in values[0] if any(v[name] != values[0][name] for v in values)]
+    rows = [(name, *(_text(v[name]) for v in values)) for name in varied]
+    text = "Flags that differ, and the command to repeat a run."
+    return Table("Configuration", ("flag", *columns), rows, text, commands, numbers=False)
 
 
-def _differences(run: LoadedRun) -> list[tuple[str, str, str]]:
-    """Each field that can change a number and is not as usual: its name, its value, the usual."""
-    usual = run.config.defaults().hyperparameters()
-    here = run.config.hyperparameters()
-    return [
-        (name, _text(here[name]), _text(usual[name])) for name in here if here[name] != usual[name]
-    ]
+def _environment_table(folder: Path) -> Table:
+    found = atomic_io.read_json(folder / "environment.json")
+    found |= found.pop("variables", {})
+    rows = [(name, _text(value)) for name, value in found.items()]
+    return Table("Environment", (), rows, numbers=False)
 
 
-def _environment(folder: Path) -> list[tuple[str, str]]:
-    """What environment.json says: its plain values, and the variables."""
-    try:
-        found = storage.read_json(folder / "environment.json")
-    except (OSError, storage.IntegrityError) as error:
-        return [("environment.json", f"cannot be read: {error}")]
-    variables = found.pop("variables", None)
-    found |= variables if isinstance(variables, dict) else {}
-    plain = str | int | float | None
-    return [(name, _text(value)) for name, value in found.items() if isinstance(value, plain)]
-
-
-def _range(interval: Sequence[float]) -> str:
-    low, high = interval
-    return f"{percent(low, '')} to {percent(high)}"
+def _interval(interval: Sequence[float]) -> str:
+    return f"{percent(interval[0], '')} to {percent(interval[1])}"
 
 
 def _text(value: Any) -> str:
-    """A field's value as its flag takes it."""
-    if isinstance(value, str):
-        return value
+    """A value as its flag takes it."""
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return "-" if value is None else json.dumps(value)
+    return value if isinstance(value, str) else "-" if value is None else json.dumps(value)

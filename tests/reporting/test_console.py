@@ -1,0 +1,114 @@
+"""What a run prints, on a terminal and elsewhere."""
+
+import io
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax.callbacks import Result
+from mnist_jax.config import Config
+from mnist_jax.data import Dataset, Split
+from mnist_jax.metrics import NEVER, Metrics
+from mnist_jax.models import MODELS
+from mnist_jax.reporting import console
+
+RECORD = {
+    "test_correct": 331, "test_count": 360, "params_sha256": "ab12",
+    "timings": {"compile_s": 1.5, "train_s": 0.25},
+}  # fmt: skip
+ROW = {
+    "epoch": 3, "step": 45, "train/loss": 0.0123, "train/accuracy": 0.9961,
+    "test/loss": 1234.5, "test/accuracy": 1.0, "train_s": 4.0, "eval_s": 0.1,
+}  # fmt: skip
+
+
+def begin(display, workdir, step=0, **config):
+    config = Config(model="logistic", dataset="digits", epochs=10, **config).resolve()
+    split = Split(np.zeros((5, 28, 28, 1), np.uint8), np.zeros(5, np.int32))
+    dataset = Dataset("digits", split, split, "scikit-learn", (), tuple("0123456789"))
+    display.on_fit_begin(config)
+    display.on_data_loaded(dataset)
+    devices = jax.devices()[:1]
+    display.on_train_begin(config, dataset, MODELS["logistic"](), devices, workdir, step)
+
+
+def test_a_run_is_shown_in_lines_that_end_with_the_accuracy(tmp_path, capsys):
+    display = console.Display()
+    display.on_warning("a data set was replaced")
+    begin(display, tmp_path, step=30, seed=7, preset="fast")
+    display.on_epoch_end(ROW)
+    display.on_epoch_end({**ROW, "epoch": 10})
+    display.on_train_end(Result({}, RECORD, tmp_path))
+    out, err = capsys.readouterr()
+    assert err == "warning: a data set was replaced\n"
+    lines = out.splitlines()
+    assert lines[0] == "data    digits: 5 train, 5 test images, scikit-learn"
+    assert lines[1] == "device  cpu (cpu), float32"
+    assert re.match("config  preset fast, epochs 10, batch_size .*, seed 7", lines[2])
+    assert re.search(r"total .* 7,850", out)
+    assert lines[lines.index("resumes after 30 steps") + 1 :] == [
+        "loss, accuracy          train              test      time",
+        "epoch  3/10   0.0123  99.61 % 1.23e+03 100.00 %     4.1 s",
+        "epoch 10/10   0.0123  99.61 % 1.23e+03 100.00 %     4.1 s",
+        "time    compile 1.5 s  train 0.2 s",
+        "params  sha256 ab12",
+        f"files   {tmp_path}",
+        f"report  python -m mnist_jax report {tmp_path}",
+        "test accuracy: 91.94 % (331/360)",
+    ]
+
+
+def test_an_epoch_with_validation_fits_80_columns(tmp_path, capsys):
+    display = console.Display()
+    begin(display, tmp_path, validation=100)
+    row = {**ROW, "validation/loss": 123.4567, "validation/accuracy": 1.0, "train_s": 12345.0}
+    display.on_epoch_end(row)
+    header, line = capsys.readouterr().out.splitlines()[-2:]
+    assert max(len(header), len(line)) <= 80
+    for name in ("train", "validation", "test"):  # a column ends where its name ends
+        assert line[: header.index(name) + len(name)].endswith(" %")
+
+
+def test_members_are_shown_by_their_mean_and_statistics(tmp_path, capsys):
+    display = console.Display()
+    row = {"train/loss": [1.0, None, 2.0], "train/accuracy": [0.8, 0.1, 0.6]}
+    display.on_epoch_end({**ROW, **row, "test/loss": [1.0] * 3, "test/accuracy": [0.5] * 3})
+    assert "1.5000  70.00 %" in capsys.readouterr().out  # without the diverged one
+    found = {"n": 2, "mean": 0.5, "sd": 0.01, "ci95": [0.4, 0.6], "best": 0.51, "worst": 0.49}
+    record = RECORD | {"statistics": {"test_accuracy": found}}
+    display.on_train_end(Result({}, record, tmp_path))
+    out = capsys.readouterr().out
+    cells = " ".join(out.replace("│", "").split())
+    assert "test 2 50.00 1.00 40.00 to 60.00 51.00 49.00" in cells
+    assert out.endswith("test accuracy: 50.00 % mean of 2 seeds, sd 1.00\n")
+
+
+def test_a_complete_run_is_not_repeated(tmp_path, capsys):
+    (tmp_path / "report.html").touch()
+    console.Display().on_train_end(Result(None, RECORD, tmp_path))
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path} holds this run, complete: nothing to do",
+        f"files   {tmp_path}",
+        f"report  {tmp_path / 'report.html'}",
+        "test accuracy: 91.94 % (331/360)",
+    ]
+
+
+@pytest.mark.parametrize("all_diverged", [False, True])
+def test_a_terminal_has_a_bar_that_close_removes(tmp_path, all_diverged):
+    display, written = console.Display(), io.StringIO()
+    terminal = {"force_terminal": True, "force_interactive": True}
+    display.console = console.PipeConsole(file=written, width=100, **terminal)
+    begin(display, tmp_path)
+    first_nonfinite = [3 if all_diverged else NEVER, 3]
+    metrics = Metrics(*map(np.array, ([30.0, np.nan], [90, 0], [100, 100], first_nonfinite)))
+    display.on_chunk_end(2, 50, 200, metrics, 2.0)
+    display.live.refresh()
+    texts = ["loading the data set digits", "compiling", "epoch 2/10", "50/200", "100 images/s"]
+    for text in (*texts, "6 s left", "nan" if all_diverged else "0.3000  90.00 %"):
+        assert text in written.getvalue()
+    display.close()
+    assert written.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # shows the cursor, erases
+    display.close()

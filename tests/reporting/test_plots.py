@@ -1,0 +1,147 @@
+"""What the figures show: numbers, names and limits, not pixels."""
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from mnist_jax.reporting import plots
+from mnist_jax.runs import statistics
+
+DIGITS = tuple("0123456789")
+
+
+def row(epoch, train, test, **more):
+    """A line of metrics.jsonl with loss = 1 - accuracy."""
+    splits = {"train": train, "test": test, **more}
+    loss = {f"{name}/loss": (1 - np.array(a)).tolist() for name, a in splits.items()}
+    accuracy = {f"{name}/accuracy": a for name, a in splits.items()}
+    return {"epoch": epoch, "step": epoch, **loss, **accuracy, "train_s": 2.0}
+
+
+ROWS = [row(1, 0.5, 0.6), row(2, 0.8, 0.75), row(3, 0.9, 0.7)]
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def legend(axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_samples_are_dark_on_white_in_rows_under_their_names():
+    images = np.arange(12, dtype=np.uint8)[:, None, None, None] * np.ones((1, 28, 28, 1), np.uint8)
+    (axes,) = plots.samples(images, [f"n{i}" for i in range(12)], columns=5).axes
+    shown = axes.images[0]
+    canvas = np.ma.filled(shown.get_array().astype(float), np.nan)
+    assert texts(axes) == [f"n{i}" for i in range(12)]
+    for i, text in enumerate(axes.texts):
+        x, y = text.get_position()
+        assert canvas[int(y) + 10, int(x)] == i
+    assert np.isnan(canvas[-1, -1])  # the place of a thirteenth
+    for image in (shown, plots.digit(images[0], "5").axes[0].images[0]):
+        assert image.get_clim() == (0, 255)
+        assert to_hex(image.cmap(0.0)) == "#ffffff" and to_hex(image.cmap(1.0)) == "#000000"
+
+
+def test_curves_are_named_after_the_splits_of_one_run_or_after_several_runs():
+    rows = [row(1, 0.5, 0.6, validation=0.4), row(2, 0.8, 0.7, validation=0.5)]
+    upper, lower = plots.learning_curves({"mlp": rows}).axes
+    assert legend(lower) == ["test 70.00 %", "train 80.00 %", "validation 50.00 %"]
+    assert legend(upper) == ["test 0.300", "train 0.200", "validation 0.500"]
+    assert [tuple(line.get_ydata()) for line in lower.lines] == [(0.6, 0.7), (0.5, 0.8), (0.4, 0.5)]
+    _, lower = plots.learning_curves({"a": ROWS, "b": ROWS[:2]}).axes
+    assert legend(lower) == ["a 70.00 %", "b 75.00 %"]
+    lines = [(len(line.get_xdata()), line.get_linestyle()) for line in lower.lines]
+    assert sorted(lines) == [(2, "-"), (2, ":"), (3, "-"), (3, ":")]  # train is dotted
+    colours = {len(line.get_xdata()): to_hex(line.get_color()) for line in lower.lines}
+    assert colours[2] != colours[3]
+
+
+def test_time_is_the_sum_over_the_epochs():
+    (axes,) = plots.accuracy_against_time({"a": ROWS}).axes
+    assert axes.get_xscale() == "log"
+    assert axes.lines[0].get_xydata().tolist() == [[2.0, 0.6], [4.0, 0.75], [6.0, 0.7]]
+
+
+def test_members_are_drawn_as_mean_and_range_without_the_diverged():
+    diverged = row(2, [0.7, 0.9, 0.1], [0.5, 0.7, 0.1])
+    diverged["test/loss"][2] = None
+    rows = [row(1, [0.4, 0.6, 0.5], [0.2, 0.4, 0.3]), diverged]
+    _, lower = plots.learning_curves({"mlp": rows}).axes
+    np.testing.assert_allclose(lower.lines[0].get_ydata(), [0.3, 0.6])
+    heights = set(lower.collections[0].get_paths()[0].vertices[:, 1].round(6))
+    assert {0.2, 0.4, 0.5, 0.7} <= heights
+
+
+def test_extreme_losses_and_a_single_epoch_can_be_drawn():
+    for rows in ([row(1, 0.5, 0.5) | {"train/loss": 1e30}, ROWS[1]], ROWS[:1]):
+        figure = plots.learning_curves({"mlp": rows})
+        assert plots.svg(figure).startswith(b"<?xml")
+    assert all(line.get_marker() == "o" for line in figure.axes[0].lines)  # a line has no length
+
+
+def test_the_confusion_matrix_has_each_count_in_its_cell():
+    counts = np.diag(np.arange(10, 20))
+    counts[3, 5], counts[5, 3] = 7, 1
+    (axes,) = plots.confusion_matrix(counts, ["Ankle boot", *DIGITS[1:]]).axes
+    cells = {tuple(text.get_position()): text.get_text() for text in axes.texts}
+    assert cells == {(c, r): str(n) for (r, c), n in np.ndenumerate(counts) if n}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
+    errors = np.ma.filled(np.ma.masked_invalid(axes.images[0].get_array()), 0)
+    assert errors[3, 5] == 7 and errors[5, 3] == 1 and errors.sum() == 8  # coloured by number
+    assert {tick.get_rotation() for tick in axes.get_xticklabels()} == {90}  # long names
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("0", "1"), ["0 → 1\n90.00 %", "1 → 0\n75.00 %"]),
+        (("Coat", "Shirt"), ["Coat\n→ Shirt\n90.00 %", "Shirt\n→ Coat\n75.00 %"]),
+    ],
+)
+def test_errors_show_label_prediction_and_probability(names, expected):
+    probabilities = np.array([[0.1, 0.9], [0.75, 0.25]])
+    images = np.zeros((2, 28, 28, 1), np.uint8)
+    figure = plots.worst_errors(images, np.array([0, 1]), probabilities, names)
+    assert texts(figure.axes[0]) == expected
+
+
+@pytest.mark.parametrize("sign", [1, -1, 0])
+def test_the_colours_of_weights_are_symmetric_around_0(sign):
+    tiles = sign * np.linspace(-0.1, 2.0, 640).reshape(10, 8, 8)
+    axes = plots.weights(tiles, DIGITS, columns=5).axes[0]
+    low, high = axes.images[0].get_clim()
+    assert low == -high and 0 < high <= 2.0
+    assert min(axes.images[0].cmap(0.5)[:3]) > 0.95  # 0 is nearly white
+    assert texts(axes) == list(DIGITS)
+
+
+def test_reliability_of_five_images():
+    """Of four predictions at 0.9 two are right, of one at 0.6 one."""
+    probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]])
+    label = np.array([0, 0, 1, 1, 0])
+    upper, lower = plots.reliability(statistics.calibration_bins(probabilities, label)).axes
+    points = next(line for line in upper.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(points.get_xydata(), [[0.6, 1.0], [0.9, 0.5]])
+    assert texts(upper) == ["calibration error 40.00 %"]  # (4 · 0.4 + 1 · 0.4) / 5
+    assert texts(lower) == ["1", "4"]
+    # Three networks that agree make no interval narrower.
+    bins = statistics.calibration_bins(np.stack([probabilities] * 3), label)
+    same = plots.reliability(bins, networks=3).axes[0]
+    for one, three in zip(upper.collections, same.collections, strict=True):
+        np.testing.assert_allclose(three.get_segments(), one.get_segments())
+
+
+def test_the_same_data_gives_the_same_bytes_whatever_the_user_s_style():
+    def drawn():
+        figure = plots.confusion_matrix(np.arange(100).reshape(10, 10), DIGITS)
+        return plots.svg(figure), plots.png(figure), plots.pixels(figure).tobytes()
+
+    expected = drawn()
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.hashsalt": "x"}):
+        before = dict(matplotlib.rcParams)
+        assert drawn() == expected
+        assert dict(matplotlib.rcParams) == before
+    assert expected[2][:3] == b"\xff\xff\xff"

@@ -1,0 +1,258 @@
+"""The report: what it says, that it is escaped, and that it needs nothing but itself."""
+
+import base64
+import html
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax import Callback, Config, __main__, cli, fit, models, reporting
+from mnist_jax.atomic_io import digest_lines
+from mnist_jax.errors import InterruptedRunError
+from mnist_jax.inference.restore import LoadedRun, load_config
+from mnist_jax.reporting import report
+from mnist_jax.signals import Stop
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, data_dir):
+    """A run of one seed and one of three."""
+    folder = tmp_path_factory.mktemp("runs")
+    base = {"dataset": "digits", "data_dir": data_dir, "model": "logistic"}
+    fit(Config(epochs=3, validation=100, workdir=folder / "one", **base))
+    fit(Config(epochs=2, seeds=3, learning_rate=0.01, workdir=folder / "many", **base))
+    return folder
+
+
+class Page:
+    """The HTML of a page, its text and the addresses of its images."""
+
+    def __init__(self, path: Path):
+        self.html = path.read_text()
+        text = re.sub(r"(?s)<style>.*?</style>|<[^>]+>", " ", self.html)
+        self.text = " ".join(html.unescape(text).split())
+        self.images = re.findall(r'<img src="([^"]*)"', self.html)
+
+    def config(self) -> Config:
+        """That of the command which the page shows."""
+        (command,) = re.findall(r"python train\.py .*?(?= Environment)", self.text)
+        return cli.parse(Config, shlex.split(command)[2:], prog="", description="")
+
+
+def run_command(capsys, data_dir, *words) -> Page:
+    """The page that the command `report` writes."""
+    assert __main__.main(["report", *map(str, words), f"--data_dir={data_dir}"]) == 0
+    return Page(Path(capsys.readouterr().out.splitlines()[-1].removeprefix("report: ")))
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_a_page_says_what_the_run_was(folders, data_dir, capsys):
+    page = run_command(capsys, data_dir, folders / "one")
+    record = result(folders / "one")
+    correct = record["test_correct"]
+    for text in (
+        f"logistic on digits {100 * correct / 360:.2f} % test accuracy",
+        f"{correct} of 360 test images are classified correctly (95 % interval ",
+        "trained for 42 steps of 100 out of 1,337 images",  # 100 are held out
+        f"{360 - correct} errors",
+        "Learning curves", "Confusion matrix", "Most confident errors", "Calibration",
+        "Weights of the first layer",
+        "Layers layer kind output shape parameters flatten Flatten 784 0 logits Dense 10 7,850",
+        "Epochs epoch train loss",
+        f"train {record['timings']['train_s']:,.1f}",
+        "validation 100 0",  # in this run, in the preset
+        record["environment"]["system"],
+    ):  # fmt: skip
+        assert text in page.text
+    assert "not complete" not in page.text
+    assert (
+        page.config().resolve().hyperparameters() == load_config(folders / "one").hyperparameters()
+    )
+
+
+def test_a_page_of_several_seeds_has_their_statistics(folders, data_dir, capsys):
+    page = run_command(capsys, data_dir, folders / "many")
+    found = result(folders / "many")["statistics"]["test_accuracy"]
+    assert f"{100 * found['mean']:.2f} % test accuracy" in page.text
+    assert "The mean of 3 of the 3 seeds 1234 to 1236" in page.text
+    for value in (found["sd"], found["ci95"][1], found["best"], found["worst"]):
+        assert f"{100 * value:.2f} %" in page.text
+    assert "errors of 3 networks" in page.text and ", seed 1234" in page.text
+    assert page.config().seeds == 3
+
+
+def test_several_runs_stand_side_by_side(folders, data_dir, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = run_command(capsys, data_dir, folders / "one", folders / "many")
+    assert (tmp_path / "report.html").exists() and len(page.images) == 2
+    one, many = (result(folders / name) for name in ("one", "many"))
+    for text in (
+        "2 runs on digits",
+        f"1 logistic {100 * one['test_accuracy']:.2f} % ",
+        f"2 logistic {100 * many['statistics']['test_accuracy']['mean']:.2f} % ",
+        "Accuracy against training time",
+        "epochs 3 2",
+        "learning_rate 0.001 0.01",
+    ):
+        assert text in page.text
+    assert page.text.count("python train.py --model=") == 2
+
+
+HOSTILE = '<img src=x onerror=alert(1)>&"\u202e'
+
+
+def test_a_page_needs_nothing_but_itself_and_escapes_everything(
+    folders, data_dir, capsys, tmp_path
+):
+    folder = tmp_path / HOSTILE
+    shutil.copytree(folders / "one", folder)
+    for name in ("environment", "result"):
+        content = json.loads((folder / f"{name}.json").read_text())
+        content.update(warnings=[f"<script>{HOSTILE}"], system=HOSTILE, odd="\ud800")
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    names = ("config.json", "environment.json", "metrics.jsonl", "result.json")
+    contents = {name: (folder / name).read_bytes() for name in names}
+    (folder / "manifest.sha256").write_bytes(digest_lines(contents))
+    output = tmp_path / "page.html"
+    page = run_command(capsys, data_dir, folder, f"--output={output}")
+    assert output.stat().st_size < 1_000_000
+    assert page.text.count(HOSTILE) >= 3  # the folder, the warning and the environment
+    assert "Content-Security-Policy" in page.html
+    assert not re.search(r"<(script|iframe|object|form)|@import|url\(|https?:", page.html)
+    sources = re.findall(r'(?:src|srcset|href|action|poster)="([^"]*)"', page.html)
+    assert all(source.startswith("data:") for source in sources)
+    assert "<img src=x" not in page.html and len(page.images) == 5
+    for source in page.images:
+        svg = base64.b64decode(source.partition(",")[2]).decode()
+        assert not re.search(r"<script|<foreignObject|@import|url\((?!#)", svg)
+        assert not re.search(r'href="(?!#|data:)', svg)
+
+
+def test_a_run_that_is_not_complete_has_a_page(data_dir, tmp_path, capsys):
+    stop, folder = Stop(), tmp_path / "run"
+
+    class StopSoon(Callback):
+        def on_chunk_end(self, epoch, step, last_step, metrics, train_s):
+            stop.signal = 15
+
+    flags = {"model": "logistic", "dataset": "digits", "data_dir": data_dir}
+    with pytest.raises(InterruptedRunError):
+        config = Config(workdir=folder, steps_per_call=5, **flags)
+        fit(config, callbacks=[StopSoon()], stop=stop)
+    page = run_command(capsys, data_dir, folder)
+    assert "logistic on digits, not complete" in page.text
+    assert "trained for 5 steps" in page.text and "(10 epochs planned)" in page.text
+    assert "Learning curves" not in page.text
+    page = run_command(capsys, data_dir, folder, folder, f"--output={tmp_path / 'two.html'}")
+    assert "1 logistic - - 0 5 7,850" in page.text
+
+
+def test_mistakes_of_this_command(folders, data_dir, capsys):
+    for words, status, message in (
+        ([], 2, "no run is named; name the folders"),
+        ([folders / "one", f"--output={folders / 'no' / 'x.html'}"], 6, "cannot write .*No such"),
+    ):
+        assert __main__.main(["report", *map(str, words), f"--data_dir={data_dir}"]) == status
+        assert re.match(f"error: {message}.*\n$", capsys.readouterr().err)
+
+
+def test_training_writes_it(data_dir, capsys, tmp_path):
+    page = tmp_path / "run" / "report.html"
+    flags = {"model": "logistic", "dataset": "digits", "data_dir": data_dir, "epochs": 1}
+    config = Config(workdir=page.parent, report=True, **flags)
+    fit(config, callbacks=reporting.make_callbacks(config))
+    assert capsys.readouterr().out.splitlines()[-2] == f"report  {page}"
+    by_training = page.read_bytes()
+    run_command(capsys, data_dir, page.parent)
+    assert page.read_bytes() == by_training
+    page.unlink()
+    fit(config, callbacks=reporting.make_callbacks(config))  # the run is already complete
+    assert page.read_bytes() == by_training
+    page.unlink()
+    page.mkdir()
+    capsys.readouterr()
+    fit(config, callbacks=reporting.make_callbacks(config))  # a failure is no failure of the run
+    out, err = capsys.readouterr()
+    assert err.startswith("warning: no report was written: cannot write")
+    assert out.splitlines()[-1].startswith("test accuracy: ")
+
+
+def test_the_first_layer_is_shown_if_it_takes_pixels():
+    class NoLayer(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train=False):
+            return x.reshape(len(x), -1) @ self.param("w", nn.initializers.zeros, (784, 10))
+
+    config = Config(model="mlp", seed=5, seeds=2)
+    for kind, captions in (
+        (models.LogisticRegression, ["Pixel weights of each class, seed 6."]),
+        (models.MLP, ["32 of 256 units of dense1, seed 6."]),
+        (models.CNN, ["64 of 64 units of conv1, seed 6."]),
+        (NoLayer, []),
+    ):
+        shapes = models.param_shapes(model := kind())
+        params = jax.tree.map(lambda x: np.arange(x.size, dtype=float).reshape(x.shape), shapes)
+        run = LoadedRun(Path(), config, model, [None, params], 0, 0, [], {}, [])
+        figures = report.weights_figures(run, 6, tuple("0123456789"))
+        assert [figure.caption.partition(" Blue")[0] for figure in figures] == captions
+        if kind is models.MLP:  # unit 0 at the top left, its pixels row by row
+            canvas = figures[0].figure.axes[0].images[0].get_array()
+            assert canvas[1, 2] == params["dense1"]["kernel"][30, 0]
+
+
+@pytest.mark.campaign
+def test_the_figures_of_the_documentation(folders, data_dir, tmp_path, capsys):
+    script = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "make_figures.py"))
+    words = [str(folders / "one"), f"--data_dir={data_dir}", f"--output={tmp_path}"]
+    assert script["main"](words) == 0
+    files = {path.name for path in tmp_path.iterdir()}
+    assert {"digit.png", "samples.png", "time.svg", "logistic-errors.png"} <= files
+    shown = re.findall(r'src="figures/(.*?)"', capsys.readouterr().out)
+    assert set(shown) == files
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("names", [["one"], ["one", "many"]])
+def test_a_browser_shows_all_of_it(names, folders, data_dir, capsys, tmp_path):
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (binary and driver):
+        pytest.skip("needs chromium and chromedriver on the PATH")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    output = tmp_path / "page.html"
+    run_command(capsys, data_dir, *(folders / name for name in names), f"--output={output}")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    root = ["--no-sandbox"] if os.geteuid() == 0 else []
+    for flag in ("--headless", *root, f"--user-data-dir={tmp_path / 'browser'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options=options, service=Service(driver)) as browser:
+        for width, scheme, paper in ((400, "dark", "15, 18, 22"), (1000, "light", "255, 255, 255")):
+            features = [{"name": "prefers-color-scheme", "value": scheme}]
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+            size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            browser.get(output.as_uri())
+            colour = "return getComputedStyle(document.body).backgroundColor"
+            assert browser.execute_script(colour) == f"rgb({paper})"
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            widths = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
+            assert len(widths) == (5 if len(names) == 1 else 2) and min(widths) > 300
+        cut = """return [...document.querySelectorAll(".wide")]
+            .filter(table => table.scrollWidth > table.clientWidth).map(table => table.ariaLabel)"""
+        assert browser.execute_script(cut) == []
+        assert browser.get_log("browser") == []

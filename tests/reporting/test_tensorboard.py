@@ -1,0 +1,79 @@
+"""--tensorboard: what its files hold."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_jax import Config, fit, reporting
+from mnist_jax.errors import UsageError
+from mnist_jax.reporting.tensorboard import TensorBoard
+
+pytest.importorskip("tensorboardX")
+
+
+def events(folder: Path) -> list:
+    """(name, step, number) in order; None for an image, and ("", step, None) for a start."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    found = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:  # length, its checksum, so many bytes, their checksum
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            if event.session_log.status == SessionLog.START:
+                found.append(("", event.step, None))
+            for value in event.summary.value:
+                scalar = value.WhichOneof("value") == "simple_value"
+                found.append((value.tag, event.step, value.simple_value if scalar else None))
+            data = data[16 + length :]
+    return found
+
+
+def test_a_run_writes_its_metrics_and_two_figures(data_dir, tmp_path):
+    config = Config(
+        model="logistic", dataset="digits", data_dir=data_dir, epochs=2, tensorboard=True,
+        workdir=tmp_path / "run",
+    )  # fmt: skip
+    fit(config, callbacks=reporting.make_callbacks(config))
+    found = events(tmp_path / "run")
+    rows = list(map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()))
+    scalars = {(name, step): value for name, step, value in found if value is not None}
+    expected = {(name, row["step"]): value for row in rows for name, value in row.items()}
+    assert scalars == pytest.approx(expected, rel=1e-6)
+    images = [(name, step) for name, step, value in found if value is None]
+    assert images == [("train", 0), ("confusion", 30)]
+    fit(config, callbacks=reporting.make_callbacks(config))  # is complete: writes nothing
+    assert events(tmp_path / "run") == found
+
+
+def test_a_resumed_run_appends_and_drops_what_came_after_its_checkpoint(tmp_path):
+    folder = tmp_path / "tensorboard"
+    folder.mkdir()
+    (folder / "events.of_the_first_process").touch()
+    writer = TensorBoard()
+    writer.on_train_begin(None, None, None, None, tmp_path, 30)  # type: ignore[arg-type]
+    writer.on_epoch_end({"step": 45, "train/loss": 1.0})
+    writer.close()
+    assert len(list(folder.iterdir())) == 2
+    assert events(tmp_path) == [("", 31, None), ("step", 45, 45.0), ("train/loss", 45, 1.0)]
+
+
+def test_members_are_written_as_the_mean_of_the_finite(tmp_path):
+    writer = TensorBoard()
+    writer.on_train_begin(None, None, None, None, tmp_path, 1)  # type: ignore[arg-type]
+    row = {"step": 15, "train/loss": [1.0, None, 2.0], "train/accuracy": [0.75, 0.1, 0.25]}
+    writer.on_epoch_end(row)
+    writer.on_epoch_end({**row, "step": 30, "train/loss": [None] * 3})
+    writer.close()
+    found = {(name, step): value for name, step, value in events(tmp_path)}
+    assert (found["train/loss", 15], found["train/accuracy", 15]) == (1.5, 0.5)
+    assert ("train/loss", 30) not in found
+
+
+def test_a_missing_tensorboardx_is_refused_before_a_folder_is_made(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UsageError, match=r"pip install '\.\[tensorboard\]'"):
+        reporting.make_callbacks(Config(tensorboard=True))
