@@ -2,13 +2,9 @@
 
     python tests/reference/make_keras_reference.py
 
-Made with Python 3.11.7, TensorFlow 2.21.0, Keras 3.15.1 and NumPy 2.4.6 on a CPU, in float64, with
-nothing else of this project installed. The networks are the tutorial's. They end in logits, and
-the loss takes these: the same function as its softmax followed by categorical cross-entropy,
-without the clipping of probabilities. Dropout is off, since two random generators cannot agree.
-
-Of each gradient the file holds its norm and its projections onto a few seeded directions, which
-tell a wrong gradient as surely as all of its numbers would.
+Made with Python 3.11.7, TensorFlow 2.21.0, Keras 3.15.1 and NumPy 2.4.6 on a CPU, in float64. The
+networks return logits, and the loss takes logits. Dropout is off, because the random generators
+differ. Gradients are stored as their norm and their projections onto seeded directions.
 """
 
 import json
@@ -51,7 +47,7 @@ def build(name: str) -> keras.Sequential:
 
 
 def describe(gradient: np.ndarray) -> dict[str, float | list[float]]:
-    """Its norm, and its projections onto the seeded directions of its shape."""
+    """Norm and projections onto the seeded directions."""
     flat = gradient.ravel()
     return {
         "norm": float(np.linalg.norm(flat)),
@@ -60,7 +56,7 @@ def describe(gradient: np.ndarray) -> dict[str, float | list[float]]:
 
 
 def reference(name: str) -> dict[str, object]:
-    """What Keras computes for the seeded weights and batch."""
+    """What Keras computes from the seeded weights and batch."""
     model = build(name)
     seeded = weights.make_weights(name)
     for layer, values in seeded.items():
@@ -89,7 +85,7 @@ def reference(name: str) -> dict[str, object]:
 
 
 def pooling() -> dict[str, object]:
-    """Max pooling of tied activations and what flows back through it."""
+    """Max pooling of activations with ties, and its gradient."""
     activations, cotangent = weights.make_ties()
     x = tf.constant(activations)
     with tf.GradientTape() as tape:

@@ -1,7 +1,6 @@
-"""The seeded weights, batch and probes that Keras and this package are compared on.
+"""Seeded weights, batch and probes, the same for Keras and for this package.
 
-NumPy only, and only uniform numbers: `make_keras_reference.py` runs where JAX is not installed,
-`tests/test_reference.py` where TensorFlow is not, and both must draw the same.
+NumPy alone: `make_keras_reference.py` runs without JAX and `test_reference.py` without TensorFlow.
 """
 
 import hashlib
@@ -12,8 +11,8 @@ SEED = 1234
 BATCH_SIZE = 8
 PROBES = 3  # random directions along which each gradient is compared
 
-# Shapes of the kernels in the order the layers run: (height, width, in, out) of a convolution,
-# (in, out) of a dense layer. Keras and Flax share these layouts, and flatten NHWC alike.
+# Kernel shapes in the order the layers run: (height, width, in, out) of a convolution, (in, out) of
+# a dense layer. Keras and Flax use the same layouts and flatten NHWC in the same order.
 KERNELS: dict[str, dict[str, tuple[int, ...]]] = {
     "logistic": {"logits": (784, 10)},
     "mlp": {
@@ -34,11 +33,9 @@ KERNELS: dict[str, dict[str, tuple[int, ...]]] = {
     },
 }
 
-Weights = dict[str, dict[str, np.ndarray]]
 
-
-def make_weights(model: str) -> Weights:
-    """Glorot-uniform kernels and small biases other than zero, `{layer: {kernel, bias}}`."""
+def make_weights(model: str) -> dict[str, dict[str, np.ndarray]]:
+    """Glorot-uniform kernels and small nonzero biases, `{layer: {kernel, bias}}`."""
     rng = np.random.default_rng([SEED, 0])
     weights = {}
     for layer, shape in KERNELS[model].items():
@@ -51,9 +48,9 @@ def make_weights(model: str) -> Weights:
 
 
 def make_batch() -> tuple[np.ndarray, np.ndarray]:
-    """Images (batch, 28, 28, 1) float64 in 0..1, noise with flat areas, and labels (batch,) int32.
+    """Images (batch, 28, 28, 1) float64 in 0..1 and labels (batch,) int32.
 
-    In a flat area a feature is the same at neighbouring pixels, so that pooling meets ties.
+    The images are noise with constant areas, where pooling has ties.
     """
     rng = np.random.default_rng([SEED, 1])
     image = (256 * rng.random((BATCH_SIZE, 28, 28, 1))).astype(np.uint8)
@@ -65,24 +62,23 @@ def make_batch() -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_probes(shape: tuple[int, ...]) -> np.ndarray:
-    """Random directions, (PROBES, size), whose entries have variance 1.
+    """Random directions, (PROBES, size), with entries of variance 1.
 
-    A gradient that is off by some error moves its projections by about the norm of the error.
+    An error of the gradient moves its projections by about the norm of the error.
     """
     rng = np.random.default_rng([SEED, 2, *shape])
     return (2 * rng.random((PROBES, int(np.prod(shape)))) - 1) * np.sqrt(3)
 
 
 def make_ties() -> tuple[np.ndarray, np.ndarray]:
-    """Activations (2, 6, 8, 3) of so few values that most 2x2 windows tie, and (2, 3, 4, 3) ones
-    to propagate back through their pooling."""
+    """Activations (2, 6, 8, 3) with ties in most 2×2 windows, and a cotangent (2, 3, 4, 3)."""
     rng = np.random.default_rng([SEED, 3])
     activations = np.floor(3 * rng.random((2, 6, 8, 3)))
     return activations, 1 + np.arange(2 * 3 * 4 * 3, dtype=np.float64).reshape(2, 3, 4, 3)
 
 
 def fingerprint(model: str) -> str:
-    """SHA-256 of everything above, to tell other random numbers from another gradient."""
+    """SHA-256 of everything above."""
     arrays = [*make_batch(), *make_ties()]
     for layer in make_weights(model).values():
         for weight in layer.values():
