@@ -12,7 +12,7 @@ from mnist_jax.optimizer import ema_params, make_optimizer
 
 def learning_rates(config: Config, steps: int) -> np.ndarray:
     """The sizes of Adam's updates under a constant gradient."""
-    tx = make_optimizer(config, steps)
+    tx = make_optimizer(config.resolve(), steps)
 
     def update(state, _):
         updates, state = tx.update({"w": jnp.ones(())}, state, {"w": jnp.zeros(())})
@@ -38,21 +38,21 @@ def test_schedules():
 def test_the_tutorials_optimizer_is_keras_adam():
     params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
     grads = jax.tree.map(lambda leaf: 1e-7 * leaf, params)  # as small as epsilon
-    tx, adam = make_optimizer(Config(), 1), optax.adam(1e-3, eps=1e-7)
+    tx, adam = make_optimizer(Config().resolve(), 1), optax.adam(1e-3, eps=1e-7)
     ours, theirs = (t.update(grads, t.init(params), params)[0] for t in (tx, adam))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_weight_decay_applies_to_kernels_only():
     params = {"kernel": jnp.full((2, 2), 8.0), "bias": jnp.full(2, 8.0)}
-    tx = make_optimizer(Config(weight_decay=0.1, learning_rate=0.5), 1)
+    tx = make_optimizer(Config(weight_decay=0.1, learning_rate=0.5).resolve(), 1)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.5 * 0.1 * 8.0)
     np.testing.assert_array_equal(updates["bias"], 0)
 
 
 def test_the_ema_is_the_weighted_mean_of_the_parameters_after_each_update():
-    tx, params = make_optimizer(Config(ema_decay=0.75), 5), {"w": jnp.array([1.0, -2.0])}
+    tx, params = make_optimizer(Config(ema_decay=0.75).resolve(), 5), {"w": jnp.array([1.0, -2.0])}
     state, seen = tx.init(params), []
     for _ in range(5):
         updates, state = tx.update({"w": jnp.array([0.3, -0.1])}, state, params)

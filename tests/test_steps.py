@@ -16,7 +16,7 @@ from mnist_jax.data.split import Split
 from mnist_jax.metrics import NEVER, Metrics
 
 ROOT = jax.random.key(0)
-TX = optax.adam(1e-3)
+TX, SGD = optax.adam(1e-3), optax.sgd(1.0)
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
 SIZE, BATCH_SIZE = 10, 4  # an epoch has batches of 4, 4 and 2
 LOGISTIC = models.LogisticRegression()
@@ -94,30 +94,33 @@ def test_the_loss_is_the_mean_cross_entropy_and_metrics_are_its_sums():
     assert (metrics.correct.dtype, metrics.count.dtype) == (jnp.int32, jnp.int32)
 
 
-def test_labels_are_smoothed_in_training_only():
-    params, batch, keys = initial(LOGISTIC).params, make_batch(make_split()), (ROOT, ROOT)
-    loss = partial(steps.loss_fn, model=LOGISTIC, recipe=steps.StepConfig(label_smoothing=0.3))
-    logits = LOGISTIC.apply({"params": params}, batch["image"] / np.float32(255))
+def test_labels_are_smoothed_in_training_only_and_the_returned_loss_is_differentiated():
+    params, batch = initial(LOGISTIC).params, make_batch(make_split())
+    options: Any = {"model": LOGISTIC, "step_config": steps.StepConfig(label_smoothing=0.3)}
+    loss = partial(steps.loss_fn, **options)
     target = optax.smooth_labels(jax.nn.one_hot(batch["label"], 10), 0.3)
-    expected = optax.softmax_cross_entropy(logits, target).mean()
-    np.testing.assert_allclose(loss(params, batch, keys)[0], expected, rtol=1e-5)
+
+    def smoothed(params):
+        logits = LOGISTIC.apply({"params": params}, batch["image"] / np.float32(255))
+        return optax.softmax_cross_entropy(logits, target).mean()
+
+    np.testing.assert_allclose(loss(params, batch, (ROOT, ROOT))[0], smoothed(params), rtol=1e-5)
     assert loss(params, batch)[0] == steps.loss_fn(params, batch, model=LOGISTIC)[0]
+    state, _ = steps.train_step(initial(LOGISTIC, SGD), batch, ROOT, tx=SGD, **options)
+    moved = jax.tree.map(jnp.subtract, params, state.params)
+    assert_close(moved, jax.grad(smoothed)(params))
 
 
-@pytest.mark.parametrize("loop", ["train_steps", "eval_steps"])
-def test_without_normalizing_the_model_sees_0_to_255(loop):
-    split, state = jax.device_put(make_split(BATCH_SIZE)), initial(LOGISTIC)
-    batch = make_batch(make_split(BATCH_SIZE))
-    as_float: Any = {**batch, "image": np.float32(batch["image"])}
+def test_without_normalizing_both_loops_show_the_model_0_to_255():
+    split, state = make_split(BATCH_SIZE), initial(LOGISTIC)
+    as_float: Any = {**make_batch(split), "image": np.float32(split.image)}
     _, expected = steps.loss_fn(state.params, as_float, model=LOGISTIC)
     options: Any = {"model": LOGISTIC, "batch_size": BATCH_SIZE}
-    options["recipe"] = steps.StepConfig(normalize=False)
-    if loop == "train_steps":
-        arguments = state, Metrics.zeros(), split, jnp.arange(BATCH_SIZE), ROOT, 0, 1
-        _, metrics = steps.train_steps(*arguments, tx=TX, **options)
-    else:
-        metrics = steps.eval_steps(state.params, Metrics.zeros(), split, 0, 1, **options)
-    assert_close(metrics, expected)
+    options["step_config"], data = steps.StepConfig(normalize=False), jax.device_put(split)
+    arguments = state, Metrics.zeros(), data, jnp.arange(BATCH_SIZE), ROOT, 0, 1
+    assert_close(steps.train_steps(*arguments, tx=TX, **options)[1], expected)
+    found = steps.eval_steps(state.params, Metrics.zeros(), data, 0, 1, **options)
+    assert_close(found, expected)
 
 
 def test_in_bfloat16_the_loss_and_the_gradients_are_float32():
@@ -148,13 +151,8 @@ def test_padding_never_counts_whatever_and_wherever_it_is():
     assert_equal(value_and_grad(MLP)(params, other), found)
     reversed_ = {name: value[::-1] for name, value in padded.items()}
     assert_close(value_and_grad(MLP)(params, reversed_), expected)
-
-
-def test_a_batch_of_padding_alone_has_no_loss_and_no_gradient():
-    batch = {**make_batch(make_split(8)), "mask": np.zeros(8, bool)}
-    (loss, metrics), grads = value_and_grad(MLP)(initial(MLP).params, batch)
-    assert (loss, metrics.loss_sum, metrics.count, metrics.correct) == (0, 0, 0, 0)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
+    nothing = value_and_grad(MLP)(params, {**padded, "mask": np.zeros(8, bool)})
+    assert_equal(nothing, ((np.float32(0), Metrics.zeros()), jax.tree.map(np.zeros_like, params)))
 
 
 def test_three_steps_equal_adam_by_hand():
@@ -208,16 +206,6 @@ def test_dropout_is_determined_by_the_step_and_the_root_key():
     losses.add(float(step(start, batch, jax.random.key(1))[1].loss_sum))
     losses.add(float(loss(start.params, batch)[1].loss_sum))  # no dropout
     assert len(losses) == 5
-
-
-def test_the_root_key_determines_the_first_state():
-    make = jit(partial(steps.init_state, model=MLP, tx=TX))
-    state = make(ROOT)
-    assert (state.step, state.step.dtype) == (0, jnp.int32)
-    assert_equal(state, make(jax.random.key(0)))
-    assert_equal(state.opt_state, TX.init(state.params))
-    other = make(jax.random.key(1)).params
-    assert not np.array_equal(state.params["logits"]["kernel"], other["logits"]["kernel"])
 
 
 # --- The batches of an epoch
