@@ -89,7 +89,7 @@ def test_commands_run(command, here, monkeypatch, capsys):
 def test_training_commands_are_configs(command):
     words = shlex.split(command.replace("=NAME", "=fast"))[2:]
     if "--help" not in words:
-        cli.parse_config(words, prog="train.py", description="")
+        cli.parse(Config, words, prog="train.py", description="").resolve()
 
 
 @pytest.mark.mnist
@@ -141,6 +141,7 @@ def test_flags_exist():
         (TUTORIAL, "hidden_sizes=(8,)", r".* loss 0\.693 .*\n.*\[0 1 1 0\]\n"),
         (FORKING, "class PrintValidation", r"(1 0\.\d+\n0\.\d+ 0\.\d+\n){3}"),
         (FORKING, "steps.train_step,", r"0\.[89]\d+\n"),
+        (FORKING, "make_steps(", r"(\d \d\.\d+ 0\.\d+\n){4}5 0\.\d+ 0\.9\d+\n"),
     ],
 )
 def test_code_prints(page, text, printed, here, capsys):
