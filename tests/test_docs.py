@@ -1,6 +1,5 @@
 """The commands, the code and the links of README.md and docs/ work."""
 
-import collections
 import dataclasses
 import importlib.util
 import json
@@ -50,29 +49,28 @@ def block(page: str, text: str) -> str:
 def on_digits(code: str) -> str:
     """The code with the digits in place of MNIST, a model that compiles fast, and short runs."""
     code = code.replace('"mnist"', '"digits"').replace('MODELS["mlp"]', 'MODELS["logistic"]')
+    code = code.replace("logspace(-3.5, -2.5, 3)", "logspace(-3, -3, 1)")
     return re.sub(r"Config\((?=\w)", 'Config(dataset="digits", max_steps=3, ', code)
 
 
-@pytest.fixture(scope="session")
-def place(tmp_path_factory):
+def make_place(folder: Path) -> str:
     """A folder with the runs and pictures that the pages name; also a home."""
-    folder = tmp_path_factory.mktemp("docs")
     data_dir = folder / ".cache" / "mnist_jax"
     for name, seeds in {"RUN": None, "runs/ten": 2}.items():
         options = {"dataset": "digits", "data_dir": data_dir, "workdir": folder / name}
         fit(Config(model="logistic", max_steps=3, seeds=seeds, **options))
     shutil.copytree(folder / "RUN", folder / "runs" / "mine")
     image = data.load_dataset("digits", data_dir=data_dir).train.image[0, :, :, 0]
-    picture = Image.fromarray(255 - image).resize((280, 280))
     (folder / "pictures").mkdir()
     for name in ("five.png", "seven.jpg", "pictures/another.png"):
-        picture.save(folder / name)
-    return folder
+        Image.fromarray(255 - image).resize((280, 280)).save(folder / name)
+    return str(folder)
 
 
 @pytest.fixture
-def here(place, monkeypatch):
-    monkeypatch.setenv("HOME", str(place))
+def here(once, monkeypatch):
+    place = once("docs", make_place)
+    monkeypatch.setenv("HOME", place)
     monkeypatch.chdir(place)
 
 
@@ -89,7 +87,7 @@ def test_commands_run(command, here, monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", TRAIN)
 def test_training_commands_are_configs(command):
-    words = shlex.split(command.replace("=NAME", "=fast"))[2:]
+    words = shlex.split(command)[2:]
     if "--help" not in words:
         cli.parse(Config, words, prog="train.py", description="").resolve()
 
@@ -101,11 +99,7 @@ def test_training_commands_train(command, mnist_dir, data_dir, tmp_path):
     """In full; of the CNN only the first steps."""
     words = [sys.executable, *shlex.split(command)[1:]]
     words = [word for word in words if not word.startswith(("--workdir", "--manual_dir"))]
-    words += [
-        f"--manual_dir={mnist_dir}",
-        f"--data_dir={data_dir}",
-        f"--workdir={tmp_path / 'run'}",
-    ]
+    words += [f"--manual_dir={mnist_dir}", f"--data_dir={data_dir}", f"--workdir={tmp_path}/run"]
     if not re.search("--model=(logistic|mlp)", command):
         words.append("--max_steps=5")
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "8" if "--devices" in command else "1"}
@@ -130,9 +124,6 @@ def test_flags_exist():
     assert {flag.replace("-", "_").removeprefix("no_") for flag in found} <= known
 
 
-# Python
-
-
 @pytest.mark.parametrize(
     ("page", "text", "printed"),
     [
@@ -141,7 +132,7 @@ def test_flags_exist():
         (TUTORIAL, "load_dataset", r"\(1437, 28, 28, 1\) uint8\n\(360, 28, 28, 1\) \d\n"),
         (TUTORIAL, "def train_step", r"(?s)1 test.*10 test accuracy 0\.[89]\d+\n"),
         (TUTORIAL, "hidden_sizes=(8,)", r".* loss 0\.693 .*\n.*\[0 1 1 0\]\n"),
-        (FORKING, "class PrintValidation", r"(1 0\.\d+\n0\.\d+ 0\.\d+\n){3}"),
+        (FORKING, "class PrintValidation", r"1 0\.\d+\n0\.\d+ 0\.\d+\n"),
         (FORKING, "steps.train_step,", r"0\.\d+\n"),
         (FORKING, "make_steps(", r"(\d \d\.\d+ 0\.\d+\n){5}"),
     ],
@@ -184,9 +175,6 @@ def test_the_recipe_is_a_preset():
     assert (resolved.ema_decay, resolved.batch_size) == (0.999, 100)
 
 
-# The pages
-
-
 def test_the_readme_is_short():
     lines = PAGES["README.md"].splitlines()
     before = " ".join(lines[: lines.index("```sh")])
@@ -215,14 +203,8 @@ def test_results_are_those_of_the_record(page, name):
 
 def anchors(page: str) -> set[str]:
     """What GitHub makes of a page's headings."""
-    slugs: collections.Counter[str] = collections.Counter()
-    found = set()
-    for heading in re.findall(r"^#+ +(.+)$", re.sub(r"```.*?```", "", page, flags=re.S), re.M):
-        text = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).strip().lower()
-        slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
-        found.add(f"{slug}-{slugs[slug]}" if slugs[slug] else slug)
-        slugs[slug] += 1
-    return found
+    headings = re.findall(r"^#+ +(.+)$", re.sub(r"```.*?```", "", page, flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings}
 
 
 @pytest.mark.parametrize("name", PAGES)
