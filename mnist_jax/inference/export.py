@@ -12,7 +12,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import traverse_util
+from jax import export as jax_export
 
 from mnist_jax import atomic_io
 from mnist_jax.data import class_names
@@ -49,18 +51,17 @@ def export(
     config, seeds = run.config, run.config.all_seeds()
     seed = seeds[0] if member is None and len(seeds) == 1 else member
     if seed is None or seed not in seeds:
-        which = ", ".join(map(str, seeds))
+        which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
         raise UsageError(f"member is {member}; the run has {which}; choose one with --member")
     place = seeds.index(seed)
-    params = jax.device_get(run.members[place])
+    params = run.members[place]
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
         raise NonFiniteError(f"seed {seed} of {run.folder} is not finite; export another")
     is_program = file_format == "stablehlo"
-    data = stablehlo(run, params) if is_program else safetensors(params)
-    scale = "x / 255" if config.normalize else "x"
-    logits = f"logits of float32 images, {scale}; their softmax is the probabilities"
+    data = to_stablehlo(run, params) if is_program else to_safetensors(params)
     classes = class_names(config.dataset)
-    content = "probabilities" if is_program else logits
+    scaled = "float32 images" + " / 255" * config.normalize
+    content = "probabilities" if is_program else f"logits of {scaled}; apply softmax"
     description = {
         "version": VERSION,
         "format": file_format,
@@ -82,24 +83,20 @@ def export(
     return description
 
 
-def safetensors(params: Any) -> bytes:
+def to_safetensors(params: Any) -> bytes:
     """The parameters as a safetensors file, with names such as "conv1/kernel"."""
-    import safetensors.numpy
-
     named: Any = traverse_util.flatten_dict(params, sep="/")
     return safetensors.numpy.save(named)
 
 
-def stablehlo(run: LoadedRun, params: Any) -> bytes:
+def to_stablehlo(run: LoadedRun, params: Any) -> bytes:
     """A program that holds the parameters, to be read by `jax.export.deserialize`.
 
     (b, 28, 28, 1) uint8 → probabilities (b, classes) float32, in the run's precision, on each of
     `PLATFORMS`.
     """
-    from jax import export
-
     logits = logits_fn(run)
-    images = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), *IMAGE_SHAPE), jnp.uint8)
+    images = jax.ShapeDtypeStruct((*jax_export.symbolic_shape("b"), *IMAGE_SHAPE), jnp.uint8)
     program = jax.jit(lambda image: jax.nn.softmax(logits(params, image)))
     # Without source locations, which would put this machine's paths into the file.
     option = "jax_traceback_in_locations_limit"
@@ -107,7 +104,7 @@ def stablehlo(run: LoadedRun, params: Any) -> bytes:
     jax.config.update(option, 0)
     try:
         with jax.default_matmul_precision(mesh.MATMUL_PRECISION[run.config.precision]):
-            return bytes(export.export(program, platforms=PLATFORMS)(images).serialize())
+            return bytes(jax_export.export(program, platforms=PLATFORMS)(images).serialize())
     finally:
         jax.config.update(option, before)
 
@@ -158,6 +155,6 @@ class Export:
         output = output or run.folder / f"model.{self.format}"
         found = export(run, self.format, output, self.member)
         print_warnings(run.warnings)
-        print(f"{output}  {output.stat().st_size / 1e6:.1f} MB, described in {output.name}.json")
+        print(f"{output}  {output.stat().st_size:,} bytes, described in {output.name}.json")
         which = f"{run.config.model} on {run.config.dataset}, seed {found['seed']}"
         print(f"{which}, test accuracy {percent(found['test_accuracy'])}")

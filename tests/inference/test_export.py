@@ -116,7 +116,7 @@ def test_one_of_many_seeds_is_chosen(copied, command):
     folder = copied("many")
     record = json.loads((folder / "result.json").read_text())
     status, _, err = command("export", folder)
-    assert (status, "the run has 1234, 1235, 1236; choose" in err) == (2, True)
+    assert (status, "the run has seeds 1234 to 1236; choose" in err) == (2, True)
     files = []
     for place, seed in enumerate((1234, 1235, 1236)):
         assert command("export", folder, f"--member={seed}")[0] == 0
@@ -129,7 +129,7 @@ def test_one_of_many_seeds_is_chosen(copied, command):
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        ("--member=7", 2, "member is 7; the run has 5"),
+        ("--member=7", 2, "member is 7; the run has seed 5"),
         ("--output={run}/config.json", 2, "was not exported"),
         ("--output={run}/config", 2, "config.json was not exported"),
         ("--output={run}", 2, "was not exported"),
