@@ -1,6 +1,5 @@
 """A run on standard output: tables, a live bar on a terminal, one line per epoch elsewhere."""
 
-import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -85,29 +84,17 @@ class Display(Callback):
         """Moves the bar."""
         if isinstance(self.live, Progress):
             finite = np.ravel(metrics.first_nonfinite) == NEVER
-            loss, accuracy = (
-                np.ravel(values)[finite].mean() if finite.any() else math.nan
-                for values in (metrics.loss, metrics.accuracy)
-            )
+            means = (np.ravel(x)[finite].mean() for x in (metrics.loss, metrics.accuracy))
             rate, left_s = np.sum(metrics.count) / train_s, (last_step - step) * train_s / step
-            speed = f"{rate:,.0f} images/s  {left_s:.0f} s left"
-            self.live.update(
-                self.live.task_ids[0],
-                description=f"epoch {epoch}/{self.epochs}",
-                total=last_step,
-                completed=step,
-                text=f"{step}/{last_step}{_cell(loss, accuracy)}  {speed}",
-            )
+            text = f"{step}/{last_step}{_cell(*means)}  {rate:,.0f} images/s  {left_s:.0f} s left"
+            bar, name = self.live.task_ids[0], f"epoch {epoch}/{self.epochs}"
+            self.live.update(bar, total=last_step, completed=step, description=name, text=text)
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
         """Prints one line."""
-        cells = "".join(
-            _cell(
-                mean_over_members(row, f"{name}/loss"), mean_over_members(row, f"{name}/accuracy")
-            )
-            for name in ("train", "validation", "test")
-            if f"{name}/loss" in row
-        )
+        means = {name: mean_over_members(row, name) for name in row}
+        found = [name for name in ("train", "validation", "test") if f"{name}/loss" in row]
+        cells = "".join(_cell(means[f"{s}/loss"], means[f"{s}/accuracy"]) for s in found)
         number = f"{row['epoch']:>{len(str(self.epochs))}}/{self.epochs}"
         print(f"epoch {number}{cells}{row['train_s'] + row['eval_s']:>8.1f} s")
 
@@ -165,8 +152,8 @@ def statistics_table(statistics: dict[str, dict[str, Any]]) -> Table:
     for name, found in statistics.items():
         interval = " to ".join(percent(end, "") for end in found["ci95"] or ()) or "-"
         mean, sd, best, worst = (percent(found[key], "") for key in ("mean", "sd", "best", "worst"))
-        split = name.removesuffix("_accuracy")
-        table.add_row(split, str(found["n"]), mean, sd, interval, best, worst)
+        cells = str(found["n"]), mean, sd, interval, best, worst
+        table.add_row(name.removesuffix("_accuracy"), *cells)
     return table
 
 
@@ -176,8 +163,8 @@ def layer_table(name: str, model: nn.Module) -> Table:
     table.add_column("layer", footer="total")
     table.add_column("kind")
     table.add_column("output shape")
-    total = f"{count_parameters(param_shapes(model)):,}"
-    table.add_column("parameters", justify="right", footer=total)
+    total = count_parameters(param_shapes(model))
+    table.add_column("parameters", justify="right", footer=f"{total:,}")
     for layer in layers(model):
         shape = " × ".join(map(str, layer.output_shape))
         table.add_row(layer.name, layer.kind, shape, f"{layer.parameters:,}")

@@ -41,8 +41,8 @@ class TensorBoard(Callback):
         self._writer = self._make_writer(str(workdir / "tensorboard"), purge_step=purge_step)
         self._dataset = dataset
         if step == 0:
-            image, label = (array[:SAMPLES] for array in dataset.train)
-            figure = plots.samples(image, [dataset.class_names[i] for i in label])
+            names = [dataset.class_names[i] for i in dataset.train.label[:SAMPLES]]
+            figure = plots.samples(dataset.train.image[:SAMPLES], names)
             self._writer.add_image("train", plots.pixels(figure), 0, dataformats="HWC")
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:

@@ -94,18 +94,13 @@ def test_the_confusion_matrix_has_each_count_in_its_cell():
     assert {tick.get_rotation() for tick in axes.get_xticklabels()} == {90}  # long names
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (("0", "1"), ["0 → 1\n90.00 %", "1 → 0\n75.00 %"]),
-        (("Coat", "Shirt"), ["Coat\n→ Shirt\n90.00 %", "Shirt\n→ Coat\n75.00 %"]),
-    ],
-)
-def test_errors_show_label_prediction_and_probability(names, expected):
+def test_errors_show_label_prediction_and_probability():
     probabilities = np.array([[0.1, 0.9], [0.75, 0.25]])
-    images = np.zeros((2, 28, 28, 1), np.uint8)
-    figure = plots.worst_errors(images, np.array([0, 1]), probabilities, names)
-    assert texts(figure.axes[0]) == expected
+    images, labels = np.zeros((2, 28, 28, 1), np.uint8), np.array([0, 1])
+    (axes,) = plots.worst_errors(images, labels, probabilities, ("0", "1")).axes
+    assert texts(axes) == ["0 → 1\n90.00 %", "1 → 0\n75.00 %"]
+    (axes,) = plots.worst_errors(images, labels, probabilities, ("Coat", "Shirt")).axes
+    assert texts(axes) == ["Coat\n→ Shirt\n90.00 %", "Shirt\n→ Coat\n75.00 %"]
 
 
 @pytest.mark.parametrize("sign", [1, -1, 0])
