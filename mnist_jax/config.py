@@ -297,7 +297,7 @@ def _model_defaults(model: str) -> dict[str, Any]:
 
 def _is_int(value: Any, least: int, most: float = math.inf) -> bool:
     is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return is_int and least <= value <= most
+    return is_int and bool(least <= value <= most)
 
 
 def _is_number(value: Any) -> bool:

@@ -53,11 +53,11 @@ class EmaState(NamedTuple):
     """State of `params_ema`.
 
     Attributes:
-        count: int32 scalar, updates so far.
+        num_updates: int32 scalar, updates so far.
         ema: a tree like the parameters, their weighted sum without bias correction.
     """
 
-    count: jax.Array
+    num_updates: jax.Array
     ema: Any
 
 
@@ -73,7 +73,7 @@ def params_ema(decay: float) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, EmaState]:
         new = optax.apply_updates(params, updates)
         ema = optax.incremental_update(new, state.ema, 1 - decay)
-        return updates, EmaState(state.count + 1, ema)
+        return updates, EmaState(state.num_updates + 1, ema)
 
     return optax.GradientTransformation(init, update)
 
@@ -86,6 +86,6 @@ def ema_params(params: Any, opt_state: Any, decay: float) -> Any:
     if not decay:
         return params
     state = next(part for part in opt_state if isinstance(part, EmaState))
-    count = jnp.maximum(jnp.max(state.count), 1)  # the same for all members of an ensemble
+    count = jnp.maximum(jnp.max(state.num_updates), 1)  # the same for all members of an ensemble
     correction = -jnp.expm1(count * math.log(decay))  # 1 - decay^count, also for a decay near 1
     return jax.tree.map(lambda leaf: leaf / correction, state.ema)

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,20 @@ import numpy as np
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
-from mnist_jax.errors import CheckpointError, InterruptedRunError, NonFiniteError, UsageError
+from mnist_jax.errors import InterruptedRunError, NonFiniteError, UsageError
 from mnist_jax.metrics import NEVER, Metrics
-from mnist_jax.models import MODELS, check_model, count_parameters, param_shapes
+from mnist_jax.models import MODELS, check_model
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel import distributed
-from mnist_jax.parallel.mesh import (
-    compute_dtype,
-    make_mesh,
-    select_devices,
-    to_host,
-    use_device,
-)
+from mnist_jax.parallel.mesh import compute_dtype, make_mesh, select_devices, to_host, use_device
 from mnist_jax.runs import environment, results
-from mnist_jax.runs.checkpoint import Progress, fill
+from mnist_jax.runs.checkpoint import Progress
 from mnist_jax.runs.run_dir import RunDir, default_folder
 from mnist_jax.signals import Stop
 from mnist_jax.steps import num_batches
 from mnist_jax.trainer import Trainer
 
-Notify = Callable[..., None]
-"""Calls a method of every callback: its name, then its arguments."""
+Notify = Callable[..., None]  # calls a method of every callback: its name, then its arguments
 
 
 def fit(
@@ -88,7 +80,7 @@ def fit(
         model = MODELS[config.model](dtype=dtype, **config.model_options())
         check_model(config.model, model)
         data_started = time.perf_counter()
-        config, dataset, epoch_steps = _load_data(config)
+        config, dataset = _load_data(config)
         timings = {"import_s": import_s, "data_s": time.perf_counter() - data_started}
         warnings = list(dataset.warnings)
         if config.precision == "bfloat16" and device.platform == "cpu":
@@ -100,7 +92,7 @@ def fit(
         if jax.process_count() > 1:
             distributed.check_same(_must_agree(config, dataset, where))
 
-        run: RunDir | None = None
+        run: Any = None  # a RunDir in process 0
 
         def open_folder() -> tuple[str, dict[str, Any] | None]:
             nonlocal run
@@ -115,7 +107,8 @@ def fit(
             result = Result(None, record, Path(folder))
             notify("on_train_end", result)
             return result
-        total_steps = epoch_steps * (config.epochs or 0)
+        assert config.batch_size is not None and config.epochs is not None, "resolved"
+        total_steps = config.epochs * num_batches(len(dataset.train.label), config.batch_size)
         tx = make_optimizer(config, total_steps)
         trainer = Trainer(model, tx, dataset, config, mesh)
         loop = _Loop(trainer, run, notify, stop or Stop(), timings, started)
@@ -124,36 +117,22 @@ def fit(
         notify("on_train_begin", config, dataset, model, devices, Path(folder), step)
         progress = loop.run(min(total_steps, config.max_steps or total_steps))
 
-        at_end = results.outcome(config, progress)
-        warnings += map(results.diverged_warning, at_end.get("diverged_seeds", ()))
-        record = {
-            "model": config.model,
-            "dataset": dataset.name,
-            "parameters": count_parameters(param_shapes(model)),
-            "epochs": progress.epoch,
-            "steps": progress.step,
-            "seed": config.seed,
-            **at_end,
-            "timings": loop.seconds(),
-            "warnings": warnings,
-            "devices": list(map(str, devices)),
-            "config": config.to_json(),
-            "environment": where,
-        }
-        distributed.on_primary(lambda: run and run.finish(record))
+        progress.seconds = loop.seconds()
+        record = results.record(config, progress, warnings, devices, where)
+        distributed.on_primary(lambda: run.finish(record))
         result = Result(trainer.eval_params(loop.progress.state), record, Path(folder))
         notify("on_train_end", result)
         return result
 
 
-def _load_data(config: Config) -> tuple[Config, Dataset, int]:
-    """The config with the data set's name, the data set, and its training steps per epoch.
+def _load_data(config: Config) -> tuple[Config, Dataset]:
+    """The config with the data set's name, and the data set.
 
     Raises:
         DataError: the data set cannot be loaded.
-        UsageError: it has too few images, or the run has too many steps.
+        UsageError: it has too few images.
     """
-    assert config.batch_size is not None and config.epochs is not None, "the config is resolved"
+    assert config.batch_size is not None, "the config is resolved"
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir)
     if config.validation:
         dataset = dataset.hold_out(config.validation)
@@ -162,13 +141,7 @@ def _load_data(config: Config) -> tuple[Config, Dataset, int]:
             f"batch_size is {config.batch_size}; allowed is 1 to {size}, the number of training "
             f"images in {dataset.name}; change --batch_size"
         )
-    epoch_steps = num_batches(size, config.batch_size)
-    if (total := config.epochs * epoch_steps) > NEVER:
-        raise UsageError(
-            f"epochs is {config.epochs}, which makes {total:,} steps; allowed are up to {NEVER:,}; "
-            "change --epochs"
-        )
-    return dataclasses.replace(config, dataset=dataset.name), dataset, epoch_steps
+    return dataclasses.replace(config, dataset=dataset.name), dataset
 
 
 def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict[str, Any]:
@@ -192,13 +165,8 @@ def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict
 class _Loop:
     """Trains, evaluates, saves and reports, epoch after epoch, until the last step or a signal.
 
-    Args:
-        trainer: compiles and runs the steps.
-        run: the run's folder, in process 0; None in other processes.
-        notify: tells the callbacks.
-        stop: has a signal if the run is to end.
-        timings: import_s and data_s.
-        started: when the run started, by `time.perf_counter`.
+    `run` is used in process 0 only; `timings` are import_s and data_s; `started` is a time of
+    `time.perf_counter`.
     """
 
     progress: Progress
@@ -206,7 +174,7 @@ class _Loop:
     def __init__(
         self,
         trainer: Trainer,
-        run: RunDir | None,
+        run: RunDir,
         notify: Notify,
         stop: Stop,
         timings: dict[str, float],
@@ -228,33 +196,23 @@ class _Loop:
 
         def load() -> tuple[dict[str, Any], list[str]] | None:
             nonlocal arrays
-            assert self._run is not None
-            with self._run.writing():
-                found = self._run.checkpoints.restore()
-            if found is None:
-                if self._run.has_metrics():
-                    raise CheckpointError(
-                        f"{self._run.folder} holds a run without its checkpoints; restore them, or "
-                        "choose another --workdir"
-                    )
+            if (found := self._run.restore(arrays)) is None:
                 return None
-            arrays = fill(arrays, found[0])
-            return found[1:]
+            arrays, metadata, warnings = found
+            return metadata, warnings
 
-        metadata = distributed.on_primary(load)
-        if metadata is None:
+        found = distributed.on_primary(load)
+        if found is None:
             self.progress = start
             self.save()  # writes while the training program compiles
         else:
-            rest, warnings = metadata
             arrays = distributed.broadcast_arrays(arrays)
             state = self.trainer.put_state(arrays["state"])
-            self.progress = Progress(state, arrays["metrics"], **rest)
+            self.progress = Progress(state, arrays["metrics"], **found[0])
             self._earlier = self.progress.seconds
-            for warning in warnings:
+            for warning in found[1]:
                 self._notify("on_warning", warning)
-        rows = self.progress.rows
-        distributed.on_primary(lambda: self._run and self._run.write_metrics(rows))
+        distributed.on_primary(lambda: self._run.write_metrics(self.progress.rows))
         self._stop.armed = True
 
     def run(self, last_step: int) -> Progress:
@@ -268,31 +226,13 @@ class _Loop:
         while (done := self.progress.epoch * epoch_steps) < last_step:
             self._epoch(min(epoch_steps, last_step - done))
             row = self.progress.rows[-1]
-            if distributed.on_primary(partial(self._write_row, row)) or row["step"] == last_step:
+            # On an accelerator an epoch can be shorter than the write of a checkpoint.
+            may_save = distributed.on_primary(lambda row=row: self._run.end_epoch(row))
+            if may_save or row["step"] == last_step:
                 self.save()
             self._notify("on_epoch_end", row)
-        distributed.on_primary(self._wait_until_saved)
+        distributed.on_primary(lambda: self._run.wait_until_saved())
         return dataclasses.replace(self.progress, state=to_host(self.progress.state))
-
-    def _write_row(self, row: dict[str, Any]) -> bool:
-        """Adds a line to metrics.jsonl; returns whether to save as well.
-
-        An epoch can be shorter than the write of a checkpoint, on an accelerator.
-        """
-        assert self._run is not None
-        checkpoints = self._run.checkpoints
-        to_save = checkpoints.every_s == 0 or not checkpoints.is_saving()
-        if row["epoch"] == 1:  # metrics without any checkpoint could not be resumed
-            self._wait_until_saved()
-        self._run.append_metrics(row)
-        return to_save
-
-    def _wait_until_saved(self) -> str:
-        """Returns the run's folder once the last checkpoint is on the disk."""
-        assert self._run is not None
-        with self._run.writing():
-            self._run.checkpoints.wait_until_finished()
-        return str(self._run.folder)
 
     def _epoch(self, steps: int) -> None:
         """Trains on the first `steps` batches of an epoch, and evaluates on all test images."""
@@ -358,11 +298,11 @@ class _Loop:
             InterruptedRunError: there was a signal; the run is saved.
         """
         signal = distributed.any_signal(self._stop.signal)
-        due = distributed.on_primary(lambda: self._run and self._run.checkpoints.is_due())
+        due = distributed.on_primary(lambda: self._run.checkpoints.is_due())
         if due or signal is not None:
             self.save()
         if signal is not None:
-            folder = distributed.on_primary(self._wait_until_saved)
+            folder = distributed.on_primary(lambda: self._run.wait_until_saved())
             raise InterruptedRunError(
                 f"interrupted at step {self.progress.step}; to resume, run the same command with "
                 f"--workdir={folder}",
@@ -374,13 +314,7 @@ class _Loop:
         progress = self.progress
         progress.seconds = self.seconds()
         host = dataclasses.replace(progress, state=to_host(progress.state))
-
-        def write() -> None:
-            if self._run is not None:
-                with self._run.writing():
-                    self._run.checkpoints.save(host)
-
-        distributed.on_primary(write)
+        distributed.on_primary(lambda: self._run.save(host))
 
     def seconds(self) -> dict[str, float]:
         """The timings of this process and of those before it."""

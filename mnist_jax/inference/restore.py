@@ -83,7 +83,7 @@ def load_run(folder: str | Path) -> LoadedRun:
         names = (re.fullmatch(r"(state/opt_state/.*)ema/.*", name) for name in arrays)
         prefix = next((name[1] for name in names if name), "state/opt_state/")
         state = EmaState(
-            jnp.asarray(arrays[prefix + "count"]), fill(shapes, arrays, prefix + "ema/")
+            jnp.asarray(arrays[prefix + "num_updates"]), fill(shapes, arrays, prefix + "ema/")
         )
         params = to_host(ema_params(None, (state,), config.ema_decay))
     else:

@@ -2,13 +2,15 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from mnist_jax.config import Config
 from mnist_jax.metrics import NEVER, Metrics, finite_mask
+from mnist_jax.models import count_parameters
 from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import Progress, names_of
 from mnist_jax.runs.statistics import percent, summarize
@@ -53,29 +55,44 @@ def diverged_warning(seed: int) -> str:
     return f"seed {seed} diverged: its loss is not finite; the statistics exclude it"
 
 
-def outcome(config: Config, progress: Progress) -> dict[str, Any]:
-    """What result.json says of the last epoch, and of all members together.
-
-    Args:
-        config: resolved.
-        progress: at the end, with NumPy arrays.
-    """
+def record(
+    config: Config,
+    progress: Progress,
+    warnings: Sequence[str],
+    devices: Sequence[jax.Device],
+    environment: dict[str, Any],
+) -> dict[str, Any]:
+    """The content of result.json; `progress` is the final one, with NumPy arrays."""
     params = progress.state.params
-    if config.seeds is None:
-        return {**progress.evaluation, "params_sha256": params_sha256(params)}
-    finite = np.flatnonzero(finite_mask(progress.rows[-1])).tolist()
-    statistics = {
-        name: summarize([values[member] for member in finite])
-        for name, values in progress.evaluation.items()
-        if name.endswith("_accuracy")
-    }
-    seeds = config.all_seeds()
-    return {
-        "seeds": config.seeds,
+    common = {
+        "model": config.model,
+        "dataset": config.dataset,
+        "parameters": count_parameters(params) // (config.seeds or 1),
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "seed": config.seed,
         **progress.evaluation,
-        "statistics": statistics,
-        "diverged_seeds": [seed for member, seed in enumerate(seeds) if member not in finite],
+        "timings": progress.seconds,
+        "warnings": list(warnings),
+        "devices": list(map(str, devices)),
+        "config": config.to_json(),
+        "environment": environment,
+    }
+    if config.seeds is None:
+        return {**common, "params_sha256": params_sha256(params)}
+    finite = finite_mask(progress.rows[-1])
+    diverged = [seed for seed, ok in zip(config.all_seeds(), finite, strict=True) if not ok]
+    return {
+        **common,
+        "seeds": config.seeds,
         "params_sha256": [params_sha256(member_of(params, m)) for m in range(config.seeds)],
+        "statistics": {
+            name: summarize(np.array(values)[finite].tolist())
+            for name, values in progress.evaluation.items()
+            if name.endswith("_accuracy")
+        },
+        "diverged_seeds": diverged,
+        "warnings": [*warnings, *map(diverged_warning, diverged)],
     }
 
 

@@ -15,7 +15,7 @@ from mnist_jax import atomic_io
 from mnist_jax.atomic_io import IntegrityError, write_atomically
 from mnist_jax.config import Config
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
-from mnist_jax.runs.checkpoint import CheckpointManager
+from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 RESULT = "result.json"
@@ -93,17 +93,52 @@ class RunDir:
             lines = "".join(_json_line(row) for row in rows)
             write_atomically(self.folder / METRICS, lines.encode())
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds one epoch's line to metrics.jsonl."""
+    def end_epoch(self, row: dict[str, Any]) -> bool:
+        """Adds an epoch's line to metrics.jsonl.
+
+        Returns:
+            Whether the run may save as well: no save is in progress, or every epoch is to be saved.
+        """
+        may_save = self.checkpoints.every_s == 0 or not self.checkpoints.is_saving()
+        if row["epoch"] == 1:  # a run with metrics and without any checkpoint could not be resumed
+            self.wait_until_saved()
         with self.writing(), (self.folder / METRICS).open("a") as file:
             file.write(_json_line(row))
             file.flush()
             os.fsync(file.fileno())
+        return may_save
 
-    def has_metrics(self) -> bool:
-        """Whether metrics.jsonl holds any line."""
-        path = self.folder / METRICS
-        return path.exists() and path.stat().st_size > 0
+    def restore(self, template: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
+        """The newest checkpoint: a tree like `template`, the metadata and warnings.
+
+        None for a run that has not trained yet.
+
+        Raises:
+            CheckpointError: no checkpoint can be used, or all are gone.
+        """
+        with self.writing():
+            found = self.checkpoints.restore()
+        if found is not None:
+            arrays, metadata, warnings = found
+            return fill(template, arrays), metadata, warnings
+        metrics = self.folder / METRICS
+        if metrics.exists() and metrics.stat().st_size:
+            raise CheckpointError(
+                f"{self.folder} holds a run without its checkpoints; restore them, or choose "
+                "another --workdir"
+            )
+        return None
+
+    def save(self, progress: Progress) -> None:
+        """Starts to save a checkpoint; see `CheckpointManager.save`."""
+        with self.writing():
+            self.checkpoints.save(progress)
+
+    def wait_until_saved(self) -> str:
+        """Returns the run's folder once the last checkpoint is on the disk."""
+        with self.writing():
+            self.checkpoints.wait_until_finished()
+        return str(self.folder)
 
     def finish(self, record: dict[str, Any]) -> None:
         """Writes the digests of all files, and then result.json, which marks the run complete."""
