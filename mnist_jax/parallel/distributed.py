@@ -7,6 +7,7 @@ process that runs alone they return at once, without starting a JAX backend.
 import contextlib
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -50,6 +51,14 @@ def initialize(
             for variable, name in LAUNCHERS.items()
             if (count := os.environ.get(variable, "1")) != "1"
         ]
+    if process_id == 0:  # JAX crashes (0.10 to 0.12) where the port is taken
+        port = int(coordinator.rpartition(":")[2])
+        try:
+            socket.create_server(("", port)).close()
+        except OSError as error:
+            raise DeviceError(
+                f"process 0 cannot listen on port {port} ({error.strerror}); choose another port"
+            ) from error
     # JAX would replace the SIGTERM handler with its own.
     jax.config.update("jax_enable_preemption_service", False)
     address = None if coordinator == "auto" else coordinator

@@ -1,0 +1,340 @@
+"""Several processes that train one network: the numbers of one process, and a clear end.
+
+Shown to fail with the last rows of a batch dropped or counted twice where they do not divide, with
+a permutation for each process, with a signal that only one process sees.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import pytest
+
+from mnist_jax import Config, fit
+from mnist_jax.errors import DeviceError, UsageError
+from mnist_jax.parallel import distributed
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Gloo")
+
+ROOT = Path(__file__).resolve().parents[2]
+# 1,437 training images: batches of 75 divide neither into two parts nor into four, nor do the rest.
+FIELDS: dict[str, Any] = {
+    "model": "mlp", "dataset": "digits", "batch_size": 75, "epochs": 6, "learning_rate": 0.005,
+    "steps_per_call": 5,
+}  # fmt: skip
+HIDDEN = 16
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def free_port() -> int:
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start(*command: Any, **variables: str) -> subprocess.Popen:
+    """Starts Python with these arguments, from the checkout."""
+    # JAX warns about proxies.
+    inherited = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables},
+    )  # fmt: skip
+
+
+def start_all(count: int, *flags: Any, differing: tuple[str, ...] = ()) -> list[subprocess.Popen]:
+    """Starts train.py in so many processes, the last with the flags `differing` as well."""
+    numbers = f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"
+    return [
+        start("train.py", *flags, *numbers, f"--process_id={n}", *differing * (n == count - 1))
+        for n in range(count)
+    ]
+
+
+def ends(processes: list[subprocess.Popen], *, within_s: float = 300) -> list[Ended]:
+    """How they ended; those that did not in time are killed, and the test fails."""
+    until = time.monotonic() + within_s
+    try:
+        found = []
+        for process in processes:
+            out, err = process.communicate(timeout=max(0.0, until - time.monotonic()))
+            lines = [line for line in out.splitlines(True) if not line.startswith("[Gloo]")]
+            found.append(Ended(process.returncode, "".join(lines), err))
+        return found
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def one_error(ended: Ended) -> str:
+    assert ended.err.count("\n") == 1 and ended.err.startswith("error: "), ended
+    return ended.err
+
+
+def assert_lost(ended: Ended) -> None:
+    """It ended because another did: by our error, or aborted by JAX if that is faster."""
+    assert ended.status in (6, -signal.SIGABRT), ended
+    assert re.search("another (process has probably ended|task died)", ended.err), ended
+
+
+def record(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "result.json").read_text())
+
+
+def wait_for_epochs(workdir: Path, epochs: int, process: subprocess.Popen) -> None:
+    metrics = workdir / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < epochs:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def flags(data_dir):
+    fields = {**FIELDS, "data_dir": data_dir}
+    return "--hidden_sizes", HIDDEN, *(f"--{name}={value}" for name, value in fields.items())
+
+
+@pytest.fixture(scope="module")
+def config(data_dir) -> Config:
+    return Config(**FIELDS, hidden_sizes=(HIDDEN,), data_dir=data_dir)
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory) -> dict:
+    """The record of the run in one process."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    return fit(dataclasses.replace(config, workdir=workdir)).record
+
+
+@pytest.fixture(scope="module")
+def two(flags, tmp_path_factory) -> tuple[Path, list[Ended]]:
+    """The folder of the run in two processes, and how they ended."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    return workdir, ends(start_all(2, *flags, f"--workdir={workdir}"))
+
+
+# What processes agree on.
+
+AGREE = """
+import sys
+import jax
+import numpy as np
+from mnist_jax import cli
+from mnist_jax.errors import DeviceError, UsageError
+from mnist_jax.parallel import distributed
+
+index = int(sys.argv[2])
+
+def agree():
+    assert distributed.initialize(sys.argv[1], 2, index) == []
+    assert distributed.initialize(sys.argv[1], 2, index) == []  # only once
+    assert jax.process_count() == 2 and distributed.is_primary() == (index == 0)
+
+    large = {"text": "é" * 100_000, "list": [1, None, 2.5]}
+    assert distributed.broadcast(large if index == 0 else "ignored") == large
+    assert distributed.allgather(["x" * index * 1000]) == [[""], ["x" * 1000]]
+    assert distributed.on_primary(lambda: index) == 0
+
+    arrays = {
+        "floats": np.array([-0.0, np.nan, 1e-42], np.float32),
+        "wide": np.arange(3) + 2**40,
+        "scalar": np.array(True),
+        "empty": np.zeros((0, 3)),
+    }
+    sent = arrays if index == 0 else jax.tree.map(np.zeros_like, arrays)
+    for name, array in distributed.broadcast_arrays(sent).items():
+        assert (array.dtype, array.shape) == (arrays[name].dtype, arrays[name].shape)
+        assert array.tobytes() == arrays[name].tobytes()
+
+    assert distributed.any_signal(None) is None
+    assert distributed.any_signal(15 if index == 1 else None) == 15
+    distributed.check_same({"seed": 1})
+    for refused in (
+        lambda: distributed.check_same({"seed": index, "jax": "0.12"}),
+        lambda: distributed.on_primary(lambda: distributed.check_same(1 / index)),
+    ):
+        try:
+            refused()
+        except UsageError as error:
+            print(error)
+    distributed.any_signal(None)
+    distributed.shutdown()
+
+distributed.leave(cli.exit_status(agree, debug=False))
+"""
+
+
+def test_what_processes_agree_on_and_that_an_error_in_one_ends_the_other():
+    address = f"localhost:{free_port()}"
+    failed, waiting = ends([start("-c", AGREE, address, index) for index in range(2)])
+    refused = "process 1 differs from process 0 in seed (1, not 0); start all with the same flags"
+    assert failed.out.startswith(refused) and waiting.out == failed.out
+    assert failed.status == 1 and "ZeroDivisionError" in one_error(failed)
+    assert_lost(waiting)
+
+
+def test_a_process_alone_agrees_with_itself():
+    assert distributed.is_primary()
+    assert distributed.broadcast((1,)) == (1,)
+    assert distributed.allgather("a") == ["a"]
+    assert distributed.any_signal(2) == 2
+    distributed.check_same({"seed": 1})
+    distributed.shutdown()
+    distributed.leave(1)  # returns
+
+
+@pytest.mark.parametrize(("variable", "name"), distributed.LAUNCHERS.items())
+def test_a_launched_process_that_trains_alone_warns(variable, name, monkeypatch):
+    for other in distributed.LAUNCHERS:
+        monkeypatch.delenv(other, raising=False)
+    assert distributed.initialize(None, None, None) == []
+    monkeypatch.setenv(variable, "4")
+    [warning] = distributed.initialize(None, None, None)
+    assert f"one of 4 processes that {name} started" in warning and "--coordinator=auto" in warning
+
+
+# What keeps processes from starting.
+
+
+def test_auto_without_a_launcher_is_refused(flags):
+    [ended] = ends([start("train.py", *flags, "--coordinator=auto")])
+    assert ended.status == 2 and "auto needs Slurm, Open MPI 4" in one_error(ended)
+
+
+def test_connecting_after_a_computation_is_refused():
+    jax.devices()
+    with pytest.raises(UsageError, match="must be called before any JAX calls"):
+        distributed.initialize("localhost:1", 2, 0)
+
+
+def test_a_port_in_use_is_refused():
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(DeviceError, match=f"port {port} .*in use.* choose another port"):
+            distributed.initialize(f"localhost:{port}", 2, 0)
+
+
+def test_processes_with_other_flags_are_refused_by_all(flags, tmp_path):
+    where = f"--workdir={tmp_path / 'run'}"
+    for ended in ends(start_all(2, *flags, where, differing=("--seed=7", "--dropout=0.5"))):
+        assert ended.status == 2
+        line = one_error(ended)
+        assert "process 1 differs from process 0 in " in line and "seed (7, not 1234)" in line
+        assert "dropout (0.5, not " in line
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.campaign
+def test_processes_with_other_numbers_of_devices_are_refused_by_all(flags):
+    address = f"--coordinator=localhost:{free_port()}", "--num_processes=2"
+    processes = [
+        start("train.py", *flags, *address, f"--process_id={n}", JAX_NUM_CPU_DEVICES=str(n + 1))
+        for n in range(2)
+    ]
+    for ended in ends(processes):
+        assert ended.status == 2 and "the same number of devices" in one_error(ended)
+
+
+@pytest.mark.campaign
+def test_a_process_that_waits_for_others_says_so(flags):
+    process, absent = start_all(2, *flags)
+    absent.kill()
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("warning: waiting for the other processes (local")
+    [ended] = ends([process])
+    assert ended.status == -signal.SIGABRT and "DEADLINE_EXCEEDED" in ended.err
+
+
+# Training.
+
+
+def test_two_processes_reach_the_accuracy_of_one(two, alone):
+    workdir, ended = two
+    assert [each.status for each in ended] == [0, 0], ended
+    # Sums in another order round otherwise; of 360 images that turns none.
+    found = record(workdir)
+    assert (found["test_correct"], found["test_count"]) == (alone["test_correct"], 360)
+    assert alone["test_accuracy"] > 0.8
+    assert len(found["devices"]) == 2
+
+
+def test_only_process_0_shows_and_writes(two):
+    workdir, (first, second) = two
+    assert first.out.count("\n") >= FIELDS["epochs"] and "test accuracy" in first.out
+    assert (second.out, first.err, second.err) == ("", "", "")
+    assert {path.name for path in workdir.parent.iterdir()} == {"run"}
+
+
+def test_a_signal_to_one_process_ends_all_and_the_run_resumes(alone, flags, config, tmp_path):
+    """Here in one process; the test of a lost process resumes in two."""
+    workdir = tmp_path / "run"
+    processes = start_all(2, *flags, f"--workdir={workdir}")
+    wait_for_epochs(workdir, 2, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    ended = ends(processes)
+    assert [each.status for each in ended] == [128 + signal.SIGTERM] * 2, ended
+    assert all("run the same command with --workdir=" in each.err for each in ended)
+    assert not (workdir / "result.json").exists()
+    resumed = fit(dataclasses.replace(config, workdir=workdir)).record
+    assert (resumed["test_correct"], len(resumed["devices"])) == (alone["test_correct"], 1)
+
+
+def test_networks_over_processes_that_slurm_started(config, flags, tmp_path):
+    """Bit for bit those of one device: each is trained on one."""
+    changes = {"hidden_sizes": (128,), "epochs": 1, "seeds": 2}  # too large to be stacked
+    alone = fit(dataclasses.replace(config, **changes, workdir=tmp_path / "alone")).record
+    flags = *flags, "--hidden_sizes", "128", "--epochs=1", "--seeds=2", "--coordinator=auto"
+    slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost"}
+    slurm["SLURM_NTASKS"] = "2"
+    processes = [
+        start(
+            "train.py", *flags, f"--workdir={tmp_path / 'run'}",
+            **slurm, SLURM_PROCID=str(n), SLURM_LOCALID=str(n),
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    ended = ends(processes)
+    assert [each.status for each in ended] == [0, 0], ended
+    found = record(tmp_path / "run")
+    assert len(found["devices"]) == 2
+    assert found["params_sha256"] == alone["params_sha256"]
+
+
+@pytest.mark.campaign
+def test_four_processes_reach_the_accuracy_of_one(alone, flags, tmp_path):
+    ended = ends(start_all(4, *flags, f"--workdir={tmp_path / 'run'}"))
+    assert [each.status for each in ended] == [0] * 4, ended
+    assert record(tmp_path / "run")["test_correct"] == alone["test_correct"]
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_process_ends_the_others_and_the_run_resumes(number, victim, two, flags, tmp_path):
+    workdir = tmp_path / "run"
+    processes = start_all(2, *flags, f"--workdir={workdir}")
+    wait_for_epochs(workdir, 2, processes[0])
+    processes[victim].send_signal(number)
+    [other] = ends([processes[1 - victim]], within_s=60)
+    processes[victim].kill()
+    ends([processes[victim]])
+    assert_lost(other)
+
+    again = ends(start_all(2, *flags, f"--workdir={workdir}"))
+    assert [each.status for each in again] == [0, 0], again
+    assert record(workdir)["params_sha256"] == record(two[0])["params_sha256"]
