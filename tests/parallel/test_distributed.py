@@ -28,10 +28,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Gloo")
 ROOT = Path(__file__).resolve().parents[2]
 # 1,437 training images: batches of 75 divide neither into two parts nor into four, nor do the rest.
 FIELDS: dict[str, Any] = {
-    "model": "mlp", "dataset": "digits", "batch_size": 75, "epochs": 6, "learning_rate": 0.005,
+    "model": "logistic", "dataset": "digits", "batch_size": 75, "epochs": 6, "learning_rate": 0.005,
     "steps_per_call": 5,
 }  # fmt: skip
-HIDDEN = 16
 
 
 class Ended(NamedTuple):
@@ -106,12 +105,12 @@ def wait_for_epochs(workdir: Path, epochs: int, process: subprocess.Popen) -> No
 @pytest.fixture(scope="module")
 def flags(data_dir):
     fields = {**FIELDS, "data_dir": data_dir}
-    return "--hidden_sizes", HIDDEN, *(f"--{name}={value}" for name, value in fields.items())
+    return [f"--{name}={value}" for name, value in fields.items()]
 
 
 @pytest.fixture(scope="module")
 def config(data_dir) -> Config:
-    return Config(**FIELDS, hidden_sizes=(HIDDEN,), data_dir=data_dir)
+    return Config(**FIELDS, data_dir=data_dir)
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +126,6 @@ def two(flags, tmp_path_factory) -> tuple[Path, list[Ended]]:
     workdir = tmp_path_factory.mktemp("two") / "run"
     return workdir, ends(start_all(2, *flags, f"--workdir={workdir}"))
 
-
-# What processes agree on.
 
 AGREE = """
 import sys
@@ -208,9 +205,6 @@ def test_a_launched_process_that_trains_alone_warns(variable, name, monkeypatch)
     assert f"one of 4 processes that {name} started" in warning and "--coordinator=auto" in warning
 
 
-# What keeps processes from starting.
-
-
 def test_auto_without_a_launcher_is_refused(flags):
     [ended] = ends([start("train.py", *flags, "--coordinator=auto")])
     assert ended.status == 2 and "auto needs Slurm, Open MPI 4" in one_error(ended)
@@ -231,11 +225,11 @@ def test_a_port_in_use_is_refused():
 
 def test_processes_with_other_flags_are_refused_by_all(flags, tmp_path):
     where = f"--workdir={tmp_path / 'run'}"
-    for ended in ends(start_all(2, *flags, where, differing=("--seed=7", "--dropout=0.5"))):
+    for ended in ends(start_all(2, *flags, where, differing=("--seed=7", "--max_steps=5"))):
         assert ended.status == 2
         line = one_error(ended)
         assert "process 1 differs from process 0 in " in line and "seed (7, not 1234)" in line
-        assert "dropout (0.5, not " in line
+        assert "max_steps (5, not None)" in line
     assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -260,21 +254,15 @@ def test_a_process_that_waits_for_others_says_so(flags):
     assert ended.status == -signal.SIGABRT and "DEADLINE_EXCEEDED" in ended.err
 
 
-# Training.
-
-
 def test_two_processes_reach_the_accuracy_of_one(two, alone):
-    workdir, ended = two
-    assert [each.status for each in ended] == [0, 0], ended
+    workdir, (first, second) = two
+    assert (first.status, second.status) == (0, 0), two
     # Sums in another order round otherwise; of 360 images that turns none.
     found = record(workdir)
     assert (found["test_correct"], found["test_count"]) == (alone["test_correct"], 360)
     assert alone["test_accuracy"] > 0.8
     assert len(found["devices"]) == 2
-
-
-def test_only_process_0_shows_and_writes(two):
-    workdir, (first, second) = two
+    # Only process 0 prints and writes.
     assert first.out.count("\n") >= FIELDS["epochs"] and "test accuracy" in first.out
     assert (second.out, first.err, second.err) == ("", "", "")
     assert {path.name for path in workdir.parent.iterdir()} == {"run"}
@@ -296,14 +284,19 @@ def test_a_signal_to_one_process_ends_all_and_the_run_resumes(alone, flags, conf
 
 def test_networks_over_processes_that_slurm_started(config, flags, tmp_path):
     """Bit for bit those of one device: each is trained on one."""
-    changes = {"hidden_sizes": (128,), "epochs": 1, "seeds": 2}  # too large to be stacked
+    changes = {
+        "model": "mlp",
+        "hidden_sizes": (128,),
+        "epochs": 1,
+        "seeds": 2,
+    }  # too large to be stacked
     alone = fit(dataclasses.replace(config, **changes, workdir=tmp_path / "alone")).record
-    flags = *flags, "--hidden_sizes", "128", "--epochs=1", "--seeds=2", "--coordinator=auto"
+    flags = *flags, "--model=mlp", "--hidden_sizes", "128", "--epochs=1", "--seeds=2"
     slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost"}
     slurm["SLURM_NTASKS"] = "2"
     processes = [
         start(
-            "train.py", *flags, f"--workdir={tmp_path / 'run'}",
+            "train.py", *flags, f"--workdir={tmp_path / 'run'}", "--coordinator=auto",
             **slurm, SLURM_PROCID=str(n), SLURM_LOCALID=str(n),
         )
         for n in range(2)
