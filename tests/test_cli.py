@@ -107,7 +107,7 @@ def test_a_run_prints_a_line_per_epoch_and_ends_with_the_accuracy(capsys, data_d
         (["--precision=tf32"], 2, "precision is 'tf32'"),
         (["--seeds=3", "--devices=2"], 6, "devices is 2; JAX finds 1 cpu device"),
         (["--platform=tpu"], 6, "no tpu device"),
-        (["--dataset=mnist", "--manual_dir=nowhere"], 3, "--manual_dir=nowhere"),
+        (["--dataset=mnist", "--manual_dir=nowhere"], 3, "cannot read nowhere"),
         (["--learning_rate=1e38", "--model=mlp"], 5, "the loss or its gradient is not finite"),
         (["--profile=/dev/null/x"], 6, "/dev/null/x"),
     ],
@@ -204,8 +204,8 @@ def test_a_terminal_shows_a_progress_bar_and_the_same_lines(data_dir, tmp_path):
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert process.wait() == 0, text
     assert "compiling" in text
-    assert re.search(r"epoch 2/3 .*\d+/15 .*images/s", text), text
-    assert shown.rstrip().endswith(b"%") or text.splitlines()[-1].startswith("test accuracy: ")
+    assert re.search(r"epoch \d/3 .*\d+/15 .*images/s", text), text
+    assert text.splitlines()[-1].startswith("test accuracy: ")
     assert shown.rfind(b"\x1b[?25h") >= shown.rfind(b"\x1b[?25l")  # the cursor is back
 
 
