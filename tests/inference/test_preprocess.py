@@ -1,4 +1,4 @@
-"""A person's picture → what MNIST would hold of it."""
+"""A person's picture becomes an image like MNIST's."""
 
 import os
 from io import BytesIO
@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mnist_jax.data import digits
+from mnist_jax import load_dataset
 from mnist_jax.errors import DataError
-from mnist_jax.inference import preprocess as images
+from mnist_jax.inference.preprocess import Digit, read_digit, read_image, to_mnist
 
 
 @pytest.fixture(scope="module")
-def real() -> np.ndarray:
+def real(data_dir) -> np.ndarray:
     """(40, 28, 28) float32: four of each of scikit-learn's digits, white on black."""
-    split = digits.load()[1]
-    return np.concatenate([split.image[split.label == n][:4, ..., 0] for n in range(10)]).astype(
-        np.float32
-    )
+    split = load_dataset("digits", data_dir=data_dir).test
+    chosen = [split.image[split.label == digit][:4, ..., 0] for digit in range(10)]
+    return np.concatenate(chosen).astype(np.float32)
 
 
 def seven(size: int = 100, pen: int = 10, at: tuple[int, int] = (30, 20)) -> np.ndarray:
@@ -35,18 +34,48 @@ def larger(image: np.ndarray, times: float) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def difference(a: images.Digit, b: images.Digit) -> float:
-    """Mean, in levels of 255."""
+def difference(a: Digit, b: Digit) -> float:
+    """Mean absolute difference, in levels of 255."""
     return float(np.abs(a.image.astype(float) - b.image).mean())
 
 
-# Files
+# Reading files
 
 GREY = np.full((20, 30), 230, np.uint8)
 GREY[5:15, 10:13] = 20
 INK = np.where(GREY < 100, 255, 0).astype(np.uint8)
 L = Image.fromarray(GREY)
 RGB = L.convert("RGB")
+LOSSLESS = {"lossless": True}
+
+
+@pytest.mark.parametrize(
+    ("picture", "name", "options"),
+    [
+        (L, "x.bmp", {}),
+        (L, "x.jpg", {"quality": 95}),
+        (L, "x.webp", LOSSLESS),
+        (RGB, "x.png", {}),
+        (RGB.convert("CMYK"), "x.jpg", {"quality": 95}),
+        (RGB.quantize(4), "x.png", {}),
+        (RGB.quantize(4), "x.gif", {}),
+        (Image.fromarray(GREY.astype(np.uint16) * 257), "x.png", {}),
+        (L.convert("LA"), "x.png", {}),
+        (L.convert("RGBA"), "x.webp", LOSSLESS),
+    ],
+)
+def test_every_format_and_mode_gives_the_same_grey_levels(picture, name, options, tmp_path):
+    picture.save(tmp_path / name, **options)
+    grey = read_image(tmp_path / name)
+    assert (grey.shape, grey.dtype) == ((20, 30), np.float32)
+    np.testing.assert_allclose(grey, GREY, atol=12 if name == "x.jpg" else 2)
+
+
+def test_1_and_16_bits_are_not_rounded_to_8(tmp_path):
+    L.convert("1", dither=Image.Dither.NONE).save(tmp_path / "1.png")
+    assert set(read_image(tmp_path / "1.png").ravel().tolist()) == {0.0, 255.0}
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "16.png")
+    np.testing.assert_allclose(read_image(tmp_path / "16.png"), 1000 / 257, rtol=1e-6)
 
 
 def with_alpha(tone: int, alpha: np.ndarray, mode: str = "RGBA") -> Image.Image:
@@ -56,84 +85,38 @@ def with_alpha(tone: int, alpha: np.ndarray, mode: str = "RGBA") -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("picture", "name", "options"),
+    ("picture", "name", "options", "background", "ink"),
     [
-        (L, "x.png", {}),
-        (L, "x.bmp", {}),
-        (L, "x.gif", {}),
-        (L, "x.jpg", {"quality": 95}),
-        (L, "x.webp", {"lossless": True}),
-        (RGB, "x.png", {}),
-        (RGB, "x.jpg", {"quality": 95}),
-        (RGB.convert("CMYK"), "x.jpg", {"quality": 95}),
-        (RGB.quantize(4), "x.png", {}),
-        (RGB.quantize(4), "x.gif", {}),
-        (Image.fromarray(GREY.astype(np.uint16) * 257), "x.png", {}),
-        (L.convert("LA"), "x.png", {}),
-        (L.convert("RGBA"), "x.png", {}),
-        (L.convert("RGBA"), "x.webp", {"lossless": True}),
-    ],
-)
-def test_every_mode_is_read_as_the_same_grey(picture, name, options, tmp_path):
-    picture.save(tmp_path / name, **options)
-    grey = images.read_image(tmp_path / name)
-    assert (grey.shape, grey.dtype) == ((20, 30), np.float32)
-    np.testing.assert_allclose(grey, GREY, atol=12 if name == "x.jpg" else 2)
-
-
-def test_one_bit_is_black_and_white(tmp_path):
-    for name in ("x.png", "x.bmp", "x.gif"):
-        L.convert("1", dither=Image.Dither.NONE).save(tmp_path / name)
-        assert set(images.read_image(tmp_path / name).ravel().tolist()) == {0.0, 255.0}
-
-
-def test_16_bits_keep_what_8_would_lose(tmp_path):
-    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "x.png")
-    np.testing.assert_allclose(images.read_image(tmp_path / "x.png"), 1000 / 257, rtol=1e-6)
-
-
-CORNER = np.full_like(GREY, 255)
-CORNER[:3, :3] = 0
-
-
-@pytest.mark.parametrize(
-    ("picture", "name", "options", "paper", "ink"),
-    [
-        (with_alpha(0, INK), "black on nothing.png", {}, 255, 0),
-        (with_alpha(255, INK), "white on nothing.png", {}, 0, 255),
-        (with_alpha(0, INK, "LA"), "the same in grey.png", {}, 255, 0),
-        (with_alpha(255, INK, "LA"), "white in grey.png", {}, 0, 255),
+        (with_alpha(0, INK), "dark drawing.png", {}, 255, 0),
+        (with_alpha(255, INK), "bright drawing.png", {}, 0, 255),
+        (with_alpha(255, INK, "LA"), "bright in grey.png", {}, 0, 255),
         (with_alpha(0, INK // 2), "half transparent.png", {}, 255, 128),
-        (with_alpha(0, INK // 255 * 254), "hardly.webp", {"lossless": True}, 255, 1),
-        (L.convert("P"), "a palette's.png", {"transparency": 230}, 255, 20),
-        (L, "a grey level.png", {"transparency": 230}, 255, 20),
-        (RGB, "a colour.png", {"transparency": (230, 230, 230)}, 255, 20),
-        (L, "of a gif.gif", {"transparency": 230}, 255, 20),
+        (with_alpha(0, INK // 255 * 254), "nearly opaque.webp", LOSSLESS, 255, 1),
+        (L.convert("P"), "palette.png", {"transparency": 230}, 255, 20),
+        (L, "grey level.png", {"transparency": 230}, 255, 20),
+        (RGB, "colour.png", {"transparency": (230, 230, 230)}, 255, 20),
+        (L, "x.gif", {"transparency": 230}, 255, 20),
     ],
 )
-def test_what_is_transparent_shows_paper(picture, name, options, paper, ink, tmp_path):
+def test_transparent_pixels_show_a_background(picture, name, options, background, ink, tmp_path):
     picture.save(tmp_path / name, **options)
-    grey = images.read_image(tmp_path / name)
-    assert (grey[0, 0], grey[7, 11]) == (paper, ink)
+    grey = read_image(tmp_path / name)
+    assert (grey[0, 0], grey[7, 11]) == (background, ink)
 
 
-def test_paper_with_a_transparent_corner_is_paper_everywhere(tmp_path):
+def test_a_transparent_corner_of_a_photo_takes_the_photo_s_background(tmp_path):
+    alpha = np.full_like(GREY, 255)
+    alpha[:3, :3] = 0
     picture = L.convert("RGBA")
-    picture.putalpha(Image.fromarray(CORNER))
+    picture.putalpha(Image.fromarray(alpha))
     picture.save(tmp_path / "x.png")
-    assert (images.read_image(tmp_path / "x.png") == GREY).all()
-
-
-def test_what_is_all_transparent_is_blank(tmp_path):
-    with_alpha(0, INK * 0).save(tmp_path / "x.png")
-    with pytest.raises(DataError, match=r"x\.png: no digit found"):
-        images.read_digit(tmp_path / "x.png")
+    assert (read_image(tmp_path / "x.png") == GREY).all()
 
 
 @pytest.mark.parametrize("orientation", range(9))
-@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp"])
-def test_a_camera_s_orientation_is_applied(orientation, name, tmp_path):
-    """Stored as the EXIF standard says: where the 0th row and the 0th column are to be seen."""
+@pytest.mark.parametrize("name", ["x.jpg", "x.png"])
+def test_the_exif_orientation_is_applied(orientation, name, tmp_path):
+    """The standard says where the 0th row and the 0th column of the stored picture are shown."""
     stored = {
         2: GREY[:, ::-1],
         3: GREY[::-1, ::-1],
@@ -146,39 +129,32 @@ def test_a_camera_s_orientation_is_applied(orientation, name, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(stored).save(tmp_path / name, exif=exif, quality=95)
-    np.testing.assert_allclose(images.read_image(tmp_path / name), GREY, atol=25)
+    np.testing.assert_allclose(read_image(tmp_path / name), GREY, atol=25)
 
 
-def test_damaged_exif_data_do_not_keep_a_picture_from_being_read(tmp_path):
+def test_damaged_exif_data_are_ignored(tmp_path):
     for exif in (b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0what is this"):
         L.save(tmp_path / "x.jpg", exif=exif)
-        assert images.read_image(tmp_path / "x.jpg").shape == (20, 30)
+        assert read_image(tmp_path / "x.jpg").shape == (20, 30)
 
 
-def test_a_large_picture_is_shrunk(tmp_path):
-    large = np.kron(GREY, np.ones((100, 100), np.uint8))  # 2000 x 3000
-    for kind in (np.uint8, np.uint16):
-        Image.fromarray(large.astype(kind) * (257 if kind is np.uint16 else 1)).save(
-            tmp_path / "x.png", compress_level=1
-        )
-        grey = images.read_image(tmp_path / "x.png")
+def test_a_large_picture_is_reduced(tmp_path):
+    large = np.kron(GREY, np.ones((100, 100), np.uint8))  # 2000 × 3000
+    for scale, kind in ((1, np.uint8), (257, np.uint16)):
+        picture = Image.fromarray(large.astype(kind) * kind(scale))
+        picture.save(tmp_path / "x.png", compress_level=1)
+        grey = read_image(tmp_path / "x.png")
         assert grey.shape == (667, 1000)
         assert (grey[0, 0], grey[300, 400]) == pytest.approx((230, 20))
     Image.fromarray(large).save(tmp_path / "x.jpg")
-    assert max(images.read_image(tmp_path / "x.jpg").shape) <= 1024
+    assert max(read_image(tmp_path / "x.jpg").shape) <= 1024
 
 
-def test_the_content_decides_and_not_the_name(tmp_path):
-    for name in ("x.jpg", "x.txt", "x"):
-        L.save(tmp_path / name, "PNG")
-        assert (images.read_image(tmp_path / name) == GREY).all()
-
-
-def test_the_first_frame_counts(tmp_path):
-    for name in ("x.gif", "x.webp", "x.png"):
-        options = {"lossless": True} if name == "x.webp" else {}
-        L.save(tmp_path / name, save_all=True, append_images=[L.point(lambda v: 9)], **options)
-        np.testing.assert_allclose(images.read_image(tmp_path / name), GREY, atol=2)
+def test_the_content_determines_the_format_and_the_first_frame_is_read(tmp_path):
+    L.save(tmp_path / "x.jpg", "PNG")
+    assert (read_image(tmp_path / "x.jpg") == GREY).all()
+    L.save(tmp_path / "x.gif", save_all=True, append_images=[L.point(lambda level: 9)])
+    np.testing.assert_allclose(read_image(tmp_path / "x.gif"), GREY, atol=2)
 
 
 def encoded(kind: str, picture: Image.Image = L) -> bytes:
@@ -188,29 +164,28 @@ def encoded(kind: str, picture: Image.Image = L) -> bytes:
 
 
 def bomb(side: int) -> bytes:
-    """So many pixels, squared, in some KB."""
+    """A picture of side × side pixels in a few kB."""
     return encoded("PNG", Image.new("1", (side, side)))
 
 
-NO_PICTURE = "is no picture that can be read; allowed are PNG, JPEG, BMP, GIF and WebP"
+NOT_A_PICTURE = "is not a picture; allowed are PNG, JPEG, BMP, GIF, WEBP"
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda path: None, "cannot read .*x.png: No such file"),
-        (lambda path: path.write_bytes(b""), NO_PICTURE),
-        (lambda path: path.write_bytes(b"hello\n" * 99), NO_PICTURE),
-        (lambda path: path.write_bytes(encoded("TIFF")), NO_PICTURE),
-        (lambda path: path.write_bytes(encoded("PPM")), NO_PICTURE),
-        (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), NO_PICTURE),
+        (lambda path: path.write_bytes(b""), NOT_A_PICTURE),
+        (lambda path: path.write_bytes(b"hello\n" * 99), NOT_A_PICTURE),
+        (lambda path: path.write_bytes(encoded("TIFF")), NOT_A_PICTURE),
+        (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), NOT_A_PICTURE),
         (lambda path: path.write_bytes(encoded("PNG")[:60]), "is damaged"),
         (lambda path: path.write_bytes(encoded("JPEG")[:-90]), "is damaged"),
         (lambda path: path.write_bytes(encoded("BMP")[:-90]), "is damaged"),
         (lambda path: path.write_bytes(encoded("GIF")[:-20]), "is damaged"),
-        (lambda path: path.write_bytes(encoded("WEBP")[:-20]), "is damaged|" + NO_PICTURE),
-        (lambda path: path.write_bytes(bomb(20_000)), "is too large; allowed are 64 million"),
-        (lambda path: path.write_bytes(bomb(8001)), "is too large; allowed are 64 million pixels"),
+        (lambda path: path.write_bytes(encoded("WEBP")[:-20]), "is damaged|" + NOT_A_PICTURE),
+        (lambda path: path.write_bytes(bomb(20_000)), "has over 64 million pixels"),
+        (lambda path: path.write_bytes(bomb(8001)), "has over 64 million pixels"),
         (lambda path: path.mkdir(), "cannot read .*x.png is not a file"),
         (lambda path: os.mkfifo(path), "cannot read .*x.png is not a file"),
         (lambda path: path.symlink_to("/dev/zero"), "cannot read .*x.png is not a file"),
@@ -218,50 +193,49 @@ NO_PICTURE = "is no picture that can be read; allowed are PNG, JPEG, BMP, GIF an
         (lambda path: os.truncate(path, path.write_bytes(b"") or 10**12), "larger than 100000000"),
     ],
 )
-def test_what_is_no_picture_is_refused_in_one_line(make, message, tmp_path):
+def test_an_unreadable_file_is_refused_in_one_line(make, message, tmp_path):
     path = tmp_path / "x.png"
     make(path)
     with pytest.raises(DataError, match=message) as caught:
-        images.read_image(path)
+        read_image(path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_that_no_file_can_have_is_refused():
-    with pytest.raises(DataError, match="embedded null byte"):
-        images.read_image("a\0b.png")
+def test_the_message_names_the_file(tmp_path):
+    with_alpha(0, INK * 0).save(tmp_path / "x.png")  # wholly transparent
+    with pytest.raises(DataError, match=r"x\.png: no digit found"):
+        read_digit(tmp_path / "x.png")
 
 
-def test_a_folder_s_pictures_are_those_in_it_sorted(tmp_path):
-    for name in ("b.png", "a.JPG", ".hidden.png", "notes.txt", "within/c.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in images.pictures_of(tmp_path)] == ["a.JPG", "b.png"]
-    assert images.pictures_of(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
-    with pytest.raises(DataError, match=r"holds no picture: no name in it ends in \.png"):
-        images.pictures_of(tmp_path / "folder.png")
+# Finding the digit
 
 
-# What is on them
-
-
-def test_the_digit_comes_out_as_mnist_would_hold_it():
-    found = images.to_mnist(seven())
+def test_the_digit_is_scaled_and_centred_like_mnist_s():
+    found = to_mnist(seven())
     assert (found.image.shape, found.image.dtype, found.others) == ((28, 28, 1), np.uint8, 0)
     ink = found.image[..., 0].astype(float)
     rows, columns = np.flatnonzero(ink.max(1) > 60), np.flatnonzero(ink.max(0) > 60)
     assert np.ptp(rows) + 1 == 20
-    assert np.ptp(columns) + 1 == pytest.approx(20 * 42 / 60, abs=1)  # keeps its shape
+    assert np.ptp(columns) + 1 == pytest.approx(20 * 42 / 60, abs=1)  # keeps its aspect ratio
     assert ink.max() == 255 and ink[:2].max() == 0
     y, x = (ink.sum(axis) @ np.arange(28) / ink.sum() for axis in (1, 0))
     assert 13.5 <= y < 14.5 and 13.5 <= x < 14.5
-    assert ink[rows[1]].sum() > ink[rows[-2]].sum()  # its bar is on top
+    assert ink[rows[1]].sum() > ink[rows[-2]].sum()  # its bar is at the top
 
 
-def test_what_it_made_is_left_as_it_is(real):
-    once = [images.to_mnist(image) for image in real]
-    twice = [images.to_mnist(digit.image[..., 0]) for digit in once]
+def test_its_own_output_comes_out_unchanged(real):
+    once = [to_mnist(image) for image in real]
+    twice = [to_mnist(digit.image[..., 0]) for digit in once]
     assert np.median([difference(a, b) for a, b in zip(once, twice, strict=True)]) < 0.5
+
+
+@pytest.mark.mnist
+def test_mnist_s_own_images_come_out_nearly_unchanged(mnist_dir, data_dir):
+    image = load_dataset("mnist", data_dir=data_dir, manual_dir=mnist_dir).test.image[:500]
+    found = np.array([to_mnist(one[..., 0]).image for one in image], float)
+    changes = np.abs(found - image).mean((1, 2, 3))
+    assert np.mean(changes) < 1
+    assert np.median(changes) < 0.2
 
 
 def on_paper(image: np.ndarray, ink: float, paper: float) -> np.ndarray:
@@ -269,7 +243,7 @@ def on_paper(image: np.ndarray, ink: float, paper: float) -> np.ndarray:
 
 
 def lit(picture: np.ndarray, least: float) -> np.ndarray:
-    """From the full light in one corner to that much in the other."""
+    """Fading from full light in one corner to the share `least` in the opposite one."""
     y, x = np.linspace(0, 1, picture.shape[0])[:, None], np.linspace(0, 1, picture.shape[1])
     return picture * (1 - (1 - least) * (x + y) / 2)
 
@@ -293,7 +267,6 @@ def squared(picture: np.ndarray) -> np.ndarray:
         lambda image: 255 - image,
         lambda image: on_paper(image, 90, 140),
         lambda image: on_paper(image, 200, 40),
-        lambda image: 255 - larger(image, 4),
         lambda image: 255 - larger(image, 20),
         lambda image: np.pad(255 - larger(image, 3), ((200, 30), (90, 400)), constant_values=255),
         lambda image: lit(on_paper(larger(image, 5), 40, 230), 0.4),
@@ -301,13 +274,13 @@ def squared(picture: np.ndarray) -> np.ndarray:
         lambda image: vignetted(on_paper(larger(image, 5), 40, 230)),
         lambda image: on_paper(larger(image, 5), 40, 150) + lit(np.full((140, 140), 80.0), 0),
         lambda image: squared(on_paper(larger(image, 5), 30, 240)),
-        lambda image: (255 - larger(image, 4))[12:-12, 12:-12],  # a little paper is left around it
-        lambda image: (255 - larger(image, 4))[16:-16, 16:-16],  # and none
+        lambda image: (255 - larger(image, 4))[12:-12, 12:-12],  # little paper around the digit
+        lambda image: (255 - larger(image, 4))[16:-16, 16:-16],  # none
     ],
 )
-def test_paper_light_place_and_size_make_little_difference(change, real):
+def test_tone_light_place_and_size_make_little_difference(change, real):
     for image in real:
-        assert difference(images.to_mnist(image), images.to_mnist(change(image))) < 18
+        assert difference(to_mnist(image), to_mnist(change(image))) < 18
 
 
 def test_noise_makes_little_difference(real):
@@ -317,7 +290,7 @@ def test_noise_makes_little_difference(real):
         noisy = picture + rng.normal(0, 6, picture.shape)
         salted = np.where(rng.random(picture.shape) < 0.002, 0, picture)
         for other in (noisy, salted):
-            assert difference(images.to_mnist(picture), images.to_mnist(other)) < 16
+            assert difference(to_mnist(picture), to_mnist(other)) < 16
 
 
 @pytest.mark.parametrize(
@@ -326,7 +299,6 @@ def test_noise_makes_little_difference(real):
         np.zeros((1, 1)),
         np.full((1, 1000), 255),
         np.full((50, 1), 128),
-        np.full((100, 100), 220),
         np.random.default_rng(0).normal(220, 5, (300, 200)),
         np.random.default_rng(0).uniform(0, 255, (100, 100)),
         lit(np.full((200, 200), 220.0), 0.3),
@@ -338,17 +310,16 @@ def test_noise_makes_little_difference(real):
 )
 def test_a_blank_picture_is_refused(picture):
     with pytest.raises(DataError, match="no digit found"):
-        images.to_mnist(picture)
+        to_mnist(picture)
 
 
-def test_nothing_overflows_and_nothing_is_divided_by_zero():
-    """Warnings are errors here. Whether it is a digit does not matter."""
+def test_no_picture_causes_a_numerical_warning():
+    """Warnings are errors here. Whether a digit is found does not matter."""
     rng = np.random.default_rng(0)
     for shape in [(1, 1), (1, 2), (2, 1), (5, 5), (1, 999), (999, 1), (28, 28), (3, 40)]:
         for levels in ([0, 255], [0, 1], [100, 130, 255]):
-            picture = rng.choice(levels, shape)
             try:
-                image = images.to_mnist(picture).image
+                image = to_mnist(rng.choice(levels, shape)).image
             except DataError:
                 continue
             assert (image.shape, image.dtype) == ((28, 28, 1), np.uint8)
@@ -360,26 +331,25 @@ def beside(*pictures: np.ndarray) -> np.ndarray:
     return np.concatenate(padded, axis=1)
 
 
-def test_of_several_digits_the_largest_is_taken_and_the_others_counted():
+def test_the_largest_of_several_digits_is_taken_and_the_others_counted():
     one, large = seven(), seven(140, 14, (40, 30))
-    alone = images.to_mnist(large)
+    alone = to_mnist(large)
     for pictures, others in (((one, large), 1), ((large, one), 1), ((one, large, one), 2)):
-        found = images.to_mnist(beside(*pictures))
+        found = to_mnist(beside(*pictures))
         assert (difference(found, alone) < 4, found.others) == (True, others)
-    above = np.concatenate([one, one])
-    assert images.to_mnist(above).others == 1
+    assert to_mnist(np.concatenate([one, one])).others == 1
 
 
-def test_specks_are_no_digits():
+def test_specks_are_ignored():
     picture = seven()
     for y, x in ((10, 10), (90, 90), (80, 20), (25, 85)):
         picture[y : y + 2, x : x + 2] = 0
-    found = images.to_mnist(picture)
-    assert (difference(found, images.to_mnist(seven())), found.others) == (0, 0)
+    found = to_mnist(picture)
+    assert (difference(found, to_mnist(seven())), found.others) == (0, 0)
 
 
-def test_a_broken_digit_is_one():
-    """A 5 whose bar hangs in the air, a 4 of two strokes, and an 8 cut through."""
+def test_the_parts_of_a_broken_digit_are_joined():
+    """A 5 with a detached bar, a 4 of two strokes, and an 8 cut in two."""
     five, four, eight = (Image.new("L", (120, 120), 255) for _ in range(3))
     pen = ImageDraw.Draw(five)
     pen.line([(45, 25), (45, 55)], 0, 9)
@@ -393,47 +363,30 @@ def test_a_broken_digit_is_one():
     pen.ellipse((35, 60, 85, 110), None, 0, 8)
     for picture in (five, four, eight):
         grey = np.asarray(picture)
-        found = images.to_mnist(grey)
+        found = to_mnist(grey)
         assert found.others == 0
         (top, bottom), (left, right) = (
             np.flatnonzero((grey < 128).any(axis))[[0, -1]] for axis in (1, 0)
         )
-        whole = images.to_mnist(grey[top - 5 : bottom + 6, left - 5 : right + 6])
-        assert difference(found, whole) < 4
         shape = found.image[..., 0] > 60
         high, wide = (np.ptp(np.flatnonzero(shape.any(axis))) + 1 for axis in (1, 0))
         assert high == 20
         assert wide == pytest.approx(20 * (right - left) / (bottom - top), abs=1.6)
 
 
-def test_what_touches_the_picture_s_edge_gives_way():
-    """The edge of the table, or half of the next digit."""
+def test_a_shape_cut_off_by_the_picture_s_edge_is_ignored_beside_a_whole_digit():
     for sides in ([np.s_[:, :6]], [np.s_[:, :6], np.s_[-3:]], [np.s_[:, -20:]]):
         picture = seven()
         for side in sides:
             picture[side] = 60
-        assert difference(images.to_mnist(picture), images.to_mnist(seven())) == 0
-    cut = seven()[15:, 26:]  # where there is nothing else, it is the digit
-    assert images.to_mnist(cut).others == 0
+        assert difference(to_mnist(picture), to_mnist(seven())) == 0
+    assert to_mnist(seven()[15:, 26:]).others == 0  # alone, it is the digit
 
 
-def test_a_ballpoint_s_stroke_is_widened_and_a_felt_pen_s_is_not():
+def test_thin_strokes_are_widened_and_thick_ones_kept():
     def ink(pen: int) -> float:
-        return float(images.to_mnist(seven(400, pen, (120, 80))).image.sum() / 255)
+        return float(to_mnist(seven(400, pen, (120, 80))).image.sum() / 255)
 
     assert ink(2) == pytest.approx(ink(5), rel=0.2)
     assert ink(2) == pytest.approx(ink(20), rel=0.35)
     assert ink(40) > 1.25 * ink(20)
-
-
-@pytest.mark.mnist
-def test_mnist_s_own_images_come_out_as_they_were(mnist_dir, data_dir):
-    from mnist_jax import load_dataset
-
-    image = load_dataset("mnist", data_dir=data_dir, manual_dir=mnist_dir).test.image[:500]
-    found = [images.to_mnist(one[..., 0]) for one in image]
-    apart = [
-        np.abs(f.image.astype(float) - one).mean() for f, one in zip(found, image, strict=True)
-    ]
-    assert np.mean(apart) < 1
-    assert np.median(apart) < 0.2
