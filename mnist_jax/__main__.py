@@ -10,14 +10,14 @@ from mnist_jax.ops import malloc
 
 COMMANDS = {
     "data": "data:PrepareData",
-    "predict": "commands.predict:Predict",
+    "predict": "inference.predict:Predict",
     "evaluate": "inference.evaluate:Evaluate",
     "ensemble": "inference.compare:Ensemble",
     "compare": "inference.compare:Compare",
     "report": "reporting.report:Report",
     "verify": "inference.verify:Verify",
     "export": "inference.export:Export",
-    "draw": "commands.draw:Draw",
+    "draw": "inference.draw:Draw",
 }
 
 

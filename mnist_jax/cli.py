@@ -17,6 +17,7 @@ from mnist_jax.errors import (
     first_line,
     is_out_of_memory,
     is_process_failure,
+    printable,
 )
 
 Options = TypeVar("Options")
@@ -51,7 +52,7 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
         if debug and status < 128:
             traceback.print_exc()
         with contextlib.suppress(OSError):  # nobody reads stderr
-            print(_printable(line), file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
         return status
     return 0
 
@@ -79,8 +80,3 @@ def _status_and_line(error: BaseException) -> tuple[int, str]:
         f"error: {type(error).__name__}: {first_line(error)}; this is a bug in mnist_jax; "
         "--debug shows where"
     )
-
-
-def _printable(text: str) -> str:
-    """The text in one line without control characters, whatever is in a file's name."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -93,3 +93,8 @@ def is_process_failure(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message."""
     return (str(error).splitlines() or [""])[0]
+
+
+def printable(text: str) -> str:
+    """The text in one line without control characters, whatever is in a file's name."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -14,10 +14,13 @@ import math
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.polynomial import polynomial
+from PIL import Image, ImageOps
+from PIL.Image import Resampling
 
 from mnist_jax.atomic_io import read_bounded, user_path
 from mnist_jax.errors import DataError
@@ -77,8 +80,6 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         DataError: the file cannot be read, is not a picture, is damaged or too large.
     """
-    from PIL import Image, ImageOps
-
     try:
         data = read_bounded(user_path(path), max_bytes=MAX_BYTES)
     except (OSError, ValueError) as error:
@@ -108,10 +109,8 @@ def read_image(path: str | Path) -> np.ndarray:
     return np.asarray(picture, np.float32)
 
 
-def _to_grey(picture: Any) -> Any:
-    """A Pillow image of any mode as one of mode L or F, both with levels from 0 to 255."""
-    from PIL import Image
-
+def _to_grey(picture: Image.Image) -> Image.Image:
+    """An image of any mode as one of mode L or F, with levels from 0 to 255."""
     if picture.mode.startswith("I"):  # 16 bits: 0..65535
         return Image.fromarray(np.asarray(picture).astype(np.float32) / 257)
     if not picture.has_transparency_data:
@@ -221,9 +220,7 @@ class Region(NamedTuple):
 
 def _regions(labels: np.ndarray) -> list[Region]:
     """The regions of a label image, without its background, 0."""
-    from scipy import ndimage
-
-    areas, boxes = np.bincount(labels.ravel()).tolist(), ndimage.find_objects(labels)
+    areas, boxes = np.bincount(labels.ravel()).tolist(), scipy.ndimage.find_objects(labels)
     return [Region(label, areas[label], box) for label, box in enumerate(boxes, 1) if box]
 
 
@@ -236,9 +233,7 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, Region, int]:
     Returns:
         The digit's own pixels (height, width) bool, their region, and the number of other digits.
     """
-    from scipy import ndimage
-
-    labels = ndimage.label(mask, np.ones((3, 3)))[0]
+    labels = scipy.ndimage.label(mask, np.ones((3, 3)))[0]
     at_edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     cut_off, longer = set(at_edge.tolist()), max(mask.shape)
 
@@ -256,7 +251,7 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, Region, int]:
 
     kept = np.isin(labels, [one.label for one in parts if one not in others])
     reach = [round(main.side / 5) + 1, round(main.side / 7) + 1]
-    groups = ndimage.label(ndimage.maximum_filter(kept, reach))[0] * kept
+    groups = scipy.ndimage.label(scipy.ndimage.maximum_filter(kept, reach))[0] * kept
     own = groups == groups[labels == main.label][0]
     digit = _regions(own.astype(int))[0]
     others += _regions(groups * ~own)
@@ -266,10 +261,7 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, Region, int]:
 
 def _normalize(ink: np.ndarray, own: np.ndarray, digit: Region) -> np.ndarray:
     """The digit scaled and centred as MNIST's: (28, 28, 1) uint8, white on black."""
-    from PIL.Image import Resampling, fromarray
-    from scipy import ndimage
-
-    outline = digit.area - ndimage.binary_erosion(own[digit.box], np.ones((3, 3))).sum()
+    outline = digit.area - scipy.ndimage.binary_erosion(own[digit.box], np.ones((3, 3))).sum()
     stroke = 2 * digit.area / outline * BOX / digit.side  # as area = length · width
     widen = round((TYPICAL_STROKE - stroke) / BOX * digit.side / 2) if stroke < THIN_STROKE else 0
 
@@ -285,18 +277,20 @@ def _normalize(ink: np.ndarray, own: np.ndarray, digit: Region) -> np.ndarray:
     length, side = SIZE / scale, math.ceil(SIZE / scale) + 1
 
     def resample(picture: np.ndarray, method: Resampling) -> np.ndarray:
-        square = fromarray(picture.astype(np.float32)).crop((x, y, x + side, y + side))
+        square = Image.fromarray(picture.astype(np.float32)).crop((x, y, x + side, y + side))
         if widen:
-            square = fromarray(ndimage.maximum_filter(np.asarray(square), 2 * widen + 1))
+            square = Image.fromarray(
+                scipy.ndimage.maximum_filter(np.asarray(square), 2 * widen + 1)
+            )
         window = (left, top, left + length, top + length)
         return np.asarray(square.resize((SIZE, SIZE), method, window))
 
-    near = ndimage.binary_dilation(resample(own, Resampling.BOX) > 0.01, np.ones((3, 3)))
+    near = scipy.ndimage.binary_dilation(resample(own, Resampling.BOX) > 0.01, np.ones((3, 3)))
     image = np.where(near, resample(ink, Resampling.HAMMING), 0)
     white = np.percentile(image[image > image.max() / 2], 90)
     image = np.rint(255 * np.clip(image / white, 0, 1)).astype(np.uint8)
 
     # Translation by whole pixels, as in MNIST, where every centre of mass is from 13.5 up to 14.5.
-    move = np.ceil(SIZE / 2 - 0.5 - np.array(ndimage.center_of_mass(image)))
+    move = np.ceil(SIZE / 2 - 0.5 - np.array(scipy.ndimage.center_of_mass(image)))
     move = np.clip(move, -margin, SIZE - box - margin)
-    return ndimage.shift(image, move, order=0)[..., None]
+    return scipy.ndimage.shift(image, move, order=0)[..., None]

@@ -1,0 +1,283 @@
+"""`draw`: the server, and its page in a browser."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from werkzeug.test import Client
+
+from mnist_jax import predict
+from mnist_jax.errors import NonFiniteError
+from mnist_jax.inference import draw
+from mnist_jax.inference.preprocess import to_mnist
+from mnist_jax.inference.restore import load_run
+
+ROOT = Path(__file__).resolve().parents[2]
+SIDE = draw.SIDE
+STROKE = np.zeros((SIDE, SIDE), np.uint8)  # a 1
+STROKE[SIDE // 5 : -SIDE // 5, SIDE // 2 - 16 : SIDE // 2 + 16] = 255
+
+
+@pytest.fixture(scope="module")
+def address(runs):
+    """Where a server listens, in a process of its own that Ctrl-C ends without a traceback."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mnist_jax", "draw", str(runs / "one"), "--port=0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    shown = [process.stdout.readline() for _ in range(2)]
+    found = re.match(r"draw at http://(127\.0\.0\.1:\d+) ", shown[1])
+    assert found, process.communicate()
+    assert shown[0].startswith("logistic trained on digits, test accuracy: ")
+    yield found[1]
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "interrupted\n")
+
+
+def ask(address: str, method: str, path: str, body: bytes | None = None, **headers: str):
+    """Status, headers and body of the answer."""
+    connection = http.client.HTTPConnection(address, timeout=60)
+    try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+    finally:
+        connection.close()
+
+
+def test_the_page_may_load_only_its_own_script_and_style(address):
+    status, headers, body = ask(address, "GET", "/")
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    policy = headers["Content-Security-Policy"].split("; ")
+    assert {"default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'"} <= set(policy)
+    assert not re.search(rb"(src|href)=.?(https?:)?/", body)
+
+
+def test_a_drawing_gets_the_model_s_answer(address, runs):
+    headers = {"Origin": f"http://{address}"}
+    status, _, body = ask(address, "POST", "/read", STROKE.tobytes(), **headers)
+    found, image = json.loads(body), to_mnist(STROKE).image
+    assert (status, found["others"], found["image"]) == (200, 0, image.ravel().tolist())
+    expected = predict(runs / "one", image[None])[0]
+    np.testing.assert_allclose(found["probabilities"], expected, rtol=1e-4)
+    status, _, body = ask(address, "POST", "/read", bytes(SIDE**2), **headers)
+    assert (status, list(json.loads(body))) == (200, ["message"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "size", "status"),
+    [
+        ("GET", "/nowhere", {}, None, 404),
+        ("GET", "/read", {}, None, 404),
+        ("POST", "/", {}, 0, 404),
+        ("GET", "/", {"Host": "evil.example"}, None, 403),
+        ("GET", "/", {"Host": "[::1"}, None, 403),
+        ("GET", "/", {"Host": ""}, None, 403),
+        ("POST", "/read", {"Host": "evil.example", "Origin": "http://evil.example"}, SIDE**2, 403),
+        ("POST", "/read", {"Origin": "http://evil.example"}, SIDE**2, 403),
+        ("POST", "/read", {"Origin": "https://{own}"}, SIDE**2, 403),
+        ("POST", "/read", {"Origin": "null"}, SIDE**2, 403),
+        ("POST", "/read", {}, SIDE**2, 403),
+        ("POST", "/read", {"Origin": "http://{own}"}, 0, 400),
+        ("POST", "/read", {"Origin": "http://{own}"}, SIDE**2 - 1, 400),
+        ("POST", "/read", {"Origin": "http://{own}"}, SIDE**2 + 1, 413),
+        ("POST", "/read", {"Origin": "http://{own}"}, SIDE**2, 200),
+        ("GET", "/", {"Host": "localhost"}, None, 200),
+        ("GET", "/", {"Host": "[::1]:80"}, None, 200),
+    ],
+)
+def test_only_the_own_page_is_answered(address, method, path, headers, size, status):
+    body = None if size is None else STROKE.tobytes()[:size].ljust(size, b"x")
+    headers = {name: value.format(own=address) for name, value in headers.items()}
+    assert ask(address, method, path, body, **headers)[0] == status
+
+
+@pytest.mark.parametrize("header", [f"Content-Length: {10**15}", "Transfer-Encoding: chunked"])
+def test_a_body_without_end_is_refused_before_it_is_read(address, header):
+    name, _, port = address.partition(":")
+    with socket.create_connection((name, int(port)), timeout=60) as connection:
+        start = f"POST /read HTTP/1.1\r\nHost: {address}\r\n{header}\r\n\r\n"
+        connection.sendall(start.encode() + b"fffff\r\n" + bytes(0xFFFFF))
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_threads_get_the_mean_of_the_finite_members(runs, copied, edit_params):
+    read, found = draw.reader(load_run(runs / "many"), "cpu"), []
+    threads = [threading.Thread(target=lambda: found.append(read(STROKE))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = predict(runs / "many", to_mnist(STROKE).image[None])[0]
+    for answer in found:
+        np.testing.assert_allclose(answer["probabilities"], expected, rtol=1e-4)
+
+    edit_params(folder := copied("many"), lambda name, array: array.__setitem__(1, np.nan))
+    run = load_run(folder)
+    assert sum(draw.reader(run)(STROKE)["probabilities"]) == pytest.approx(1)
+    assert run.warnings == [f"seed 1235 of {folder} is not finite; it is excluded"]
+    edit_params(folder, lambda name, array: array.fill(np.nan))
+    with pytest.raises(NonFiniteError):
+        draw.reader(load_run(folder))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port=70000"], "port is 70000; allowed is 0 to 65535"),
+        (["--port=-1"], "port is -1"),
+        (["--host=no such host"], "cannot listen at 'no such host'"),
+        (["--host=a\0b"], "cannot listen at"),
+        (["--host=192.0.2.1", "--port=0"], "choose another --host, such as 127.0.0.1"),
+        (["--port=TAKEN"], "Address already in use"),
+    ],
+)
+def test_an_impossible_address_gets_one_line(runs, command, words, message):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = [word.replace("TAKEN", str(taken.getsockname()[1])) for word in words]
+        status, _, err = command("draw", runs / "one", *words)
+    assert (status, err.count("\n"), message in err) == (2, 1, True), err
+
+
+@pytest.mark.parametrize(("host", "here"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
+def test_addresses_for_this_machine_and_for_others(host, here):
+    with draw.listen(host, 0) as listening:
+        port = listening.getsockname()[1]
+        first, *others = draw.addresses(listening)
+    assert first == f"http://{here}:{port}"
+    for url in others:  # none outside of networks
+        assert re.fullmatch(rf"http://\[?[0-9a-f.:]+\]?:{port}", url)
+    with draw.listen("127.0.0.1", 0) as listening:
+        assert len(draw.addresses(listening)) == 1
+
+
+def test_a_host_name_that_the_user_gave_is_accepted():
+    client = Client(draw.application(lambda grey: {}, {}, "Study"))
+    names = ("study", "STUDY:8000", "study.example", "localhost")
+    found = [client.get("/model", base_url=f"http://{name}").status_code for name in names]
+    assert found == [200, 200, 403, 200]
+
+
+# In a browser
+
+
+@pytest.fixture
+def browser(tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs Chromium and its chromedriver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    quiet = ("background-networking", "component-update", "sync", "gpu", "quic")
+    root = ["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else []
+    flags = ["--headless", "--no-first-run", *(f"--disable-{name}" for name in quiet), *root]
+    for flag in (*flags, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield found
+    found.quit()
+
+
+class Page:
+    """The page as a person uses it."""
+
+    def __init__(self, browser, address: str):
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        self.browser, self.address = browser, address
+        self.wait = WebDriverWait(browser, 60, 0.05)
+
+    def open(self, width: int, *, dark: bool = False) -> None:
+        theme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": theme})
+        size = {"width": width, "height": 600, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.browser.get(f"http://{self.address}/")
+        self.wait.until(lambda _: self.text("#message") == "Nothing drawn yet.")
+        self.wait.until(lambda _: len(self("#bars tr")) == 10)
+
+    def __call__(self, css: str) -> list:
+        return self.browser.find_elements("css selector", css)
+
+    def text(self, css: str) -> str:
+        return self(css)[0].text
+
+    def draw(self, *points: tuple[float, float], kind: str = "mouse") -> None:
+        """A stroke through points of the paper, from its upper left (0, 0) to (1, 1)."""
+        from selenium.webdriver.common.actions.action_builder import ActionBuilder
+        from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+        paper = self("#drawing")[0]
+        places = [[round((part - 0.5) * paper.size["width"]) for part in at] for at in points]
+        actions = ActionBuilder(self.browser, mouse=PointerInput(kind, kind), duration=20)
+        actions.pointer_action.move_to(paper, *places[0]).pointer_down()
+        for place in places[1:]:
+            actions.pointer_action.move_to(paper, *place)
+        actions.pointer_action.pointer_up()
+        actions.perform()
+
+    def keys(self, *keys: str) -> None:
+        for key in keys:
+            self.browser.switch_to.active_element.send_keys(key)
+
+    def answer(self) -> list[float]:
+        """Waits for an answer; the probabilities in percent, as they are shown."""
+        self.wait.until(lambda _: self.text("#message").startswith("Read as "))
+        self.wait.until(lambda _: self("#answer")[0].get_attribute("aria-busy") == "false")
+        return [float(cell.text.removesuffix(" %")) for cell in self("#bars .share")]
+
+
+@pytest.mark.campaign
+def test_a_digit_is_drawn_and_read(browser, address):
+    """With a mouse, a finger and keys, on a screen and on a phone."""
+    from selenium.webdriver.common.keys import Keys
+
+    page = Page(browser, address)
+    page.open(1000)
+    page.draw((0.5, 0.2), (0.5, 0.8))
+    by_mouse = page.answer()
+    best = by_mouse.index(max(by_mouse))
+    assert sum(by_mouse) == pytest.approx(100, abs=0.5)
+    assert page.text("#best") == page.text("#bars .best th") == str(best)
+    assert page.text("#message") == f"Read as {best}, {by_mouse[best]:.1f} %."
+    widths = [bar.size["width"] for bar in page("#bars .bar")]
+    assert widths.index(max(widths)) == best
+    page("#clear")[0].click()
+    assert (page.text("#message"), page.text("#best")) == ("Nothing drawn yet.", "")
+    browser.execute_script("isEmpty = false; ask()")  # as with ink too faint to be found
+    page.wait.until(lambda _: page.text("#message").startswith("no digit found"))
+
+    page.open(400, dark=True)
+    page.draw((0.5, 0.8), (0.5, 0.5), (0.5, 0.2), kind="touch")
+    assert sum(page.answer()) == pytest.approx(100, abs=0.5)
+    end = "return ink.getImageData(side / 2, side / 5, 1, 1).data[3]"
+    assert browser.execute_script(end) == 255  # the finger drew, and did not scroll
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 400
+
+    page.open(1000)
+    page.keys(Keys.TAB)
+    assert browser.switch_to.active_element == page("#drawing")[0]
+    page.keys(*[Keys.ARROW_UP] * 8, Keys.SPACE, *[Keys.ARROW_DOWN] * 16, Keys.SPACE)
+    assert page.answer()[1] == pytest.approx(by_mouse[1], abs=25)  # nearly the mouse's stroke
+    page.keys(Keys.DELETE)
+    assert page.text("#message") == "Nothing drawn yet."
+    assert browser.get_log("browser") == []
