@@ -66,7 +66,7 @@ def addresses(listening: socket.socket) -> list[str]:
 
 
 def reader(run: LoadedRun, platform: str | None = None) -> Callable[[np.ndarray], dict[str, Any]]:
-    """Compiles the run's model; returns a function of a drawing, which any thread may call.
+    """Compiles the run's model; returns a function that any thread may call.
 
     Grey levels (height, width) uint8 → the `probabilities` of the classes, the `image` that the
     network sees, 784 numbers, and how many `others` are ignored; or a `message` without a digit.
@@ -174,7 +174,7 @@ class Draw(PlatformFlags):
         with listen(self.host, self.port) as listening:
             run = load_run(self.folder)
             result = read_result(run.folder)
-            accuracy = "not complete" if result is None else accuracy_line(result)
+            accuracy = accuracy_line(result) if result else "not complete"
             text = f"{run.config.model} trained on {run.config.dataset}, {accuracy}"
             model = {"model": text, "classes": class_names(run.config.dataset), "side": SIDE}
             print_warnings(mesh.enable_compilation_cache(run.config.compilation_cache))
@@ -183,6 +183,8 @@ class Draw(PlatformFlags):
             if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
                 print_warnings(["every machine that reaches this one can open the page"])
             here, *others = addresses(listening)
-            print(f"{text}\ndraw at {here}  (Ctrl-C to quit)")
-            print(*(f"from other machines at {url}\n" for url in others), end="", flush=True)
+            lines = [text, f"draw at {here}  (Ctrl-C to quit)"]
+            print(
+                *lines, *(f"from other machines at {url}" for url in others), sep="\n", flush=True
+            )
             serve(listening, application(read, model, self.host))

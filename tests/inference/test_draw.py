@@ -206,9 +206,7 @@ class Page:
         self.browser, self.address = browser, address
         self.wait = WebDriverWait(browser, 60, 0.05)
 
-    def open(self, width: int, *, dark: bool = False) -> None:
-        theme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": theme})
+    def open(self, width: int) -> None:
         size = {"width": width, "height": 600, "deviceScaleFactor": 1, "mobile": width < 500}
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.browser.get(f"http://{self.address}/")
@@ -234,10 +232,6 @@ class Page:
             actions.pointer_action.move_to(paper, *place)
         actions.pointer_action.pointer_up()
         actions.perform()
-
-    def keys(self, *keys: str) -> None:
-        for key in keys:
-            self.browser.switch_to.active_element.send_keys(key)
 
     def answer(self) -> list[float]:
         """Waits for an answer; the probabilities in percent, as they are shown."""
@@ -266,7 +260,7 @@ def test_a_digit_is_drawn_and_read(browser, address):
     browser.execute_script("isEmpty = false; ask()")  # as with ink too faint to be found
     page.wait.until(lambda _: page.text("#message").startswith("no digit found"))
 
-    page.open(400, dark=True)
+    page.open(400)
     page.draw((0.5, 0.8), (0.5, 0.5), (0.5, 0.2), kind="touch")
     assert sum(page.answer()) == pytest.approx(100, abs=0.5)
     end = "return ink.getImageData(side / 2, side / 5, 1, 1).data[3]"
@@ -274,10 +268,12 @@ def test_a_digit_is_drawn_and_read(browser, address):
     assert browser.execute_script("return document.documentElement.scrollWidth") == 400
 
     page.open(1000)
-    page.keys(Keys.TAB)
-    assert browser.switch_to.active_element == page("#drawing")[0]
-    page.keys(*[Keys.ARROW_UP] * 8, Keys.SPACE, *[Keys.ARROW_DOWN] * 16, Keys.SPACE)
+    browser.switch_to.active_element.send_keys(Keys.TAB)
+    paper = browser.switch_to.active_element
+    assert paper == page("#drawing")[0]
+    for key in (*[Keys.ARROW_UP] * 8, Keys.SPACE, *[Keys.ARROW_DOWN] * 16, Keys.SPACE):
+        paper.send_keys(key)
     assert page.answer()[1] == pytest.approx(by_mouse[1], abs=25)  # nearly the mouse's stroke
-    page.keys(Keys.DELETE)
+    paper.send_keys(Keys.DELETE)
     assert page.text("#message") == "Nothing drawn yet."
     assert browser.get_log("browser") == []

