@@ -80,9 +80,9 @@ def initialize(
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
         kind = DeviceError if isinstance(error, jax.errors.JaxRuntimeError) else UsageError
         raise kind(
-            f"the processes cannot connect ({first_line(error)}); start one process 0, at a free "
-            "port of the address of --coordinator, and all with numbers of their own and as many "
-            "devices; auto needs Slurm, Open MPI 4, Kubernetes or a TPU pod"
+            f"the processes cannot connect ({first_line(error)}); start process 0 at the address "
+            "of --coordinator, and all with the same number of devices and with --process_id of "
+            "their own; auto needs Slurm, Open MPI 4, Kubernetes or a TPU pod"
         ) from error
     finally:
         waiting.cancel()

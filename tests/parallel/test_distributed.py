@@ -248,6 +248,7 @@ def test_processes_with_other_numbers_of_devices_are_refused_by_all(flags):
 def test_a_process_that_waits_for_others_says_so(flags):
     process, absent = start_all(2, *flags)
     absent.kill()
+    absent.communicate()
     assert process.stderr is not None
     assert process.stderr.readline().startswith("warning: waiting for the other processes (local")
     [ended] = ends([process])
