@@ -19,22 +19,15 @@ from mnist_jax.models import count_parameters, param_shapes
 from mnist_jax.ops import malloc
 from mnist_jax.optimizer import ema_params
 from mnist_jax.parallel import distributed
+from mnist_jax.parallel import mesh as meshes
 from mnist_jax.parallel.ensemble import member_of, over_devices, over_members
-from mnist_jax.parallel.mesh import (
-    compiler_options,
-    put,
-    quick_to_compile,
-    replicated,
-    sharded,
-    to_host,
-)
+from mnist_jax.parallel.mesh import put, replicated, sharded, to_host
 
 # Images per batch in evaluation. Fixed, so that every run rounds its sums the same way; small
 # enough for each activation of the CNN to stay under 60 MB.
 EVAL_BATCH_SIZE = 250
 CALL_S = 1.0  # target duration of a call on a CPU, for a moving progress bar and a quick Ctrl-C
 CALIBRATION_STEPS = 2
-PROFILED_STEPS = 50  # per call on a CPU while profiling: a longer trace is too large to read
 
 
 def dynamic_loop_bound(device: jax.Device) -> bool:
@@ -50,7 +43,7 @@ class Steps(NamedTuple):
     """The functions of `steps` under `jax.jit`, with model, optimizer and sizes bound.
 
     The last argument of `train_steps` and `eval_steps`, the number of steps, is an int32 array if
-    `dynamic_loop_bound`, otherwise a Python int.
+    `dynamic_loop_bound`, otherwise a Python int. `train_steps` donates the state.
     """
 
     init_state: Any
@@ -75,12 +68,12 @@ def make_steps(
     Args:
         model: the network.
         tx: the optimizer.
-        mesh: of the devices, from `mesh.make_mesh`.
+        mesh: from `mesh.make_mesh`.
         train_size: training images.
         batch_size: images per step.
-        step_config: what a step does besides.
+        step_config: what else a step does.
         members: whether states, metrics, orders and keys are stacked by member.
-        donate: whether `train_steps` may overwrite the state it is given.
+        donate: whether `train_steps` may overwrite its state.
     """
     device = mesh.devices.flat[0]
     init_state = partial(steps.init_state, model=model, tx=tx)
@@ -93,17 +86,15 @@ def make_steps(
         step_config=step_config,
         sharding=None if members else sharded(mesh),
     )
-    static = () if dynamic_loop_bound(device) else 6
+    options = {
+        "static_argnums": () if dynamic_loop_bound(device) else 6,
+        "donate_argnums": 0 if donate else (),
+    }
     jit = _jit(mesh, model, members)
     return Steps(
-        jit(init_state, [True], compiler_options=quick_to_compile(device)),
+        jit(init_state, [True], compiler_options=meshes.quick_to_compile(device)),
         jit(epoch_permutation, [True, False]),
-        jit(
-            train_steps,
-            [True, True, False, True, True, False, False],
-            static_argnums=static,
-            donate_argnums=0 if donate else (),
-        ),
+        jit(train_steps, [True, True, False, True, True, False, False], **options),
         make_eval_steps(model, mesh, step_config=step_config, members=members),
     )
 
@@ -111,10 +102,7 @@ def make_steps(
 def make_eval_steps(
     model: nn.Module, mesh: Mesh, *, step_config: steps.StepConfig, members: bool = False
 ) -> Any:
-    """`steps.eval_steps` under `jax.jit`, in batches of `EVAL_BATCH_SIZE`. Args: see `make_steps`.
-
-    It takes parameters, metrics, a split, the first batch and the number of batches.
-    """
+    """`steps.eval_steps` under `jax.jit`, in batches of `EVAL_BATCH_SIZE`; see `make_steps`."""
     eval_steps = partial(
         steps.eval_steps,
         model=model,
@@ -152,8 +140,8 @@ def members_run_sequentially(model: nn.Module, device: jax.Device) -> bool:
 class Trainer:
     """The compiled programs of a run, and its data on the devices.
 
-    With JAX_DISABLE_JIT or JAX_DEBUG_NANS the step functions run without ahead-of-time compilation,
-    so that JAX can step through them.
+    With JAX_DISABLE_JIT or JAX_DEBUG_NANS nothing is compiled ahead of time, so that JAX can step
+    through the functions.
 
     Attributes:
         seconds: compile_s, train_s and eval_s so far, each of finished work.
@@ -185,17 +173,11 @@ class Trainer:
         self.eval_splits = put(dataset.eval_splits(), self._per_run)
         step_config = steps.make_step_config(config)
         self._train_step = partial(steps.train_step, model=model, tx=tx, step_config=step_config)
-        self._steps = make_steps(
-            model,
-            tx,
-            mesh,
-            train_size=self.train_size,
-            batch_size=config.batch_size,
-            step_config=step_config,
-            members=config.seeds is not None,
-            donate=not config.debug,  # `locate_nan` runs a step again
-        )
-        self._options = compiler_options(device, deterministic=config.deterministic)
+        sizes = {"train_size": self.train_size, "batch_size": config.batch_size}
+        how = {"step_config": step_config, "members": config.seeds is not None}
+        # `locate_nan` runs a step again, from a state that is not donated.
+        self._steps = make_steps(model, tx, mesh, **sizes, **how, donate=not config.debug)
+        self._options = meshes.compiler_options(device, deterministic=config.deterministic)
         self._ema = jax.jit(partial(ema_params, decay=config.ema_decay or 0.0))
         self._compiled: dict[Any, Any] = {}
         self._steps_per_call: dict[Any, int] = {}  # by program, from the time of its last call
@@ -220,17 +202,10 @@ class Trainer:
     def train(
         self, state: steps.TrainState, metrics: Metrics, order: jax.Array, first: int, end: int
     ) -> tuple[steps.TrainState, Metrics, int]:
-        """One call of `steps.train_steps`, from batch `first` at most to batch `end`.
+        """One call of `steps.train_steps`, from batch `first` of the epoch to `end` at most.
 
-        Args:
-            state: on the devices; donated.
-            metrics: of the epoch so far, NumPy arrays.
-            order: from `permutation`.
-            first: the first batch, within the epoch.
-            end: the batch not to reach.
-
-        Returns:
-            The new state, the metrics as NumPy arrays, and the next batch.
+        Returns the new state (the old one is donated), the epoch's metrics so far as NumPy arrays,
+        and the next batch.
         """
         args = state, put(metrics, self._per_member), self.train_split, order, self.keys
         program = self._steps.train_steps
@@ -238,10 +213,7 @@ class Trainer:
         return state, to_host(metrics), first + done
 
     def evaluate(self, state: steps.TrainState, name: str) -> Iterator[Metrics]:
-        """The metrics of a split ("test" or "validation") after each call; the last are complete.
-
-        They are NumPy arrays.
-        """
+        """The metrics of a split ("test" or "validation") after each call, as NumPy arrays."""
         metrics, first, split = Metrics.zeros(self.config.seeds), 0, self.eval_splits[name]
         params = self.eval_params(state)
         end = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
@@ -256,14 +228,10 @@ class Trainer:
     def locate_nan(
         self, state: steps.TrainState, order: jax.Array, first: int, bad_step: int, member: int
     ) -> None:
-        """Runs one update operation by operation, after those before it.
+        """Runs update `bad_step` of the run, from 1, operation by operation.
 
-        Args:
-            state: from an earlier step of the same epoch.
-            order: the epoch's.
-            first: the next batch of `state`.
-            bad_step: number of the update, from 1 over the whole run.
-            member: which one to look at, with `config.seeds`.
+        `state` is from an earlier step of the epoch, and `first` its next batch; with seeds,
+        `member` is the network to look at.
 
         Raises:
             FloatingPointError: an operation made a NaN; the traceback shows which.
@@ -283,18 +251,15 @@ class Trainer:
             self._train_step(state, batch, key)
 
     def _call(self, name: str, program: Any, args: tuple, first: int, most: int) -> tuple[Any, int]:
-        """Runs `program` for at most `most` steps; adds the time to `seconds[name]`.
+        """Runs `program` for at most `most` steps; returns its finished result and their number.
 
-        Returns:
-            Its finished result, and the number of steps.
+        The time is added to `seconds[name]`.
         """
         count = most
         if isinstance(self.config.steps_per_call, int):
             count = min(count, self.config.steps_per_call)
         elif self.dynamic:
             count = min(count, self._steps_per_call.get(program, CALIBRATION_STEPS))
-            if self.config.profile is not None:
-                count = min(count, PROFILED_STEPS)
         count = distributed.broadcast(count)  # measured times differ between processes
         args = *args, put(np.int32(first), self._per_run)
         length = put(np.int32(count), self._per_run) if self.dynamic else count

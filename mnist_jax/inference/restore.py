@@ -43,7 +43,7 @@ class LoadedRun(NamedTuple):
         epoch: completed epochs.
         rows: the lines of metrics.jsonl.
         seconds: timings, as in result.json.
-        warnings: what the reader should know, such as a damaged checkpoint that was skipped.
+        warnings: a damaged checkpoint that was skipped, or that the run is not complete.
     """
 
     folder: Path
@@ -92,6 +92,8 @@ def load_run(folder: str | Path) -> LoadedRun:
     if config.seeds is not None:
         members = [member_of(params, member) for member in range(config.seeds)]
     step = int(np.max(arrays["state/step"]))
+    if read_result(folder) is None:
+        warnings.append(f"{folder} is not complete: it has done {step:,} steps")
     rows, seconds = rest["rows"], rest["seconds"]
     return LoadedRun(folder, config, model, members, step, rest["epoch"], rows, seconds, warnings)
 
@@ -110,7 +112,7 @@ def load_config(folder: str | Path) -> Config:
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[LoadedRun]:
-    """Reads runs of one data set. A run that is not complete gets a warning.
+    """Reads runs of one data set.
 
     Raises:
         UsageError: a folder holds no run, or the runs are of different data sets.
@@ -122,19 +124,7 @@ def load_runs(folders: Sequence[str | Path]) -> list[LoadedRun]:
         raise UsageError(
             f"the runs are of different data sets ({', '.join(sorted(names))}); name runs of one"
         )
-    for run in runs:
-        warn_if_incomplete(run)
     return runs
-
-
-def warn_if_incomplete(run: LoadedRun) -> None:
-    """Adds a warning to a run that is not complete.
-
-    Raises:
-        CheckpointError: its result is damaged.
-    """
-    if read_result(run.folder) is None:
-        run.warnings.append(f"{run.folder} is not complete: it has done {run.step:,} steps")
 
 
 def dataset_of(
@@ -144,13 +134,7 @@ def dataset_of(
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
 ) -> Dataset:
-    """The data set of a run, or another one.
-
-    Args:
-        run: the run.
-        name: one of `DATASETS`; None for the run's own.
-        data_dir: the folder of data sets; None for the run's own.
-        manual_dir: a folder with the original files.
+    """The data set of a run, or the one of this name; see `load_dataset`.
 
     Raises:
         DataError: the data set cannot be loaded.
