@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -12,9 +11,6 @@ from typing import Any
 import numpy as np
 
 from mnist_jax.errors import UsageError
-
-MAX_DIGESTS_BYTES = 10_000
-MAX_JSON_BYTES = 100_000_000
 
 
 class IntegrityError(ValueError):
@@ -41,11 +37,6 @@ def exists(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110  Path's raises if it may not look
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a path is a folder; as `exists`."""
-    return os.path.isdir(path)  # noqa: PTH112
-
-
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, or a crash at any time, sees the old content or the new.
 
@@ -58,13 +49,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(fd, rest) :]  # a write may be partial
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(fd)
-        finally:
-            os.close(fd)
         temporary.chmod(0o644)  # mkstemp's 0600 would hide it from others in a shared folder
         temporary.replace(path)
     except BaseException:
@@ -91,12 +79,12 @@ def make_folder(path: Path, **options: bool) -> None:
         sync_folder(folder.parent)
 
 
-def read_bounded(path: Path, *, max_bytes: float = math.inf) -> bytes:
-    """Reads a file of at most `max_bytes`.
+def read_bounded(path: Path, *, max_bytes: int) -> bytes:
+    """Reads a file that a user names.
 
     Raises:
         OSError: it cannot be read.
-        IntegrityError: it is larger, or not a regular file.
+        IntegrityError: it is larger than `max_bytes`, or not a regular file.
     """
     if path.exists() and not path.is_file():
         raise IntegrityError(f"{path} is not a file")  # opening a pipe would block
@@ -111,12 +99,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read.
-        IntegrityError: it holds something else, or is too large.
+        IntegrityError: it holds something else.
     """
-    return parse_json(read_bounded(path, max_bytes=MAX_JSON_BYTES), path.name)
+    return parse_json(path.read_bytes(), path.name)
 
 
-def parse_json(data: bytes | str, origin: str) -> dict[str, Any]:
+def parse_json(data: bytes, origin: str) -> dict[str, Any]:
     """The JSON object in `data`.
 
     Raises:
@@ -158,17 +146,13 @@ def check_digest(path: Path, data: bytes, digests: Path) -> None:
     Raises:
         IntegrityError: there is no such line, or the SHA-256 differs.
     """
+    line = digest_lines({path.name: data})
     try:
-        lines = read_bounded(digests, max_bytes=MAX_DIGESTS_BYTES).decode("ascii").splitlines()
-    except (OSError, ValueError) as error:
+        lines = digests.read_bytes().splitlines(keepends=True)
+    except OSError as error:
         raise IntegrityError(f"{path} has no readable digest in {digests.name}") from error
-    found = [
-        digest for digest, _, name in (line.partition("  ") for line in lines) if name == path.name
-    ]
-    actual = hashlib.sha256(data).hexdigest()
-    if found != [actual]:
-        expected = " and ".join(found) or "no line for it"
-        raise IntegrityError(f"{path} has SHA-256 {actual}, {digests.name} has {expected}")
+    if line not in lines:
+        raise IntegrityError(f"{path} differs from its SHA-256 in {digests.name}")
 
 
 def digest_path(path: Path) -> Path:
@@ -182,13 +166,13 @@ def write_verified(path: Path, data: bytes) -> None:
     write_atomically(path, data)
 
 
-def read_verified(path: Path, *, max_bytes: float = math.inf) -> bytes:
+def read_verified(path: Path) -> bytes:
     """Reads a file and checks it against the digest beside it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        IntegrityError: the digest is missing or differs, or the file is too large.
+        IntegrityError: the digest is missing or differs.
     """
-    data = read_bounded(path, max_bytes=max_bytes)
+    data = path.read_bytes()
     check_digest(path, data, digest_path(path))
     return data

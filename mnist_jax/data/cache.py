@@ -10,7 +10,6 @@ from mnist_jax.data.split import Split
 from mnist_jax.errors import DataError
 
 LOCK_TIMEOUT_S = 600.0
-MAX_BYTES = 2**30
 
 
 def file_of(name: str, data_dir: Path, key: str) -> Path:
@@ -25,7 +24,7 @@ def read(path: Path) -> tuple[Split, Split]:
         OSError: there is no such file, or it cannot be read.
         IntegrityError: the file is damaged.
     """
-    arrays = atomic_io.parse_arrays(atomic_io.read_verified(path, max_bytes=MAX_BYTES))
+    arrays = atomic_io.parse_arrays(atomic_io.read_verified(path))
     train, test = (Split(arrays[f"{s}/image"], arrays[f"{s}/label"]) for s in ("train", "test"))
     return train, test
 

@@ -200,7 +200,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / RESULT
     try:
-        data = atomic_io.read_bounded(path, max_bytes=atomic_io.MAX_JSON_BYTES)
+        data = path.read_bytes()
         atomic_io.check_digest(path, data, folder / MANIFEST)
         return atomic_io.parse_json(data, RESULT)
     except FileNotFoundError:
