@@ -10,6 +10,9 @@ import importlib.metadata
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config
 from mnist_jax.data import DATASETS, Dataset, load_dataset
+from mnist_jax.inference.evaluate import evaluate
+from mnist_jax.inference.predict import predict
+from mnist_jax.inference.restore import load_run
 from mnist_jax.models import MODELS
 from mnist_jax.training import fit
 
@@ -26,16 +29,6 @@ __all__ = [
     "load_run",
     "predict",
 ]
-
-
-def __getattr__(name):  # TEMPORARY, until inference/ has moved to the new restore.py
-    import importlib
-
-    modules = {"evaluate": "evaluate", "predict": "predict", "load_run": "restore"}
-    if name not in modules:
-        raise AttributeError(name)
-    return getattr(importlib.import_module(f"mnist_jax.inference.{modules[name]}"), name)
-
 
 try:
     __version__ = importlib.metadata.version("mnist-jax")

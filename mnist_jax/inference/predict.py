@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from mnist_jax.atomic_io import is_folder, user_path
+from mnist_jax.atomic_io import user_path
 from mnist_jax.data import class_names
 from mnist_jax.errors import DataError, DeviceError, UsageError, printable
 from mnist_jax.inference.flags import PlatformFlags, RunFolder, print_warnings
@@ -82,8 +82,8 @@ def list_pictures(path: Path) -> list[Path]:
 
     Subfolders and hidden files are skipped.
     """
-    files = sorted(path.glob("[!.]*")) if is_folder(path) else []
-    files = [file for file in files if file.suffix.lower() in SUFFIXES and not is_folder(file)]
+    files = sorted(path.glob("[!.]*")) if path.is_dir() else []
+    files = [file for file in files if file.suffix.lower() in SUFFIXES and not file.is_dir()]
     return files or [path]
 
 
@@ -91,7 +91,7 @@ def read_pictures(paths: Iterable[Path]) -> Iterator[Answer]:
     """Reads pictures and folders of them: answers still without probabilities."""
     for path in itertools.chain.from_iterable(map(list_pictures, paths)):
         try:
-            if is_folder(path):
+            if path.is_dir():
                 raise DataError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
             digit = read_digit(path)
         except DataError as error:

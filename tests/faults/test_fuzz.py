@@ -28,12 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from mnist_jax.commands import COMMANDS
+from mnist_jax.parallel.team import Team
+from mnist_jax.runs.progress import Keeper
 
 import mnist_jax
 import train
 from mnist_jax import Config, __main__, data, fit, steps
 from mnist_jax import atomic_io as storage
-from mnist_jax.commands import COMMANDS
 from mnist_jax.data import sources
 from mnist_jax.errors import DataError, MnistJaxError, UsageError
 from mnist_jax.inference import preprocess as images
@@ -43,10 +45,8 @@ from mnist_jax.metrics import Metrics
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel.mesh import Layout
-from mnist_jax.parallel.team import Team
 from mnist_jax.runs import checkpoint, environment
 from mnist_jax.runs import run_dir as runs
-from mnist_jax.runs.progress import Keeper
 from mnist_jax.signals import Stop
 from mnist_jax.steps import TrainState
 
