@@ -30,8 +30,7 @@ def main(argv: list[str]) -> int:
         warnings += mesh.enable_compilation_cache(config.compilation_cache)
         callbacks = reporting.make_callbacks(config)
         for warning in warnings:
-            for callback in callbacks:
-                callback.on_warning(warning)
+            callbacks[-1].on_warning(warning)  # the console
         with catch_signals() as stop:
             fit(config, callbacks=callbacks, import_s=IMPORT_S, stop=stop)
         distributed.shutdown()

@@ -1,7 +1,6 @@
-"""Errors a user can act on; each class has the exit status of a command that ends with it.
+"""Errors that a user can act on, each with the exit status of a command.
 
-A message is one line: what was found; what is allowed; what to do. Any other exception is a bug,
-with exit status 1.
+A message is one line: what was found; what is allowed; what to do. Any other exception is a bug.
 """
 
 import difflib

@@ -111,8 +111,7 @@ def loss_fn(
         model: a module that returns logits (batch, num_classes).
         step_config: what happens to images and labels.
 
-    Returns:
-        The loss in nats, a scalar, and the batch's metrics.
+    Returns the loss in nats, a scalar, and the batch's metrics.
     """
     x = to_input(batch["image"], normalize=step_config.normalize)  # (batch, 28, 28, 1)
     if keys is not None and step_config.augmentation:
@@ -240,12 +239,8 @@ def train_steps(
         split: the training images and labels, on the device.
         order: (size,) int32, from `epoch_permutation`.
         root_key: the run's key.
-        first: int32, index of the first batch within the epoch.
-        steps: int32, number of batches.
-        model: a module that returns logits.
-        tx: the optimizer.
-        batch_size: examples per step.
-        step_config: what happens to images and labels.
+        first, steps: int32, index of the first batch within the epoch, and number of batches.
+        model, tx, batch_size, step_config: as in `train_step` and `take_batch`.
         sharding: of a batch's rows over several devices; everything else is replicated, and XLA
             sums the gradients over the devices.
     """
@@ -273,10 +268,7 @@ def eval_steps(
     step_config: StepConfig = StepConfig(),
     sharding: NamedSharding | None = None,
 ) -> Metrics:
-    """Adds the metrics of batches first … first + steps - 1 of a split to `metrics`.
-
-    Args: as in `train_steps`; the batches are taken in the order of the split.
-    """
+    """Adds the metrics of batches first … first + steps - 1 of a split, as stored, to `metrics`."""
 
     def body(i, metrics):
         batch = take_batch(split, None, first + i, batch_size=batch_size, sharding=sharding)

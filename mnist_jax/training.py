@@ -126,12 +126,7 @@ def fit(
 
 
 def _load_data(config: Config) -> tuple[Config, Dataset]:
-    """The config with the data set's name, and the data set.
-
-    Raises:
-        DataError: the data set cannot be loaded.
-        UsageError: it has too few images.
-    """
+    """The config with the data set's name, and the data set."""
     assert config.batch_size is not None, "the config is resolved"
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir)
     if config.validation:
@@ -149,15 +144,10 @@ def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict
     digest = hashlib.sha256()
     for array in jax.tree.leaves((dataset.train, dataset.test)):
         digest.update(array.tobytes())
-    runtime = {name: getattr(config, name) for name in ("devices", "debug")}
-    versions = {name: where[name] for name in environment.PACKAGES}
-    local = jax.local_device_count(where["platform"])
     return {
         **config.hyperparameters(),
-        **runtime,
-        **versions,
-        "platform": where["platform"],
-        "number of devices": local,
+        **{name: getattr(config, name) for name in ("devices", "debug")},
+        **{name: where[name] for name in (*environment.PACKAGES, "platform", "devices")},
         "images of the data set": digest.hexdigest()[:16],
     }
 
@@ -186,11 +176,7 @@ class _Loop:
         self._earlier: dict[str, float] = {}  # timings of the processes before a resume
 
     def restore(self) -> None:
-        """Continues from the newest checkpoint; a new run saves its initial state.
-
-        Raises:
-            CheckpointError: the run has checkpoints, and none can be used.
-        """
+        """Continues from the newest checkpoint; a new run saves its initial state."""
         start = Progress(self.trainer.init(), Metrics.zeros(self.config.seeds))
         arrays = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), start.arrays())
 
@@ -216,12 +202,7 @@ class _Loop:
         self._stop.armed = True
 
     def run(self, last_step: int) -> Progress:
-        """Trains up to `last_step` updates; returns the progress with NumPy arrays.
-
-        Raises:
-            NonFiniteError: the training loss, its gradient or the test loss is NaN or infinite.
-            InterruptedRunError: a signal came; the run is saved.
-        """
+        """Trains up to `last_step` updates; returns the progress with NumPy arrays."""
         epoch_steps = self.trainer.steps_per_epoch
         while (done := self.progress.epoch * epoch_steps) < last_step:
             self._epoch(min(epoch_steps, last_step - done))
@@ -292,11 +273,7 @@ class _Loop:
         return error
 
     def _between_calls(self) -> None:
-        """Saves if a checkpoint is due; ends the run after a signal.
-
-        Raises:
-            InterruptedRunError: there was a signal; the run is saved.
-        """
+        """Saves if a checkpoint is due; ends the run after a signal."""
         signal = distributed.any_signal(self._stop.signal)
         due = distributed.on_primary(lambda: self._run.checkpoints.is_due())
         if due or signal is not None:
