@@ -1,170 +1,212 @@
-"""The whole suite, in a short form: one result file, one page, and figures.
+"""Measures the device at hand and writes a card.
 
-    python -m benchmarks
+    python -m benchmarks [--budget_minutes=9] [--only step roofline]
 
-Every part runs in a process of its own, as its own command would, and what it found is put together
-in benchmarks/results/<device>-<UTC time>/: `results.json`, which `python -m benchmarks.compare`
-reads, and `card.md` with its figures. --full lets every part measure all that it does by default.
+Parts run in order of value, each in processes of its own as its own command would, until the budget
+is spent; each is saved when it ends. The folder, by default benchmarks/results/<device>-<UTC time>,
+gets `results.json`, which `python -m benchmarks.compare` reads, and `card.md`. With --output naming
+a folder of the same device, commit and JAX, what is missing there is added.
 """
 
-import dataclasses
+import argparse
 import datetime
 import re
+import shlex
 import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 from benchmarks import (
-    batch_size,
     card,
-    compare,
-    input,
     launch,
     ledger,
     lowering,
-    memory,
+    peers,
     results,
     roofline,
     step,
+    sweep,
     time_to_accuracy,
 )
-from benchmarks.results import Recorder, Results
-from mnist_jax.errors import DeviceError
+from benchmarks.results import Recorder, Results, say
+from mnist_jax.errors import DeviceError, MnistJaxError, UsageError, unknown_choice
 
-PARTS: dict[str, Any] = {
+MODULES: dict[str, Any] = {
     "step": step,
-    "batch_size": batch_size,
-    "ledger": ledger,
-    "input": input,
+    "peers": peers,
     "roofline": roofline,
+    "sweep": sweep,
     "time_to_accuracy": time_to_accuracy,
-    "memory": memory,
+    "seeds": step,
+    "ledger": ledger,
     "lowering": lowering,
 }
-Part = Literal[
-    "step",
-    "batch_size",
-    "ledger",
-    "input",
-    "roofline",
-    "time_to_accuracy",
-    "memory",
-    "lowering",
-]
-TELL_OF_COMPILING = ("ledger", "time_to_accuracy")
-SHORT_SWEEP = (1, 8, 64, 512, 4096)
+TRAIN = ("time_to_accuracy", "ledger")  # they need data, and measure compilation
+SAME = ("platform", "device", "cpu", "git_commit", "jax")
+MINUTES_ON_CPU, MINUTES = 4.0, 9.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(launch.DataOptions):
-    """The flags."""
+class Part(NamedTuple):
+    """A part of the suite.
 
-    output: Path = launch.ROOT / "benchmarks" / "results"
-    """Folder in which the findings get a folder of their own."""
-    parts: tuple[Part, ...] = tuple(PARTS)  # pyright: ignore[reportAssignmentType]
-    """Parts to measure, each also a command of its own: python -m benchmarks.step --help."""
-    model: tuple[launch.Model, ...] = ("logistic", "mlp", "cnn")
-    """Networks to measure. In the short form the CNN is measured in step and roofline only, where
-    no accelerator is at hand."""
-    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    """Device to run on; auto: the best that JAX finds."""
-    repeats: int = 10
-    """Samples of each thing measured; fewer where those taken last 1.5 s."""
-    launches: int = compare.LAUNCHES
-    """Processes that time the training steps and evaluations, so that files can be compared; in the
-    short form on a CPU, at most five, and one for the CNN."""
-    full: bool = False
-    """Let every part measure all that it does by default, which takes half an hour or more."""
+    Attributes:
+        name: a key of `MODULES`.
+        guess_s: how long it should take; it is not begun with less time left.
+        runs: the flags of each process.
+    """
+
+    name: str
+    guess_s: float
+    runs: list[dict[str, Any]]
 
 
-def plan(options: Options, data: dict[str, Any], platform: Any) -> dict[str, list[Any]]:
-    """What each part is asked to do: the options of one or several of its commands."""
-    small: Any = tuple(m for m in options.model if options.full or m != "cnn" or platform != "cpu")
-    common: dict[str, Any] = {"platform": options.platform, "repeats": options.repeats}
-    trains: dict[str, Any] = {**data, "platform": options.platform, "model": small}
-    sweep: dict[str, Any] = {} if options.full else {"batch_size": SHORT_SWEEP}
-    repeats = options.repeats if options.full else min(3, options.repeats)
-    # Of the six times of two networks five launches are enough for `compare` to judge.
-    brief: dict[str, Any] = {} if options.full or platform != "cpu" else {"repeats": repeats}
-    launches = min(5, options.launches) if brief else options.launches
-    timed = [step.Options(model=small, launches=launches, **common | brief)] if small else []
-    slow: Any = tuple(m for m in options.model if m not in small)
-    if slow:
-        timed.append(step.Options(model=slow, mode=("many",), **common))
-    swept = [batch_size.Options(model=small, **sweep, **common | brief)]
-    if platform != "cpu":
-        both: Any = tuple(m for m in small if m != "cnn")  # of which a CPU needs minutes
-        alone: Any = tuple(m for m in small if m not in both)
-        swept = [
-            batch_size.Options(model=both, platforms=("cpu", platform), **sweep, **common),
-            batch_size.Options(model=alone, **sweep, **common),
+def plan(platform: str, models: list[str], launches: int) -> list[Part]:
+    """The parts in order of value."""
+    many: dict[str, Any] = {"mode": "many", "what": "train"}
+    known = [model for model in models if model in peers.COMPARABLE][-1:]
+    if platform == "cpu":
+        small = [m for m in models if m != "cnn"]  # a step of the CNN takes 0.1 s or more
+        cnn = [m for m in models if m == "cnn"]
+        rivals = {"frameworks": "pytorch", "modes": "eager", "repeats": 3}
+        steps = [{"model": small, "launches": launches, "repeats": 5}, many | {"model": cnn}]
+        return [
+            Part("step", 70, steps),
+            Part("peers", 60, [{"model": known, "what": "train", **rivals}]),
+            Part("roofline", 50, [{"model": models, "repeats": 5}]),
+            Part("sweep", 20, [{"model": small, "batch_size": (1, 16, 256, 4096), "repeats": 3}]),
+            Part("time_to_accuracy", 25, [{"model": small}]),
+            Part("ledger", 25, [{"model": small}]),
+            Part("lowering", 12, [{"model": models}]),
+            Part("seeds", 12, [many | {"model": small, "mode": "seeds", "repeats": 3}]),
         ]
-    return {
-        "step": timed,
-        "batch_size": swept,
-        "ledger": [ledger.Options(**trains, repeats=3)],
-        "input": [input.Options(model=small, **common | brief)],
-        "roofline": [roofline.Options(model=options.model, **common)],
-        "time_to_accuracy": [time_to_accuracy.Options(**trains, repeats=repeats)],
-        "memory": [memory.Options(model=small, **common)],
-        "lowering": [lowering.Options(model=small)],
-    }
+    last, half = models[-1:], {"precision": "bfloat16"}
+    steps = [half | {"model": models, "mode": "many", "launches": launches, "repeats": 10}]
+    steps += [half | many | {"model": models, "mode": ["one", "host"], "repeats": 10}]
+    graphs = ["eager", *(peer.mode for peer in peers.GRAPHS)]
+    rivals = {"frameworks": "pytorch", "modes": graphs, "what": "train"}
+    sizes = (1, 16, 100, 1024, 4096)
+    return [
+        Part("step", 120, steps),
+        Part("peers", 200, [half | {"model": known, **rivals}]),
+        Part("roofline", 60, [half | {"model": models}]),
+        Part("sweep", 40, [half | {"model": last, "batch_size": sizes, "repeats": 5}]),
+        Part("time_to_accuracy", 40, [half | {"model": last, "preset": "fast", "repeats": 5}]),
+        Part("seeds", 15, [half | many | {"model": models, "mode": "seeds"}]),
+        Part("ledger", 30, [half | {"model": last}]),
+        Part("lowering", 12, [half | {"model": models}]),
+    ]
 
 
-def measure(options: Options) -> None:
-    """Runs the parts one after the other, and writes what they found after each."""
+def measure(options: argparse.Namespace) -> None:
+    """Runs the parts that fit into the budget, and writes the card after each."""
+    started = time.monotonic()
+    for name in options.only or ():
+        if name not in MODULES:
+            raise unknown_choice("part", name, MODULES)
     context = launch.where(options.platform)
     platform = context["platform"]
-    data = options.prepare()
-    context |= {"parts": {}, "dataset": data["dataset"]}
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    name = re.sub(r"[^a-z0-9]+", "-", card.device_name(context).lower()).strip("-")
-    folder = options.output / f"{name}-{now}"
-    recorder = Recorder(folder / "results.json", context)
-    planned = plan(dataclasses.replace(options, platform=platform), data, platform)
-    found: dict[str, Recorder] = {}
+    minutes = options.budget_minutes or (MINUTES_ON_CPU if platform == "cpu" else MINUTES)
+    recorder, earlier = open_folder(options.output, context)
+    folder = recorder.output.parent  # pyright: ignore[reportOptionalMemberAccess]
+    data: dict[str, Any] = {}
+    try:
+        data = launch.prepare_data(options)
+        recorder.found.context["dataset"] = data["dataset"]
+    except MnistJaxError as error:
+        recorder.exclude("data", str(error))
     with tempfile.TemporaryDirectory() as scratch:
-        kept = launch.keeping_compiled(scratch)
-        for part in options.parts:
-            # Many of their processes need the same programs, whose compiling is in no clock.
-            variables = {} if part in TELL_OF_COMPILING else kept
-            launch.say(f"== {part}")
-            for number, asked in enumerate(planned[part]):
-                if not asked.model:
-                    continue
-                file = Path(scratch) / f"{part}-{number}.json"
-                command = f"python -m benchmarks.{part} {' '.join(launch.words(asked))}"
-                command = command.replace(str(Path.home()), "~")
-                recorder.context["parts"].setdefault(part, []).append(command)
-                try:
-                    asked = dataclasses.replace(asked, output=file)
-                    launch.part(f"benchmarks.{part}", asked, variables)
-                except launch.ProcessError as error:
-                    recorder.leave_out(f"{part}{f' {number + 1}' * (number > 0)}", str(error))
-                    if not file.is_file():  # what it had written by then
-                        continue
-                one = results.read(file)
-                if one.context["device"] != context["device"]:
-                    recorder.leave_out(part, f"it ran on {one.context['device']}")
-                    continue
-                recorder.take_in(one, f"{part}: ", part=part)
-                of_part = one.context | {"left_out": {}}
-                found.setdefault(part, Recorder(None, of_part)).take_in(one)
+        for part in plan(platform, options.model, options.launches):
+            wanted = part.name in (options.only or MODULES) and any(x["model"] for x in part.runs)
+            if part.name in earlier or not wanted:
+                continue
+            left_s = 60 * minutes - (time.monotonic() - started)
+            if left_s < part.guess_s:
+                times = f"about {part.guess_s:.0f} s, and {max(0, left_s):.0f} s are left"
+                recorder.exclude(part.name, f"it takes {times}; repeat with --output={folder}")
+            elif part.name not in TRAIN or data:
+                common = {"platform": platform} | (data if part.name in TRAIN else {})
+                if part.name == "peers":
+                    common["peers_python"] = options.peers_python
+                run_part(part, common, recorder, left_s, Path(scratch))
             recorder.write()
-            write_card(folder, {part: one.found for part, one in found.items()})
+            write_card(folder, recorder.found)
     print(f"written: {folder}/card.md and results.json")
-    if not found:
-        raise DeviceError("nothing could be measured; see what the parts said")
+    if not recorder.found.benchmarks and not recorder.found.tables:
+        raise DeviceError("nothing could be measured; see the messages above")
 
 
-def write_card(folder: Path, found: dict[str, Results]) -> None:
-    """Writes the page and its figures."""
-    context = results.read(folder / "results.json").context
-    reports = {part: PARTS[part].report(one) for part, one in found.items()}
-    (folder / "card.md").write_text(card.markdown(context, reports))
-    card.draw(found, folder)
+def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder, set[str]]:
+    """A recorder of the folder's results.json, and the parts that are complete there.
+
+    Raises:
+        UsageError: those are of another device, commit or JAX.
+    """
+    if folder is None:
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+        name = re.sub(r"[^a-z0-9]+", "-", card.device_name(context).lower()).strip("-")
+        folder = launch.ROOT / "benchmarks" / "results" / f"{name}-{now}"
+    file = folder / "results.json"
+    recorder = Recorder(file, context | {"parts": {}})
+    if not file.is_file():
+        return recorder, set()
+    found = results.read(file)
+    for field in SAME:
+        there, here = found.context.get(field), context[field]
+        if there != here:
+            message = f"{file} has {field} {there!r}; here it is {here!r}; choose another --output"
+            raise UsageError(message)
+    parts = {name: entry for name, entry in found.context["parts"].items() if entry["complete"]}
+    kept = [b for b in found.benchmarks if b.details["part"] in parts]
+    tables = {k: [row for row in rows if row["part"] in parts] for k, rows in found.tables.items()}
+    recorder.take_in(Results(found.context | {"excluded": {}}, kept, tables))
+    recorder.found.context["parts"] = parts
+    return recorder, set(parts)
+
+
+def run_part(
+    part: Part, common: dict[str, Any], recorder: Recorder, left_s: float, scratch: Path
+) -> None:
+    """Runs the commands of a part within the time left and takes in what each has written."""
+    started = time.monotonic()
+    parts = recorder.found.context["parts"]
+    entry = parts.setdefault(part.name, {"commands": [], "complete": True, "seconds": 0.0})
+    # If their compilation is in no clock, processes share it.
+    variables = {} if part.name in TRAIN else launch.shared_cache(scratch)
+    for words in part.runs:
+        if not words["model"]:
+            continue
+        file = scratch / f"{part.name}-{len(entry['commands'])}.json"
+        module = MODULES[part.name].__name__
+        command = launch.command(module, common | words)
+        shown = shlex.join(["python", *command[1:]]).replace(str(Path.home()), "~")
+        entry["commands"].append(shown)
+        say(f"== {part.name}: {shown}")
+        timeout_s = max(1.0, left_s - (time.monotonic() - started))
+        try:
+            launch.run([*command, f"--output={file}"], variables, timeout_s=timeout_s, show=True)
+        except launch.ProcessError as error:
+            entry["complete"] = False
+            recorder.exclude(f"{part.name}, {module}", str(error))
+        if file.is_file():
+            recorder.take_in(results.read(file), part=part.name)
+    entry["seconds"] += round(time.monotonic() - started, 1)
+
+
+def write_card(folder: Path, found: Results) -> None:
+    """Writes the page and its figure."""
+    reports = {}
+    for name, module in MODULES.items():
+        benchmarks = [b for b in found.benchmarks if b.details["part"] == name]
+        tables = {k: [r for r in rows if r["part"] == name] for k, rows in found.tables.items()}
+        if benchmarks or any(tables.values()):
+            reports[name] = module.report(Results(found.context, benchmarks, tables))
+    (folder / "card.md").write_text(card.markdown(found, reports))
+    if "sweep" in reports:
+        card.draw_sweep(found, folder / card.FIGURE)
 
 
 if __name__ == "__main__":
-    sys.exit(launch.command(Options, measure, "python -m benchmarks", __doc__ or ""))
+    flags = f"output budget_minutes only model launches platform peers_python {launch.DATA}"
+    sys.exit(launch.main(__doc__, measure, flags, launches=9))

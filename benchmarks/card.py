@@ -1,141 +1,144 @@
-"""A suite's findings as one Markdown page with figures."""
+"""A suite's findings as one Markdown page with a figure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from benchmarks import batch_size, roofline
-from benchmarks.results import Benchmark, Results
+from benchmarks import ledger, peers, roofline, step, sweep, time_to_accuracy
+from benchmarks.results import Case, Results
 
 TITLES = {
     "step": "Training steps and evaluation",
-    "batch_size": "Batch size",
-    "ledger": "Where a run's time goes",
-    "input": "Feeding the device",
-    "roofline": "Under the roof",
+    "peers": "Beside other frameworks",
+    "roofline": "Against the device's limits",
+    "sweep": "Batch size",
     "time_to_accuracy": "Time to accuracy",
-    "memory": "Memory",
+    "seeds": "Many networks in one program",
+    "ledger": "Where the time of train.py goes",
     "lowering": "Other platforms",
 }
-FIGURES = {"batch_size": "batch_size.svg", "roofline": "roofline.svg"}
-VERSIONS = ("python", "jax", "jaxlib", "flax", "optax", "numpy")
-INK, BLUE, ORANGE, GREEN = "#767676", "#0072B2", "#D55E00", "#009E73"  # after Okabe and Ito
-
-
-def markdown(context: Mapping[str, Any], reports: Mapping[str, list[Table | str]]) -> str:
-    """The page: where it was measured, and each part's report."""
-    versions = ", ".join(f"{name} {context[name]}" for name in VERSIONS)
-    dirty = " with changes" if context["git_dirty"] else ""
-    lines = [
-        f"# {device_name(context)}",
-        "",
-        f"- device: {context['device']} ({context['platform']}, one of {context['devices']})",
-        f"- host: {context['cpu']}, {context['cores']} cores; {context['system']}",
-        f"- driver: {context.get('driver') or 'none'}",
-        f"- versions: {versions}",
-        f"- variables: {context['variables'] or 'none'}",
-        f"- commit: {context['git_commit']}{dirty}",
-        f"- command: `{' '.join(context['command'])}`",
-        f"- date: {context['date']}",
-        f"- data set: {context['dataset']}",
-        "",
-        "Times are medians; every sample stands in `results.json`. What each number means, and "
-        "what is inside the clock: docs/benchmarks.md of the repository.",
-    ]
-    for name, parts in reports.items():
-        lines += ["", f"## {TITLES[name]}", "", *(f"`{c}`  " for c in context["parts"][name])]
-        if name in FIGURES:
-            lines += ["", f"![{TITLES[name]}]({FIGURES[name]})"]
-        for part in parts:
-            lines += ["", *(part.splitlines() if isinstance(part, str) else as_markdown(part))]
-    if lost := context["left_out"]:
-        lines += ["", "## Left out", "", *(f"- {what}: {why}" for what, why in lost.items())]
-    return "\n".join(lines) + "\n"
-
-
-def as_markdown(table: Table) -> list[str]:
-    """A table's lines."""
-    rows = zip(*([*column.cells] for column in table.columns), strict=True)
-    marks = ["---:" if column.justify == "right" else "---" for column in table.columns]
-    cells = [[str(column.header) for column in table.columns], marks, *rows]
-    title = [f"{table.title}", ""] if table.title else []
-    return [*title, *("| " + " | ".join(map(str, row)) + " |" for row in cells)]
+VERSIONS = ("python", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras", "tensorflow")
+ENVIRONMENT = ("date", "dataset", "cpu_family_model", "instruction_set", "load", "driver")
+ENVIRONMENT += ("plugins", "gpu", "variables")
+FIGURE = "sweep.svg"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#767676")  # after Okabe and Ito
+METHOD = """\
+- Inside the clock of a step: taking the batch, forward, backward, update. Outside: imports,
+  making the data, compilation.
+- A sample is as many steps as last 0.1 s and ends when all outputs exist. None is dropped.
+- A launch is a process. It counts by its least sample on a CPU, where other work only adds to a
+  time, and by its median elsewhere. A time is the median over the launches.
+- Intervals are of launches, never of samples within one; fewer than six launches have none.
+- Peers take turns with this project, with the same batches, samples and malloc settings; ratios
+  are taken within a round.
+- Images, labels and weights are random; donated state is rebound; no garbage is collected while
+  sampling.
+- The roof is the best sample of several sizes; operations are those of the layers' definition.
+- A layer's time is its share of the kernels in a trace of the step, taken without CUDA graphs.
+- Time to accuracy starts before the data are loaded and excludes compilation; a seed that misses
+  the target counts as infinite.
+- All samples and commands are in results.json; `python -m benchmarks.compare` compares cards."""
 
 
 def device_name(context: Mapping[str, Any]) -> str:
-    """What the one device is called that is measured: of a CPU, the model and its cores."""
+    """The name of the device; of a CPU, the model and the number of its cores."""
     if context["platform"] == "cpu":
         return f"{context['cpu'] or 'CPU'}, {context['cores']} cores"
     return context["device"]
 
 
-def draw(found: Mapping[str, Results], folder: Path) -> None:
-    """Writes the figures of those parts that have one."""
-    draws = {"batch_size": draw_batch_sizes, "roofline": draw_roofline}
-    for name, file in FIGURES.items():
-        if name in found and found[name].benchmarks:
-            figure = draws[name](found[name].benchmarks)
-            figure.savefig(folder / file, metadata={"Date": None})
+def headline(found: Results) -> list[str]:
+    """Six lines: device, step, batch size, roof, accuracy, and the time of train.py."""
+    laws = [f"{model}: {sweep.law(cases)}" for (model, *_), cases in sweep.sweeps(found).items()]
+    reached = time_to_accuracy.times_of(found).items()
+    spent = [ledger.summary(row) for row in found.tables.get("ledger", [])[-2:]]
+    lowered = sorted({row["platform"] for row in found.tables.get("lowering", [])})
+    lines = {
+        "device": [_device(found)],
+        "step": _step(found, found.cases(step.TRAIN, framework="mnist_jax")),
+        "batch size": laws[-1:],
+        "roof": _roof(found),
+        "accuracy": [time_to_accuracy.summary(*case, times_s) for case, times_s in reached],
+        "train.py": spent + ([f"lowers for {', '.join(lowered)}"] if lowered else []),
+    }
+    return [f"- {name}: {'; '.join(said) or 'not measured'}" for name, said in lines.items()]
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+def _device(found: Results) -> str:
+    context = found.context
+    versions = ", ".join(f"{name} {context[name]}" for name in VERSIONS if name in context)
+    words = [device_name(context), context["system"], versions]
+    if gpu := context.get("gpu"):
+        clock = f"clock {gpu['clocks.sm']} of {gpu['clocks.max.sm']}"
+        words.append(f"driver {gpu['driver_version']}, {clock}")
+    dirty = " with changes" if context["git_dirty"] else ""
+    launches = max((len(case.launches_s) for case in found.cases(step.TRAIN)), default=0)
+    return "; ".join([*words, f"commit {context['git_commit']}{dirty}", f"n = {launches}"])
+
+
+def _step(found: Results, cases: Sequence[Case]) -> list[str]:
+    """The slowest network of the first batch size in its fastest precision, many steps a call."""
+    cases = [case for case in cases if case.first.mode == "many steps a call"]
+    cases = [case for case in cases if case.first.batch_size == cases[0].first.batch_size]
+    if not cases:
+        return []
+    model = max(cases, key=lambda case: case.seconds).first.model
+    case = min((c for c in cases if c.first.model == model), key=lambda case: case.seconds)
+    b, s = case.first, case.seconds
+    times = f"{1e3 * s:.4g} ms a step, {s * 60_000 / b.batch_size:.3g} s an epoch of 60,000"
+    speed = f"{b.batch_size / s:,.0f} images/s"
+    said = [f"{model}, {b.precision}, batch {b.batch_size}: {times}, {speed}"]
+    if rival := peers.best(found, model, "pytorch"):
+        mode, (ratio, low, high) = rival
+        said.append(f"{ratio:.2f} ({low:.2f} to {high:.2f}) of PyTorch's fastest mode, {mode}")
+    return said
+
+
+def _roof(found: Results) -> list[str]:
+    if not (rows := found.tables.get("roofline")):
+        return []
+    row, whole = rows[-1], rows[-1]["parts"][0]
+    roof = roofline.roof(found, row["precision"])
+    copied = roof.bytes_per_s[max(roof.bytes_per_s)] / 1e9
+    rates = f"{roof.flops_per_s / 1e9:,.4g} GFLOP/s ({row['precision']}), {copied:,.4g} GB/s"
+    share = f"{whole['limit_s'] / whole['seconds']:.0%} of its limit"
+    share = f"a step of the {row['model']} reaches {share}, {row['of_matrix_rate']:.0%} of the rate"
+    return [rates, share, *([f"MFU {row['mfu']:.0%}"] if row["mfu"] else [])]
+
+
+def markdown(found: Results, reports: Mapping[str, Sequence[str]]) -> str:
+    """The page: the headline, each part's report, the method, and what was excluded."""
+    context = found.context
+    lines = [f"# {device_name(context)}", "", *headline(found)]
+    for name, parts in reports.items():
+        lines += ["", f"## {TITLES[name]}"]
+        figure = [f"![images a second by batch size]({FIGURE})"] * (name == "sweep")
+        for part in filter(None, [*figure, *parts]):
+            lines += ["", part]
+    lines += ["", "## Method", "", METHOD]
+    if context["excluded"]:
+        lines += ["", "## Excluded", ""]
+        lines += [f"- {what}: {why}" for what, why in context["excluded"].items()]
+    lines += ["", "## Environment", ""]
+    lines += [f"- {name}: {context[name]}" for name in ENVIRONMENT if context.get(name)]
+    lines += [f"- `{words}`" for part in context["parts"].values() for words in part["commands"]]
+    return "\n".join(lines) + "\n"
+
+
+def draw_sweep(found: Results, file: Path) -> None:
+    """Images a second by batch size, measured and by the fitted law."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, NullFormatter
 
     figure = Figure(figsize=(7, 4.2), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    axes.set(xscale="log", yscale="log", title=title, xlabel=x, ylabel=y)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(EngFormatter())
-        axis.set_minor_formatter(NullFormatter())
+    axes.set(xscale="log", yscale="log", xlabel="images a step", ylabel="images a second")
+    for i, ((model, *_), cases) in enumerate(sweep.sweeps(found).items()):
+        color, law = COLORS[i % len(COLORS)], sweep.law(cases)
+        sizes = [case.first.batch_size for case in cases]
+        speeds = [case.first.batch_size / case.seconds for case in cases]
+        axes.plot(sizes, speeds, "o", color=color, label=model)
+        axes.plot(sizes, [size / (law.a_s + law.b_s * size) for size in sizes], color=color)
+    axes.legend(title="points: measured; lines: t = a + b·B", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    return figure, axes
-
-
-def draw_batch_sizes(benchmarks: list[Benchmark]) -> Any:
-    """Images a second by batch size, a line a network and platform."""
-    figure, axes = _axes("Training throughput", "images a step", "images a second")
-    sweeps: dict[tuple[str, str], list[Benchmark]] = {}
-    for b in benchmarks:
-        sweeps.setdefault((b.model, b.details["platform"]), []).append(b)
-    for color, ((model, platform), sweep) in zip(
-        [BLUE, ORANGE, GREEN, INK] * len(sweeps), sweeps.items(), strict=False
-    ):
-        sizes = [b.batch_size for b in sweep]
-        speeds = [b.batch_size / b.median_s for b in sweep]
-        axes.plot(sizes, speeds, "o-", color=color, markersize=4)
-        axes.annotate(
-            f" {model}, {platform}", (sizes[-1], speeds[-1]), color=color, va="center", fontsize=10
-        )
-        full = batch_size.saturation(sweep)
-        axes.axvline(full, color=color, linestyle=":", linewidth=1)
-    axes.margins(x=0.18)
-    return figure
-
-
-def draw_roofline(benchmarks: list[Benchmark]) -> Any:
-    """Operations a second by intensity: the roof, whole steps and their layers."""
-    figure, axes = _axes("Roofline", "operations a byte", "operations a second")
-    precision = benchmarks[0].precision
-    flops_per_s, bytes_per_s = roofline.roof(benchmarks, precision)
-    work = [b for b in benchmarks if b.model and b.precision == precision and b.details["flops"]]
-    ridge = flops_per_s / bytes_per_s
-    if not work:
-        return figure
-    intensities = [b.details["flops"] / b.details["bytes"] for b in work]
-    low, high = min(*intensities, ridge) / 2, max(*intensities, ridge) * 2
-    axes.plot([low, ridge, high], [low * bytes_per_s, flops_per_s, flops_per_s], color=INK)
-    name = f"{flops_per_s / 1e9:.3g} GFLOP/s, {precision}"
-    axes.annotate(name, (ridge, flops_per_s), xytext=(0, 4), textcoords="offset points", color=INK)
-    colors = dict(zip(dict.fromkeys(b.model for b in work), (BLUE, ORANGE, GREEN), strict=False))
-    for b, intensity in zip(work, intensities, strict=True):
-        whole, rate = b.name != roofline.LAYER, b.details["flops"] / b.median_s
-        size = {"markersize": 9 if whole else 4, "color": colors[b.model]}
-        axes.plot(intensity, rate, "*" if whole else "o", **size)
-        name = b.model if whole else b.details["layer"]
-        axes.annotate(f"  {name}", (intensity, rate), color=colors[b.model], fontsize=8)
-    axes.set_ylim(top=2 * flops_per_s)
-    return figure
+    figure.savefig(file, metadata={"Date": None})

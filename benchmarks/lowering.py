@@ -1,112 +1,81 @@
-"""Whether the compiled step lowers for platforms that are not at hand, and to what.
+"""Says for which platforms the compiled epoch lowers, from any machine.
 
     python -m benchmarks.lowering --output FILE
 
-An epoch of `steps.train_steps`, exported by `jax.export` for each platform on any machine: what
-fails here would fail there. Operations are those of the StableHLO module, before the platform's own
-compiler; a CPU's convolutions are this project's, elsewhere they are the platform's.
+`jax.export` lowers an epoch of training steps for each platform; what fails here fails there. A
+CPU's convolutions are this project's products, elsewhere they are the platform's convolutions.
 """
 
+import argparse
 import collections
-import dataclasses
 import re
 import sys
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from rich import box
-from rich.table import Table
 
-from benchmarks import launch, step
+from benchmarks import launch, results
 from benchmarks.results import Recorder, Results
 from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import IMAGE_SHAPE, MODELS
-from mnist_jax.optimizer import make_optimizer, step_config
-from mnist_jax.parallel import mesh as devices
-from mnist_jax.runs import environment
+from mnist_jax.optimizer import make_optimizer
+from mnist_jax.parallel import mesh
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-TRAIN_SIZE = 60_000
-SHOWN = ("dot_general", "convolution", "while", "case", "sort", "gather", "reduce", "reduce_window")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(launch.Options):
-    """The flags."""
-
-    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    """Of no effect here: every platform is lowered for."""
-    repeats: int = 20
-    """Of no effect here: nothing is timed."""
+SIZE = 60_000
+SHOWN = ("dot_general", "convolution", "while", "sort", "gather", "reduce")
 
 
 def operations(model: str, batch_size: int, precision: str, platform: str) -> dict[str, int]:
-    """How often each operation stands in the module of an epoch."""
-    config = Config(model=model, batch_size=batch_size, precision=precision)
-    network = MODELS[model](dtype=jnp.bfloat16 if precision == "bfloat16" else None)
-    tx = make_optimizer(config, 1)
-    key = jax.random.key(0)
+    """How often each StableHLO operation stands in the module of an epoch."""
+    config = Config(model=model, batch_size=batch_size, precision=precision).resolve()
+    dtype = jnp.bfloat16 if precision == "bfloat16" else None
+    network = MODELS[model](dtype=dtype, **config.model_options())
+    tx, key, shape = make_optimizer(config, 1), jax.random.key(0), jax.ShapeDtypeStruct
     state = jax.eval_shape(partial(steps.init_state, model=network, tx=tx), key)
-    shape = jax.ShapeDtypeStruct
-    split = Split(
-        shape((TRAIN_SIZE, *IMAGE_SHAPE), np.uint8),  # pyright: ignore[reportArgumentType]
-        shape((TRAIN_SIZE,), np.int32),  # pyright: ignore[reportArgumentType]
-    )
-    order, first = shape((TRAIN_SIZE,), np.int32), np.int32(0)
-    recipe = step_config(config)
-    train_steps = partial(
-        steps.train_steps, model=network, tx=tx, batch_size=batch_size, recipe=recipe
-    )
-    epoch = steps.num_batches(TRAIN_SIZE, batch_size)
-    args: list[Any] = [state, Metrics.zeros(), split, order, key, first]
-    # As in `programs`: the length is an argument on a CPU, and elsewhere a part of the program.
-    if platform == "cpu":
-        make_steps, args = jax.jit(train_steps), [*args, np.int32(epoch)]
-    else:
-        make_steps, args = jax.jit(train_steps, static_argnums=6), [*args, epoch]
-    with jax.default_matmul_precision(devices.MATMUL_PRECISION[precision]):
-        module = export.export(make_steps, platforms=[platform])(*args).mlir_module()
+    split: Any = Split(shape((SIZE, *IMAGE_SHAPE), np.uint8), shape((SIZE,), np.int32))  # pyright: ignore
+    common = {"batch_size": batch_size, "step_config": steps.make_step_config(config)}
+    train_steps = partial(steps.train_steps, model=network, tx=tx, **common)
+    args = state, Metrics.zeros(), split, shape((SIZE,), np.int32), key, np.int32(0)
+    # As in the trainer: the number of steps is an argument on a CPU, elsewhere it is static.
+    program = jax.jit(train_steps, static_argnums=() if platform == "cpu" else 6)
+    count = steps.num_batches(SIZE, batch_size)
+    length = np.int32(count) if platform == "cpu" else count
+    with jax.default_matmul_precision(mesh.MATMUL_PRECISION[precision]):
+        module = export.export(program, platforms=[platform])(*args, length).mlir_module()
     return dict(collections.Counter(re.findall(r"= \"?stablehlo\.(\w+)", module)))
 
 
-def measure(options: Options) -> None:
-    """Exports every case for every platform, prints the table and writes the file."""
-    recorder = Recorder(options.output, environment.describe(jax.devices()[0]))
+def measure(options: argparse.Namespace) -> None:
+    """Lowers every network for every platform, prints the table and writes the file."""
+    recorder = Recorder(options.output, launch.describe(mesh.select_device(options.platform)))
     for model in options.model:
-        for batch_size in options.batch_size:
-            for precision in options.precision:
-                for platform in PLATFORMS:
-                    case = {"model": model, "batch_size": batch_size, "precision": precision}
-                    try:
-                        found = operations(model, batch_size, precision, platform)
-                    except Exception as error:  # whatever it is, there is no program there
-                        what = f"{model}, batch {batch_size}, {precision}, {platform}"
-                        recorder.leave_out(what, f"{type(error).__name__}: {error}")
-                        continue
-                    launch.say(f"{model}, {platform}: {sum(found.values())} operations")
-                    recorder.row("lowering", **case, platform=platform, operations=found)
-        recorder.write()
-    launch.show(report(recorder.found))
+        for platform in PLATFORMS:
+            case = {"model": model, "batch_size": options.batch_size[0]}
+            case |= {"precision": options.precision[0], "platform": platform}
+            try:
+                recorder.row("lowering", **case, operations=operations(**case))
+            except Exception as error:  # any: there is no program for this platform
+                recorder.exclude(f"{model}, {platform}", f"{type(error).__name__}: {error}")
+    recorder.finish(report)
 
 
-def report(found: Results) -> list[Table | str]:
+def report(found: Results) -> list[str]:
     """The table."""
-    table = Table(title="operations of a compiled epoch, before the compiler", box=box.SIMPLE)
-    for heading in ("model", "platform", "all", *SHOWN):
-        table.add_column(heading, no_wrap=True)
+    rows = []
     for row in found.tables.get("lowering", []):
-        counts = row["operations"]
-        counts = [sum(counts.values()), *(counts.get(name, 0) for name in SHOWN)]
-        table.add_row(row["model"], row["platform"], *map(str, counts))
-    return [table, *step.left_out(found)]
+        counts = [sum(row["operations"].values()), *(row["operations"].get(x, 0) for x in SHOWN)]
+        rows.append([row["model"], row["platform"], *map(str, counts)])
+    title = "StableHLO operations of a compiled epoch"
+    return [results.table(title, ["model", "platform", "all", *SHOWN], rows)]
 
 
 if __name__ == "__main__":
-    sys.exit(launch.command(Options, measure, "python -m benchmarks.lowering", __doc__ or ""))
+    sys.exit(launch.main(__doc__, measure, launch.CASES))

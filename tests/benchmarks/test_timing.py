@@ -1,4 +1,6 @@
-"""The harness under a clock that only moves when told to."""
+"""The harness under a clock that only moves when told to, and what it says of samples."""
+
+import gc
 
 import numpy as np
 import pytest
@@ -7,21 +9,22 @@ from benchmarks import timing
 
 
 class Device:
-    """Runs steps on a clock of its own; a call's work is only done once it is waited for."""
+    """Runs steps on a clock of its own; a call's work is done when it is waited for."""
 
-    def __init__(self, step_times_s):
-        self.now_s = 0.0
-        self.pending_s = 0.0
-        self.step_times_s = iter(step_times_s)
+    def __init__(self, *step_times_s, compiles_s=0.0):
+        self.now_s = self.pending_s = 0.0
+        self.step_times_s, self.compiles_s = list(step_times_s), compiles_s
         self.calls: list[int] = []
-
-    def clock(self) -> float:
-        return self.now_s
+        self.collecting: list[bool] = []
 
     def call(self, state: list, steps: int) -> list:
         assert state.pop() == "alive", "a donated state was used again"
+        times = self.step_times_s
+        self.pending_s += steps * (times.pop(0) if len(times) > 1 else times[0])
+        if steps not in self.calls:
+            self.pending_s += self.compiles_s
         self.calls.append(steps)
-        self.pending_s += steps * next(self.step_times_s)
+        self.collecting.append(gc.isenabled())
         return ["alive"]
 
     def sync(self, state: list) -> None:
@@ -29,116 +32,90 @@ class Device:
         self.pending_s = 0.0
 
     def measure(self, **options) -> timing.Timing:
-        state = ["alive"]
-        return timing.measure(self.call, state, sync=self.sync, clock=self.clock, **options)[0]
+        clock = lambda: self.now_s  # noqa: E731
+        return timing.measure(self.call, ["alive"], sync=self.sync, clock=clock, **options)[0]
 
 
-def steady(step_time_s: float, first_s: float):
-    yield first_s
-    while True:
-        yield step_time_s
-
-
-def test_the_compilation_stays_in_the_warm_up():
-    times = Device(steady(0.02, first_s=5.0)).measure(samples=4)
+def test_compilation_stays_in_the_warm_up():
+    device = Device(5.0, 0.02)
+    times = device.measure(samples=4)
     assert times.warmup_s == pytest.approx([5.0, 0.02, 0.02])
-    assert times.samples_s == pytest.approx([0.02] * 4)
-    assert times.steps_per_sample == 1
+    assert (times.samples_s, times.steps_per_sample) == (pytest.approx([0.02] * 4), 1)
+    assert not any(device.collecting[-4:]) and gc.isenabled()
 
 
-def test_where_every_number_of_steps_is_compiled_few_are_asked_for():
-    device = Device(steady(2e-4, first_s=1.0))
-    times = device.measure(samples=3, multiple_of=30, whole=True)
-    assert set(device.calls) == {30, 120}  # 6 ms, then at least twice 10
-    assert times.steps_per_sample == 120
+def test_calls_are_multiples_of_the_unit_and_lengths_are_compiled_in_the_warm_up():
+    device = Device(2e-4, compiles_s=5.0)
+    times = device.measure(samples=3, unit=30)
+    assert all(steps % 30 == 0 for steps in device.calls)
+    assert times.steps_per_sample * 2e-4 >= 0.01
     assert times.samples_s == pytest.approx([2e-4] * 3)
 
 
-def test_a_sample_has_steps_enough_to_last_ten_milliseconds():
-    device = Device(steady(1e-5, first_s=1.0))
-    times = device.measure(samples=3)
-    assert times.samples_s == pytest.approx([1e-5] * 3)
-    assert times.steps_per_sample * 1e-5 >= timing.MIN_SAMPLE_S
-    assert device.calls[-3:] == [times.steps_per_sample] * 3
+@pytest.mark.parametrize(
+    ("step_times_s", "options", "warmed_s"),
+    [
+        ((1.0, 0.08, 0.05, 0.03, 0.021, 0.02), {}, (0.201, 0.23)),  # until two samples agree
+        ((1.0, *([0.2, 0.1] * 20)), {"warmup_s": (0.0, 1.0)}, (1.0, 1.21)),  # or time is up
+        ((1.0, 0.02), {"warmup_s": (0.5, 9.0)}, (0.5, 0.53)),  # but for the least time
+    ],
+)
+def test_the_length_of_the_warm_up(step_times_s, options, warmed_s):
+    times = Device(*step_times_s).measure(samples=1, **options)
+    assert warmed_s[0] <= sum(times.warmup_s[1:]) <= warmed_s[1]
 
 
-def test_a_number_of_steps_met_for_the_first_time_is_kept_in_the_warm_up():
-    class Compiles(Device):
-        def call(self, state, steps):
-            if steps not in self.calls:
-                self.pending_s += 5.0
-            return super().call(state, steps)
-
-    times = Compiles(steady(1e-3, first_s=1e-3)).measure(samples=3, multiple_of=7)
-    assert times.steps_per_sample % 7 == 0
-    assert times.samples_s == pytest.approx([1e-3] * 3)
-
-
-def test_warming_up_lasts_until_two_samples_agree_or_time_is_up():
-    def slow_start():
-        yield from (1.0, 0.08, 0.05, 0.03, 0.021)
-        while True:
-            yield 0.02
-
-    assert Device(slow_start()).measure(samples=2).samples_s == pytest.approx([0.02] * 2)
-
-    def restless():
-        while True:
-            yield from (0.2, 0.1)
-
-    times = Device(restless()).measure(samples=2, warmup_s=1.0)
-    assert 1.0 <= sum(times.warmup_s[1:]) < 1.5
-
-
-def test_samples_too_short_for_the_clock_are_kept_in_the_warm_up():
-    def held_up_at_first():
-        yield from [0.05] * 4
-        while True:
-            yield 1e-4
-
-    times = Device(held_up_at_first()).measure(samples=3)
+def test_samples_that_became_too_short_join_the_warm_up():
+    times = Device(*[0.05] * 4, 1e-4).measure(samples=3)
     assert times.warmup_s[:4] == pytest.approx([0.05] * 4)
     assert times.samples_s == pytest.approx([1e-4] * 3)
-    assert times.steps_per_sample * 1e-4 >= timing.MIN_SAMPLE_S
+    assert times.steps_per_sample * 1e-4 >= 0.01
 
 
 def test_every_sample_is_kept_and_the_budget_ends_them():
-    def one_outlier():
-        yield from (1.0, 0.02, 0.02)
-        yield from (0.02, 3.0, 0.02, 0.02)
-
-    assert Device(one_outlier()).measure(samples=4).samples_s == pytest.approx(
-        [0.02, 3.0, 0.02, 0.02]
-    )
-    assert len(Device(steady(0.5, first_s=1)).measure(samples=9, budget_s=1.0).samples_s) == 2
-    assert len(Device(steady(0.5, first_s=1)).measure(samples=9, budget_s=0.0).samples_s) == 1
+    outlier = [0.02, 3.0, 0.02, 0.02]
+    assert Device(1.0, 0.02, 0.02, *outlier).measure(samples=4).samples_s == pytest.approx(outlier)
+    for options, count in (({}, 9), ({"budget_s": 1.0}, 2), ({"budget_s": 0, "min_samples": 5}, 5)):
+        assert len(Device(1.0, 0.5).measure(samples=9, **options).samples_s) == count
 
 
-def test_samples_of_whole_evaluations():
-    times = Device(steady(0.001, first_s=1)).measure(samples=2, multiple_of=40)
-    assert times.steps_per_sample == 40
-    whole = times.per(40)
-    assert whole.samples_s == pytest.approx([0.04, 0.04])
-    assert whole.steps_per_sample == 1
+def test_the_estimate_is_the_least_on_a_cpu_and_the_median_elsewhere():
+    samples = [3.0, 1.0, 2.0, 9.0]
+    assert timing.estimate(samples, "cpu") == 1.0
+    assert timing.estimate(samples, "gpu") == 2.5
 
 
-def test_the_summary_is_robust_repeatable_and_says_when_not_to_trust_it():
-    samples = [1.0, 1.01, 0.99, 1.0, 1.02, 50.0]
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        ([1.0, 1.01, 0.99, 1.0, 1.02, 50.0], []),
+        ([1.0, 2.0, 3.0], ["unstable: half of 3 samples span 1.5 to 2.5 s, 50% of the median"]),
+        ([1.0] * 5 + [1.07] * 5, ["drift: the second half is +7% from the first"]),
+    ],
+)
+def test_warnings_quote_their_numbers(samples, words):
     summary = timing.summarize(samples)
-    assert summary == timing.summarize(samples)
-    assert summary.median_s == pytest.approx(1.005)
-    assert summary.iqr_s == pytest.approx(0.0175)
-    assert 0.99 <= summary.ci95_s[0] <= summary.median_s <= summary.ci95_s[1]
-    assert not summary.warning
-    warning = timing.summarize([1.0, 2.0, 3.0]).warning
-    assert "unstable" in warning
-    assert "1.5 to 2.5 s, 50%" in warning
+    assert summary.warning == "; ".join(words)
+    assert summary.median_s == pytest.approx(np.median(samples))
 
 
-def test_the_confidence_interval_covers_the_median_about_as_often_as_it_claims():
+def test_the_interval_covers_the_median_as_often_as_it_claims():
     rng = np.random.default_rng(1)
     hits = 0
-    for _ in range(100):
-        low, high = timing.summarize(rng.exponential(1.0, 30).tolist()).ci95_s
+    for _ in range(400):
+        low, high = timing.interval95(rng.exponential(1.0, 9).tolist()) or (0, 0)
         hits += low <= np.log(2) <= high
-    assert hits >= 85
+    assert hits >= 0.93 * 400
+    assert timing.interval95([1.0] * 5) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [([1, 1.1, 2, 2.1, 2.05], 2), ([1, 1.1, 1.2, 1.3, 1.4], 1), ([1, 1, 1, 1, 5], 1), ([1], 1)],
+)
+def test_two_speeds_are_told_apart(values, count):
+    assert len(timing.modes(values)) == count
+
+
+def test_ratios_are_taken_within_rounds():
+    assert timing.paired_ratio([1, 10, 100], [2, 10, 400]) == (0.5, 0.25, 1.0)

@@ -12,30 +12,32 @@ import optax
 from flax import linen as nn
 from flax.training.train_state import TrainState
 
-from benchmarks.peer_workers import job as jobs
+from benchmarks.workers import job as jobs
 
 
 class Net(nn.Module):
     """The tutorial's network of that name."""
 
     model: str
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(batch, 28, 28, 1) → logits (batch, 10)."""
+        dtype = self.dtype
         if self.model == "cnn":
-            x = nn.relu(nn.Conv(64, (3, 3))(x))
-            x = nn.relu(nn.Conv(64, (3, 3))(x))
+            x = nn.relu(nn.Conv(64, (3, 3), dtype=dtype)(x))
+            x = nn.relu(nn.Conv(64, (3, 3), dtype=dtype)(x))
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
-            x = nn.relu(nn.Conv(128, (3, 3))(x))
-            x = nn.relu(nn.Conv(256, (3, 3), padding="VALID")(x))
+            x = nn.relu(nn.Conv(128, (3, 3), dtype=dtype)(x))
+            x = nn.relu(nn.Conv(256, (3, 3), padding="VALID", dtype=dtype)(x))
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = x.reshape((x.shape[0], -1))
         for size in jobs.HIDDEN_SIZES[self.model]:
-            x = nn.relu(nn.Dense(size)(x))
+            x = nn.relu(nn.Dense(size, dtype=dtype)(x))
             if self.model == "cnn":
                 x = nn.Dropout(jobs.DROPOUT, deterministic=not train)(x)
-        return nn.Dense(jobs.NUM_CLASSES)(x)
+        return nn.Dense(jobs.NUM_CLASSES, dtype=dtype)(x).astype(jnp.float32)
 
 
 @jax.jit
@@ -61,7 +63,8 @@ def eval_step(state: TrainState, image: Any, label: Any) -> tuple[jax.Array, jax
 def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     """The network with `optax.adam`."""
     data = data.as_float()
-    net, key = Net(job.model), jax.random.key(0)
+    net = Net(job.model, jnp.bfloat16 if job.precision == "bfloat16" else None)
+    key = jax.random.key(0)
     params = net.init(key, jnp.zeros((1, 28, 28, 1)), train=False)["params"]
     tx = optax.adam(jobs.LEARNING_RATE, eps=jobs.EPSILON)
     start = TrainState.create(apply_fn=net.apply, params=params, tx=tx)
@@ -75,13 +78,15 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
             done += 1
         return state
 
-    def evaluate(state: TrainState, batches: int) -> list[tuple[jax.Array, jax.Array]]:
-        places = [slice(i * n, (i + 1) * n) for n in [jobs.EVAL_BATCH_SIZE] for i in range(batches)]
+    def evaluate(state: TrainState) -> list[tuple[jax.Array, jax.Array]]:
+        size = jobs.EVAL_BATCH_SIZE
+        places = [slice(first, first + size) for first in range(0, job.test_size, size)]
         return [eval_step(state, data.test_image[i], data.test_label[i]) for i in places]
 
-    return jobs.Workload(start, train, evaluate, jax.block_until_ready, {})
+    return jobs.Workload(start, train, evaluate, jax.block_until_ready, {}, {})
 
 
 if __name__ == "__main__":
-    with jax.default_matmul_precision("highest"):
+    precision = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
+    with jax.default_matmul_precision(precision[jobs.asked().precision]):
         jobs.main(make)

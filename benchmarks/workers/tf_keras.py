@@ -1,8 +1,8 @@
-"""Keras on TensorFlow: `fit` and `evaluate` on NumPy arrays, without or with jit_compile.
+"""Keras on TensorFlow: `fit` and `evaluate` on NumPy arrays.
 
-A sample is one `fit`, long enough for what each call of it costs once (0.1 s) to be spread thin:
-whole epochs for about 2 s, for the CNN steps for about 5 s. Left to itself, Keras 3.15 takes
-jit_compile=False on a CPU.
+With or without jit_compile (which Keras 3.15 does not choose by itself on a CPU), and with one step
+or a whole epoch an execution: the documentation recommends steps_per_execution for small models.
+A sample is one `fit`, long enough for what each call of it costs (0.1 s).
 """
 
 import os
@@ -14,8 +14,10 @@ import keras  # pyright: ignore[reportMissingImports]
 import tensorflow as tf  # pyright: ignore[reportMissingImports]
 from keras import layers  # pyright: ignore[reportMissingImports]
 
-from benchmarks.peer_workers import job as jobs
+from benchmarks.workers import job as jobs
 
+FIT, FIT_JIT = "fit", "fit, jit_compile"
+EPOCH, EPOCH_JIT = "fit, epoch an execution", "fit, jit_compile, epoch an execution"
 MIN_SAMPLE_S, MIN_CNN_SAMPLE_S = 1.0, 2.5
 
 
@@ -35,24 +37,18 @@ def network(model: str) -> keras.Sequential:
     return keras.Sequential([*net, layers.Dense(jobs.NUM_CLASSES)])
 
 
-def compiled(model: str, **options: bool) -> keras.Sequential:
-    """The network with Adam, the loss and the accuracy."""
-    net = network(model)
+def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
+    """`fit` and `evaluate`, compiled as the mode says."""
+    data = data.as_float()
+    epoch = job.train_size // job.batch_size
+    net = network(job.model)
     net.compile(
         optimizer=keras.optimizers.Adam(jobs.LEARNING_RATE, epsilon=jobs.EPSILON),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        **options,
+        jit_compile=job.mode in (FIT_JIT, EPOCH_JIT),
+        steps_per_execution=epoch if job.mode in (EPOCH, EPOCH_JIT) else 1,
     )
-    return net
-
-
-def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
-    """`fit` and `evaluate`, with the mode's jit_compile."""
-    data = data.as_float()
-    net = compiled(job.model, jit_compile=job.mode == "jit_compile=True")
-
-    epoch = job.train_size // job.batch_size
 
     def fit(steps: int, epochs: int) -> None:
         image, label = data.image[: steps * job.batch_size], data.label[: steps * job.batch_size]
@@ -64,14 +60,14 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
         if steps % epoch:
             fit(steps % epoch, epochs=1)
 
-    def evaluate(state: None, batches: int) -> None:
-        n, size = batches * jobs.EVAL_BATCH_SIZE, jobs.EVAL_BATCH_SIZE
-        net.evaluate(data.test_image[:n], data.test_label[:n], batch_size=size, verbose=0)
+    def evaluate(state: None) -> None:
+        size = jobs.EVAL_BATCH_SIZE
+        net.evaluate(data.test_image, data.test_label, batch_size=size, verbose=0)
 
     context = {"keras": keras.__version__, "tensorflow": tf.__version__}
-    if job.model == "cnn":
-        return jobs.Workload(None, train, evaluate, lambda _: None, context, MIN_CNN_SAMPLE_S)
-    return jobs.Workload(None, train, evaluate, lambda _: None, context, MIN_SAMPLE_S, epoch)
+    slow = job.model == "cnn"  # its samples are parts of an epoch
+    unit, least_s = (1, MIN_CNN_SAMPLE_S) if slow else (epoch, MIN_SAMPLE_S)
+    return jobs.Workload(None, train, evaluate, lambda _: None, context, {}, unit, least_s)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""What the frameworks' processes have in common: the job, its data, the clock and the answer.
+"""What the frameworks' processes share: the job, its data, the clock and the answer.
 
-    python -m benchmarks.peer_workers.pytorch '{"model": "mlp"}'
+    python -m benchmarks.workers.pytorch '{"model": "mlp"}'
 
-prints one JSON object as its last line. Inside the clock: taking a batch from the training images
-in memory, in an order drawn before (Keras draws its own), dropout, forward, backward, the update
-(`train`); or loss and hits of every test image (`eval`). Outside: imports, making the data,
-compilation.
+prints one JSON object as its last line. Inside the clock of `train`: taking a batch from the
+training images in memory in an order drawn before (Keras draws its own), dropout, forward,
+backward, update. Of `eval`: loss and number of correct answers over every test image. Outside:
+imports, making the data, compilation.
 
-Images are random, never zeros. Two things spare the others work: this project takes uint8 and
-normalises each batch inside the clock, where they are handed float32 from 0 to 1; and it sums loss
-and hits while training, as only Keras does too.
+Images are random, never zeros. This project does two things more than the others: it takes uint8
+and normalises each batch inside the clock, where the others are given float32 in 0..1; and it sums
+loss and correct answers while training, as only Keras does too.
+
+Needs NumPy and nothing else, so that it runs in every framework's interpreter.
 """
 
 import dataclasses
@@ -36,24 +38,25 @@ class Job:
 
     model: str
     mode: str = ""
-    """How to use the framework; each worker names its own."""
+    """How the framework is used; each worker names its own modes."""
     what: tuple[str, ...] = ("train", "eval")
     batch_size: int = 100
     precision: str = "float32"
-    """On a CPU only this project's own worker knows others."""
     platform: str = "auto"
-    """Where: cpu, gpu, or auto, the best that the framework's worker takes by itself."""
+    """cpu, gpu, tpu, or auto: the best that the framework takes by itself."""
+    seeds: int | None = None
+    """Networks trained in one program; None for one without an axis of members."""
+    steps_per_call: int = 600
+    """Steps of a compiled call where the length of a loop is part of the program."""
+    slow_down: float = 0.0
+    """Share of the steps that are done twice, to test that a comparison finds it."""
     train_size: int = 60_000
     test_size: int = 10_000
     samples: int = 20
+    min_samples: int = 1
     budget_s: float = 1.5
-    warmup_s: float = 3.0
+    warmup_s: tuple[float, float] = (0.2, 3.0)
     min_sample_s: float = 0.1
-
-    @property
-    def eval_batches(self) -> int:
-        """Batches in an evaluation."""
-        return -(-self.test_size // EVAL_BATCH_SIZE)
 
 
 class Data(NamedTuple):
@@ -68,7 +71,7 @@ class Data(NamedTuple):
     def as_float(self) -> "Data":
         """The same with images in float32, 0 to 1."""
         image, test_image = self.image.astype(np.float32), self.test_image.astype(np.float32)
-        image /= 255  # in place, so that the peak of memory stays training's
+        image /= 255  # in place: one copy less at the peak of memory
         test_image /= 255
         return self._replace(image=image, test_image=test_image)
 
@@ -84,26 +87,24 @@ class Workload(NamedTuple):
     Attributes:
         state: what training starts from.
         train: (state, steps) → state, runs that many steps.
-        evaluate: (state, batches) → anything, evaluates that many batches of test images.
-        sync: waits for all that either returned.
+        evaluate: state → anything, evaluates all test images.
+        sync: waits for everything in what either returned.
         context: versions and whatever else the result file's context should say.
-        min_sample_s: least time in a sample, where the framework needs more than the job's.
-        multiple_of: training steps in a sample are a multiple of this.
-        any_length: whether one program runs any number of steps.
-        whole: whether every number of steps is compiled, so that all are to be such multiples.
-        analysis: what the compiler says of the memory of a training step, if it does.
+        details: what to record with the training step, such as its memory.
+        unit: training steps come in multiples of this.
+        min_sample_s: least time in a sample if the framework needs more than the job's.
+        program: the compiled training steps, if the framework has them as one object.
     """
 
     state: Any
     train: Callable[[Any, int], Any]
-    evaluate: Callable[[Any, int], Any]
+    evaluate: Callable[[Any], Any]
     sync: Callable[[Any], Any]
     context: dict[str, Any]
+    details: dict[str, Any]
+    unit: int = 1
     min_sample_s: float = 0.0
-    multiple_of: int = 1
-    any_length: bool = False
-    whole: bool = False
-    analysis: Any = None
+    program: Any = None
 
 
 def make_data(job: Job) -> Data:
@@ -124,38 +125,35 @@ def run(job: Job, make: Callable[[Job, Data], Workload]) -> dict[str, Any]:
     workload = make(job, make_data(job))
     answer: dict[str, Any] = {"context": workload.context}
     state = workload.state
-    common = {
+    limits: dict[str, Any] = {
         "samples": job.samples,
+        "min_samples": job.min_samples,
         "warmup_s": job.warmup_s,
         "budget_s": job.budget_s,
         "min_sample_s": max(job.min_sample_s, workload.min_sample_s),
         "sync": workload.sync,
-        "any_length": workload.any_length,
-        "whole": workload.whole,
     }
     if "train" in job.what:
-        multiple_of = workload.multiple_of
-        times, state = timing.measure(workload.train, state, multiple_of=multiple_of, **common)
-        answer["train"] = times._asdict()
-        answer["harness_s"] = timing.overhead_s(state, workload.sync)
-        answer["peak_rss_bytes"] = peak_rss_bytes()
+        times, state = timing.measure(workload.train, state, unit=workload.unit, **limits)
+        more = {"harness_s": timing.overhead_s(state, workload.sync)}
+        more |= {"peak_rss_bytes": peak_rss_bytes()}
+        answer["train"] = times._asdict() | {"details": workload.details | more}
     if "eval" in job.what:
 
-        def evaluate(_: Any, batches: int) -> Any:
-            for first in range(0, batches, job.eval_batches):
-                # Each is waited for: an evaluation's numbers are what one evaluates for.
-                result = workload.evaluate(state, min(job.eval_batches, batches - first))
-                workload.sync(result)
+        def evaluate(_: Any, times: int) -> None:
+            for _ in range(times):  # each is waited for: its result is what one evaluates for
+                workload.sync(workload.evaluate(state))
 
-        times, _ = timing.measure(evaluate, None, multiple_of=job.eval_batches, **common)
-        answer["eval"] = times.per(job.eval_batches)._asdict()
+        limits["sync"] = lambda _: None
+        times, _ = timing.measure(evaluate, None, **limits)
+        answer["eval"] = times._asdict() | {"details": {}}
     return answer
 
 
 def peak_rss_bytes() -> int:
     """The most memory this process ever had resident, its imports and data included.
 
-    Linux hands `ru_maxrss` down from the process that started this one, so there VmHWM is read.
+    Linux hands `ru_maxrss` down from the process that started this one, so VmHWM is read there.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,0 +1,127 @@
+"""Times training steps by batch size and fits the law t = a + b·B to them.
+
+    python -m benchmarks.sweep --model mlp --output FILE
+
+a is the time of a step that does not depend on the batch, b the time of an image, 1/b the highest
+throughput; a/b is the batch at which half of it is reached. With several --platforms it also says
+from which batch on the last is faster than the first.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks import launch, results, step
+from benchmarks.results import Case, Recorder, Results
+from mnist_jax.parallel import mesh
+
+NAME = "sweep_step"
+SATURATED = 0.9  # of the highest throughput
+POOR_FIT = 0.15
+
+
+class Law(NamedTuple):
+    """t = a_s + b_s · batch, and how well it describes the measurements.
+
+    Attributes:
+        a_s: seconds a step.
+        b_s: seconds an image.
+        error: the largest relative difference from a measured time.
+        saturated: the smallest batch measured with 90 % of the highest throughput measured; None
+            if that is the largest batch, since more might still be gained.
+        largest: the largest batch measured.
+    """
+
+    a_s: float
+    b_s: float
+    error: float
+    saturated: int | None
+    largest: int
+
+    def __str__(self) -> str:
+        poor = f" (the fit misses by up to {self.error:.0%})" if self.error > POOR_FIT else ""
+        half = f"{self.a_s / self.b_s:.3g}" if self.b_s else "unknown"
+        reached = f"not saturated at batch {self.largest}, the largest measured"
+        if self.saturated:
+            reached = f"90 % of the highest throughput from batch {self.saturated} on"
+        law = f"t = {1e6 * self.a_s:.3g} µs + {1e6 * self.b_s:.3g} µs · B{poor}"
+        return f"{law}, half speed at batch {half}, {reached}"
+
+
+def fit(batches: Sequence[int], times_s: Sequence[float]) -> Law:
+    """The law with the least squared relative errors, neither part below 0."""
+    from scipy.optimize import nnls
+
+    batch, times = np.asarray(batches), np.asarray(times_s)
+    columns = np.stack([np.ones(len(times)), batch], axis=1) / times[:, None]
+    (a_s, b_s), _ = nnls(columns, np.ones(len(times)))
+    error = float(np.max(np.abs((a_s + b_s * batch) / times - 1)))
+    speeds, largest = batch / times, int(batch.max())
+    first = int(min(batch[speeds >= SATURATED * speeds.max()]))
+    return Law(float(a_s), float(b_s), error, first if first < largest else None, largest)
+
+
+def crossover(first: dict[int, float], second: dict[int, float]) -> int | None:
+    """The batch from which on the second is faster at every size; None if at none."""
+    wins = {size: second[size] < first[size] for size in sorted(first.keys() & second.keys())}
+    lost = max((size for size, won in wins.items() if not won), default=0)
+    return min((size for size, won in wins.items() if won and size > lost), default=None)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measures every network and batch on every platform, prints the tables, writes the file."""
+    platforms = options.platforms or [options.platform]
+    recorder = Recorder(options.output, launch.describe(mesh.select_device(platforms[-1])))
+    case = {"mode": ["many"], "what": ["train"], "seeds": None, "slow_down": 0.0}
+    for platform in platforms:
+        there = argparse.Namespace(**vars(options) | case | {"platform": platform})
+        for job in step.jobs_of(there):
+            with step.excluding(recorder, f"{job.model}, batch {job.batch_size}, {platform}"):
+                [benchmark] = step.time_job(job, name=NAME)
+                if options.platforms:
+                    mode = f"{benchmark.mode}, {platform}"
+                    benchmark = dataclasses.replace(benchmark, mode=mode)
+                recorder.add(benchmark)
+            recorder.write()
+    recorder.finish(report)
+
+
+def sweeps(found: Results) -> dict[tuple[str, str, str], list[Case]]:
+    """The cases of each network, precision and mode, by rising batch."""
+    grouped: dict[tuple[str, str, str], list[Case]] = {}
+    for case in sorted(found.cases(NAME), key=lambda case: case.first.batch_size):
+        b = case.first
+        grouped.setdefault((b.model, b.precision, b.mode), []).append(case)
+    return grouped
+
+
+def law(cases: Sequence[Case]) -> Law:
+    """The law of one sweep."""
+    return fit([case.first.batch_size for case in cases], [case.seconds for case in cases])
+
+
+def report(found: Results) -> list[str]:
+    """A table, the law of each sweep, and where they cross."""
+    rows, lines, times = [], [], {}
+    for (model, precision, mode), cases in sweeps(found).items():
+        here = {case.first.batch_size: case.seconds for case in cases}
+        for size, s in here.items():
+            numbers = [str(size), f"{1e3 * s:.4g}", f"{1e6 * s / size:.4g}", f"{size / s:,.0f}"]
+            rows.append([model, precision, mode, *numbers])
+        lines.append(f"- {model}, {precision}, {mode}: {law(cases)}")
+        before, first = times.setdefault((model, precision), (mode, here))
+        if before != mode:
+            size = crossover(first, here)
+            where = f"from batch {size} on" if size else "at no batch measured"
+            lines.append(f"- {model}: {mode} is faster than {before} {where}")
+    headings = ["model", "precision", "mode", "batch", "ms", "µs an image", "images/s"]
+    return [results.table("Training steps by batch", headings, rows), "\n".join(lines)]
+
+
+if __name__ == "__main__":
+    flags, sizes = f"{launch.CASES} platforms", [2**i for i in range(14)]
+    sys.exit(launch.main(__doc__, measure, flags, batch_size=sizes, repeats=10))
