@@ -1,0 +1,184 @@
+"""What is derived from measurements: laws, roofs, kernels, ratios, on planted data."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import peers, roofline, step, sweep, time_to_accuracy
+from benchmarks.results import Benchmark, Results
+from benchmarks.workers import trace
+from mnist_jax.models import MODELS
+
+
+def test_the_law_of_batch_sizes_is_found():
+    sizes = [1, 8, 64, 512, 4096]
+    law = sweep.fit(sizes, [1e-3 + 1e-5 * size for size in sizes])
+    assert (law.a_s, law.b_s) == (pytest.approx(1e-3), pytest.approx(1e-5))
+    assert law.error < 1e-6 and "half speed at batch 100" in str(law)
+
+
+@pytest.mark.parametrize(("largest", "saturated"), [(4096, None), (65536, 16384)])
+def test_the_largest_batch_measured_is_never_called_saturated(largest, saturated):
+    sizes = [4**i for i in range(9) if 4**i <= largest]
+    law = sweep.fit(sizes, [1e-1 + 1e-4 * size for size in sizes])
+    assert law.saturated == saturated
+    assert ("not saturated at batch 4096" in str(law)) == (saturated is None)
+
+
+def test_a_poor_fit_is_said():
+    assert "the fit misses by up to" in str(sweep.fit([1, 10, 100], [1.0, 5.0, 6.0]))
+
+
+@pytest.mark.parametrize(
+    ("second", "size"), [([9, 9, 1, 1], 16), ([9, 1, 9, 1], 64), ([9] * 4, None)]
+)
+def test_the_batch_from_which_on_a_device_is_faster(second, size):
+    sizes = (1, 4, 16, 64)
+    first, other = dict.fromkeys(sizes, 5.0), dict(zip(sizes, second, strict=True))
+    assert sweep.crossover(first, other) == size
+
+
+def test_operations_and_bytes_of_the_cnn_by_hand():
+    on_gpu, on_cpu = (roofline.works(MODELS["cnn"](), 100, name) for name in ("gpu", "cpu"))
+    forward = {
+        "conv2": 28 * 28 * 9 * 64 * 64,
+        "conv3": 14 * 14 * 9 * 64 * 128,
+        "conv4": 12 * 12 * 9 * 128 * 256,
+        "dense1": 9216 * 512,
+        "dense2": 512 * 256,
+        "logits": 256 * 10,
+    }
+    first = 2 * 2 * 100 * 28 * 28 * 9 * 64  # no gradient of the images
+    assert on_gpu[""].direct_flops == first + 6 * 100 * sum(forward.values())
+    assert on_gpu[""].flops == on_gpu[""].direct_flops == on_cpu[""].direct_flops
+    tiles = {"conv2": 7 * 7, "conv3": 4 * 4, "conv4": 3 * 3}  # of 36 products
+    for name, count in tiles.items():
+        inputs, outputs = {"conv2": (64, 64), "conv3": (64, 128), "conv4": (128, 256)}[name]
+        assert on_cpu[name].flops == 6 * 100 * count * 36 * inputs * outputs
+    assert on_gpu["update"].bytes == 7 * 4 * 5_259_594
+    assert on_gpu["pool1"] == roofline.Work(0, 0, 4 * 4 * 100 * 14 * 14 * 64)
+
+
+def rate(name, amount, samples_s, mode="") -> Benchmark:
+    return Benchmark(name=name, mode=mode, samples_s=samples_s, details={"amount": amount})
+
+
+def test_the_roof_is_the_best_sample_and_bandwidth_is_that_of_the_nearest_size():
+    measured = [
+        rate(roofline.PRODUCT, 10, [2.0, 1.0, 5.0]),
+        rate(roofline.PRODUCT, 100, [5.0, 20.0, 20.0]),
+        rate(roofline.COPY, 2 * 2**20, [1.0]),
+        rate(roofline.COPY, 2 * 2**28, [1024.0]),
+    ]
+    found = Results({"platform": "cpu"}, measured, {})
+    roof = roofline.roof(found, "float32")
+    assert roof == (20.0, {2**20: 2.0**21, 2**28: 2.0**19})
+    assert roof.limit_s(roofline.Work(40, 400, 0)) == 2.0
+    assert roof.limit_s(roofline.Work(0, 0, 2**28)) == 2.0**9
+    assert any("span" in line for line in roofline.report(found))  # the samples spread
+
+
+def event(name, ts, dur, *, pid=1, tid=1, **args) -> dict:
+    return {"ph": "X", "name": name, "ts": ts, "dur": dur, "pid": pid, "tid": tid, "args": args}
+
+
+def test_kernels_gaps_and_layers_of_a_gpu_s_trace():
+    names = [
+        {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "/device:GPU:0"}},
+        {"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "/host:CPU"}},
+        {"ph": "M", "name": "thread_name", "pid": 1, "tid": 1, "args": {"name": "Stream #1"}},
+        {"ph": "M", "name": "thread_name", "pid": 1, "tid": 9, "args": {"name": "XLA Ops"}},
+        {},
+    ]
+    ran = [
+        event("gemm", 0, 30, hlo_op="dot.1"),
+        event("gemm", 50, 30, hlo_op="dot.1"),
+        event("add", 70, 20, hlo_op="fusion"),  # 10 of it beside the product
+        event("dot.1", 0, 30, tid=9, hlo_op="dot.1"),
+        event("cuLaunchKernel", 0, 5, pid=2),
+    ]
+    hlo = '%dot.1 = f32[] dot(), metadata={op_name="jit(f)/transpose(jvp(CNN))/conv1/dot"}'
+    layers = trace.layers_of(hlo, ["conv1", "dense1"])
+    row = trace.summarize(names + ran, 2, layers)
+    assert row["kernels_per_step"] == 1.5
+    assert row["gap_share"] == pytest.approx(20 / 90)
+    assert row["layer_shares"] == {"conv1": pytest.approx(0.75), "other": pytest.approx(0.25)}
+    first = {"operation": "dot.1", "layer": "conv1", "per_step": 1.0, "share": 0.75}
+    assert row["costliest"][0] == pytest.approx(first)
+    assert "dot.1" in step.trace_tables(Results({}, [], {"trace": [ROW | row]}))[1]
+
+
+ROW = {"model": "cnn", "batch_size": 100, "precision": "float32", "issued_per_step": None}
+
+
+def test_what_the_host_issues_is_counted_in_the_loop_s_body():
+    thunks = """
+    000: kKernel copy
+    001: kWhile while.1
+      condition:
+        002: kKernel less
+      body:
+        003: kCommandBuffer graph
+          004: kKernel a
+          005: kGemm b
+        006: kConvolution c
+    007: kKernel last
+    """
+    assert trace.issued_per_step(thunks) == 2
+    assert trace.issued_per_step("000: kKernel only") is None
+
+
+def test_layers_are_found_in_a_real_program():
+    model = MODELS["logistic"]()
+    params = model.init(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+
+    def loss(params):
+        return model.apply(params, np.ones((5, 28, 28, 1))).sum()
+
+    hlo = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+    assert "logits" in trace.layers_of(hlo, ["logits"]).values()
+
+
+def peer(framework, mode, times, name=peers.TRAIN) -> list[Benchmark]:
+    fields = {"name": name, "framework": framework, "model": "mlp", "mode": mode}
+    return [
+        Benchmark(samples_s=[99.0, s], details={"round": i}, **fields) for i, s in enumerate(times)
+    ]
+
+
+def test_peers_are_compared_within_rounds_and_two_speeds_are_shown():
+    ours = peer(*peers.OURS[:2], [1.0, 10.0, 1.0, 1.0, 1.0])
+    eager = peer("pytorch", "eager", [2.0, 20.0, 2.0, 2.0])  # its last round failed
+    compiled = peer("pytorch", "torch.compile", [1.0, 1.0, 4.0, 4.0, 4.0])
+    alone = peer("mnist_jax", "one dispatch a step", [3.0] * 5)
+    context = {"platform": "cpu", "load": [0, 0, 0], "cores": 2}
+    found = Results(context, ours + eager + compiled + alone, {})
+    ratios = peers.ratios(found, peers.TRAIN, "mlp")
+    assert ratios["pytorch", "eager"] == (0.5, 0.5, 0.5)
+    assert peers.best(found, "mlp", "pytorch") == ("eager", (0.5, 0.5, 0.5))
+    assert peers.best(found, "cnn", "pytorch") is None
+    table = peers.report(found)[0]
+    assert "1,000 or 4,000 (0.25; 0.25 to 10.00)" in table
+    assert table.index("one dispatch a step") < table.index("pytorch")
+    busy = Results(context | {"load": [4, 4, 4]}, found.benchmarks, {})
+    assert "the load was 2.00 a core" in peers.report(busy)[-1]
+
+
+def test_a_seed_that_misses_the_target_counts_as_infinite():
+    rows = [
+        {"model": "mlp", "preset": "fast", "target": 0.9, "reached_s": s, "compile_s": 1.0}
+        for s in (3.0, None, None)
+    ]
+    found = Results({}, [], {"time_to_accuracy": rows})
+    [times] = time_to_accuracy.times_of(found).values()
+    assert times == [3.0, math.inf, math.inf]
+    assert re.search(r"1 of 3 \| inf +\| +3 to inf", time_to_accuracy.report(found)[0])
+
+
+def test_the_clock_stops_at_the_first_epoch_that_reaches_the_target():
+    clock = time_to_accuracy.Clock()
+    clock.epochs = [(5.0, 0.8), (6.0, 0.95), (7.0, 0.9), (8.0, 0.99)]
+    assert [clock.reached_s(t, 2.0) for t in (0.9, 0.96, 0.999)] == [4.0, 6.0, None]

@@ -1,0 +1,150 @@
+"""The suite: its plan, its folder, its card; in short on logistic regression as a campaign."""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as suite
+from benchmarks import card, launch, results
+from benchmarks.results import Benchmark, Results
+from mnist_jax.errors import UsageError
+
+CONTEXT = {
+    "platform": "cpu",
+    "device": "cpu",
+    "cpu": "Processor",
+    "cores": 2,
+    "system": "Linux",
+    "git_commit": "abc",
+    "git_dirty": False,
+    "load": [0.0, 0.0, 0.0],
+    "excluded": {},
+    **dict.fromkeys(("python", "jax", "jaxlib", "flax", "optax", "numpy"), "1.0"),
+}
+SHARES = {"": 1.0}
+
+
+def timed(name, model, seconds, part, **changes) -> Benchmark:
+    fields = {"model": model, "batch_size": 100, "mode": "many steps a call"} | changes
+    details = {"part": part} | fields.pop("details", {})
+    return Benchmark(name=name, samples_s=[seconds], details=details, **fields)
+
+
+def findings() -> Results:
+    """What a whole suite could find."""
+    benchmarks = [timed("train_step", "cnn", 0.12 + i / 1000, "step") for i in range(9)]
+    for i in range(5):
+        rounds = {"details": {"round": i}}
+        benchmarks.append(timed("peers_train_step", "cnn", 0.1, "peers", **rounds))
+        there = {"framework": "pytorch", "mode": "eager"} | rounds
+        benchmarks.append(timed("peers_train_step", "cnn", 0.2, "peers", **there))
+    for size in (1, 100, 10_000):
+        one = timed("sweep_step", "mlp", 1e-3 + 1e-5 * size, "sweep", batch_size=size)
+        benchmarks.append(one)
+    for name, amount in (("matrix_product", 2e9), ("copy", 2e6)):
+        rate = {"batch_size": 0, "details": {"amount": amount}}
+        benchmarks.append(timed(name, "", 1e-2, "roofline", **rate))
+    work = {"flops": 1e9, "direct_flops": 3e9, "bytes": 1e6}
+    parts = [{"part": "a step", **work, "limit_s": 0.03, "seconds": 0.12}]
+    case = {"model": "cnn", "batch_size": 100, "precision": "float32"}
+    seconds = dict.fromkeys(("import", "data", "compile", "train", "eval", "between"), 0.5)
+    seconds |= {"start, exit": 1.0}
+    tables = {
+        "roofline": [case | {"of_matrix_rate": 0.125, "mfu": None, "parts": parts}],
+        "time_to_accuracy": [
+            case | {"preset": "fast", "target": 0.99, "reached_s": 30.0, "compile_s": 5.0}
+        ],
+        "ledger": [{"model": "mlp", "cache": "cold", "seconds": seconds, "wall_s": 4.0}],
+        "lowering": [case | {"platform": "tpu", "operations": {"while": 1}}],
+    }
+    for name, rows in tables.items():
+        rows[:] = [row | {"part": name} for row in rows]
+    done = {name: {"commands": [f"python {name}"], "complete": True} for name in suite.MODULES}
+    return Results(CONTEXT | {"parts": done}, benchmarks, tables)
+
+
+def test_a_card_begins_with_six_filled_lines(tmp_path: Path):
+    suite.write_card(tmp_path, findings())
+    page = (tmp_path / "card.md").read_text()
+    lines = page.splitlines()
+    assert lines[0] == "# Processor, 2 cores"
+    assert lines[2].startswith("- device: Processor, 2 cores; Linux; python 1.0, jax 1.0")
+    assert lines[2].endswith("commit abc; n = 9")
+    assert lines[3] == (
+        "- step: cnn, float32, batch 100: 124 ms a step, 74.4 s an epoch of 60,000, 806 images/s; "
+        "0.50 (0.50 to 0.50) of PyTorch's fastest mode, eager"
+    )
+    assert "mlp: t = 1e+03 µs + 10 µs · B, half speed at batch 100" in lines[4]
+    assert "200 GFLOP/s (float32), 0.2 GB/s; a step of the cnn reaches 25% of its limit" in lines[5]
+    assert lines[6] == "- accuracy: cnn 99.0% in 30 s (fast, 1 of 1 seeds)"
+    assert "mlp, cold: 4 s (start, exit 25%" in lines[7] and lines[7].endswith("lowers for tpu")
+    for title in set(card.TITLES.values()) - {"Many networks in one program"}:
+        assert f"\n## {title}\n" in page
+    assert "120 to 128" not in page and "121 to 127" in page  # of nine launches
+    assert f"({card.FIGURE})" in page and "<svg" in (tmp_path / card.FIGURE).read_text()
+
+
+def test_a_card_of_nothing_says_so(tmp_path: Path):
+    suite.write_card(tmp_path, Results(CONTEXT | {"parts": {}}, [], {}))
+    assert (tmp_path / "card.md").read_text().count("not measured") == 5
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_the_plan_names_commands_and_flags_that_exist(platform):
+    parts = suite.plan(platform, ["logistic", "mlp", "cnn"], 9)
+    assert {part.name for part in parts} == set(suite.MODULES)
+    assert sum(part.guess_s for part in parts) < 60 * {"cpu": 6, "gpu": 9}[platform]
+    for part in parts:
+        module = suite.MODULES[part.name]
+        assert importlib.util.find_spec(module.__name__)
+        for words in part.runs:
+            assert words["model"] and words.keys() <= launch.FLAGS.keys()
+
+
+def test_a_folder_of_another_device_is_refused_and_complete_parts_are_kept(tmp_path: Path):
+    found = findings()
+    found.context["parts"]["peers"]["complete"] = False
+    results.write(tmp_path / "results.json", *found)
+    recorder, complete = suite.open_folder(tmp_path, dict(CONTEXT))
+    assert complete == set(suite.MODULES) - {"peers"}
+    assert {b.details["part"] for b in recorder.found.benchmarks} == {"step", "sweep", "roofline"}
+    assert recorder.found.tables.keys() == found.tables.keys()
+    for name, other in (("cpu", "Another"), ("jax", "0.1"), ("git_commit", "def")):
+        with pytest.raises(UsageError, match=f"has {name} .*; here it is '{other}'"):
+            suite.open_folder(tmp_path, CONTEXT | {name: other})
+
+
+@pytest.mark.campaign
+def test_the_suite_in_short_and_what_it_adds_later(data_dir, tmp_path: Path):
+    def run(*more: str) -> dict:
+        words = ["--model", "logistic", "--launches=1", "--dataset=digits"]
+        words += [f"--data_dir={data_dir}", f"--output={tmp_path}", *more]
+        launch.run([sys.executable, "-m", "benchmarks", *words])
+        return json.loads((tmp_path / "results.json").read_text())
+
+    first = run("--budget_minutes=0.4", "--only", "lowering", "roofline")
+    assert list(first["context"]["parts"]) == ["lowering"]
+    assert "it takes about 50 s" in first["context"]["excluded"]["roofline"]
+    parts = ("step", "roofline", "sweep", "time_to_accuracy", "seeds", "ledger")
+    second = run("--budget_minutes=20", "--only", *parts)
+    assert second["context"]["excluded"] == {}
+    assert set(second["context"]["parts"]) == {"lowering", *parts}
+    page = (tmp_path / "card.md").read_text()
+    assert page.partition("\n## ")[0].count("not measured") == 0
+    assert re.search(r"logits +\|", page)
+
+
+@pytest.mark.campaign
+def test_scaling_over_virtual_devices(tmp_path: Path):
+    file = tmp_path / "scaling.json"
+    words = {"model": "logistic", "batch_size": 10, "devices": (2, 3), "repeats": 2, "output": file}
+    command = launch.command("benchmarks.scaling", words)
+    out, _ = launch.run(command, {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"})
+    kinds = [(b.details["kind"], b.details["devices"]) for b in results.read(file).benchmarks]
+    several = [(kind, n) for n in (2, 3) for kind in ("strong", "weak", "all_reduce")]
+    assert kinds == [("strong", 1), *several]
+    assert out.count("| strong") == 3
