@@ -10,7 +10,7 @@ pytestmark = pytest.mark.mnist
 @pytest.mark.parametrize(
     ("model", "fields", "accuracy"),
     [
-        ("logistic", {"epochs": 2}, 0.91),
+        pytest.param("logistic", {"epochs": 2}, 0.91, marks=pytest.mark.campaign),
         ("mlp", {"epochs": 1}, 0.95),
         pytest.param("cnn", {"max_steps": 60}, 0.93, marks=pytest.mark.campaign),
     ],
