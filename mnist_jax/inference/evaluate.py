@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import scipy
 
-from mnist_jax.errors import UsageError
 from mnist_jax.inference.flags import DataFlags, RunFolder, print_warnings
-from mnist_jax.inference.restore import Predictor, dataset_of, load_config, load_runs
+from mnist_jax.inference.restore import Predictor, dataset_of, load_config, load_run
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.statistics import accuracy, confusion, percent, summarize
 
@@ -26,6 +25,7 @@ def evaluate(
     """Evaluates the model in `workdir`, a run's folder, on all test images of a data set.
 
     dataset, data_dir and platform: None for the run's own. manual_dir: the original files' folder.
+    Errors are those of `load_run`, `load_dataset` and `Predictor`.
 
     Returns:
         A dict that JSON can hold: dataset and trained_on (names), correct, count, accuracy, ci95
@@ -33,20 +33,11 @@ def evaluate(
         probabilities; confusion, a row per label and a column per predicted class; classes (name,
         correct, count, accuracy); members (seed, correct, count, accuracy, ci95, loss); single,
         `statistics.summarize` of the members' accuracies; warnings.
-
-    Raises:
-        UsageError: the folder holds no run, or the data set is unknown or has other classes.
-        CheckpointError: the run has no usable checkpoint.
-        DataError, DeviceError: the data set cannot be loaded, or the platform is absent.
-        NonFiniteError: the outputs of all members are not finite.
     """
-    (run,) = load_runs([workdir])
+    run = load_run(workdir)
     loaded = dataset_of(run, name=dataset, data_dir=data_dir, manual_dir=manual_dir)
     label, names = loaded.test.label, loaded.class_names
-    with mesh.use_device(platform or run.config.platform, run.config.precision) as device:
-        found = Predictor(run, device)(loaded.test.image)
-    if (n := found.log_probabilities.shape[2]) != len(names):
-        raise UsageError(f"{loaded.name} has {len(names)} classes, the model {n}; choose another")
+    found = Predictor(run, platform)(loaded.test.image)
 
     def score(log_probabilities: np.ndarray) -> dict[str, Any]:  # (images, classes)
         loss = -log_probabilities[np.arange(len(label)), label].mean()
@@ -54,18 +45,19 @@ def evaluate(
 
     pairs = zip(found.seeds, found.log_probabilities, strict=True)
     members = [{"seed": seed, **score(values)} for seed, values in pairs]
-    log_sum = scipy.special.logsumexp(found.log_probabilities, axis=0)
-    counts = confusion(log_sum.argmax(1), label, n).tolist()
-    classes = []
-    for name, row in zip(names, counts, strict=True):
-        correct, total = row[len(classes)], sum(row)
-        share = correct / total if total else None
-        classes.append({"name": name, "correct": correct, "count": total, "accuracy": share})
+    # Of the logarithms: probabilities may underflow.
+    log_mean = scipy.special.logsumexp(found.log_probabilities, axis=0) - np.log(len(members))
+    counts = confusion(log_mean.argmax(1), label, len(names))
+    totals = zip(names, counts.diagonal().tolist(), counts.sum(1).tolist(), strict=True)
+    classes = [
+        {"name": name, "correct": correct, "count": count, "accuracy": correct / count}
+        for name, correct, count in totals
+    ]
     return {
         "dataset": loaded.name,
         "trained_on": run.config.dataset,
-        **score(log_sum - np.log(len(members))),
-        "confusion": counts,
+        **score(log_mean),
+        "confusion": counts.tolist(),
         "classes": classes,
         "members": members,
         "single": summarize([member["accuracy"] for member in members]),

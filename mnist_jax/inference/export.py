@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from flax import traverse_util
 from jax import export as jax_export
 
 from mnist_jax import atomic_io
 from mnist_jax.data import class_names
 from mnist_jax.errors import DeviceError, NonFiniteError, UsageError
 from mnist_jax.inference.flags import RunFolder, print_warnings
-from mnist_jax.inference.restore import LoadedRun, load_runs, logits_fn
+from mnist_jax.inference.restore import LoadedRun, load_run, logits_fn
 from mnist_jax.models import IMAGE_SHAPE, count_parameters
 from mnist_jax.parallel import mesh
+from mnist_jax.runs.checkpoint import names_of
 from mnist_jax.runs.run_dir import read_result
 from mnist_jax.runs.statistics import percent
 
@@ -36,15 +36,10 @@ def export(
 ) -> dict[str, Any]:
     """Writes a saved model to `output` and its description beside it; returns the description.
 
-    Args:
-        run: the model.
-        file_format: safetensors or stablehlo.
-        output: a new file, or one that an earlier export wrote.
-        member: seed of the network, needed if the run has several.
+    member: seed of the network, needed if the run has several.
 
     Raises:
         UsageError: there is no such member, or `output` is a file that was not exported.
-        CheckpointError: the run's result is damaged.
         NonFiniteError: the parameters are not finite.
         DeviceError: a file cannot be written.
     """
@@ -58,7 +53,7 @@ def export(
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
         raise NonFiniteError(f"seed {seed} of {run.folder} is not finite; export another")
     is_program = file_format == "stablehlo"
-    data = to_stablehlo(run, params) if is_program else to_safetensors(params)
+    data = to_stablehlo(run, params) if is_program else safetensors.numpy.save(names_of(params))
     classes = class_names(config.dataset)
     scaled = "float32 images" + " / 255" * config.normalize
     content = "probabilities" if is_program else f"logits of {scaled}; apply softmax"
@@ -81,12 +76,6 @@ def export(
     }
     _write(output, data, description)
     return description
-
-
-def to_safetensors(params: Any) -> bytes:
-    """The parameters as a safetensors file, with names such as "conv1/kernel"."""
-    named: Any = traverse_util.flatten_dict(params, sep="/")
-    return safetensors.numpy.save(named)
 
 
 def to_stablehlo(run: LoadedRun, params: Any) -> bytes:
@@ -126,8 +115,8 @@ def _write(output: Path, data: bytes, description: dict[str, Any]) -> None:
         atomic_io.write_atomically(beside, (json.dumps(description, indent=1) + "\n").encode())
         atomic_io.write_atomically(output, data)
     except OSError as error:
-        problem = f"cannot write {output} ({error.strerror})"
-        raise DeviceError(f"{problem}; choose another --output") from error
+        reason = error.strerror
+        raise DeviceError(f"cannot write {output} ({reason}); choose another --output") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,9 +139,8 @@ class Export:
 
     def run(self) -> None:
         """Prints what was written, and the network's test accuracy."""
-        (run,) = load_runs([self.folder])
-        output = self.output and atomic_io.user_path(self.output)
-        output = output or run.folder / f"model.{self.format}"
+        run = load_run(self.folder)
+        output = atomic_io.user_path(self.output or run.folder / f"model.{self.format}")
         found = export(run, self.format, output, self.member)
         print_warnings(run.warnings)
         print(f"{output}  {output.stat().st_size:,} bytes, described in {output.name}.json")

@@ -2,14 +2,17 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from mnist_jax.inference.restore import LoadedRun, load_runs
+from mnist_jax.parallel import mesh
+
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-Runs = Annotated[  # may be empty: tyro has no "one or more", so each command checks it
+Runs = Annotated[  # may be empty, because tyro has no "one or more"; `load_runs` checks it
     tuple[Path, ...],
     tyro.conf.Positional,
     tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)"),
@@ -43,3 +46,11 @@ def print_warnings(messages: Iterable[str]) -> None:
     """Prints each message on stderr as one line, `warning: …`."""
     for message in messages:
         print(f"warning: {message}", file=sys.stderr)
+
+
+def open_runs(folders: Sequence[Path]) -> list[LoadedRun]:
+    """Loads a command's runs, prints their warnings and sets the process's compilation cache."""
+    runs = load_runs(folders)
+    print_warnings(warning for run in runs for warning in run.warnings)
+    print_warnings(mesh.enable_compilation_cache(runs[0].config.compilation_cache))
+    return runs

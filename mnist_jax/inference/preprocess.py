@@ -2,10 +2,8 @@
 
     file → read_image: grey levels → to_mnist: the digit, white on black, 28×28
 
-MNIST's digits are, in the words of its page, "size normalized to fit in a 20x20 pixel box while
-preserving their aspect ratio", grey "as a result of the anti-aliasing technique", and placed in a
-28×28 image "by computing the center of mass of the pixels, and translating the image so as to
-position this point at the center" (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist/).
+MNIST's digits fill "a 20x20 pixel box while preserving their aspect ratio" and have their center of
+mass at the center of a 28×28 image (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist/).
 An image of MNIST itself comes out nearly unchanged.
 """
 
@@ -27,7 +25,6 @@ from mnist_jax.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 MAX_BYTES = 100_000_000
-MAX_PIXELS = 64_000_000  # phone cameras have up to 50 million
 MAX_SIDE = 1024  # pixels; larger pictures are reduced, one digit needs no more
 SIZE, BOX = 28, 20  # pixels: side of an image, and of the box in it that a digit fills
 
@@ -39,23 +36,14 @@ THIN_STROKE, TYPICAL_STROKE = 1.6, 2.0
 
 
 class Digit(NamedTuple):
-    """The digit found in a picture.
+    """The digit found in a picture."""
 
-    Attributes:
-        image: (28, 28, 1) uint8, white on black, as MNIST would hold it.
-        others: number of further digits that the picture seems to hold.
-    """
-
-    image: np.ndarray
-    others: int
+    image: np.ndarray  # (28, 28, 1) uint8, white on black, as MNIST would hold it
+    others: int  # number of further digits that the picture seems to hold
 
 
 def read_digit(path: str | Path) -> Digit:
-    """Reads a picture and finds the digit in it: `to_mnist(read_image(path))`.
-
-    Raises:
-        DataError: as `read_image` and `to_mnist`; the message names the file.
-    """
+    """`to_mnist(read_image(path))`; the message of a DataError names the file."""
     grey = read_image(path)
     try:
         return to_mnist(grey)
@@ -64,18 +52,11 @@ def read_digit(path: str | Path) -> Digit:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Reads a picture as grey levels.
+    """Reads a picture as grey levels, (height, width) float32 from 0 (black) to 255 (white).
 
     The file's content determines the format, not its name; of several frames the first is read.
     Colours become their luma (ITU-R BT.601); 16-bit grey levels keep their precision; the EXIF
-    orientation is applied. Transparent pixels show a background. A picture with a side of more
-    than 1,024 pixels is reduced by an integer factor.
-
-    Args:
-        path: a PNG, JPEG, BMP, GIF or WebP file.
-
-    Returns:
-        (height, width) float32, from 0 (black) to 255 (white).
+    orientation is applied. A picture with a side of over `MAX_SIDE` is reduced.
 
     Raises:
         DataError: the file cannot be read, is not a picture, is damaged or too large.
@@ -87,9 +68,8 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oddities that do not prevent reading
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # over 89 million pixels
             picture = Image.open(BytesIO(data), formats=FORMATS)
-            if math.prod(picture.size) > MAX_PIXELS:  # nothing is decoded yet
-                raise Image.DecompressionBombError
             picture.draft("L", (MAX_SIDE, MAX_SIDE))  # lets the JPEG decoder reduce
             picture.load()
             with contextlib.suppress(Exception):  # damaged EXIF data in an intact picture
@@ -98,14 +78,10 @@ def read_image(path: str | Path) -> np.ndarray:
             picture = picture.reduce(max(1, math.ceil(max(picture.size) / MAX_SIDE)))
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{path} is not a picture; allowed are {', '.join(FORMATS)}") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path} has over {MAX_PIXELS // 10**6} million pixels; shrink it"
-        ) from error
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many types
-        raise DataError(f"{path} is damaged: {error}") from error
+        raise DataError(f"{path} cannot be decoded: {error}") from error
     return np.asarray(picture, np.float32)
 
 
@@ -118,24 +94,18 @@ def _to_grey(picture: Image.Image) -> Image.Image:
     picture = picture.convert("RGBA")
     grey, alpha = picture.convert("L"), picture.getchannel("A")
     opaque = np.asarray(grey)[np.asarray(alpha) >= 128]
-    low, median, high = np.percentile(opaque, (5, 50, 95)) if opaque.size else (0, 0, 0)
-    # A photo with some transparent pixels shows its background; a drawing is its opaque pixels,
-    # and the background is white behind dark ink, black behind bright ink.
-    is_photo = high - low > 32 and opaque.size > math.prod(picture.size) / 2
-    backdrop = int(median) if is_photo else 255 if median < 128 else 0
+    is_dark = opaque.size == 0 or np.median(opaque) < 128
+    backdrop = 255 if is_dark else 0  # white behind dark ink, black behind bright ink
     return Image.composite(grey, Image.new("L", picture.size, backdrop), alpha)
 
 
 def to_mnist(grey: np.ndarray) -> Digit:
-    """Finds the digit in a picture and brings it into MNIST's form.
+    """Finds the digit in a picture, as from `read_image`, and brings it into MNIST's form.
 
     The background may have any tone, darker or brighter than the ink, and uneven but smooth
     lighting; lines much fainter than the ink, as on squared paper, are ignored. Of several digits
     the largest is taken that does not touch the picture's edge; parts slightly detached from a
     digit belong to it. Strokes as thin as a ballpoint's are widened to MNIST's typical width.
-
-    Args:
-        grey: (height, width), from 0 (black) to 255 (white), as `read_image` returns it.
 
     Raises:
         DataError: nothing stands out from the background.
@@ -206,11 +176,11 @@ def _otsu(values: np.ndarray) -> float:
 
 
 class Region(NamedTuple):
-    """The pixels of one label: their number, and the rows and columns of their bounding box."""
+    """The pixels of one label in a label image."""
 
     label: int
-    area: int
-    box: tuple[slice, slice]
+    area: int  # number of pixels
+    box: tuple[slice, slice]  # rows and columns
 
     @property
     def side(self) -> int:

@@ -1,31 +1,23 @@
 """Checks that a run's folder holds what the run wrote and that its accuracy is reproducible."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from mnist_jax import atomic_io
+from mnist_jax import atomic_io, steps
+from mnist_jax.data import Split
 from mnist_jax.errors import CheckpointError
 from mnist_jax.inference.flags import DataFlags, RunFolder
-from mnist_jax.inference.restore import dataset_of, evaluate_split, load_config, load_run
+from mnist_jax.inference.restore import LoadedRun, dataset_of, load_config, load_run
 from mnist_jax.metrics import Metrics
-from mnist_jax.parallel import mesh
-from mnist_jax.parallel.ensemble import member_of
-from mnist_jax.runs import checkpoint, environment, run_dir
-from mnist_jax.runs.results import params_sha256
+from mnist_jax.parallel.mesh import make_mesh, put, replicated, to_host
+from mnist_jax.runs import environment, run_dir
+from mnist_jax.trainer import EVAL_BATCH_SIZE, dynamic_loop_bound, make_eval_steps
 
 TOLERANCE = 0.001  # share of images that rounding may change on a GPU or in another environment
-
-
-class Check(NamedTuple):
-    """One check: its name, what was found, and whether that is right."""
-
-    name: str
-    found: str
-    good: bool
 
 
 def verify(
@@ -34,34 +26,30 @@ def verify(
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
     platform: str | None = None,
-) -> Iterator[Check]:
+) -> Iterator[str]:
     """Checks a run's files against their digests, then evaluates its model again.
 
-    Changes nothing. Of an incomplete run, checks only the checkpoints.
+    Changes nothing. Yields a line per check.
 
     Raises:
         UsageError: the folder holds no run.
+        CheckpointError: a check failed; the message names it.
         DataError, DeviceError: the data set cannot be loaded, or the platform is absent.
     """
-    config = load_config(folder)
-    yield (files := _check("files", lambda: _files(folder)))
-    yield (checkpoints := _check("checkpoints", lambda: _checkpoints(folder)))
-    if not (files.good and checkpoints.good) or (record := run_dir.read_result(folder)) is None:
-        return
-    yield _check("parameters", lambda: _parameters(folder, record))
-    run = load_run(folder)
-    dataset = dataset_of(run, data_dir=data_dir, manual_dir=manual_dir)
-    with mesh.use_device(platform or config.platform, config.precision) as device:
-        metrics = evaluate_split(run, dataset.test, device)
-        exact = environment.describe(device) == record["environment"] and device.platform != "gpu"
-    yield _check("accuracy", lambda: _accuracy(record, metrics, exact))
-
-
-def _check(name: str, find: Callable[[], str]) -> Check:
-    try:
-        return Check(name, find(), True)
-    except (CheckpointError, atomic_io.IntegrityError, OSError) as error:
-        return Check(name, str(error), False)
+    load_config(folder)
+    checks = {
+        "files": lambda: _files(folder),
+        "checkpoints": lambda: _checkpoints(folder),
+        "accuracy": lambda: _accuracy(load_run(folder), data_dir, manual_dir, platform),
+    }
+    for name, check in checks.items():
+        try:
+            yield f"{name:12s}{check()}"
+        except (CheckpointError, atomic_io.IntegrityError, OSError) as error:
+            raise CheckpointError(
+                f"{folder} differs from what its run wrote: {name}: {error}; remove result.json "
+                "and repeat the run's command"
+            ) from error
 
 
 def _files(folder: Path) -> str:
@@ -79,26 +67,38 @@ def _checkpoints(folder: Path) -> str:
     return f"{len(paths)} match their digests; the newest is at step {load_run(folder).step:,}"
 
 
-def _parameters(folder: Path, record: dict[str, Any]) -> str:
-    arrays, _, _ = checkpoint.load_newest(folder / "checkpoints") or ({}, {}, [])
-    named = {name.partition("state/params/")[2]: array for name, array in arrays.items()}
-    params = {name: array for name, array in named.items() if name}
-    seeds = record.get("seeds")
-    members = [member_of(params, m) for m in range(seeds)] if seeds else [params]
-    if [params_sha256(member) for member in members] != np.ravel(record["params_sha256"]).tolist():
-        raise CheckpointError(f"the newest checkpoint's are not those of {run_dir.RESULT}")
-    return "the newest checkpoint's have the recorded SHA-256"
-
-
-def _accuracy(record: dict[str, Any], metrics: Metrics, exact: bool) -> str:
-    correct, recorded = np.atleast_1d(metrics.correct), np.atleast_1d(record["test_correct"])
+def _accuracy(
+    run: LoadedRun, data_dir: Path | None, manual_dir: Path | None, platform: str | None
+) -> str:
+    record = run_dir.read_result(run.folder)
+    if record is None:
+        return "not recorded yet"
+    dataset = dataset_of(run, data_dir=data_dir, manual_dir=manual_dir)
+    with run.use_device(platform) as device:
+        correct = np.atleast_1d(_evaluate(run, dataset.test, device).correct)
+        exact = environment.describe(device) == record["environment"] and device.platform != "gpu"
+    recorded = np.atleast_1d(record["test_correct"])
     found = f"{', '.join(map(str, correct))} of {record['test_count']} test images"
     if (correct == recorded).all():
         return f"{found}, as recorded"
-    found += f"; recorded: {', '.join(map(str, recorded))}"
+    found += f", recorded: {', '.join(map(str, recorded))}"
     if exact or np.abs(correct - recorded).max() > TOLERANCE * record["test_count"]:
         raise CheckpointError(found)
     return f"{found}; rounding differs between devices and versions"
+
+
+def _evaluate(run: LoadedRun, split: Split, device: jax.Device) -> Metrics:
+    """The metrics of each member on a split, by the program of the training, on one device."""
+    seeds, params = run.config.seeds, run.members[0]
+    if seeds is not None:
+        params = jax.tree.map(lambda *leaves: np.stack(leaves), *run.members)
+    mesh, step_config = make_mesh([device], seeds), steps.make_step_config(run.config)
+    eval_steps = make_eval_steps(
+        run.model, mesh, step_config=step_config, members=seeds is not None
+    )
+    count = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
+    args = put((params, Metrics.zeros(seeds), split, np.int32(0)), replicated(mesh))
+    return to_host(eval_steps(*args, np.int32(count) if dynamic_loop_bound(device) else count))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,13 +109,9 @@ class Verify(DataFlags):
     """The run's folder."""
 
     def run(self) -> None:
-        """Prints a line per check; raises CheckpointError if one failed."""
-        folder, failed = atomic_io.user_path(self.folder), []
+        """Prints a line per check; raises CheckpointError if one fails."""
+        folder = atomic_io.user_path(self.folder)
         run_dir.check_idle(folder)
-        for check in verify(folder, platform=self.platform, **self.folders_of_data()):
-            print(f"{check.name:12s}{'ok' if check.good else 'WRONG':6s}{check.found}", flush=True)
-            failed += [] if check.good else [check.name]
-        if failed:
-            problem = f"{folder} differs from what its run wrote: {', '.join(failed)}"
-            raise CheckpointError(f"{problem}; remove result.json and repeat the run's command")
+        for line in verify(folder, platform=self.platform, **self.folders_of_data()):
+            print(line, flush=True)
         print("OK")

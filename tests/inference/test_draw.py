@@ -17,10 +17,9 @@ import pytest
 from werkzeug.test import Client
 
 from mnist_jax import predict
-from mnist_jax.errors import NonFiniteError
 from mnist_jax.inference import draw
 from mnist_jax.inference.preprocess import to_mnist
-from mnist_jax.inference.restore import load_run
+from mnist_jax.inference.restore import Predictor, load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = draw.SIDE
@@ -116,33 +115,28 @@ def test_a_body_without_end_is_refused_before_it_is_read(address, header):
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def test_threads_get_the_mean_of_the_finite_members(runs, copied, edit_params):
-    read, found = draw.reader(load_run(runs / "many"), "cpu"), []
-    threads = [threading.Thread(target=lambda: found.append(read(STROKE))) for _ in range(3)]
+def test_threads_get_the_mean_of_the_members(runs):
+    predictor, found = Predictor(load_run(runs / "many"), "cpu"), []
+
+    def read() -> None:
+        found.append(draw.read_drawing(predictor, STROKE))
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     expected = predict(runs / "many", to_mnist(STROKE).image[None])[0]
+    assert len(found) == 3
     for answer in found:
         np.testing.assert_allclose(answer["probabilities"], expected, rtol=1e-4)
-
-    edit_params(folder := copied("many"), lambda name, array: array.__setitem__(1, np.nan))
-    run = load_run(folder)
-    assert sum(draw.reader(run)(STROKE)["probabilities"]) == pytest.approx(1)
-    assert run.warnings == [f"seed 1235 of {folder} is not finite; it is excluded"]
-    edit_params(folder, lambda name, array: array.fill(np.nan))
-    with pytest.raises(NonFiniteError):
-        draw.reader(load_run(folder))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--port=70000"], "port is 70000; allowed is 0 to 65535"),
-        (["--port=-1"], "port is -1"),
         (["--host=no such host"], "cannot listen at 'no such host'"),
-        (["--host=a\0b"], "cannot listen at"),
         (["--host=192.0.2.1", "--port=0"], "choose another --host, such as 127.0.0.1"),
         (["--port=TAKEN"], "Address already in use"),
     ],
@@ -154,20 +148,19 @@ def test_an_impossible_address_gets_one_line(runs, command, words, message):
     assert (status, err.count("\n"), message in err) == (2, 1, True), err
 
 
-@pytest.mark.parametrize(("host", "here"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
-def test_addresses_for_this_machine_and_for_others(host, here):
-    with draw.listen(host, 0) as listening:
+def test_addresses_for_this_machine_and_for_others():
+    with draw.listen("0.0.0.0", 0) as listening:
         port = listening.getsockname()[1]
         first, *others = draw.addresses(listening)
-    assert first == f"http://{here}:{port}"
+    assert first == f"http://127.0.0.1:{port}"
     for url in others:  # none outside of networks
-        assert re.fullmatch(rf"http://\[?[0-9a-f.:]+\]?:{port}", url)
+        assert re.fullmatch(rf"http://[0-9.]+:{port}", url)
     with draw.listen("127.0.0.1", 0) as listening:
         assert len(draw.addresses(listening)) == 1
 
 
-def test_a_host_name_that_the_user_gave_is_accepted():
-    client = Client(draw.application(lambda grey: {}, {}, "Study"))
+def test_a_host_name_that_the_user_gave_is_accepted(runs):
+    client = Client(draw.application(Predictor(load_run(runs / "one")), {}, "Study"))
     names = ("study", "STUDY:8000", "study.example", "localhost")
     found = [client.get("/model", base_url=f"http://{name}").status_code for name in names]
     assert found == [200, 200, 403, 200]

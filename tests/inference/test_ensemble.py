@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from mnist_jax.inference import compare
-from mnist_jax.inference.restore import Prediction, Predictor, dataset_of, load_run, load_runs
-from mnist_jax.parallel import mesh
+from mnist_jax.inference.restore import Prediction, dataset_of, load_runs
 
-RECIPES = "says nothing about the recipes: another seed may reverse the result."
+RECIPES = "Single networks say nothing about the recipes: another seed may reverse it."
 
 
 def prediction(*members) -> Prediction:
@@ -28,18 +27,6 @@ def test_predictions_are_those_of_the_training_s_evaluation(runs, data_dir):
     np.testing.assert_allclose(found.probabilities.sum(2), 1, rtol=1e-5)
 
 
-def test_shift_averages_over_nine_places(runs, data_dir):
-    one = load_run(runs / "one")
-    images = dataset_of(one, data_dir=data_dir).test.image[:20]
-    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    with mesh.use_device("cpu", "float32") as device:
-        found = Predictor(one, device, shift=2)(images)
-        plain = Predictor(one, device)
-        moved = [plain(padded[:, y : y + 28, x : x + 28]) for y in (0, 2, 4) for x in (0, 2, 4)]
-    expected = np.mean([each.mean for each in moved], axis=0)
-    np.testing.assert_allclose(found.mean, expected, rtol=1e-4, atol=1e-7)
-
-
 def test_votes_by_hand():
     """Three members, four images, three classes."""
     rows = [
@@ -51,7 +38,6 @@ def test_votes_by_hand():
     found = compare.vote(prediction(*rows), np.array([0, 0, 0, 1]))
     assert found["averaged"]["correct"] == 3  # all but the second
     assert found["majority"]["correct"] == 3  # all but the third
-    assert found["missed_by_all"] == []
     assert found["single"]["mean"] == pytest.approx((2 + 3 + 2) / 12)
     assert found["members"] == 3
 
@@ -73,13 +59,11 @@ def test_seeds_decide_where_each_side_has_several():
 
 
 def test_ensemble_command(runs, command):
-    status, out, _ = command("ensemble", runs / "many", runs / "one", "--json")
-    found = json.loads(out)
-    assert (status, found["members"], found["averaged"]["count"]) == (0, 4, 360)
-    status, out, err = command("ensemble", runs / "worse", "--shift=1")
-    lines = out.splitlines()
-    assert (status, err, "mean of 3 members, sd " in lines[0]) == (0, "", True)
-    assert re.fullmatch(r"images that all members miss: \d+ ( \d+){10} …", lines[-1])
+    status, out, err = command("ensemble", runs / "many", runs / "one")
+    single, averaged, majority = out.splitlines()
+    assert (status, err, "mean of 4 members, sd " in single) == (0, "", True)
+    for line in (averaged, majority):
+        assert re.search(r" [\d.]+ % \(\d+/360\), 95 % interval", line)
 
 
 def test_compare_command(runs, command):
@@ -91,17 +75,15 @@ def test_compare_command(runs, command):
     assert (status, out.splitlines()[-1]) == (0, f"{many} is significantly better than {worse}")
     status, out, _ = command("compare", one, one)
     assert (status, out.splitlines()[-1]) == (0, "no significant difference")
-    assert f"Comparing two single networks {RECIPES}" in out
+    assert RECIPES in out
     status, out, _ = command("compare", one, worse)
-    assert (status, f"Comparing with a single network {RECIPES}" in out) == (7, True)
+    assert (status, RECIPES in out) == (7, True)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("ensemble", "no run is given"),
-        ("ensemble x y ./x", "a run is given twice"),
-        ("ensemble x --shift=28", "shift is 28; allowed is 0 to 27"),
+        ("ensemble", "no run is named"),
         ("ensemble ONE OTHER", "different data sets"),
         ("compare ONE OTHER", "different data sets"),
     ],

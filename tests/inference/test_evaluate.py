@@ -1,6 +1,5 @@
 """`evaluate`, as a function and as a command."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -9,15 +8,12 @@ import numpy as np
 import pytest
 
 from mnist_jax import data, evaluate
-from mnist_jax.errors import NonFiniteError, UsageError
-from mnist_jax.inference import evaluate as evaluation
+from mnist_jax.errors import NonFiniteError
 from mnist_jax.inference.restore import Predictor, load_run
-from mnist_jax.parallel import mesh
 
 
 def mean_probabilities(folder, images) -> np.ndarray:
-    with mesh.use_device("cpu", "float32") as device:
-        return Predictor(load_run(folder), device)(images).mean
+    return Predictor(load_run(folder))(images).mean
 
 
 @pytest.fixture
@@ -118,19 +114,6 @@ def test_another_data_set(copied, data_dir, command):
     assert (status, out.splitlines()[1]) == (0, "trained on fashion_mnist")
     status, _, err = command("evaluate", folder, "--dataset=mnits")
     assert (status, "did you mean mnist" in err) == (2, True)
-
-
-def test_a_data_set_without_some_classes(runs, data_dir, monkeypatch, command):
-    dataset = data.load_dataset("digits", data_dir=data_dir)
-    image, label = dataset.test.image, dataset.test.label
-    few = dataclasses.replace(dataset, test=data.Split(image[label < 9], label[label < 9]))
-    monkeypatch.setattr(evaluation, "dataset_of", lambda *_, **__: few)
-    assert evaluate(runs / "one")["classes"][9]["accuracy"] is None
-    assert command("evaluate", runs / "one")[1].splitlines()[-1].endswith(" -")
-    two = dataclasses.replace(dataset, class_names=("a", "b"))
-    monkeypatch.setattr(evaluation, "dataset_of", lambda *_, **__: two)
-    with pytest.raises(UsageError, match="digits has 2 classes, the model 10; choose another"):
-        evaluate(runs / "one")
 
 
 @pytest.mark.parametrize("words", ["evaluate CUT", "ensemble CUT", "compare CUT ONE", "export CUT"])

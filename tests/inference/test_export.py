@@ -18,7 +18,6 @@ from mnist_jax.errors import NonFiniteError
 from mnist_jax.inference import export
 from mnist_jax.inference.restore import LoadedRun, Predictor
 from mnist_jax.models import MODELS, param_shapes
-from mnist_jax.parallel import mesh
 
 PAGE = (Path(__file__).parents[2] / "docs" / "running.md").read_text()
 LOADING = next(c for c in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "deserial" in c)
@@ -52,8 +51,7 @@ def test_the_documented_script_runs_without_this_package(model, tmp_path):
     command = [sys.executable, "script.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with mesh.use_device("cpu", "float32") as device:
-        expected = Predictor(run, device, batch_size=7)(IMAGES).mean
+    expected = Predictor(run, "cpu")(IMAGES).mean
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -71,8 +69,7 @@ def test_the_program_has_the_precision_of_the_run(precision, marks, tolerance, t
     program = loaded(tmp_path / "x")
     assert re.search(marks, program.mlir_module())
     assert b".py" not in (tmp_path / "x").read_bytes()  # no path of this machine
-    with mesh.use_device("cpu", precision) as device:
-        expected = Predictor(run, device)(IMAGES).mean
+    expected = Predictor(run, "cpu")(IMAGES).mean
     np.testing.assert_allclose(jax.jit(program.call)(IMAGES), expected, rtol=tolerance)
 
 

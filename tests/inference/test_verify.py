@@ -51,15 +51,13 @@ def checkpoints(folder) -> list:
         (lambda f: checkpoints(f)[-1].write_bytes(b""), "checkpoints"),
         (lambda f: checkpoints(f)[0].write_bytes(b""), "checkpoints"),
         (lambda f: forge(f, test_correct=360), "accuracy"),
-        (lambda f: forge(f, params_sha256="0"), "parameters"),
     ],
 )
 def test_what_was_changed_is_named(copied, command, change, named):
     change(folder := copied("one"))
-    status, out, err = command("verify", folder)
+    status, _, err = command("verify", folder)
     assert (status, err.count("\n")) == (4, 1)
-    assert f"differs from what its run wrote: {named}; " in err
-    assert f"{named:12s}WRONG" in out
+    assert f"differs from what its run wrote: {named}: " in err
 
 
 def test_rounding_in_another_environment_is_allowed(copied, command):
@@ -69,9 +67,9 @@ def test_rounding_in_another_environment_is_allowed(copied, command):
     assert command("verify", folder)[0] == 0
     correct = json.loads((folder / "result.json").read_text())["test_correct"]
     forge(folder, test_correct=correct - 1)
-    status, out, _ = command("verify", folder)
+    status, _, err = command("verify", folder)
     assert status == 4
-    assert f"{correct} of 360 test images; recorded: {correct - 1}" in out
+    assert f"{correct} of 360 test images, recorded: {correct - 1}" in err
 
 
 def test_an_incomplete_run_is_checked_as_far_as_it_came(copied, command):
