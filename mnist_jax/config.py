@@ -62,8 +62,7 @@ class Config:
     """Passes over the training images. None: the preset's (10; fast 4)."""
 
     batch_size: int | None = None
-    """Images per training step. The last batch of an epoch may be smaller. None: the preset's
-    (100)."""
+    """Images per training step; fewer in an epoch's last batch. None: the preset's (100)."""
 
     learning_rate: float | None = None
     """Adam's step size; with a schedule, its highest value. None: the preset's (0.001; fast and
@@ -81,8 +80,8 @@ class Config:
     preset's (0; fast and best 2)."""
 
     rotation: float | None = None
-    """Rotate each training image by up to this many degrees, at random. None: the preset's (0;
-    best 10)."""
+    """Rotate each training image at random, by up to this many degrees. None: the preset's (0; best
+    10)."""
 
     scale: float | None = None
     """Scale each axis of a training image by up to this fraction, at random. None: the preset's (0;
@@ -103,8 +102,7 @@ class Config:
     """Hold out this many training images, the same for every seed, and report on them too."""
 
     seed: int = 1234
-    """Seed of the initial weights, the order of the images, augmentation and dropout; 0 to
-    4294967295."""
+    """Seed of initial weights, image order, augmentation and dropout; 0 to 4294967295."""
 
     seeds: int | None = None
     """Train this many networks in one program, with consecutive seeds from --seed on, and report
@@ -128,8 +126,7 @@ class Config:
     always do."""
 
     max_steps: int | None = None
-    """End the run after this many steps; metrics include the partial epoch. None: after the last
-    epoch."""
+    """End the run after this many steps, within an epoch or not. None: after the last epoch."""
 
     data_dir: Path = _runtime(DEFAULT_DATA_DIR)
     """Folder for prepared and decoded data sets."""

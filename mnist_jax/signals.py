@@ -30,13 +30,10 @@ def catch_signals() -> Iterator[Stop]:
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        previous = before[number]
         if stop.armed and stop.signal is None:
             stop.signal = number
-        elif callable(previous):  # the second signal: files are written atomically
-            previous(number, frame)
-        elif previous == signal.SIG_DFL:
-            signal.signal(number, signal.SIG_DFL)
+        else:  # nothing to save yet, or the second signal: files are written atomically
+            signal.signal(number, before[number])
             signal.raise_signal(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
