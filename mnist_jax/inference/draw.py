@@ -13,7 +13,7 @@ import logging
 import socket
 from collections.abc import Callable
 from importlib import resources
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -129,13 +129,6 @@ def _is_own_host(value: str, host: str) -> bool:
         return False
 
 
-def serve(listening: socket.socket, app: Callable[..., Any]) -> NoReturn:
-    """Serves until Ctrl-C, which raises KeyboardInterrupt."""
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # requests may wait
-    create_server(app, sockets=[listening], max_request_body_size=SIDE**2 + 1).run()
-    raise KeyboardInterrupt  # waitress has caught it, and closed
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Draw(PlatformFlags):
     """Serves a page to draw digits on, which shows what a saved model reads."""
@@ -163,4 +156,7 @@ class Draw(PlatformFlags):
             lines += [f"from other machines at {url}" for url in others]
             print(*lines, sep="\n", flush=True)
             model = {"model": text, "classes": class_names(run.config.dataset), "side": SIDE}
-            serve(listening, application(predictor, model, self.host))
+            app = application(predictor, model, self.host)
+            logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # requests may wait
+            create_server(app, sockets=[listening], max_request_body_size=SIDE**2 + 1).run()
+            raise KeyboardInterrupt  # waitress has caught it, and closed

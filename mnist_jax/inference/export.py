@@ -26,7 +26,6 @@ from mnist_jax.runs.checkpoint import names_of
 from mnist_jax.runs.run_dir import read_result
 from mnist_jax.runs.statistics import percent
 
-VERSION = 1  # of the description
 PLATFORMS = ("cpu", "cuda", "tpu")  # a StableHLO program runs on each
 Format = Literal["safetensors", "stablehlo"]
 
@@ -52,19 +51,19 @@ def export(
     params = run.members[place]
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
         raise NonFiniteError(f"seed {seed} of {run.folder} is not finite; export another")
-    is_program = file_format == "stablehlo"
-    data = to_stablehlo(run, params) if is_program else safetensors.numpy.save(names_of(params))
+    if file_format == "stablehlo":
+        data, content = to_stablehlo(run, params), "probabilities"
+    else:
+        data, scaled = safetensors.numpy.save(names_of(params)), " / 255" * config.normalize
+        content = f"logits of float32 images{scaled}; apply softmax"
     classes = class_names(config.dataset)
-    scaled = "float32 images" + " / 255" * config.normalize
-    content = "probabilities" if is_program else f"logits of {scaled}; apply softmax"
     description = {
-        "version": VERSION,
+        "version": 1,
         "format": file_format,
         "file": output.name,
         "sha256": hashlib.sha256(data).hexdigest(),
         "input": {"shape": ["b", *IMAGE_SHAPE], "dtype": "uint8", "content": "light on black"},
         "output": {"shape": ["b", len(classes)], "dtype": "float32", "content": content},
-        **({"platforms": PLATFORMS} if is_program else {}),
         "classes": classes,
         "seed": seed,
         "epochs": run.epoch,
@@ -81,8 +80,7 @@ def export(
 def to_stablehlo(run: LoadedRun, params: Any) -> bytes:
     """A program that holds the parameters, to be read by `jax.export.deserialize`.
 
-    (b, 28, 28, 1) uint8 → probabilities (b, classes) float32, in the run's precision, on each of
-    `PLATFORMS`.
+    (b, 28, 28, 1) uint8 → probabilities (b, classes) float32, in the run's precision.
     """
     logits = logits_fn(run)
     images = jax.ShapeDtypeStruct((*jax_export.symbolic_shape("b"), *IMAGE_SHAPE), jnp.uint8)
@@ -115,8 +113,7 @@ def _write(output: Path, data: bytes, description: dict[str, Any]) -> None:
         atomic_io.write_atomically(beside, (json.dumps(description, indent=1) + "\n").encode())
         atomic_io.write_atomically(output, data)
     except OSError as error:
-        reason = error.strerror
-        raise DeviceError(f"cannot write {output} ({reason}); choose another --output") from error
+        raise DeviceError(f"cannot write {output}; choose another --output ({error})") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

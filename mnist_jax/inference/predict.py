@@ -20,9 +20,7 @@ from mnist_jax.inference.restore import Predictor, load_run
 from mnist_jax.runs.statistics import percent
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-Pictures = Annotated[
-    tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE [PICTURE ...]")
-]
+Metavar = tyro.conf.arg(metavar="PICTURE [PICTURE ...]")
 
 
 def predict(
@@ -86,7 +84,7 @@ class Predict(PlatformFlags):
     folder: RunFolder
     """The run's folder. With --seeds=K: the mean of its networks' probabilities."""
 
-    pictures: Pictures
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, Metavar]
     """PNG, JPEG, BMP, GIF or WebP files, and folders of them."""
 
     json: bool = False
@@ -115,9 +113,8 @@ class Predict(PlatformFlags):
                 continue
             prediction = predictor(digit.image[None])
             warnings = list(prediction.warnings)
-            if digit.others:
-                several = f"{path} seems to hold {digit.others + 1} digits; the largest is used"
-                warnings.append(several)
+            if (digits := digit.others + 1) > 1:
+                warnings.append(f"{path} seems to hold {digits} digits; the largest is used")
             print_warnings(printable(text) for text in warnings if text not in shown)
             shown.update(warnings)
             if self.save_preprocessed:

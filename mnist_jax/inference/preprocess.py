@@ -249,9 +249,8 @@ def _normalize(ink: np.ndarray, own: np.ndarray, digit: Region) -> np.ndarray:
     def resample(picture: np.ndarray, method: Resampling) -> np.ndarray:
         square = Image.fromarray(picture.astype(np.float32)).crop((x, y, x + side, y + side))
         if widen:
-            square = Image.fromarray(
-                scipy.ndimage.maximum_filter(np.asarray(square), 2 * widen + 1)
-            )
+            wider = scipy.ndimage.maximum_filter(np.asarray(square), 2 * widen + 1)
+            square = Image.fromarray(wider)
         window = (left, top, left + length, top + length)
         return np.asarray(square.resize((SIZE, SIZE), method, window))
 

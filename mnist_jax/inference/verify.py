@@ -34,7 +34,6 @@ def verify(
     Raises:
         UsageError: the folder holds no run.
         CheckpointError: a check failed; the message names it.
-        DataError, DeviceError: the data set cannot be loaded, or the platform is absent.
     """
     load_config(folder)
     checks = {
@@ -92,10 +91,8 @@ def _evaluate(run: LoadedRun, split: Split, device: jax.Device) -> Metrics:
     seeds, params = run.config.seeds, run.members[0]
     if seeds is not None:
         params = jax.tree.map(lambda *leaves: np.stack(leaves), *run.members)
-    mesh, step_config = make_mesh([device], seeds), steps.make_step_config(run.config)
-    eval_steps = make_eval_steps(
-        run.model, mesh, step_config=step_config, members=seeds is not None
-    )
+    mesh, settings = make_mesh([device], seeds), steps.make_step_config(run.config)
+    eval_steps = make_eval_steps(run.model, mesh, step_config=settings, members=bool(seeds))
     count = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
     args = put((params, Metrics.zeros(seeds), split, np.int32(0)), replicated(mesh))
     return to_host(eval_steps(*args, np.int32(count) if dynamic_loop_bound(device) else count))

@@ -263,14 +263,13 @@ def test_tone_light_place_and_size_make_little_difference(change, real):
         assert difference(to_mnist(image), to_mnist(change(image))) < 18
 
 
-def test_noise_makes_little_difference(real):
+@pytest.mark.parametrize("sd, salt", [(6, 0), (0, 0.002)])
+def test_noise_makes_little_difference(sd, salt, real):
     rng = np.random.default_rng(0)
     for image in real:
         picture = on_paper(larger(image, 5), 40, 220)
-        noisy = picture + rng.normal(0, 6, picture.shape)
-        salted = np.where(rng.random(picture.shape) < 0.002, 0, picture)
-        for other in (noisy, salted):
-            assert difference(to_mnist(picture), to_mnist(other)) < 16
+        noisy = np.where(rng.random(picture.shape) < salt, 0, rng.normal(picture, sd))
+        assert difference(to_mnist(picture), to_mnist(noisy)) < 16
 
 
 @pytest.mark.parametrize(
@@ -291,18 +290,6 @@ def test_noise_makes_little_difference(real):
 def test_a_blank_picture_is_refused(picture):
     with pytest.raises(DataError, match="no digit found"):
         to_mnist(picture)
-
-
-def test_no_picture_causes_a_numerical_warning():
-    """Warnings are errors here. Whether a digit is found does not matter."""
-    rng = np.random.default_rng(0)
-    for shape in [(1, 1), (1, 2), (2, 1), (5, 5), (1, 999), (999, 1), (28, 28), (3, 40)]:
-        for levels in ([0, 255], [0, 1], [100, 130, 255]):
-            try:
-                image = to_mnist(rng.choice(levels, shape)).image
-            except DataError:
-                continue
-            assert (image.shape, image.dtype) == ((28, 28, 1), np.uint8)
 
 
 def beside(*pictures: np.ndarray) -> np.ndarray:
