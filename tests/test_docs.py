@@ -96,12 +96,14 @@ def test_training_commands_are_configs(command):
 @pytest.mark.campaign
 @pytest.mark.parametrize("command", [c for c in TRAIN if "--coordinator" not in c])
 def test_training_commands_train(command, mnist_dir, data_dir, tmp_path):
-    """In full; of the CNN only the first steps."""
+    """In full; of many seeds only one epoch, of the CNN only the first steps."""
     words = [sys.executable, str(ROOT / "train.py"), *shlex.split(command)[2:]]
     words = [word for word in words if not word.startswith(("--workdir", "--manual_dir"))]
     words += [f"--manual_dir={mnist_dir}", f"--data_dir={data_dir}", f"--workdir={tmp_path}/run"]
     if not re.search("--model=(logistic|mlp)", command):
         words.append("--max_steps=5")
+    elif "--seeds" in command:
+        words.append("--epochs=1")
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "8" if "--devices" in command else "1"}
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
