@@ -221,15 +221,6 @@ def test_a_learner_can_step_through_without_jit(config, monkeypatch):
     assert (250, 28, 28, 1) in seen  # evaluation; the gradient of a step is traced
 
 
-def test_offset_seeds_are_refused(config):
-    jax.config.update("jax_random_seed_offset", 7)
-    try:
-        with pytest.raises(UsageError, match="JAX_RANDOM_SEED_OFFSET is 7"):
-            fit(config())
-    finally:
-        jax.config.update("jax_random_seed_offset", 0)
-
-
 def test_deterministic_names_options_that_xla_knows():
     """They are used on a GPU only; XLA would refuse a wrong name here too."""
     options = mesh.DETERMINISTIC_OPTIONS

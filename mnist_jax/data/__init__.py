@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mnist_jax.atomic_io import IntegrityError, exists, user_path
+from mnist_jax.atomic_io import user_path
 from mnist_jax.data import cache, digits, tfds_folder
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
 from mnist_jax.data.split import Split, hold_out
@@ -32,17 +32,13 @@ def class_names(name: str) -> tuple[str, ...]:
 class Dataset:
     """Training and test images, and where they came from."""
 
-    name: str
-    """The data set that was loaded, never "auto": one of `DATASETS`."""
+    name: str  # one of `DATASETS`, never "auto"
     train: Split
     test: Split
-    source: str
-    """Where the arrays came from, in a few words."""
-    warnings: tuple[str, ...]
-    """What the user should know: a substitution, a damaged file, a folder that is not used."""
+    source: str  # where the arrays came from, in a few words
+    warnings: tuple[str, ...]  # what the user should know, such as a substitution
     class_names: tuple[str, ...]
-    validation: Split | None = None
-    """Training images held out by `hold_out`; `train` does not contain them."""
+    validation: Split | None = None  # held out by `hold_out`; `train` does not contain it
 
     def hold_out(self, count: int) -> "Dataset":
         """Returns the data set with `count` training images moved to `validation`."""
@@ -72,16 +68,14 @@ def load_dataset(
 
     Raises:
         UsageError: an unknown name, or a `manual_dir` for the digits.
-        DataError: the data set cannot be loaded, or a file in `manual_dir` is not the original.
+        DataError: the data set cannot be loaded, or a copy of it is damaged.
     """
     known = ("auto", *SOURCES, "digits")
     if name not in known:
         raise unknown_choice("dataset", name, known)
-    data_dir = user_path(data_dir)
-    if manual_dir is not None:
-        if name == "digits":
-            raise UsageError(f"digits take no --manual_dir; {', '.join(SOURCES)} do; leave it out")
-        manual_dir = user_path(manual_dir)
+    if manual_dir is not None and name == "digits":
+        raise UsageError(f"digits take no --manual_dir; {', '.join(SOURCES)} do; leave it out")
+    data_dir, manual_dir = user_path(data_dir), user_path(manual_dir) if manual_dir else None
     try:
         return _load("mnist" if name == "auto" else name, data_dir, manual_dir)
     except UnreachableError as error:
@@ -91,8 +85,7 @@ def load_dataset(
                 "or use --dataset=digits"
             ) from error
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error}"
-        dataset = _load("digits", data_dir, None)
-        return replace(dataset, warnings=(warning, *dataset.warnings))
+        return replace(_load("digits", data_dir, None), warnings=(warning,))
 
 
 def _load(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
@@ -100,33 +93,13 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
     if manual_dir is not None:
         read_originals(name, manual_dir)  # an error even if the cache is there
     path = cache.file_of(name, data_dir, SOURCES[name].key if name in SOURCES else digits.VERSION)
-    warnings: list[str] = []
-    if found := _read_cache(name, path, warnings):
-        return found
-    with cache.lock(data_dir, name):
-        warnings.clear()
-        if found := _read_cache(name, path, warnings):  # another process wrote it
-            return found
-        try:
-            source, (train, test) = _read_source(name, data_dir, manual_dir, warnings)
-        except DataError as error:
-            if not warnings:
-                raise
-            # There is a copy, though unusable, so "auto" must not replace MNIST.
-            raise DataError("; ".join((*warnings, str(error)))) from error
-        cache.write(path, train, test)
-    return Dataset(name, train, test, source, tuple(warnings), class_names(name))
-
-
-def _read_cache(name: str, path: Path, warnings: list[str]) -> Dataset | None:
-    try:
-        train, test = cache.read(path)
-    except OSError:
-        return None
-    except IntegrityError as error:
-        warnings.append(f"the decoded cache is damaged and not used: {error}")
-        return None
-    return Dataset(name, train, test, f"decoded cache {path}", (), class_names(name))
+    source, warnings = f"decoded cache {path}", []
+    if (splits := cache.read(path)) is None:
+        with cache.lock(data_dir, name):
+            if (splits := cache.read(path)) is None:  # unless another process has written it
+                source, splits = _read_source(name, data_dir, manual_dir, warnings)
+                cache.write(path, *splits)
+    return Dataset(name, *splits, source, tuple(warnings), class_names(name))
 
 
 def _read_source(
@@ -136,23 +109,19 @@ def _read_source(
     if name == "digits":
         return "the digits bundled with scikit-learn", digits.load()
     source, folder = SOURCES[name], tfds_folder.folder_of(name, data_dir)
-    if found := exists(folder):
-        try:
-            return f"prepared folder {folder}", tfds_folder.read(folder, source)
-        except (DataError, ImportError) as error:
-            warnings.append(f"{folder} is not used: {error}")
+    if folder.exists():
+        return f"prepared folder {folder}", tfds_folder.read(folder, source)
     if manual_dir is not None:
         description, originals = f"original files in {manual_dir}", manual_dir
     else:
         description, originals = f"downloaded from {source.url}", data_dir / "downloads" / name
         download(name, originals)
-    train, test = parse(name, read_originals(name, originals))
-    if not found:
-        try:
-            tfds_folder.prepare(name, data_dir, train, test)
-        except ImportError as error:
-            warnings.append(f"{folder} is not prepared: {error}; the original files were read")
-    return description, (train, test)
+    splits = parse(read_originals(name, originals))
+    try:
+        tfds_folder.prepare(name, data_dir, *splits)
+    except ImportError as error:  # array_record does not exist for Windows
+        warnings.append(f"{folder} is not prepared: {error}; the original files were read")
+    return description, splits
 
 
 @dataclass(frozen=True, kw_only=True)

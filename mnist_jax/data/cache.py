@@ -3,13 +3,11 @@
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import numpy as np
-
 from mnist_jax import atomic_io
 from mnist_jax.data.split import Split
 from mnist_jax.errors import DataError
 
-LOCK_TIMEOUT_S = 600.0
+LOCK_TIMEOUT_S = 600
 
 
 def file_of(name: str, data_dir: Path, key: str) -> Path:
@@ -17,14 +15,18 @@ def file_of(name: str, data_dir: Path, key: str) -> Path:
     return data_dir / "decoded" / f"{name}-{key[:16]}.safetensors"
 
 
-def read(path: Path) -> tuple[Split, Split]:
-    """Returns train and test.
+def read(path: Path) -> tuple[Split, Split] | None:
+    """Returns train and test; None if there is no such file, or it may not be read.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
-        IntegrityError: the file is damaged.
+        DataError: the file is damaged.
     """
-    arrays = atomic_io.parse_arrays(atomic_io.read_verified(path))
+    try:
+        arrays = atomic_io.parse_arrays(atomic_io.read_verified(path))
+    except OSError:
+        return None
+    except atomic_io.IntegrityError as error:
+        raise DataError(f"the decoded cache is damaged: {error}; delete {path}") from error
     train, test = (Split(arrays[f"{s}/image"], arrays[f"{s}/label"]) for s in ("train", "test"))
     return train, test
 
@@ -34,7 +36,7 @@ def write(path: Path, train: Split, test: Split) -> None:
     import safetensors.numpy
 
     arrays = {
-        f"{split}/{field}": np.ascontiguousarray(array)
+        f"{split}/{field}": array
         for split, fields in (("train", train), ("test", test))
         for field, array in fields._asdict().items()
     }
@@ -52,10 +54,5 @@ def lock(data_dir: Path, name: str) -> AbstractContextManager[object]:
     try:
         (data_dir / "decoded").mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(data_dir / f".{name}.lock").acquire(timeout=LOCK_TIMEOUT_S)
-    except filelock.Timeout as error:
-        raise DataError(
-            f"another process has been preparing {name} in {data_dir} for {LOCK_TIMEOUT_S:.0f} s; "
-            "wait for it, end it, or choose another --data_dir"
-        ) from error
-    except OSError as error:
+    except OSError as error:  # filelock's timeout is one, too
         raise DataError(f"cannot write {data_dir}: {error}; choose another --data_dir") from error

@@ -3,11 +3,9 @@
 import numpy as np
 
 from mnist_jax.data.split import Split
-from mnist_jax.errors import DataError
 
 VERSION = "1.0.0"  # of the resampling below; it must change when the arrays do
 TRAIN_COUNT = 1_437
-TEST_COUNT = 360
 
 
 def load() -> tuple[Split, Split]:
@@ -17,28 +15,16 @@ def load() -> tuple[Split, Split]:
     central 20 × 20 of its 28 × 28. Each is resized to 20 × 20 (bicubic), scaled to 0..255 and
     given a border of 4.
 
-    The last 360 in file order are test. The order is kept because it groups digits by writer:
-    nearly all test digits are by writers that are not in train, as in MNIST. A shuffled split
-    would give a higher accuracy for recognising the writer.
-
-    Raises:
-        DataError: scikit-learn is not installed.
+    The last 360 in file order are test, because the file groups digits by writer: as in MNIST,
+    nearly all test digits are by writers that are not in train.
     """
-    try:
-        from PIL import Image
-        from sklearn.datasets import load_digits  # takes a second: only when needed
-    except ImportError as error:
-        raise DataError(
-            f"the digits need scikit-learn and pillow ({error}); pip install scikit-learn pillow, "
-            "or choose --dataset=mnist"
-        ) from error
+    from PIL import Image
+    from sklearn.datasets import load_digits  # takes a second: only when needed
+
     pixels, label = load_digits(return_X_y=True)  # (1797, 64) in 0..16, (1797,)
     image = np.zeros((len(pixels), 28, 28, 1), np.uint8)
     for i, digit in enumerate(pixels.astype(np.float32).reshape(-1, 8, 8) * (255 / 16)):
         large = Image.fromarray(digit).resize((20, 20), Image.Resampling.BICUBIC)
         image[i, 4:24, 4:24, 0] = np.clip(np.rint(np.asarray(large)), 0, 255)  # bicubic overshoots
-    label = label.astype(np.int32)
-    return (
-        Split(image[:TRAIN_COUNT], label[:TRAIN_COUNT]),
-        Split(image[TRAIN_COUNT:], label[TRAIN_COUNT:]),
-    )
+    digits = Split(image, label.astype(np.int32))
+    return digits.take(slice(TRAIN_COUNT)), digits.take(slice(TRAIN_COUNT, None))

@@ -1,27 +1,24 @@
-"""The original files: where they are, how they are recognised, and how they are read."""
+"""The original files of each data set: URL, SHA-256 and format."""
 
 import contextlib
 import gzip
 import hashlib
-import math
 import struct
 import zlib
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from mnist_jax import atomic_io
-from mnist_jax.data.split import Split, check_split
+from mnist_jax.data.split import NUM_CLASSES, Split
 from mnist_jax.errors import DataError
 
 TRAIN_IMAGES = "train-images-idx3-ubyte.gz"
 TRAIN_LABELS = "train-labels-idx1-ubyte.gz"
 TEST_IMAGES = "t10k-images-idx3-ubyte.gz"
 TEST_LABELS = "t10k-labels-idx1-ubyte.gz"
-MAX_BYTES = 50_000_000  # of a file that is read; the largest original has 26,421,880
 TIMEOUT_S = 10.0  # to connect, and for each wait for more bytes
 
 
@@ -36,8 +33,6 @@ class Source(NamedTuple):
     files: Mapping[str, str]  # name → SHA-256
     class_names: tuple[str, ...]
     version: str = "3.0.1"
-    train_count: int = 60_000
-    test_count: int = 10_000
 
     @property
     def key(self) -> str:
@@ -100,17 +95,15 @@ def read_originals(name: str, folder: Path) -> dict[str, bytes]:
 def _read_original(name: str, filename: str, folder: Path) -> bytes:
     source, path = SOURCES[name], folder / filename
     try:
-        data = atomic_io.read_bounded(path, max_bytes=MAX_BYTES)
-    except (OSError, atomic_io.IntegrityError) as error:
-        raise DataError(
-            f"cannot read {path}: {getattr(error, 'strerror', error)}; {name} needs "
-            f"{', '.join(source.files)} in that folder"
-        ) from error
+        data = path.read_bytes()
+    except OSError as error:
+        needed = ", ".join(source.files)
+        raise DataError(f"cannot read {path}: {error.strerror}; {name} needs {needed}") from error
     actual, expected = hashlib.sha256(data).hexdigest(), source.files[filename]
     if actual != expected:
         raise DataError(
-            f"{path} is not {name}'s: its {len(data)} bytes have SHA-256 {actual}; expected is "
-            f"{expected}; get it again from {source.url}{filename}"
+            f"{path} is not {name}'s: its SHA-256 is {actual}, not {expected}; "
+            f"get it again from {source.url}{filename}"
         )
     return data
 
@@ -143,42 +136,34 @@ def download(name: str, folder: Path) -> None:
         atomic_io.write_atomically(folder / filename, response.content)
 
 
-def parse(name: str, contents: Mapping[str, bytes]) -> tuple[Split, Split]:
-    """Decodes the four files of `name` into train and test, in the files' order.
+def parse(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
+    """Decodes the four files into train and test, in the files' order.
 
     Raises:
-        DataError: a file is not a gzipped IDX file of the shape that `name` has.
+        DataError: a file is not a gzipped IDX file, or images or labels are not as in `Split`.
     """
-    source = SOURCES[name]
 
-    def split(images: str, labels: str, count: int) -> Split:
-        image = _read_idx(images, contents[images], (count, 28, 28))[..., np.newaxis]
-        label = _read_idx(labels, contents[labels], (count,)).astype(np.int32)
-        return check_split(Split(image, label), count, labels)
+    def split(images: str, labels: str) -> Split:
+        image, label = _read_idx(images, contents[images]), _read_idx(labels, contents[labels])
+        if image.shape != (*label.shape, 28, 28):
+            raise DataError(f"{images} has shape {image.shape}; {labels} has {label.shape}")
+        if label.max(initial=0) >= NUM_CLASSES:
+            raise DataError(f"{labels} has labels up to {label.max()}; allowed is 0 to 9")
+        return Split(image[..., np.newaxis], label.astype(np.int32))
 
-    return (
-        split(TRAIN_IMAGES, TRAIN_LABELS, source.train_count),
-        split(TEST_IMAGES, TEST_LABELS, source.test_count),
-    )
+    return split(TRAIN_IMAGES, TRAIN_LABELS), split(TEST_IMAGES, TEST_LABELS)
 
 
-def _read_idx(filename: str, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """Decodes a gzipped IDX file of unsigned bytes, which must have `shape`.
+def _read_idx(filename: str, data: bytes) -> np.ndarray:
+    """Decodes a gzipped IDX file of unsigned bytes.
 
-    An IDX file is a magic number (0x08 for bytes, then the number of dimensions), each dimension,
-    and the values, row-major; the integers are 32-bit big-endian.
+    It holds a magic number (0x08 for bytes, then the number of dimensions), each dimension, and the
+    values, row-major; the integers are 32-bit big-endian.
     """
-    header = struct.pack(f">{1 + len(shape)}I", 0x0800 | len(shape), *shape)
-    expected = len(header) + math.prod(shape)
     try:
-        with gzip.GzipFile(fileobj=BytesIO(data)) as file:
-            raw = file.read(expected + 1)  # the cap: a small file can unpack to gigabytes
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{filename} is damaged: {error}; get it again") from error
-    if raw[: len(header)] != header or len(raw) != expected:
-        raise DataError(
-            f"{filename} unpacks to at least {len(raw)} bytes and starts with "
-            f"{raw[: len(header)].hex()}; expected is an IDX file of shape {list(shape)}, "
-            f"{expected} bytes, which starts with {header.hex()}"
-        )
-    return np.frombuffer(raw, np.uint8, offset=len(header)).reshape(shape)
+        raw = gzip.decompress(data)
+        dimensions = struct.unpack_from(">I", raw)[0] - 0x0800
+        shape = struct.unpack_from(f">{dimensions}I", raw, 4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise DataError(f"{filename} is not a gzipped IDX file ({error})") from error

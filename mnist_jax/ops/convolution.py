@@ -21,8 +21,10 @@ each tile of the output's gradient g:
     arXiv:1509.09308. Matrices for F(4×4, 3×3): section 4.3.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,7 @@ from jax import lax
 
 TILE = 4  # m: outputs along one side of a tile
 SPAN = TILE + 2  # inputs along one side
+NHWC = ("NHWC", "HWIO", "NHWC")
 
 # fmt: off
 B_T = np.array([
@@ -63,11 +66,7 @@ def conv_general_dilated(
     rhs: jax.Array,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
-    feature_group_count: int = 1,
-    precision: lax.PrecisionLike = None,
+    **options: Any,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, faster on a CPU for the shapes that `conv3x3` supports.
 
@@ -75,29 +74,20 @@ def conv_general_dilated(
     with 3×3 HWIO kernels, stride 1, no dilation, no groups and padding SAME or VALID; XLA computes
     everything else.
     """
+    dilations = options.get("lhs_dilation") or (), options.get("rhs_dilation") or ()
     supported = (
         lhs.ndim == 4
         and rhs.shape[:2] == (3, 3)
         and padding in ("SAME", "VALID")
         and min(lhs.shape[1:3]) >= 3
-        and feature_group_count == 1
-        and all(n == 1 for n in (*window_strides, *(lhs_dilation or ()), *(rhs_dilation or ())))
-        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
+        and options.get("feature_group_count", 1) == 1
+        and all(n == 1 for n in itertools.chain(window_strides, *dilations))
+        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
+        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC)
     )
     if supported:
-        return conv3x3(lhs, rhs, padding, precision)
-    return lax.conv_general_dilated(
-        lhs,
-        rhs,
-        window_strides,
-        padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-        precision=precision,
-    )
+        return conv3x3(lhs, rhs, padding, options.get("precision"))
+    return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 
 
 # custom_vjp is outermost and the platform dispatch inside it: differentiating through
@@ -145,15 +135,14 @@ conv3x3.defvjp(_forward, _backward)
 
 def _direct(x, w, padding, precision):
     return lax.conv_general_dilated(
-        x, w, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
+        x, w, (1, 1), padding, dimension_numbers=NHWC, precision=precision
     )
 
 
 def _direct_gradients(x, w, g, padding, precision):
     """XLA's own gradients; under `jax.vmap`, the gradients of one batched convolution.
 
-    vmap of the kernel's gradient would make a convolution with gigantic windows. The gradient of
-    the batched convolution is instead a sum over images, for which GPUs have a routine.
+    GPUs have a routine for these; vmap of the kernel's gradient would make gigantic windows.
     """
     convolve = partial(_direct, padding=padding, precision=precision)
     one = jax.custom_batching.custom_vmap(lambda x, w, g: jax.vjp(convolve, x, w)[1](g))
@@ -173,8 +162,9 @@ def _on_cpu(x, w, padding, precision):
     dtype = x.dtype
     x, w = _wide(x), _wide(w)
     border = 1 if padding == "SAME" else 0
-    convolve = _one_channel if x.shape[3] == 1 else _winograd
-    return convolve(x, w, border, precision).astype(dtype)
+    one_channel = x.shape[3] == 1
+    y = _one_channel(x, w, border) if one_channel else _winograd(x, w, border, precision)
+    return y.astype(dtype)
 
 
 def _gradients_on_cpu(x, w, g, padding, precision):
@@ -186,7 +176,8 @@ def _gradients_on_cpu(x, w, g, padding, precision):
     if x.shape[3] == 1:
         dw = _one_channel_dw(x, g, border, precision)
     else:
-        dw = _winograd_dw(x, d, border, precision)
+        dw = jnp.stack(_products(_input_tiles(x, border), d, 1, precision))
+        dw = _transform_kernel(dw, G.T)
     return dx.astype(dtype), dw.astype(dtype)
 
 
@@ -201,7 +192,7 @@ def _winograd(x, w, border, precision):
     height, width = height + 2 * border - 2, width + 2 * border - 2
     rows, columns = _tiles(height), _tiles(width)
     u = _transform_kernel(w, G)  # (6, 6, in, out)
-    m = _products(_input_tiles(x, border), u, 2, 1, precision)
+    m = _products(_input_tiles(x, border), u, 2, precision)
     m = [row.reshape(SPAN, batch, rows, columns, -1) for row in m]
     y = [lax.optimization_barrier(line) for line in _combine(A_T, m)]  # 4 × (6, b, r, c, out)
     y = [lax.optimization_barrier(jnp.stack(_combine(A_T, line), 3)) for line in y]
@@ -217,7 +208,7 @@ def _winograd_dx(d, w, shape, border, precision):
     batch, height, width, _ = shape
     rows, columns = (_tiles(n + 2 * border - 2) for n in (height, width))
     u = jnp.swapaxes(_transform_kernel(w, G), 2, 3)  # (6, 6, out, in)
-    m = _products(d, u, 2, 1, precision)
+    m = _products(d, u, 2, precision)
     m = [row.reshape(SPAN, batch, rows, columns, -1) for row in m]
     dx = _overlap_add(_combine(B_T.T, m), 2)  # (6, batch, 4 (rows + 1), columns, in)
     dx = lax.optimization_barrier(dx[:, :, border : border + height])
@@ -238,15 +229,9 @@ def _overlap_add(lines, axis):
     return y.reshape(*y.shape[:axis], -1, *y.shape[axis + 2 :])
 
 
-def _winograd_dw(x, d, border, precision):
-    """The kernel's gradient: Gᵀ [ Σ over tiles (Bᵀ x B) ⊙ D ] G, with d = D as above."""
-    du = _products(_input_tiles(x, border), d, 1, 1, precision)
-    return _transform_kernel(jnp.stack(du), G.T)
-
-
-def _products(a, b, axis_a, axis_b, precision):
-    """The 36 matrix products of a and b, contracted over these axes: 6 × (6, …)."""
-    numbers = ((axis_a,), (axis_b,)), ((0,), (0,))
+def _products(a, b, axis_a, precision):
+    """The 36 matrix products of a and b, contracted over `axis_a` and the rows of b: 6 × (6, …)."""
+    numbers = ((axis_a,), (1,)), ((0,), (0,))
     return [lax.dot_general(a[i], b[i], numbers, precision) for i in range(SPAN)]
 
 
@@ -292,17 +277,14 @@ def _combine(matrix, xs):
 
 def _pad(x, pads):
     """Pads height and width with zeros. On a CPU, XLA concatenates faster than it pads."""
-    for axis, (low, high) in enumerate(pads, start=1):
-        zeros = [
-            jnp.zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), x.dtype) for n in (low, high)
-        ]
-        x = jnp.concatenate([zeros[0], x, zeros[1]], axis)
+    for axis, widths in enumerate(pads, start=1):
+        low, high = (jnp.zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), x.dtype) for n in widths)
+        x = jnp.concatenate([low, x, high], axis)
     return x
 
 
-def _one_channel(x: jax.Array, w: jax.Array, border, precision) -> jax.Array:
+def _one_channel(x, w, border):
     """The definition as one fused sum: a single input channel leaves no matrix product."""
-    del precision
     height, width = (n + 2 * border - 2 for n in x.shape[1:3])
     x = _pad(x, [(border, border)] * 2)
     places = [(i, j) for i in range(3) for j in range(3)]
@@ -323,8 +305,8 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     """The maximum of each 2×2 window: (batch, height, width, c) → (batch, ⌊h/2⌋, ⌊w/2⌋, c).
 
     If several pixels of a window share the maximum, the first in reading order gets the gradient,
-    as in TensorFlow and PyTorch. The gradient of comparing four slices is fast on a CPU; that of a
-    window reduction is slow. Unlike a reduction, this may ignore a NaN beside a number.
+    as in TensorFlow and PyTorch. On a CPU the gradient is faster than that of a window reduction.
+    Unlike a reduction, this may ignore a NaN beside a number.
     """
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     a, b, c, d = (x[:, i:height:2, j:width:2] for i in range(2) for j in range(2))

@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -62,9 +61,6 @@ def initialize(
     # JAX would replace the SIGTERM handler with its own.
     jax.config.update("jax_enable_preemption_service", False)
     address = None if coordinator == "auto" else coordinator
-    line = f"warning: waiting for the other processes ({coordinator})\n"
-    waiting = threading.Timer(10, sys.stderr.write, [line])
-    waiting.start()
     try:
         jax.distributed.initialize(
             address,
@@ -84,8 +80,6 @@ def initialize(
             "of --coordinator, and all with the same number of devices and with --process_id of "
             "their own; auto needs Slurm, Open MPI 4, Kubernetes or a TPU pod"
         ) from error
-    finally:
-        waiting.cancel()
     return []
 
 
@@ -135,17 +129,17 @@ def on_primary(function: Callable[[], Any]) -> Any:
     Raises:
         MnistJaxError: the error of `function`, in every process.
     """
-    if not jax.distributed.is_initialized():
-        return function()
-    value, name, message = None, None, ""
+    value, failure = None, None
     if is_primary():
         try:
             value = function()
         except MnistJaxError as error:
-            name, message = type(error).__name__, str(error)
-    value, name, message = broadcast((value, name, message))
-    if name is not None:
-        raise getattr(errors, name)(message)
+            if not jax.distributed.is_initialized():
+                raise
+            failure = type(error).__name__, str(error)
+    value, failure = broadcast((value, failure))
+    if failure:
+        raise getattr(errors, failure[0])(failure[1])
     return value
 
 

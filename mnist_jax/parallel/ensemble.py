@@ -20,29 +20,23 @@ def member_of(tree: Any, member: int) -> Any:
 def over_members(
     function: Callable[..., Any], is_stacked: Sequence[bool], *, sequential: bool
 ) -> Callable[..., Any]:
-    """`function` for all members.
+    """`function` for all members; its results are stacked.
 
     Args:
         function: of positional arguments, for one member.
         is_stacked: for each argument, whether it is stacked by member or shared.
-        sequential: `lax.map` over the members instead of `vmap`. It is slower if the operations are
-            too small to fill the device, and takes the activations' memory of one member only.
-
-    Returns:
-        A function of stacked arguments; its results are stacked.
+        sequential: `lax.map` over the members instead of `vmap`: slower if the operations are too
+            small to fill the device, but with the activations of only one member in memory.
     """
     if not sequential:
         axes = tuple(0 if stacked else None for stacked in is_stacked)
         return lambda *args: jax.vmap(function, axes[: len(args)])(*args)
 
     def loop(*args: Any) -> Any:
-        pairs = list(zip(args, is_stacked, strict=False))
+        def one(own: dict[int, Any]) -> Any:
+            return function(*(own.get(i, arg) for i, arg in enumerate(args)))
 
-        def one(own_args: list[Any]) -> Any:
-            own = iter(own_args)
-            return function(*(next(own) if stacked else arg for arg, stacked in pairs))
-
-        return lax.map(one, [arg for arg, stacked in pairs if stacked])
+        return lax.map(one, {i: arg for i, arg in enumerate(args) if is_stacked[i]})
 
     return loop
 
@@ -52,21 +46,15 @@ def over_devices(
 ) -> Callable[..., Any]:
     """`function` from `over_members`, with an equal share of the members on each device.
 
-    The devices do not communicate.
-
-    Args:
-        function: of positional arguments; Python ints among them are static.
-        is_stacked: as in `over_members`.
-        mesh: of one axis, over which the members are sharded.
+    The devices do not communicate. Python ints among the arguments are static.
     """
     members, shared = PartitionSpec(*mesh.axis_names), PartitionSpec()
 
     def call(*args: Any) -> Any:
-        arrays = {i: arg for i, arg in enumerate(args) if not isinstance(arg, int)}
-
         def on_device(local: dict[int, Any]) -> Any:
             return function(*(local.get(i, arg) for i, arg in enumerate(args)))
 
+        arrays = {i: arg for i, arg in enumerate(args) if not isinstance(arg, int)}
         specs = {i: members if is_stacked[i] else shared for i in arrays}
         return jax.shard_map(
             on_device, mesh=mesh, in_specs=(specs,), out_specs=members, check_vma=False

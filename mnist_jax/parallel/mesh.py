@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,12 +16,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mnist_jax.errors import DeviceError, UsageError
 
-# 'highest' keeps all 24 bits of a float32 product, also on hardware whose default is TF32 or, on
-# TPU, bfloat16.
+# 'highest' keeps all 24 bits of float32, also where the default is TF32 or, on TPU, bfloat16.
 MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
-# Forbids sums in an arbitrary order and the choice of algorithms by their measured speed: both give
-# other bits from process to process. Without Triton's products, which are chosen by speed, cuBLAS
-# computes them.
+# Forbids sums in an arbitrary order, and algorithms (Triton's among them) chosen by measured speed:
+# both give other bits from process to process.
 DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True, "xla_gpu_enable_triton_gemm": False}
 CACHE_BYTES = 512 * 2**20  # of the compilation cache; the least recently used programs go first
 
@@ -34,15 +33,13 @@ def select_device(platform: str) -> jax.Device:
     try:
         return jax.local_devices(backend=None if platform == "auto" else platform)[0]
     except (RuntimeError, AssertionError) as error:  # an assertion if no backend starts at all
-        try:
+        found = "none"
+        with contextlib.suppress(RuntimeError, AssertionError):
             found = ", ".join(sorted({device.platform for device in jax.devices()}))
-        except (RuntimeError, AssertionError):
-            found = "none"
-        names = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES")
-        variables = "".join(f", {name}={os.environ[name]}" for name in names if name in os.environ)
+        variable = f" (JAX_PLATFORMS={names})" if (names := os.getenv("JAX_PLATFORMS")) else ""
         missing = "device" if platform == "auto" else f"{platform} device"
         raise DeviceError(
-            f"no {missing}; JAX finds {found}{variables}; install JAX for it (the extras cuda12, "
+            f"no {missing}; JAX finds {found}{variable}; install JAX for it (the extras cuda12, "
             "cuda13, tpu), or change --platform or JAX_PLATFORMS"
         ) from error
 
@@ -51,27 +48,16 @@ def select_device(platform: str) -> jax.Device:
 def use_device(platform: str, precision: str) -> Iterator[jax.Device]:
     """Selects the device, as `select_device` does, and sets the precision of products inside.
 
-    Inside, JAX settings that change numbers (x64, the random number implementation) have their
+    Inside, JAX settings that change numbers (x64, the random bits of a sharded array) have their
     defaults, whatever the environment says. Settings that only check or debug stay as they are.
-
-    Raises:
-        DeviceError: as `select_device`.
-        UsageError: JAX_RANDOM_SEED_OFFSET is set: every seed would mean other numbers.
     """
     device = select_device(platform)
-    if offset := jax.config.jax_random_seed_offset:  # pyright: ignore[reportAttributeAccessIssue]
-        raise UsageError(
-            f"JAX_RANDOM_SEED_OFFSET is {offset}, which changes the numbers of every seed; unset "
-            "it and choose another --seed"
-        )
-    with contextlib.ExitStack() as stack:
-        for setting in (
-            jax.default_device(device),
-            jax.default_matmul_precision(MATMUL_PRECISION[precision]),
-            jax.enable_x64(False),
-            jax.threefry_partitionable(True),
-        ):
-            stack.enter_context(setting)
+    with (
+        jax.default_device(device),
+        jax.default_matmul_precision(MATMUL_PRECISION[precision]),
+        jax.enable_x64(False),
+        jax.threefry_partitionable(True),
+    ):
         yield device
 
 
@@ -85,21 +71,21 @@ def select_devices(first: jax.Device, count: int | Literal["all"] | None) -> lis
     Raises:
         DeviceError: there are fewer, or several processes would not use all of theirs.
     """
-    found = jax.devices(first.platform)
-    if count == "all" or count == len(found) or (count is None and jax.process_count() > 1):
+    found, processes = jax.devices(first.platform), jax.process_count()
+    if count in ("all", len(found)) or (count is None and processes > 1):
         return found
-    if jax.process_count() > 1:
+    if processes > 1:
         raise DeviceError(
-            f"devices is {count}; {jax.process_count()} processes have {len(found)} and use all of "
-            "them; leave --devices out"
+            f"devices is {count}; {processes} processes use all of their {len(found)}; "
+            "leave --devices out"
         )
     if count is None:
         return [first]
     if count > len(found):
-        more = f"; JAX_NUM_CPU_DEVICES={count} makes so many" if first.platform == "cpu" else ""
+        more = "; JAX_NUM_CPU_DEVICES sets how many" if first.platform == "cpu" else ""
+        noun = f"{first.platform} device{'s' * (len(found) > 1)}"
         raise DeviceError(
-            f"devices is {count}; JAX finds {len(found)} {first.platform} device"
-            f"{'s' * (len(found) > 1)}{more}; change --devices"
+            f"devices is {count}; JAX finds {len(found)} {noun}{more}; change --devices"
         )
     return found[:count]
 
@@ -148,11 +134,11 @@ def to_host(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     def gather(leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            if leaf.is_fully_replicated:
-                return leaf.addressable_data(0)
-            return multihost_utils.process_allgather(leaf, tiled=True)
-        return leaf
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        if leaf.is_fully_replicated:
+            return leaf.addressable_data(0)
+        return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.device_get(jax.tree.map(gather, tree))
 
@@ -173,35 +159,28 @@ def compute_dtype(precision: str, device: jax.Device) -> Dtype | None:
     Raises:
         UsageError: the device has no TF32.
     """
-    if precision == "tf32" and not _has_tf32(device):
-        raise UsageError(
-            f"precision is 'tf32', which this device ({device.device_kind}) does not have; "
-            "allowed here are bfloat16, float32; change --precision"
-        )
+    if precision == "tf32":  # in NVIDIA GPUs from compute capability 8.0 (Ampere) on
+        capability = getattr(device, "compute_capability", "") if device.platform == "gpu" else ""
+        if not re.match(r"([89]|\d\d)\.", capability):
+            raise UsageError(
+                f"precision is 'tf32', which this device ({device.device_kind}) does not have; "
+                "allowed here are bfloat16, float32; change --precision"
+            )
     return jnp.bfloat16 if precision == "bfloat16" else None
-
-
-def _has_tf32(device: jax.Device) -> bool:
-    """NVIDIA GPUs have TF32 from compute capability 8.0 (Ampere) on."""
-    major, _, _ = str(getattr(device, "compute_capability", "")).partition(".")
-    return device.platform == "gpu" and major.isdecimal() and int(major) >= 8
 
 
 def enable_compilation_cache(folder: Path | None) -> list[str]:
     """Keeps compiled programs in `folder` for later processes, unless JAX already has a folder.
 
-    The settings belong to the process: call this from a main function, before compiling.
-
-    Returns:
-        Warnings: why the folder cannot be used; then every start compiles.
+    Returns warnings. The settings belong to the process: call this from a main function, before
+    compiling.
     """
     configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None or configured is not None:
         return []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         return [f"no compilation cache: cannot write {folder} ({error.strerror})"]
     jax.config.update("jax_compilation_cache_dir", str(folder))

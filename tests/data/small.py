@@ -28,24 +28,20 @@ def make_split(count: int, seed: int) -> Split:
     return Split(image, rng.integers(0, 10, count).astype(np.int32))
 
 
-def write(
-    folder: Path, train_count: int = 60, test_count: int = 20, seed: int = 1
-) -> tuple[Split, Split]:
+def write(folder: Path, seed: int = 1) -> tuple[Split, Split]:
     """Writes four files of random images to `folder`; returns their content."""
     folder.mkdir(parents=True, exist_ok=True)
-    train, test = make_split(train_count, seed), make_split(test_count, seed + 1)
+    train, test = make_split(60, seed), make_split(20, seed + 1)
     arrays = (train.image[..., 0], train.label, test.image[..., 0], test.label)
     for name, array in zip(NAMES, arrays, strict=True):
         (folder / name).write_bytes(gzip.compress(idx(array.astype(np.uint8)), mtime=0))
     return train, test
 
 
-def source_of(folder: Path, train_count: int = 60, test_count: int = 20) -> sources.Source:
+def source_of(folder: Path) -> sources.Source:
     """A table entry whose originals are the files in `folder`."""
     return sources.Source(
         url="http://127.0.0.1:9/",
         files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in NAMES},
         class_names=tuple("0123456789"),
-        train_count=train_count,
-        test_count=test_count,
     )

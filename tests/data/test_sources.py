@@ -1,9 +1,7 @@
-"""Original files are recognised by their SHA-256, read within bounds, refused in one line."""
+"""Original files are recognised by their SHA-256, decoded, refused in one line."""
 
 import gzip
 import hashlib
-import os
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from mnist_jax.errors import DataError
 
 
 def test_the_arrays_in_the_files_are_the_arrays_parsed(originals, truth):
-    train, test = sources.parse("mnist", sources.read_originals("mnist", originals))
+    train, test = sources.parse(sources.read_originals("mnist", originals))
     for got, want in zip((*train, *test), (*truth[0], *truth[1]), strict=True):
         np.testing.assert_array_equal(got, want)
         assert got.dtype == want.dtype
@@ -47,22 +45,14 @@ def test_a_damaged_original_is_refused_by_name(originals, name, damage):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("what", ["nothing", "pipe", "device", "folder", "loop", "huge"])
-def test_what_is_not_a_file_of_that_size_is_refused_at_once(originals, what):
+@pytest.mark.parametrize("what", ["nothing", "folder"])
+def test_a_file_that_is_not_there_is_named(originals, what):
     path = originals / sources.TEST_LABELS
     path.unlink()
-    if what == "pipe":
-        os.mkfifo(path)
-    elif what == "folder":
+    if what == "folder":
         path.mkdir()
-    elif what == "huge":  # takes no space on the disk
-        with path.open("wb") as file:
-            file.truncate(10**12)
-    elif what != "nothing":
-        path.symlink_to({"device": "/dev/zero", "loop": path.name}[what])
-    with pytest.raises(DataError, match=r"cannot read .*; mnist needs train-images") as refused:
+    with pytest.raises(DataError, match=f"cannot read {path}: .*; mnist needs train-images"):
         sources.read_originals("mnist", originals)
-    assert str(path) in str(refused.value)
 
 
 IMAGES = small.idx(np.zeros((60, 28, 28), np.uint8))
@@ -74,32 +64,21 @@ STORED[1000] ^= 1  # only the checksum of gzip shows it
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (sources.TRAIN_IMAGES, b"not gzip", "damaged"),
-        (sources.TRAIN_IMAGES, gzip.compress(IMAGES)[:-20], "damaged"),
-        (sources.TRAIN_IMAGES, bytes(STORED), "damaged"),
-        (sources.TRAIN_IMAGES, gzip.compress(b""), "at least 0 bytes"),
-        (sources.TRAIN_IMAGES, gzip.compress(IMAGES[:-1]), "at least 47055 bytes"),
-        (sources.TRAIN_IMAGES, gzip.compress(IMAGES + b"\0"), "at least 47057 bytes"),
-        (sources.TRAIN_IMAGES, gzip.compress(LABELS), "starts with 00000801"),
-        (sources.TRAIN_LABELS, gzip.compress(IMAGES), "starts with 00000803"),
-        (sources.TRAIN_LABELS, gzip.compress(LABELS[:8] + b"\x0a" * 60), "labels 10 to 10"),
+        (sources.TRAIN_IMAGES, b"not gzip", "not a gzipped IDX file"),
+        (sources.TRAIN_IMAGES, gzip.compress(IMAGES)[:-20], "not a gzipped IDX file"),
+        (sources.TRAIN_IMAGES, bytes(STORED), "not a gzipped IDX file"),
+        (sources.TRAIN_IMAGES, gzip.compress(b""), "not a gzipped IDX file"),
+        (sources.TRAIN_IMAGES, gzip.compress(IMAGES[:-1]), "not a gzipped IDX file"),
+        (sources.TRAIN_IMAGES, gzip.compress(IMAGES + b"\0"), "not a gzipped IDX file"),
+        (sources.TRAIN_IMAGES, gzip.compress(LABELS), r"has shape \(60,\)"),
+        (sources.TRAIN_LABELS, gzip.compress(IMAGES), r"has \(60, 28, 28\)"),
+        (sources.TRAIN_LABELS, gzip.compress(LABELS[:-1] + b"\x0a"), "labels up to 10"),
     ],
     ids=range(9),
 )
 def test_a_file_that_is_not_the_idx_file_expected_is_refused(originals, name, content, message):
     contents = {**sources.read_originals("mnist", originals), name: content}
     with pytest.raises(DataError, match=message) as refused:
-        sources.parse("mnist", contents)
+        sources.parse(contents)
     assert name in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-def test_a_file_that_unpacks_to_far_more_is_not_unpacked(originals):
-    contents = sources.read_originals("mnist", originals)
-    contents[sources.TRAIN_IMAGES] = gzip.compress(IMAGES + bytes(100_000_000))
-    tracemalloc.start()
-    with pytest.raises(DataError, match="at least 47057 bytes"):
-        sources.parse("mnist", contents)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 2_000_000

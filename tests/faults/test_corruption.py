@@ -80,7 +80,7 @@ def readers(folder, tmp_path, monkeypatch) -> dict[str, tuple[Path, Callable[[],
         return list(sources.read_originals("mnist", tmp_path).items())
 
     def parsed() -> list:
-        train, test = sources.parse("mnist", {n: (tmp_path / n).read_bytes() for n in ORIGINALS})
+        train, test = sources.parse({n: (tmp_path / n).read_bytes() for n in ORIGINALS})
         return bits(*train, *test)
 
     return {

@@ -244,17 +244,6 @@ def test_processes_with_other_numbers_of_devices_are_refused_by_all(flags):
         assert ended.status == 2 and "the same number of devices" in one_error(ended)
 
 
-@pytest.mark.campaign
-def test_a_process_that_waits_for_others_says_so(flags):
-    process, absent = start_all(2, *flags)
-    absent.kill()
-    absent.communicate()
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("warning: waiting for the other processes (local")
-    [ended] = ends([process])
-    assert ended.status == -signal.SIGABRT and "DEADLINE_EXCEEDED" in ended.err
-
-
 def test_two_processes_reach_the_accuracy_of_one(two, alone):
     workdir, (first, second) = two
     assert (first.status, second.status) == (0, 0), two
