@@ -1,18 +1,17 @@
 """3×3 convolution and 2×2 max pooling: XLA's convolution on GPU and TPU, Winograd's on a CPU.
 
-XLA's CPU convolutions are slow in training, above all the gradient of the kernel and anything
-inside a loop. Its matrix products are fast, and Winograd's minimal filtering F(m×m, 3×3) [1] turns
-a convolution into them. It computes an m×m tile of the output from the (m+2)×(m+2) input tile d;
-with m = 4 that takes 36 multiplications instead of 144:
+XLA's CPU convolutions are slow in training, above all the gradient of the kernel and anything in a
+loop. Its matrix products are fast, and Winograd's minimal filtering F(4×4, 3×3) [1] turns a
+convolution into them. It computes a 4×4 tile of the output from a 6×6 input tile d, with 36
+multiplications instead of 144:
 
     y = Aᵀ [ (G w Gᵀ) ⊙ (Bᵀ d B) ] A
 
 Summed over input channels, each of the 36 elements of ⊙ is a matrix product: (tiles of the whole
-batch × in) @ (in × out). The 36 are kept as a list of 6 arrays (6, …), one per row, because a row
-fits the cache from one operation to the next and one array of all 36 does not. A, B and G come from
-polynomial interpolation at 0, ±1, ±2 and ∞. The formula is exact; float32 rounding errors are about
-ten times those of the definition. The gradients are the transposed formula. With D = A g Aᵀ for
-each tile of the output's gradient g:
+batch × in) @ (in × out). The 36 are a list of 6 arrays (6, …), one per row, because a row fits the
+cache and all 36 do not. A, B and G come from polynomial interpolation at 0, ±1, ±2 and ∞. The
+formula is exact; float32 rounding errors are about ten times those of the definition. The gradients
+are the transposed formula. With D = A g Aᵀ for each tile of the output's gradient g:
 
     dd = B [ (G w Gᵀ) ⊙ D ] Bᵀ, summed where tiles overlap
     dw = Gᵀ [ Σ over tiles (Bᵀ d B) ⊙ D ] G
@@ -31,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-TILE = 4  # m: outputs along one side of a tile
+TILE = 4  # outputs along one side of a tile
 SPAN = TILE + 2  # inputs along one side
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -107,12 +106,9 @@ def conv3x3(
     Returns:
         (batch, height, width, out), or with 'VALID' (batch, height - 2, width - 2, out).
     """
-    return lax.platform_dependent(
-        x,
-        w,
-        cpu=partial(_on_cpu, padding=padding, precision=precision),
-        default=partial(_direct, padding=padding, precision=precision),
-    )
+    options = {"padding": padding, "precision": precision}
+    cpu, default = partial(_on_cpu, **options), partial(_direct, **options)
+    return lax.platform_dependent(x, w, cpu=cpu, default=default)
 
 
 def _forward(x, w, padding, precision):
@@ -121,13 +117,9 @@ def _forward(x, w, padding, precision):
 
 def _backward(padding, precision, residuals, g):
     x, w = residuals
-    return lax.platform_dependent(
-        x,
-        w,
-        g,
-        cpu=partial(_gradients_on_cpu, padding=padding, precision=precision),
-        default=partial(_direct_gradients, padding=padding, precision=precision),
-    )
+    options = {"padding": padding, "precision": precision}
+    cpu, default = partial(_gradients_on_cpu, **options), partial(_direct_gradients, **options)
+    return lax.platform_dependent(x, w, g, cpu=cpu, default=default)
 
 
 conv3x3.defvjp(_forward, _backward)
