@@ -195,7 +195,7 @@ def run_part(
 
 
 def write_card(folder: Path, found: Results) -> None:
-    """Writes the page and its figure."""
+    """Writes the page."""
     reports = {}
     for name, module in MODULES.items():
         benchmarks = [b for b in found.benchmarks if b.details["part"] == name]
@@ -203,8 +203,6 @@ def write_card(folder: Path, found: Results) -> None:
         if benchmarks or any(tables.values()):
             reports[name] = module.report(Results(found.context, benchmarks, tables))
     (folder / "card.md").write_text(card.markdown(found, reports))
-    if "sweep" in reports:
-        card.draw_sweep(found, folder / card.FIGURE)
 
 
 if __name__ == "__main__":

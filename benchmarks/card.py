@@ -1,7 +1,6 @@
-"""A suite's findings as one Markdown page with a figure."""
+"""A suite's findings as one Markdown page."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks import ledger, peers, roofline, step, sweep, time_to_accuracy
@@ -20,8 +19,6 @@ TITLES = {
 VERSIONS = ("python", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras", "tensorflow")
 ENVIRONMENT = ("date", "dataset", "cpu_family_model", "instruction_set", "load", "driver")
 ENVIRONMENT += ("plugins", "gpu", "variables")
-FIGURE = "sweep.svg"
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#767676")  # after Okabe and Ito
 METHOD = """\
 - Inside the clock of a step: taking the batch, forward, backward, update. Outside: imports,
   making the data, compilation.
@@ -112,8 +109,7 @@ def markdown(found: Results, reports: Mapping[str, Sequence[str]]) -> str:
     lines = [f"# {device_name(context)}", "", *headline(found)]
     for name, parts in reports.items():
         lines += ["", f"## {TITLES[name]}"]
-        figure = [f"![images a second by batch size]({FIGURE})"] * (name == "sweep")
-        for part in filter(None, [*figure, *parts]):
+        for part in filter(None, parts):
             lines += ["", part]
     lines += ["", "## Method", "", METHOD]
     if context["excluded"]:
@@ -123,22 +119,3 @@ def markdown(found: Results, reports: Mapping[str, Sequence[str]]) -> str:
     lines += [f"- {name}: {context[name]}" for name in ENVIRONMENT if context.get(name)]
     lines += [f"- `{words}`" for part in context["parts"].values() for words in part["commands"]]
     return "\n".join(lines) + "\n"
-
-
-def draw_sweep(found: Results, file: Path) -> None:
-    """Images a second by batch size, measured and by the fitted law."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    axes.set(xscale="log", yscale="log", xlabel="images a step", ylabel="images a second")
-    for i, ((model, *_), cases) in enumerate(sweep.sweeps(found).items()):
-        color, law = COLORS[i % len(COLORS)], sweep.law(cases)
-        sizes = [case.first.batch_size for case in cases]
-        speeds = [case.first.batch_size / case.seconds for case in cases]
-        axes.plot(sizes, speeds, "o", color=color, label=model)
-        axes.plot(sizes, [size / (law.a_s + law.b_s * size) for size in sizes], color=color)
-    axes.legend(title="points: measured; lines: t = a + b·B", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    figure.savefig(file, metadata={"Date": None})

@@ -196,7 +196,7 @@ def _switch(help: str) -> dict[str, Any]:
 
 
 MODES = ("many", "one", "host", "seeds")
-TIMED, DEVICES = ("train", "eval"), ("cpu", "gpu", "tpu")
+TIMED, PLATFORMS = ("train", "eval"), ("auto", "cpu", "gpu", "tpu")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 PEERS = ("flax", "pytorch", "keras")
 FLAGS: dict[str, dict[str, Any]] = {
@@ -204,7 +204,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "model": _several("networks to measure", list(MODELS), _model),
     "batch_size": _several("images a training step", [100], _count),
     "precision": _several("precision of products", ["float32"], choices=PRECISIONS),
-    "platform": _one("device; auto: the best JAX finds", "auto", choices=("auto", *DEVICES)),
+    "platform": _one("device; auto: the best JAX finds", "auto", choices=PLATFORMS),
     "repeats": _one("samples of each case, fewer above 1.5 s; or seeds", 20, _count),
     "launches": _one("processes that measure each case", 1, _count),
     "rounds": _one("how often everything runs", 5, _count),
@@ -216,7 +216,6 @@ FLAGS: dict[str, dict[str, Any]] = {
     "trace": _switch("count the kernels of a step"),
     "trace_dir": _one("with --trace: keep the trace in this folder", type=Path),
     "slow_down": _one("share of the training steps done twice", 0.0, float),
-    "platforms": _several("devices to sweep in turn", choices=DEVICES),
     "devices": _several("numbers of devices; None: 2, 4, 8 and so on, and all", None, _count),
     "dataset": _one("data set to train on; auto: mnist, or digits without it", "auto"),
     "data_dir": _one("folder of prepared data sets", DEFAULT_DATA_DIR, Path),

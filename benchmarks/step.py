@@ -21,6 +21,7 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +91,23 @@ def excluding(recorder: Recorder, what: str) -> Iterator[None]:
         recorder.exclude(what, f"{memory}{errors.first_line(error)}")
 
 
-def time_job(job: jobs.Job, *, alone: bool = False, name: str = TRAIN) -> list[Benchmark]:
+def time_job(
+    job: jobs.Job,
+    *,
+    alone: bool = False,
+    name: str = TRAIN,
+    devices: Sequence[jax.Device] | None = None,
+) -> list[Benchmark]:
     """The benchmarks of one job in this process.
 
     Args:
         job: what to measure.
         alone: this process has measured nothing else, so that its peak of memory is the job's.
         name: of the training step's benchmark.
+        devices: what a batch is divided among; None for one.
     """
     with jax.default_matmul_precision(mesh.MATMUL_PRECISION[job.precision]):
-        answer = jobs.run(job, ours.make)
+        answer = jobs.run(job, partial(ours.make, devices=devices))
     if "train" in answer:
         device, details = mesh.select_device(job.platform), answer["train"]["details"]
         resident = details.pop("peak_rss_bytes")
@@ -176,17 +184,11 @@ def report(found: Results) -> list[str]:
             sizes = (b.details.get(f"{name}_bytes") for name in MEMORY)
             megabytes = [f"{size / 1e6:.4g}" if size else "-" for size in sizes]
             memory.append([b.model, str(b.batch_size), b.mode, *megabytes])
-    shares = [
-        b.details["harness_s"] / (b.summary.median_s * b.details["steps_per_sample"])
-        for b in found.benchmarks
-        if "harness_s" in b.details
-    ]
     headings = ["", "model", "batch", "precision", "mode", "launches × samples", "ms"]
     headings += ["95 % of launches", "images/s", ""]
     sized = ["model", "batch", "mode", *MEMORY]
     return [
         results.table("Times", headings, rows),
-        f"The harness takes at most {100 * max(shares):.2g} % of a sample." if shares else "",
         results.table("Memory of a training step, MB", sized, memory),
         *trace_tables(found),
     ]

@@ -3,12 +3,10 @@
     python -m benchmarks.sweep --model mlp --output FILE
 
 a is the time of a step that does not depend on the batch, b the time of an image, 1/b the highest
-throughput; a/b is the batch at which half of it is reached. With several --platforms it also says
-from which batch on the last is faster than the first.
+throughput; a/b is the batch at which half of it is reached.
 """
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -65,37 +63,24 @@ def fit(batches: Sequence[int], times_s: Sequence[float]) -> Law:
     return Law(float(a_s), float(b_s), error, first if first < largest else None, largest)
 
 
-def crossover(first: dict[int, float], second: dict[int, float]) -> int | None:
-    """The batch from which on the second is faster at every size; None if at none."""
-    wins = {size: second[size] < first[size] for size in sorted(first.keys() & second.keys())}
-    lost = max((size for size, won in wins.items() if not won), default=0)
-    return min((size for size, won in wins.items() if won and size > lost), default=None)
-
-
 def measure(options: argparse.Namespace) -> None:
-    """Measures every network and batch on every platform, prints the tables, writes the file."""
-    platforms = options.platforms or [options.platform]
-    recorder = Recorder(options.output, launch.describe(mesh.select_device(platforms[-1])))
-    case = {"mode": ["many"], "what": ["train"], "seeds": None, "slow_down": 0.0}
-    for platform in platforms:
-        there = argparse.Namespace(**vars(options) | case | {"platform": platform})
-        for job in step.jobs_of(there):
-            with step.excluding(recorder, f"{job.model}, batch {job.batch_size}, {platform}"):
-                [benchmark] = step.time_job(job, name=NAME)
-                if options.platforms:
-                    mode = f"{benchmark.mode}, {platform}"
-                    benchmark = dataclasses.replace(benchmark, mode=mode)
+    """Measures every network and batch size, prints the tables and writes the file."""
+    recorder = Recorder(options.output, launch.describe(mesh.select_device(options.platform)))
+    options.mode, options.what, options.slow_down = ["many"], ["train"], 0.0
+    for job in step.jobs_of(options):
+        with step.excluding(recorder, f"{job.model}, batch {job.batch_size}"):
+            for benchmark in step.time_job(job, name=NAME):
                 recorder.add(benchmark)
-            recorder.write()
+        recorder.write()
     recorder.finish(report)
 
 
-def sweeps(found: Results) -> dict[tuple[str, str, str], list[Case]]:
-    """The cases of each network, precision and mode, by rising batch."""
-    grouped: dict[tuple[str, str, str], list[Case]] = {}
+def sweeps(found: Results) -> dict[tuple[str, str], list[Case]]:
+    """The cases of each network and precision, by rising batch."""
+    grouped: dict[tuple[str, str], list[Case]] = {}
     for case in sorted(found.cases(NAME), key=lambda case: case.first.batch_size):
         b = case.first
-        grouped.setdefault((b.model, b.precision, b.mode), []).append(case)
+        grouped.setdefault((b.model, b.precision), []).append(case)
     return grouped
 
 
@@ -105,23 +90,18 @@ def law(cases: Sequence[Case]) -> Law:
 
 
 def report(found: Results) -> list[str]:
-    """A table, the law of each sweep, and where they cross."""
-    rows, lines, times = [], [], {}
-    for (model, precision, mode), cases in sweeps(found).items():
-        here = {case.first.batch_size: case.seconds for case in cases}
-        for size, s in here.items():
+    """A table, and the law of each sweep."""
+    rows, lines = [], []
+    for (model, precision), cases in sweeps(found).items():
+        for case in cases:
+            size, s = case.first.batch_size, case.seconds
             numbers = [str(size), f"{1e3 * s:.4g}", f"{1e6 * s / size:.4g}", f"{size / s:,.0f}"]
-            rows.append([model, precision, mode, *numbers])
-        lines.append(f"- {model}, {precision}, {mode}: {law(cases)}")
-        before, first = times.setdefault((model, precision), (mode, here))
-        if before != mode:
-            size = crossover(first, here)
-            where = f"from batch {size} on" if size else "at no batch measured"
-            lines.append(f"- {model}: {mode} is faster than {before} {where}")
-    headings = ["model", "precision", "mode", "batch", "ms", "µs an image", "images/s"]
+            rows.append([model, precision, *numbers])
+        lines.append(f"- {model}, {precision}: {law(cases)}")
+    headings = ["model", "precision", "batch", "ms", "µs an image", "images/s"]
     return [results.table("Training steps by batch", headings, rows), "\n".join(lines)]
 
 
 if __name__ == "__main__":
-    flags, sizes = f"{launch.CASES} platforms", [2**i for i in range(14)]
-    sys.exit(launch.main(__doc__, measure, flags, batch_size=sizes, repeats=10))
+    sizes = [2**i for i in range(14)]
+    sys.exit(launch.main(__doc__, measure, launch.CASES, batch_size=sizes, repeats=10))

@@ -103,12 +103,6 @@ def measure(
     return Timing(warmup, taken, steps), state
 
 
-def overhead_s(state: Any, sync: Callable[[Any], Any]) -> float:
-    """Seconds of a sample that the harness itself takes: the median of samples of no steps."""
-    times, _ = measure(lambda state, _: state, state, sync=sync, samples=1000, min_sample_s=0.0)
-    return float(np.median(times.samples_s))
-
-
 def estimate(samples_s: Sequence[float], platform: str) -> float:
     """The one number for the samples of a process: the least on a CPU, elsewhere the median.
 

@@ -16,7 +16,6 @@ Needs NumPy and nothing else, so that it runs in every framework's interpreter.
 
 import dataclasses
 import json
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -135,9 +134,8 @@ def run(job: Job, make: Callable[[Job, Data], Workload]) -> dict[str, Any]:
     }
     if "train" in job.what:
         times, state = timing.measure(workload.train, state, unit=workload.unit, **limits)
-        more = {"harness_s": timing.overhead_s(state, workload.sync)}
-        more |= {"peak_rss_bytes": peak_rss_bytes()}
-        answer["train"] = times._asdict() | {"details": workload.details | more}
+        details = workload.details | {"peak_rss_bytes": peak_rss_bytes()}
+        answer["train"] = times._asdict() | {"details": details}
     if "eval" in job.what:
 
         def evaluate(_: Any, times: int) -> None:
@@ -150,17 +148,11 @@ def run(job: Job, make: Callable[[Job, Data], Workload]) -> dict[str, Any]:
     return answer
 
 
-def peak_rss_bytes() -> int:
-    """The most memory this process ever had resident, its imports and data included.
-
-    Linux hands `ru_maxrss` down from the process that started this one, so VmHWM is read there.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+def peak_rss_bytes() -> int | None:
+    """The most memory this process ever had resident, imports and data included; on Linux."""
+    status = Path("/proc/self/status")  # `ru_maxrss` would be the parent's where that is larger
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(x.split()[1]) * 1024 for x in lines if x.startswith("VmHWM")), None)
 
 
 def asked() -> Job:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import tyro
 
 from mnist_jax.data import Dataset
 from mnist_jax.errors import WorseError
 from mnist_jax.inference.evaluate import accuracy_text
-from mnist_jax.inference.flags import DataFlags, Runs, open_runs, print_warnings
+from mnist_jax.inference.flags import DataFlags, Positional, Runs, arg, open_runs, print_warnings
 from mnist_jax.inference.restore import LoadedRun, Prediction, Predictor, dataset_of
 from mnist_jax.runs import statistics
 from mnist_jax.runs.statistics import accuracy, percent, summarize
@@ -97,7 +96,7 @@ class Compare(DataFlags):
     images alone (McNemar's test). Exit status 7: the second is significantly worse.
     """
 
-    folders: Annotated[tuple[Path, Path], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN")]
+    folders: Annotated[tuple[Path, Path], Positional, arg(metavar="RUN RUN")]
     """The two runs' folders."""
 
     def run(self) -> None:

@@ -6,16 +6,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from mnist_jax.inference.restore import LoadedRun, load_runs
 from mnist_jax.parallel import mesh
 
-RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+try:
+    from tyro.conf import Positional, arg
+except ModuleNotFoundError:  # without tyro there are no commands, but fit and benchmarks run
+    Positional, arg = None, dict
+
+RunFolder = Annotated[Path, Positional, arg(metavar="RUN")]
 Runs = Annotated[  # may be empty, because tyro has no "one or more"; `load_runs` checks it
     tuple[Path, ...],
-    tyro.conf.Positional,
-    tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)"),
+    Positional,
+    arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)"),
 ]
 
 

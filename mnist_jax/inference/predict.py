@@ -8,19 +8,25 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import tyro
 from PIL import Image
 
 from mnist_jax.atomic_io import user_path
 from mnist_jax.data import class_names
 from mnist_jax.errors import DataError, DeviceError, UsageError, printable
-from mnist_jax.inference.flags import PlatformFlags, RunFolder, open_runs, print_warnings
+from mnist_jax.inference.flags import (
+    PlatformFlags,
+    Positional,
+    RunFolder,
+    arg,
+    open_runs,
+    print_warnings,
+)
 from mnist_jax.inference.preprocess import read_digit
 from mnist_jax.inference.restore import Predictor, load_run
 from mnist_jax.runs.statistics import percent
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-Metavar = tyro.conf.arg(metavar="PICTURE [PICTURE ...]")
+Metavar = arg(metavar="PICTURE [PICTURE ...]")
 
 
 def predict(
@@ -84,7 +90,7 @@ class Predict(PlatformFlags):
     folder: RunFolder
     """The run's folder. With --seeds=K: the mean of its networks' probabilities."""
 
-    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, Metavar]
+    pictures: Annotated[tuple[Path, ...], Positional, Metavar]
     """PNG, JPEG, BMP, GIF or WebP files, and folders of them."""
 
     json: bool = False

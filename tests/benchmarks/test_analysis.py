@@ -32,15 +32,6 @@ def test_a_poor_fit_is_said():
     assert "the fit misses by up to" in str(sweep.fit([1, 10, 100], [1.0, 5.0, 6.0]))
 
 
-@pytest.mark.parametrize(
-    ("second", "size"), [([9, 9, 1, 1], 16), ([9, 1, 9, 1], 64), ([9] * 4, None)]
-)
-def test_the_batch_from_which_on_a_device_is_faster(second, size):
-    sizes = (1, 4, 16, 64)
-    first, other = dict.fromkeys(sizes, 5.0), dict(zip(sizes, second, strict=True))
-    assert sweep.crossover(first, other) == size
-
-
 def test_operations_and_bytes_of_the_cnn_by_hand():
     on_gpu, on_cpu = (roofline.works(MODELS["cnn"](), 100, name) for name in ("gpu", "cpu"))
     forward = {
