@@ -1,8 +1,8 @@
 """Loads a data set from the first of these sources that has it.
 
-    decoded cache → original files in manual_dir → download (or scikit-learn's digits)
+    decoded cache → prepared tfds folder → original files in manual_dir → download
 
-Every source but the first leaves a decoded cache for the next start, and a folder for tfds.
+Every source but the first leaves a decoded cache for the next start.
 """
 
 import sys
@@ -62,7 +62,7 @@ def load_dataset(
     Args:
         name: one of `DATASETS`, or "auto": MNIST, or scikit-learn's digits with a warning if
             MNIST cannot be downloaded and no copy of it is there. No other name is replaced.
-        data_dir: folder for decoded caches, downloads and tfds folders; made when absent.
+        data_dir: folder for decoded caches, tfds folders and downloads; made when absent.
         manual_dir: folder with the four original .gz files. They are checked even if another
             source comes first. "auto" then means MNIST.
 
@@ -92,35 +92,36 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
     """Reads the decoded cache, or else another source, and writes the cache."""
     if manual_dir is not None:
         read_originals(name, manual_dir)  # an error even if the cache is there
-    content = SOURCES[name].key[:16] if name in SOURCES else digits.VERSION
-    path = data_dir / "decoded" / f"{name}-{content}.safetensors"
+    path = cache.file_of(name, data_dir, SOURCES[name].key if name in SOURCES else digits.VERSION)
     source, warnings = f"decoded cache {path}", []
     if (splits := cache.read(path)) is None:
         with cache.lock(data_dir, name):
             if (splits := cache.read(path)) is None:  # unless another process has written it
-                if name == "digits":
-                    source, splits = "the digits bundled with scikit-learn", digits.load()
-                else:
-                    source, splits = _read_originals(name, data_dir, manual_dir, warnings)
+                source, splits = _read_source(name, data_dir, manual_dir, warnings)
                 cache.write(path, *splits)
     return Dataset(name, *splits, source, tuple(warnings), class_names(name))
 
 
-def _read_originals(
+def _read_source(
     name: str, data_dir: Path, manual_dir: Path | None, warnings: list[str]
 ) -> tuple[str, tuple[Split, Split]]:
-    """Reads the four files and prepares the folder for tfds; returns their origin and content."""
+    """Reads the first source after the cache; returns its description, and train and test."""
+    if name == "digits":
+        return "the digits bundled with scikit-learn", digits.load()
+    source, folder = SOURCES[name], tfds_folder.folder_of(name, data_dir)
+    if folder.exists():
+        return f"prepared folder {folder}", tfds_folder.read(folder, source)
     if manual_dir is not None:
-        origin, folder = f"original files in {manual_dir}", manual_dir
+        description, originals = f"original files in {manual_dir}", manual_dir
     else:
-        origin, folder = f"downloaded from {SOURCES[name].url}", data_dir / "downloads" / name
-        download(name, folder)
-    splits = parse(read_originals(name, folder))
+        description, originals = f"downloaded from {source.url}", data_dir / "downloads" / name
+        download(name, originals)
+    splits = parse(read_originals(name, originals))
     try:
         tfds_folder.prepare(name, data_dir, *splits)
     except ImportError as error:  # array_record does not exist for Windows
-        warnings.append(f"{tfds_folder.folder_of(name, data_dir)} is not prepared: {error}")
-    return origin, splits
+        warnings.append(f"{folder} is not prepared: {error}; the original files were read")
+    return description, splits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Which source is read, what it leaves behind, and which failures are errors or warnings."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -30,7 +31,15 @@ def cache_file(data_dir: Path) -> Path:
 def test_every_source_gives_the_same_arrays(originals, truth, data_dir, no_network, capfd):
     first = load_dataset("auto", data_dir=data_dir, manual_dir=originals)
     cached = load_dataset("mnist", data_dir=data_dir)
-    for dataset, source in ((first, "original files in"), (cached, "decoded cache")):
+    cache_file(data_dir).unlink()
+    prepared = load_dataset("mnist", data_dir=data_dir)
+    again = load_dataset("auto", data_dir=data_dir)
+    for dataset, source in (
+        (first, "original files in"),
+        (cached, "decoded cache"),
+        (prepared, "prepared folder"),
+        (again, "decoded cache"),
+    ):
         assert_holds(dataset, truth)
         assert dataset.source.startswith(source)
         assert (dataset.name, dataset.warnings, len(dataset.class_names)) == ("mnist", (), 10)
@@ -62,7 +71,11 @@ def test_other_files_are_never_read_as_the_old_data(originals, data_dir, tmp_pat
     load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
     truth = small.write(tmp_path / "other", seed=7)
     monkeypatch.setitem(sources.SOURCES, "mnist", small.source_of(tmp_path / "other"))
-    assert_holds(load_dataset("mnist", data_dir=data_dir, manual_dir=tmp_path / "other"), truth)
+    with pytest.raises(DataError, match=r"from other files.*move it away"):
+        load_dataset("mnist", data_dir=data_dir, manual_dir=tmp_path / "other")
+    (data_dir / "mnist").rename(tmp_path / "away")
+    dataset = load_dataset("mnist", data_dir=data_dir, manual_dir=tmp_path / "other")
+    assert_holds(dataset, truth)
 
 
 # Arguments
@@ -160,7 +173,30 @@ def test_a_damaged_cache_is_an_error_under_auto(originals, truth, data_dir, no_n
     with pytest.raises(DataError, match=f"the decoded cache is damaged: .*; delete {path}"):
         load_dataset("auto", data_dir=data_dir)
     path.unlink()
-    assert_holds(load_dataset("auto", data_dir=data_dir, manual_dir=originals), truth)
+    assert_holds(load_dataset("auto", data_dir=data_dir), truth)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "foreign", "no info"])
+def test_a_tfds_folder_that_cannot_be_used_is_an_error(originals, data_dir, no_network, damage):
+    load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
+    cache_file(data_dir).unlink()
+    folder = data_dir / "mnist" / "3.0.1"
+    (record,) = folder.glob("mnist-train*")
+    data, info = record.read_bytes(), json.loads((folder / "dataset_info.json").read_text())
+    if damage == "remove":
+        record.unlink()
+    elif damage in ("truncate", "flip"):
+        flipped = data[:20000] + bytes([data[20000] ^ 1]) + data[20001:]  # inside the images
+        record.write_bytes({"truncate": data[: len(data) // 2], "flip": flipped}[damage])
+    else:
+        info["description"] = "of another program"
+        text = "" if damage == "no info" else json.dumps(info)
+        (folder / "dataset_info.json").write_text(text)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(DataError, match=rf"cannot use {folder} \(.*\); move it away") as failed:
+        load_dataset("auto", data_dir=data_dir)
+    assert "\n" not in str(failed.value)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 # The command
