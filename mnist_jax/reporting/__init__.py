@@ -2,6 +2,7 @@
 
 from mnist_jax.callbacks import Callback
 from mnist_jax.config import Config
+from mnist_jax.errors import UsageError
 from mnist_jax.reporting.console import Display
 
 
@@ -9,7 +10,7 @@ def make_callbacks(config: Config) -> list[Callback]:
     """The callbacks that a config asks for; the console comes last, to end with the accuracy.
 
     Raises:
-        UsageError: TensorBoard is asked for and tensorboardX is not installed.
+        UsageError: tensorboardX is needed and not installed.
         DeviceError: the folder of the profile cannot be made.
     """
     callbacks: list[Callback] = []
@@ -19,8 +20,11 @@ def make_callbacks(config: Config) -> list[Callback]:
 
         callbacks.append(Profiler(config.profile))
     if config.tensorboard:
-        from mnist_jax.reporting.tensorboard import TensorBoard
-
+        try:
+            from mnist_jax.reporting.tensorboard import TensorBoard
+        except ModuleNotFoundError as error:
+            message = "--tensorboard needs tensorboardX; pip install '.[tensorboard]'"
+            raise UsageError(message) from error
         callbacks.append(TensorBoard())
     if config.report:
         from mnist_jax.reporting.report import ReportWriter

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress
-from rich.status import Status
 from rich.table import Table
 
 from mnist_jax.callbacks import Callback, Result
@@ -21,7 +20,7 @@ from mnist_jax.metrics import NEVER, Metrics, mean_over_members
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.runs.results import accuracy_line
 from mnist_jax.runs.run_dir import REPORT
-from mnist_jax.runs.statistics import percent
+from mnist_jax.runs.statistics import percent, summary_text
 
 
 class PipeConsole(Console):
@@ -34,16 +33,17 @@ class PipeConsole(Console):
 class Display(Callback):
     """Prints a run as it happens; the last line is the accuracy."""
 
-    def __init__(self):
-        self.console = PipeConsole(file=sys.stdout, highlight=False, soft_wrap=True)
-        self.live: Status | Progress | None = None
+    def __init__(self, console: Console | None = None):
+        self.console = console or PipeConsole(file=sys.stdout, highlight=False, soft_wrap=True)
+        columns = "{task.description}", BarColumn(bar_width=24), "{task.fields[text]}"
+        hidden = not self.console.is_interactive
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)
+        self.task = self.bar.add_task("loading the data", total=None, text="")
         self.epochs = 0
 
     def on_fit_begin(self, config: Config) -> None:
-        """Shows on a terminal that the data are loading."""
-        if self.console.is_terminal:
-            self.live = self.console.status(f"loading the data set {config.dataset}")
-            self.live.start()
+        """Shows the bar."""
+        self.bar.start()
 
     def on_warning(self, message: str) -> None:
         """Prints it on standard error."""
@@ -58,8 +58,8 @@ class Display(Callback):
         workdir: Path,
         step: int,
     ) -> None:
-        """Prints what is trained on what, with which device and settings; starts the bar."""
-        self.close()
+        """Prints what is trained on what, with which device and settings."""
+        self.bar.stop()
         images = f"{len(dataset.train.label):,} train, {len(dataset.test.label):,} test images"
         print(f"data    {dataset.name}: {images}, {dataset.source}")
         print(f"device  {describe_devices(devices)}, {config.precision}")
@@ -72,23 +72,21 @@ class Display(Callback):
         splits = ("train", *["validation"] * (config.validation > 0), "test")
         heads = "".join(f"{name:>18}" for name in splits)
         print("loss, accuracy" + heads[7 - 2 * len(str(config.epochs)) :] + f"{'time':>10}")
-        if self.console.is_terminal:
-            columns = "{task.description}", BarColumn(bar_width=24), "{task.fields[text]}"
-            self.live = Progress(*columns, console=self.console, transient=True)
-            self.live.add_task("compiling", total=None, text="")
-            self.live.start()
+        self.bar.update(self.task, description="compiling")
+        self.bar.start()
 
     def on_chunk_end(
         self, epoch: int, step: int, last_step: int, metrics: Metrics, train_s: float
     ) -> None:
         """Moves the bar."""
-        if isinstance(self.live, Progress):
-            finite = np.ravel(metrics.first_nonfinite) == NEVER
-            means = (np.ravel(x)[finite].mean() for x in (metrics.loss, metrics.accuracy))
-            rate, left_s = np.sum(metrics.count) / train_s, (last_step - step) * train_s / step
-            text = f"{step}/{last_step}{_cell(*means)}  {rate:,.0f} images/s  {left_s:.0f} s left"
-            bar, name = self.live.task_ids[0], f"epoch {epoch}/{self.epochs}"
-            self.live.update(bar, total=last_step, completed=step, description=name, text=text)
+        if self.bar.disable:
+            return
+        finite = np.ravel(metrics.first_nonfinite) == NEVER
+        means = (np.ravel(x)[finite].mean() for x in (metrics.loss, metrics.accuracy))
+        rate, left_s = np.sum(metrics.count) / train_s, (last_step - step) * train_s / step
+        text = f"{step}/{last_step}{_cell(*means)}  {rate:,.0f} images/s  {left_s:.0f} s left"
+        name = f"epoch {epoch}/{self.epochs}"
+        self.bar.update(self.task, total=last_step, completed=step, description=name, text=text)
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
         """Prints one line."""
@@ -100,16 +98,16 @@ class Display(Callback):
 
     def on_train_end(self, result: Result) -> None:
         """Prints the summary, with the accuracy last."""
-        self.close()
+        self.bar.stop()
         record, folder = result.record, result.workdir
         if result.params is None:
             print(f"{folder} holds this run, complete: nothing to do")
         else:
             times = (f"{name[:-2]} {s:.1f} s" for name, s in record["timings"].items())
             print("time    " + "  ".join(times))
-            if "statistics" in record:
-                self.console.print(statistics_table(record["statistics"]))
-            else:
+            for name, found in record.get("statistics", {}).items():
+                print(f"{name.removesuffix('_accuracy'):11} {summary_text(found)}")
+            if "statistics" not in record:
                 print(f"params  sha256 {record['params_sha256']}")
         print(f"files   {folder}")
         make_report = f"python -m mnist_jax report {shlex.quote(str(folder))}"
@@ -117,9 +115,8 @@ class Display(Callback):
         print(accuracy_line(record), flush=True)
 
     def close(self) -> None:
-        """Removes the live display, also after an error or Ctrl-C."""
-        if self.live is not None:
-            self.live.stop()
+        """Removes the bar, also after an error or Ctrl-C."""
+        self.bar.stop()
 
 
 def _cell(loss: float, accuracy: float) -> str:
@@ -144,27 +141,14 @@ def describe_config(config: Config) -> str:
     return f"preset {config.preset}, " + ", ".join(f"{n} {values[n]}" for n in (*main, *changed))
 
 
-def statistics_table(statistics: dict[str, dict[str, Any]]) -> Table:
-    """Mean, spread and extremes of the accuracies of an ensemble's members, in percent."""
-    table = Table("images", title="accuracy, % of images", title_justify="left", pad_edge=False)
-    for heading in ("seeds", "mean", "sd", "95 % interval of the mean", "best", "worst"):
-        table.add_column(heading, justify="right")
-    for name, found in statistics.items():
-        interval = " to ".join(percent(end, "") for end in found["ci95"] or ()) or "-"
-        mean, sd, best, worst = (percent(found[key], "") for key in ("mean", "sd", "best", "worst"))
-        cells = str(found["n"]), mean, sd, interval, best, worst
-        table.add_row(name.removesuffix("_accuracy"), *cells)
-    return table
-
-
 def layer_table(name: str, model: nn.Module) -> Table:
     """Layer, output shape and parameters of a model, with their total."""
+    total = f"{count_parameters(param_shapes(model)):,}"
     table = Table(title=f"model {name}", title_justify="left", show_footer=True, pad_edge=False)
     table.add_column("layer", footer="total")
     table.add_column("kind")
     table.add_column("output shape")
-    total = count_parameters(param_shapes(model))
-    table.add_column("parameters", justify="right", footer=f"{total:,}")
+    table.add_column("parameters", justify="right", footer=total)
     for layer in layers(model):
         shape = " × ".join(map(str, layer.output_shape))
         table.add_row(layer.name, layer.kind, shape, f"{layer.parameters:,}")

@@ -4,13 +4,13 @@ The figures do not use pyplot, so they share no state with the caller.
 """
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import style, ticker
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mnist_jax.metrics import finite_members, mean_over_members
@@ -38,10 +38,10 @@ STYLE = {
     "legend.labelcolor": "linecolor",
     "svg.hashsalt": "mnist_jax",  # the same figure gives the same bytes
 }
-_styled = style.context(["default", STYLE])  # decorator: ignores the user's own matplotlibrc
+styled = style.context(["default", STYLE])  # decorator: ignores the user's own matplotlibrc
 
 
-@_styled
+@styled
 def svg(figure: Figure) -> bytes:
     """The figure as an SVG file with a transparent background."""
     file = io.BytesIO()
@@ -50,69 +50,15 @@ def svg(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-@_styled
-def png(figure: Figure, *, dpi: int = 192) -> bytes:
-    """The figure as a PNG file on white."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
-    return file.getvalue()
-
-
-@_styled
-def pixels(figure: Figure) -> np.ndarray:
-    """The figure as an array (height, width, 3) uint8."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
-
-
-@_styled
-def digit(image: np.ndarray, name: str) -> Figure:
-    """One image (28, 28, 1) uint8, dark on white, with pixel coordinates on the axes."""
-    figure = Figure((3.2, 3.4))
-    axes = figure.add_subplot()
-    axes.imshow(image[..., 0], cmap="gray_r", vmin=0, vmax=255)
-    axes.grid(visible=False)
-    axes.set(title=name, xticks=(0, 9, 18, 27), yticks=(0, 9, 18, 27))
-    return figure
-
-
-@_styled
+@styled
 def samples(images: np.ndarray, names: Sequence[str], *, columns: int = 10) -> Figure:
     """Images (n, 28, 28, 1) uint8, dark on white, each under its name."""
     return _grid(images[..., 0], names, columns=columns, cmap="gray_r", vmin=0, vmax=255)[0]
 
 
-@_styled
-def worst_errors(
-    images: np.ndarray,
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    class_names: Sequence[str],
-    *,
-    columns: int = 6,
-) -> Figure:
-    """Misclassified images (n, 28, 28, 1) uint8, each with its label, prediction and probability.
-
-    `labels` is (n,) int, and `probabilities` (n, classes) the model's output for each image.
-    """
-    arrow = "\n→ " if max(map(len, class_names)) > 2 else " → "
-    names = [
-        f"{class_names[label]}{arrow}{class_names[row.argmax()]}\n{percent(row.max())}"
-        for label, row in zip(labels, probabilities, strict=True)
-    ]
-    return _grid(images[..., 0], names, columns=columns, cmap="gray_r", vmin=0, vmax=255)[0]
-
-
-@_styled
+@styled
 def weights(tiles: np.ndarray, names: Sequence[str] = (), *, columns: int = 8) -> Figure:
-    """The weights of a layer as images: blue is positive, red is negative.
-
-    Args:
-        tiles: (units, height, width), one image per unit.
-        names: names of the units; empty for hidden units.
-        columns: images per row.
-    """
+    """The weights of a layer, (units, height, width): blue is positive, red is negative."""
     limit = float(np.quantile(np.abs(tiles), 0.995)) or 1.0  # outliers would make the rest pale
     figure, image = _grid(tiles, names, columns=columns, cmap="RdBu", vmin=-limit, vmax=limit)
     bar = figure.colorbar(image, orientation="horizontal", extend="both", shrink=0.5, aspect=30)
@@ -143,35 +89,26 @@ def _grid(
     return figure, axes.imshow(canvas, **colours)
 
 
-@_styled
+@styled
 def learning_curves(runs: Mapping[str, Rows]) -> Figure:
-    """Loss and accuracy by epoch.
+    """Loss and accuracy by epoch, of runs of at least one epoch by their names.
 
-    One run has a curve for each split. With several runs each run has one colour: a solid curve
-    for test and a dotted one for train. Ensembles are drawn as the mean of their members with the
-    range shaded.
-
-    Args:
-        runs: the rows of each run, at least one, by the run's name.
+    One run has a curve for each split. Of several runs each has one colour: a solid curve for test
+    and a dotted one for train.
     """
-    alone = len(runs) == 1
     figure = Figure((WIDTH, 5.6))
     upper, lower = figure.subplots(2, sharex=True)
     for axes, metric in ((upper, "loss"), (lower, "accuracy")):
-        for i, (run, rows) in enumerate(runs.items()):
-            run_colour = COLOURS[i % len(COLOURS)]
-            for split, split_colour in zip(("test", "train", "validation"), COLOURS, strict=False):
-                name = f"{split}/{metric}"
-                if name not in rows[0] or (split == "validation" and not alone):
-                    continue
-                epochs = [row["epoch"] for row in rows]
-                if alone:
-                    _curve(axes, epochs, rows, name, split_colour, label=split)
-                elif split == "test":
-                    _curve(axes, epochs, rows, name, run_colour, label=run)
-                else:
-                    _curve(axes, epochs, rows, name, run_colour, linestyle=":")
-        axes.set_title(metric if alone else f"{metric} (dotted: train)")
+        for run_colour, (run, rows) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
+            epochs = [row["epoch"] for row in rows]
+            if len(runs) > 1:
+                _curve(axes, epochs, rows, f"test/{metric}", run_colour, label=run)
+                _curve(axes, epochs, rows, f"train/{metric}", run_colour, linestyle=":")
+                continue
+            for split, colour in zip(("test", "train", "validation"), COLOURS, strict=False):
+                if f"{split}/{metric}" in rows[0]:
+                    _curve(axes, epochs, rows, f"{split}/{metric}", colour, label=split)
+        axes.set_title(metric if len(runs) == 1 else f"{metric} (dotted: train)")
         axes.legend()
     lower.yaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
     lower.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
@@ -179,18 +116,13 @@ def learning_curves(runs: Mapping[str, Rows]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def accuracy_against_time(runs: Mapping[str, Rows]) -> Figure:
-    """Test accuracy against seconds of training, on a logarithmic time axis.
-
-    Args:
-        runs: the rows of each run, at least one, by the run's name.
-    """
+    """Test accuracy against seconds of training, of runs of at least one epoch by their names."""
     figure = Figure((WIDTH, 3.6))
     axes = figure.add_subplot()
-    for i, (run, rows) in enumerate(runs.items()):
+    for colour, (run, rows) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
         seconds = np.cumsum([row["train_s"] for row in rows])
-        colour = COLOURS[i % len(COLOURS)]
         _curve(axes, seconds, rows, "test/accuracy", colour, label=run, marker="o")
     axes.set_xscale("log")
     axes.set(title="test accuracy", xlabel="seconds of training")
@@ -205,7 +137,7 @@ def accuracy_against_time(runs: Mapping[str, Rows]) -> Figure:
 def _curve(
     axes: Axes, x: Any, rows: Rows, name: str, colour: str, *, label: str = "", **line: Any
 ) -> None:
-    """Draws the mean of a metric over the finite members, and their range."""
+    """Draws the mean of a metric over the finite members, and shades their range."""
     mean = [mean_over_members(row, name) for row in rows]
     if label:
         label += f" {percent(mean[-1])}" if name.endswith("accuracy") else f" {mean[-1]:#.3g}"
@@ -217,13 +149,11 @@ def _curve(
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
-@_styled
+@styled
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """The confusion matrix: correct answers in blue, errors the redder the more frequent.
+    """The confusion matrix, (classes, classes) int: a row per true class, a column per prediction.
 
-    Args:
-        counts: (classes, classes) int, a row per true class and a column per prediction.
-        class_names: names by class.
+    Correct answers are blue, errors the redder the more frequent.
     """
     classes = len(counts)
     figure = Figure((WIDTH, WIDTH))
@@ -236,8 +166,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     axes.imshow(np.where(correct, 1.0, np.nan), cmap="Blues", vmin=0, vmax=4)
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            size = 9 if counts.max() < 10_000 else 7
-            axes.text(column, row, str(count), ha="center", va="center", size=size)
+            axes.text(column, row, str(count), ha="center", va="center", size=8)
     axes.set(xlabel="predicted class", ylabel="true class")
     rotation = 90 if max(map(len, class_names)) > 2 else 0
     axes.set_xticks(range(classes), class_names, rotation=rotation)
@@ -250,34 +179,31 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def reliability(bins: CalibrationBins, networks: int = 1) -> Figure:
     """Reliability diagram: accuracy by predicted probability, and the number of images below.
 
-    Args:
-        bins: images by the probability of the predicted class. Empty bins are not drawn.
-        networks: how many networks classified each image. Their answers are correlated, so the
-            95 % intervals count each image once.
+    The answers of several networks to one image are correlated, so the 95 % intervals count each
+    image once.
     """
     figure = Figure((WIDTH, 5.4))
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(2.4, 1))
-    edges = np.linspace(0, 1, len(bins.images) + 1)
+    centres = (np.arange(len(bins.images)) + 0.5) / len(bins.images)
     some = bins.images > 0
     images, correct = bins.images[some], bins.correct[some]
     confidence = bins.confidence[some] / images
-    n = -(-images // networks)
-    pairs = zip(np.round(correct / images * n).astype(int), n, strict=True)
-    intervals = [binomial_ci95(int(k), int(count)) for k, count in pairs]
+    intervals = [
+        binomial_ci95(round(k / networks), -(-n // networks))
+        for k, n in zip(correct.tolist(), images.tolist(), strict=True)
+    ]
     upper.plot((0, 1), (0, 1), color="gray", linewidth=1, linestyle="--")
     upper.vlines(confidence, *np.transpose(intervals), color=BLUE, linewidth=1, clip_on=False)
     upper.plot(confidence, correct / images, "o", color=BLUE, markersize=5, clip_on=False)
     upper.set(ylim=(-0.03, 1.03), title="accuracy")
     upper.text(1, 0, f"calibration error {percent(bins.error)}", ha="right", va="bottom")
     upper.yaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
-    bars = lower.bar(
-        edges[:-1][some], images, 0.94 * np.diff(edges)[some], align="edge", color=BLUE
-    )
-    lower.bar_label(bars, [str(n) if n < 10_000 else f"{n / 1000:.0f}k" for n in images], size=8)
+    bars = lower.bar(centres[some], images, 0.94 / len(centres), color=BLUE)
+    lower.bar_label(bars, size=7)
     lower.set_yscale("log")
     lower.set(xlim=(0, 1), ylim=(0.5, None), title="images", xlabel="predicted probability")
     lower.xaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))

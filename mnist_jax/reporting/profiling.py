@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 
-from mnist_jax.atomic_io import make_folder
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.errors import DeviceError
 from mnist_jax.metrics import Metrics
@@ -22,7 +21,7 @@ class Profiler(Callback):
 
     def __init__(self, folder: Path):
         try:
-            make_folder(folder, parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DeviceError(f"cannot write --profile={folder}: {error.strerror}") from error
         self.folder, self.calls, self.tracing = folder, 0, False
@@ -39,12 +38,15 @@ class Profiler(Callback):
         self._trace(self.calls == 1 and step < last_step)
 
     def on_train_end(self, result: Result) -> None:
-        """Prints the ten costliest operations."""
+        """Prints the ten costliest operations; on a CPU their times are summed over threads."""
         if self.calls < 2:
             print("profile: no trace, because the train steps were called less than twice")
-        else:
-            print(f"profile: {self.folder}")
-            print_costliest(self.folder)
+            return
+        found = sorted(operation_seconds(self.folder).items(), key=lambda item: -sum(item[1]))
+        total = sum(sum(seconds) for _, seconds in found)
+        print(f"profile: {self.folder}\ncostliest operations:\n        ms   share    times")
+        for name, s in found[:10]:
+            print(f"{1e3 * sum(s):10.3f} {sum(s) / total:7.1%} {len(s):8,}  {name}")
 
     def close(self) -> None:
         """Ends a trace that is running."""
@@ -57,7 +59,7 @@ class Profiler(Callback):
 
 
 def operation_seconds(folder: Path) -> dict[str, list[float]]:
-    """The seconds of each execution of each compiled operation in a folder's newest trace."""
+    """The seconds of each execution of every compiled operation in a folder's newest trace."""
     newest = max(folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
     seconds: dict[str, list[float]] = collections.defaultdict(list)
     for event in json.loads(gzip.decompress(newest.read_bytes()))["traceEvents"]:
@@ -66,12 +68,3 @@ def operation_seconds(folder: Path) -> dict[str, list[float]]:
         if name and name.partition(".")[0] not in ("while", "call", "conditional"):
             seconds[name].append(event["dur"] * 1e-6)
     return seconds
-
-
-def print_costliest(folder: Path, count: int = 10) -> None:
-    """Prints the operations that took the most time, on a CPU summed over threads."""
-    found = sorted(operation_seconds(folder).items(), key=lambda item: -sum(item[1]))
-    whole = sum(sum(seconds) for _, seconds in found)
-    print("costliest operations:\n        ms   share    times")
-    for name, s in found[:count]:
-        print(f"{1e3 * sum(s):10.3f} {sum(s) / whole:7.1%} {len(s):8,}  {name}")

@@ -17,20 +17,20 @@ from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
-from mnist_jax.inference import restore
 from mnist_jax.inference.compare import predict_all
+from mnist_jax.inference.evaluate import accuracy_text
 from mnist_jax.inference.flags import DataFlags, Runs
-from mnist_jax.inference.restore import LoadedRun, Prediction
+from mnist_jax.inference.restore import LoadedRun, Prediction, dataset_of, load_run, load_runs
 from mnist_jax.metrics import finite_members, mean_over_members
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.parallel.mesh import enable_compilation_cache
 from mnist_jax.reporting import plots
 from mnist_jax.runs import statistics
 from mnist_jax.runs.run_dir import REPORT, read_result
-from mnist_jax.runs.statistics import percent
+from mnist_jax.runs.statistics import percent, summary_text
 
 ERRORS = 24  # misclassified images shown
-DENSE_UNITS, FILTERS = 32, 64  # units of the first layer shown
+UNITS = 64  # units of the first layer shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,16 +46,13 @@ class Report(DataFlags):
     def run(self) -> None:
         """Writes the page and prints its path."""
         if not self.runs:
-            raise UsageError("no run is named; name the folders of one or more")
-        alone = len(self.runs) == 1
-        default = (self.runs[0] if alone else Path()) / REPORT
-        output = atomic_io.user_path(self.output or default)
-        runs = restore.load_runs(self.runs)
-        if alone:
+            raise UsageError("no run is given; name one or more run folders")
+        runs = load_runs(self.runs)
+        folder = runs[0].folder if len(runs) == 1 else Path()
+        output = atomic_io.user_path(self.output or folder / REPORT)
+        if len(runs) == 1:
             enable_compilation_cache(runs[0].config.compilation_cache)
-            dataset = restore.dataset_of(
-                runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir
-            )
+            dataset = dataset_of(runs[0], **self.folders_of_data())
             page = run_page(runs[0], dataset, predict_all(runs, dataset, platform=self.platform))
         else:
             page = comparison_page(runs)
@@ -73,7 +70,7 @@ class ReportWriter(Callback):
     def on_train_end(self, result: Result) -> None:
         """Writes the page."""
         try:
-            run = restore.load_run(result.workdir)
+            run = load_run(result.workdir)
             page = run_page(run, self._dataset, predict_all([run], self._dataset))
             write_page(result.workdir / REPORT, page)
         except (MnistJaxError, OSError) as error:
@@ -120,40 +117,44 @@ def write_page(path: Path, content: Mapping[str, Any]) -> None:
         raise DeviceError(f"cannot write {path} ({error.strerror}); choose another file") from error
 
 
-def confusion_counts(prediction: Prediction, dataset: Dataset) -> np.ndarray:
-    """The confusion matrix (classes, classes) of the test images, over all members."""
-    predicted = prediction.probabilities.argmax(2)
-    return statistics.confusion(predicted, dataset.test.label, len(dataset.class_names))
-
-
 def run_page(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> dict[str, Any]:
     """The content of the page of one run."""
-    config, record = run.config, read_result(run.folder) or {}
-    right = (prediction.probabilities.argmax(2) == dataset.test.label).sum(1).tolist()
-    accuracy, sentence = describe_accuracy(run, right, len(dataset.test.label))
+    config, record, label = run.config, read_result(run.folder) or {}, dataset.test.label
+    predicted = prediction.log_probabilities.argmax(2)  # (members, images)
+    if config.seeds is None:
+        found = statistics.accuracy(predicted[0], label)
+        accuracy, sentence = percent(found["accuracy"]), accuracy_text(found)
+    else:
+        found = statistics.summarize((predicted == label).mean(1).tolist())
+        accuracy, sentence = percent(found["mean"]), summary_text(found)
+    training = (
+        f"{count_parameters(param_shapes(run.model)):,} parameters, trained for {run.step:,} steps "
+        f"with batches of {config.batch_size} images ({config.epochs} epochs planned)."
+    )
+    shapes = [
+        (name, kind, " × ".join(map(str, shape)), f"{count:,}")
+        for name, kind, shape, count in layers(run.model)
+    ]
     recorded = record.get("warnings", [])
     warnings = [*run.warnings, *dataset.warnings, *prediction.warnings, *recorded]
-    size, images = count_parameters(param_shapes(run.model)), len(dataset.train.label)
-    images -= config.validation if dataset.validation is None else 0
-    training = (
-        f"{size:,} parameters, trained for {run.step:,} steps of {config.batch_size} out of "
-        f"{images:,} images ({config.epochs} epochs planned)."
-    )
     timings = record.get("timings", run.seconds)
     times = [(name[:-2], f"{s:,.1f}") for name, s in timings.items()]
     configs = {"this run": config, f"preset {config.preset}": config.defaults()}
+    environment = atomic_io.read_json(run.folder / "environment.json")
+    environment |= environment.pop("variables", {})
+    versions = [(name, _text(value)) for name, value in environment.items()]
     return {
         "title": f"{config.model} on {config.dataset}{'' if record else ', not complete'}",
         "accuracy": accuracy,
-        "summary": [sentence, training, f"Folder: {run.folder}"],
+        "summary": [f"Test images: {sentence}.", training, f"Folder: {run.folder}"],
         "warnings": list(dict.fromkeys(warnings)),
         "figures": run_figures(run, dataset, prediction),
         "details": [
-            _layer_table(run),
+            Table("Layers", ("layer", "kind", "output shape", "parameters"), shapes),
             _epoch_table(run.rows),
             Table("Time", ("part", "seconds"), times),
             _config_table(configs, [config.command_line()]),
-            _environment_table(run.folder),
+            Table("Environment", (), versions, numbers=False),
         ],
     }
 
@@ -174,24 +175,15 @@ def comparison_page(runs: Sequence[LoadedRun]) -> dict[str, Any]:
 
 def run_figures(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> list[ReportFigure]:
     """Curves, confusion matrix, errors, weights and calibration of one run."""
-    names, label, mean = dataset.class_names, dataset.test.label, prediction.mean
-    members = len(prediction.seeds)
     figures = [curves_figure({run.config.model: run.rows})] if run.rows else []
-    figures.append(confusion_figure(confusion_counts(prediction, dataset), names, members))
-    places = statistics.most_confident_errors(mean, label, ERRORS)
-    if len(places):
-        worst = plots.worst_errors(dataset.test.image[places], label[places], mean[places], names)
-        caption = "Misclassified test images: label → prediction, with its probability"
-        caption += f", the mean of {members} networks." if members > 1 else "."
-        figures.append(ReportFigure("errors", "Most confident errors", worst, caption))
-    figures += weights_figures(run, prediction.seeds[0], names)
-    bins = statistics.calibration_bins(prediction.probabilities, label)
+    figures += confusion_figures(dataset, prediction)
+    figures += weights_figures(run, prediction.seeds[0], dataset.class_names)
+    bins = statistics.calibration_bins(prediction.probabilities, dataset.test.label)
+    diagram = plots.reliability(bins, len(prediction.seeds))
     caption = (
-        "Accuracy by predicted probability. The dashed line is perfect calibration; points below "
-        "it are overconfident. Vertical lines are 95 % intervals. The calibration error is the "
-        "mean distance from the dashed line, weighted by images."
+        "Accuracy by predicted probability, with 95 % intervals. Below the dashed line the model "
+        "is overconfident. The calibration error is the mean distance from it, weighted by images."
     )
-    diagram = plots.reliability(bins, members)
     return [*figures, ReportFigure("reliability", "Calibration", diagram, caption)]
 
 
@@ -213,16 +205,28 @@ def curves_figure(runs: Mapping[str, plots.Rows]) -> ReportFigure:
     return ReportFigure("curves", "Learning curves", plots.learning_curves(runs), caption)
 
 
-def confusion_figure(counts: np.ndarray, names: Sequence[str], members: int) -> ReportFigure:
-    """The confusion matrix."""
-    errors = counts * (1 - np.eye(len(counts), dtype=int))
-    true, predicted = divmod(int(errors.argmax()), len(counts))
-    caption = f"Test images by true and predicted class: {errors.sum():,} errors"
-    caption += f" of {members} networks" if members > 1 else ""
-    if errors.any():
-        caption += f", most often {names[true]} classified as {names[predicted]}"
-    figure = plots.confusion_matrix(counts, names)
-    return ReportFigure("confusion", "Confusion matrix", figure, f"{caption}.")
+def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFigure]:
+    """The confusion matrix over all members, and the most confident errors of their mean."""
+    names, label, mean = dataset.class_names, dataset.test.label, prediction.mean
+    members = len(prediction.seeds)
+    counts = statistics.confusion(prediction.log_probabilities.argmax(2), label, len(names))
+    errors = f"{counts.sum() - counts.trace():,} errors"
+    errors += f" of {members} networks" if members > 1 else ""
+    caption = f"Test images by true and predicted class: {errors}."
+    matrix = plots.confusion_matrix(counts, names)
+    figures = [ReportFigure("confusion", "Confusion matrix", matrix, caption)]
+    places = statistics.most_confident_errors(mean, label, ERRORS)
+    if len(places):
+        arrow = "\n→ " if max(map(len, names)) > 2 else " → "
+        titles = [
+            f"{names[label[i]]}{arrow}{names[mean[i].argmax()]}\n{percent(mean[i].max())}"
+            for i in places
+        ]
+        worst = plots.samples(dataset.test.image[places], titles, columns=6)
+        caption = "Misclassified test images: label → prediction, with its probability"
+        caption += f", the mean of {members} networks." if members > 1 else "."
+        figures.append(ReportFigure("errors", "Most confident errors", worst, caption))
+    return figures
 
 
 def weights_figures(run: LoadedRun, seed: int, names: Sequence[str]) -> list[ReportFigure]:
@@ -231,63 +235,34 @@ def weights_figures(run: LoadedRun, seed: int, names: Sequence[str]) -> list[Rep
     layer = next((layer.name for layer in layers(run.model) if layer.parameters), "")
     kernel = np.asarray(params.get(layer, {}).get("kernel", 0.0))
     if kernel.ndim == 4 and kernel.shape[2] == 1:  # (height, width, 1, units)
-        tiles, most = np.moveaxis(kernel[:, :, 0], 2, 0), FILTERS
+        tiles = np.moveaxis(kernel[:, :, 0], 2, 0)
     elif kernel.ndim == 2 and len(kernel) == 28 * 28:  # (pixels, units)
-        tiles, most = kernel.T.reshape(-1, 28, 28), DENSE_UNITS
+        tiles = kernel.T.reshape(-1, 28, 28)
     else:
         return []
     if layer == "logits":
         figure, caption = plots.weights(tiles, names, columns=5), "Pixel weights of each class"
     else:
-        figure = plots.weights(tiles[:most])
-        caption = f"{min(most, len(tiles))} of {len(tiles)} units of {layer}"
+        figure = plots.weights(tiles[:UNITS])
+        caption = f"{min(UNITS, len(tiles))} of {len(tiles)} units of {layer}"
     caption += "" if run.config.seeds is None else f", seed {seed}"
     caption += ". Blue is positive, red negative; the largest 0.5 % are clipped."
     return [ReportFigure("weights", "Weights of the first layer", figure, caption)]
-
-
-def describe_accuracy(run: LoadedRun, correct: list[int], count: int) -> tuple[str, str]:
-    """The test accuracy and a sentence with its interval; `correct` counts for each member."""
-    if run.config.seeds is None:
-        interval = _interval(statistics.binomial_ci95(correct[0], count))
-        sentence = f"{correct[0]:,} of {count:,} test images are classified correctly"
-        return percent(correct[0] / count), f"{sentence} (95 % interval {interval})."
-    found = statistics.summarize([each / count for each in correct])
-    seeds = run.config.all_seeds()
-    sentence = f"The mean of {found['n']} of the {len(seeds)} seeds {seeds[0]} to {seeds[-1]}"
-    if found["sd"] is not None:
-        interval = _interval(found["ci95"])
-        sentence += f"; sd {percent(found['sd'])}, 95 % interval of the mean {interval}"
-    sentence += f"; best {percent(found['best'])}, worst {percent(found['worst'])}."
-    return percent(found["mean"]), sentence
 
 
 def _result_table(runs: Mapping[str, LoadedRun]) -> Table:
     """The last evaluation of each run, its size and its time."""
     rows = []
     for name, run in runs.items():
-        record = read_result(run.folder) or {}
         accuracies = finite_members(run.rows[-1])["test/accuracy"] if run.rows else []
         found = statistics.summarize(accuracies)
-        interval = found["ci95"]
-        if run.config.seeds is None and record:
-            interval = statistics.binomial_ci95(record["test_correct"], record["test_count"])
-        accuracy = percent(found["mean"]), _interval(interval) if interval else "-", found["n"]
+        accuracy = percent(found["mean"]), percent(found["sd"]), found["n"]
         size = f"{run.step:,}", f"{count_parameters(param_shapes(run.model)):,}"
-        seconds = record.get("timings", run.seconds)
+        seconds = (read_result(run.folder) or {}).get("timings", run.seconds)
         times = (f"{seconds.get(key, 0.0):,.1f}" for key in ("train_s", "total_s"))
         rows.append((name, *accuracy, *size, *times))
-    columns = "run", "test accuracy", "95 % interval", "seeds", "steps", "parameters"
-    text = "The interval of one network is over test images; that of several seeds is of the mean."
-    return Table("Results", (*columns, "training, s", "total, s"), rows, text)
-
-
-def _layer_table(run: LoadedRun) -> Table:
-    rows = [
-        (name, kind, " × ".join(map(str, shape)), f"{count:,}")
-        for name, kind, shape, count in layers(run.model)
-    ]
-    return Table("Layers", ("layer", "kind", "output shape", "parameters"), rows)
+    columns = "run", "test accuracy", "sd", "seeds", "steps", "parameters"
+    return Table("Results", (*columns, "training, s", "total, s"), rows)
 
 
 def _epoch_table(rows: plots.Rows) -> Table:
@@ -308,17 +283,6 @@ def _config_table(columns: Mapping[str, Config], commands: Sequence[str]) -> Tab
     rows = [(name, *(_text(v[name]) for v in values)) for name in varied]
     text = "Flags that differ, and the command to repeat a run."
     return Table("Configuration", ("flag", *columns), rows, text, commands, numbers=False)
-
-
-def _environment_table(folder: Path) -> Table:
-    found = atomic_io.read_json(folder / "environment.json")
-    found |= found.pop("variables", {})
-    rows = [(name, _text(value)) for name, value in found.items()]
-    return Table("Environment", (), rows, numbers=False)
-
-
-def _interval(interval: Sequence[float]) -> str:
-    return f"{percent(interval[0], '')} to {percent(interval[1])}"
 
 
 def _text(value: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from mnist_jax import atomic_io
@@ -25,32 +26,25 @@ from mnist_jax.metrics import Metrics
 from mnist_jax.steps import TrainState
 
 FORMAT_VERSION = "2"
+# The arrays by name, the metadata of `Progress`, and a warning for each damaged file.
+Loaded = tuple[dict[str, np.ndarray], dict[str, Any], list[str]]
 KEPT = 3  # newest checkpoints; older ones are removed
 NAME = re.compile(r"epoch-(\d{4,})-step-(\d{8,})\.safetensors")
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is: the content of a checkpoint.
-
-    Attributes:
-        state: after the last update.
-        metrics: of the current epoch so far.
-        epoch: completed epochs.
-        batch: updates of the current epoch.
-        train_s: seconds they took.
-        rows: the lines of metrics.jsonl.
-        evaluation: the accuracies and counts of the last evaluation, as in result.json.
-        seconds: timings so far, of all processes that worked on the run one after another.
-    """
+    """How far a run is: the content of a checkpoint."""
 
     state: TrainState
-    metrics: Metrics
-    epoch: int = 0
-    batch: int = 0
-    train_s: float = 0.0
+    metrics: Metrics  # of the current epoch so far
+    epoch: int = 0  # completed
+    batch: int = 0  # updates of the current epoch
+    train_s: float = 0.0  # seconds they took
+    # The lines of metrics.jsonl, and the accuracies and counts of the last evaluation.
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # Timings, summed over the processes that worked on the run one after another.
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -64,8 +58,7 @@ class Progress:
 
     def metadata(self) -> dict[str, Any]:
         """The rest, as JSON can hold it."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in fields.items() if name not in self.arrays()}
+        return {name: value for name, value in vars(self).items() if name not in self.arrays()}
 
 
 def names_of(tree: Any) -> dict[str, Any]:
@@ -75,37 +68,28 @@ def names_of(tree: Any) -> dict[str, Any]:
 
 
 def fill(template: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
-    """A tree like `template` with the arrays of these names.
+    """A tree like `template` (arrays, or their shapes and dtypes) with `arrays` of these names.
 
-    Args:
-        template: a tree of arrays, or of their shapes and dtypes.
-        arrays: by name, as from `load_newest`.
-        prefix: of the names, such as "state/params/".
+    The names of the arrays begin with `prefix`, such as "state/params/".
 
     Raises:
         CheckpointError: an array is missing, or has another shape or dtype.
     """
     leaves = []
-    for name, leaf in names_of(template).items():
-        found = arrays.get(prefix + name)
-        if found is None:
-            raise CheckpointError(f"the checkpoint has no array {prefix + name}")
+    for path, leaf in names_of(template).items():
+        name = prefix + path
+        if name not in arrays:
+            raise CheckpointError(f"the checkpoint has no array {name}")
+        found = arrays[name]
         if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
-            raise CheckpointError(
-                f"the checkpoint's {prefix + name} is {found.dtype}{list(found.shape)}, expected "
-                f"{leaf.dtype}{list(leaf.shape)}"
-            )
+            kinds = f"{found.dtype}{list(found.shape)}, expected {leaf.dtype}{list(leaf.shape)}"
+            raise CheckpointError(f"the checkpoint's {name} is {kinds}")
         leaves.append(found)
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def load_newest(
-    folder: Path,
-) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]] | None:
+def load_newest(folder: Path) -> Loaded | None:
     """The newest checkpoint in a folder that is intact; None if there is none at all.
-
-    Returns:
-        The arrays by name, the metadata of `Progress`, and a warning for each damaged file.
 
     Raises:
         CheckpointError: there are checkpoints and none is intact, or one has another format.
@@ -118,21 +102,19 @@ def load_newest(
         except (atomic_io.IntegrityError, OSError) as error:
             damaged.append(f"the checkpoint {path} is damaged ({error})")
             continue
-        # safetensors: 8 bytes of length, then a JSON header with our metadata.
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata = header.get("__metadata__", {})
+        with safetensors.safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path} has format version {metadata.get('format')}; this program reads "
-                f"{FORMAT_VERSION}; use the version of mnist_jax that made it, or train again"
+                f"{path} has format version {metadata.get('format')}, not {FORMAT_VERSION}; use "
+                "the version of mnist_jax that made it, or train again"
             )
         if damaged:
             damaged[-1] += f"; {path.name} is used instead"
         return arrays, json.loads(metadata["rest"]), damaged
     if damaged:
-        raise CheckpointError(
-            f"{'; '.join(damaged)}; restore one of them, or remove {folder.parent} to start again"
-        )
+        problem = "; ".join(damaged)
+        raise CheckpointError(f"{problem}; restore one, or remove {folder.parent} to start again")
     return None
 
 
@@ -140,19 +122,16 @@ def _paths(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
     if not folder.is_dir():
         return []
-    found = {path: NAME.fullmatch(path.name) for path in folder.iterdir()}
-    numbers = {path: (int(m[2]), int(m[1])) for path, m in found.items() if m}
-    return sorted(numbers, key=lambda path: numbers[path], reverse=True)
+    found = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    numbered = [(int(match[2]), int(match[1]), path) for match, path in found if match]
+    return [path for _, _, path in sorted(numbered, reverse=True)]
 
 
 class CheckpointManager:
     """Saves checkpoints in a background thread, one at a time. Close it at the end.
 
-    A failed write is raised by the next call of `save` or `wait_until_finished`.
-
-    Args:
-        folder: of the checkpoints; made by the first save.
-        every_s: seconds between the saves of `is_due`.
+    A failed write is raised by the next call of `save` or `wait_until_finished`. `is_due` is true
+    `every_s` seconds after the last save began.
     """
 
     def __init__(self, folder: Path, every_s: float):
@@ -161,7 +140,7 @@ class CheckpointManager:
         self._pending: concurrent.futures.Future[None] | None = None
         self._saved_at = time.monotonic()
 
-    def restore(self) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]] | None:
+    def restore(self) -> Loaded | None:
         """`load_newest`, after removing what an interrupted write left behind."""
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -176,14 +155,7 @@ class CheckpointManager:
         return self._pending is not None and not self._pending.done()
 
     def save(self, progress: Progress) -> None:
-        """Starts to save; returns as soon as the arrays are copied.
-
-        Args:
-            progress: its arrays are NumPy's; the caller may change or donate them afterwards.
-
-        Raises:
-            OSError: the previous save failed.
-        """
+        """Waits for the previous save, copies the arrays (NumPy's), and starts to write them."""
         self.wait_until_finished()
         # Copies: on a CPU `device_get` may give views of buffers that the next step reuses.
         arrays = {name: np.array(leaf) for name, leaf in names_of(progress.arrays()).items()}
@@ -193,11 +165,7 @@ class CheckpointManager:
         self._saved_at = time.monotonic()
 
     def wait_until_finished(self) -> None:
-        """Returns once the last save is on the disk.
-
-        Raises:
-            OSError: it failed.
-        """
+        """Returns once the last save is on the disk; raises its OSError if it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

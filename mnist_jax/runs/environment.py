@@ -1,10 +1,10 @@
 """Where a number was made: versions, device, machine and commit."""
 
-import contextlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ import jax
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # Environment variables that change speed or numbers. Others may hold addresses or user names, and
 # reports are shared.
-VARIABLES = (
-    *("CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE"),
-    *("OMP_NUM_THREADS", "XLA_FLAGS"),
-)
-PREFIXES = ("MALLOC_", "XLA_PYTHON_CLIENT_", "JAX_")
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "XLA_FLAGS")
+# Flags of x86 CPUs, the widest vectors first: another instruction set gives other bits.
+INSTRUCTION_SETS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
+PREFIXES = ("GLIBC_TUNABLES", "JAX_", "LIBTPU_", "MALLOC_", "XLA_PYTHON_CLIENT_")
 
 
 def describe(device: jax.Device) -> dict[str, Any]:
     """What a number depends on besides the config, as JSON can hold it."""
     cpu = _cpu()
+    flags = cpu.get("flags", "").split()
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -33,10 +33,10 @@ def describe(device: jax.Device) -> dict[str, Any]:
         "driver": _driver(device),
         "cpu": cpu.get("model name", platform.processor()),
         "cpu_family_model": f"{cpu.get('cpu family', '?')}/{cpu.get('model', '?')}",
-        "instruction_set": _instruction_set(cpu.get("flags", "").split()),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "instruction_set": next(
+            (INSTRUCTION_SETS[f] for f in INSTRUCTION_SETS if f in flags), None
+        ),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "system": platform.platform(),
         "variables": _variables(),
         **_git_commit(),
@@ -45,21 +45,21 @@ def describe(device: jax.Device) -> dict[str, Any]:
 
 def _variables() -> dict[str, str]:
     """The environment variables that change speed or numbers, without paths and addresses."""
-    names = sorted(n for n in os.environ if n in VARIABLES or n.startswith(PREFIXES))
-    words = {
-        name: [w for w in os.environ[name].split() if not set(w) & set("/:@")] for name in names
-    }
-    return {name: " ".join(kept) for name, kept in words.items() if kept}
+    found = {}
+    for name in sorted(os.environ):
+        if name in VARIABLES or name.startswith(PREFIXES):
+            words = [word for word in os.environ[name].split() if not set(word) & set("/:@")]
+            found[name] = " ".join(words)
+    return {name: value for name, value in found.items() if value}
 
 
 def _driver(device: jax.Device) -> str | None:
     """The runtime and driver of an accelerator, as they name themselves; None for a CPU."""
     if device.platform == "cpu":
         return None
-    lines = [device.client.platform_version]
-    with contextlib.suppress(OSError):
-        lines += Path("/proc/driver/nvidia/version").read_text().splitlines()[:1]
-    return "; ".join(" ".join(line.split()) for line in lines)
+    nvidia = Path("/proc/driver/nvidia/version")
+    lines = nvidia.read_text().splitlines()[:1] if nvidia.exists() else []
+    return "; ".join(" ".join(line.split()) for line in (device.client.platform_version, *lines))
 
 
 def _cpu() -> dict[str, str]:
@@ -72,23 +72,14 @@ def _cpu() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _instruction_set(flags: list[str]) -> str | None:
-    """The widest vector instructions of an x86 CPU; another set gives other bits."""
-    names = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
-    return next((names[flag] for flag in names if flag in flags), None)
-
-
 def _git_commit() -> dict[str, Any]:
     """The commit of this source tree; None if git does not track this file."""
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *words],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, text=True, timeout=10
+        ).strip()
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)

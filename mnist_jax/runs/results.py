@@ -1,7 +1,6 @@
 """A run's results as JSON: the lines of metrics.jsonl, and result.json."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,21 +19,17 @@ def metrics_row(found: Mapping[str, Metrics]) -> dict[str, Any]:
     """Loss and accuracy of each split, such as "test/loss"; None for a loss that is not finite."""
     row: dict[str, Any] = {}
     for name, metrics in found.items():
-        row[f"{name}/loss"] = _finite_or_none(metrics.loss)
+        loss = np.asarray(metrics.loss)
+        row[f"{name}/loss"] = np.where(np.isfinite(loss), loss, np.array(None)).tolist()
         row[f"{name}/accuracy"] = metrics.accuracy
     return row
 
 
-def _finite_or_none(loss: Any) -> Any:
-    if isinstance(loss, list):
-        return [_finite_or_none(value) for value in loss]
-    return loss if math.isfinite(loss) else None
-
-
 def evaluation(found: Mapping[str, Metrics]) -> dict[str, Any]:
     """The accuracy of each split, and the counts of all but the training split."""
-    values: dict[str, Any] = {f"{name}_accuracy": found[name].accuracy for name in found}
+    values: dict[str, Any] = {}
     for name, metrics in found.items():
+        values[f"{name}_accuracy"] = metrics.accuracy
         if name != "train":
             values[f"{name}_correct"] = np.asarray(metrics.correct).tolist()
             values[f"{name}_count"] = int(np.max(metrics.count))
@@ -110,8 +105,7 @@ def params_sha256(params: Any) -> str:
     """SHA-256 over every parameter's name, dtype, shape and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name, leaf in sorted(names_of(params).items()):
-        array = np.asarray(leaf, order="C")
-        little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        array = np.asarray(leaf)
         digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(little_endian.tobytes())
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()

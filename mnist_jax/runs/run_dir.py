@@ -30,9 +30,7 @@ class RunDir:
         folder: created if absent; may hold the same run, interrupted or complete.
         config: resolved.
 
-    Attributes:
-        result: the content of result.json if the run is complete, else None.
-        checkpoints: the run's CheckpointManager.
+    The attribute `result` is the content of result.json if the run is complete, else None.
 
     Raises:
         UsageError: the folder is in use, or holds another run or something else.
@@ -51,7 +49,7 @@ class RunDir:
                 names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
                 if names and CONFIG not in names:
                     raise UsageError(f"{folder} is not empty and holds no run; choose another")
-                self._lock.acquire()
+                _acquire(self._lock)
                 for leftover in folder.glob(".*.tmp"):  # of a write that was interrupted
                     leftover.unlink()
             if (before := read_config(folder)) is not None:
@@ -59,8 +57,6 @@ class RunDir:
                 self.result = read_result(folder)
             if self.result is None:
                 self._write_json(CONFIG, config.to_json())
-        except Timeout as error:
-            raise _in_use(folder) from error
         except BaseException:
             self.close()
             raise
@@ -78,10 +74,8 @@ class RunDir:
             if old[name] != value
         ]
         if different:
-            raise UsageError(
-                f"{self.folder} holds another run; it differs in {', '.join(different)}; "
-                "choose another --workdir"
-            )
+            what = f"{self.folder} holds another run; it differs in {', '.join(different)}"
+            raise UsageError(f"{what}; choose another --workdir")
 
     def write_environment(self, record: dict[str, Any]) -> None:
         """Writes environment.json."""
@@ -94,10 +88,9 @@ class RunDir:
             write_atomically(self.folder / METRICS, lines.encode())
 
     def end_epoch(self, row: dict[str, Any]) -> bool:
-        """Adds an epoch's line to metrics.jsonl.
+        """Adds a line to metrics.jsonl; returns whether a checkpoint can start without a wait.
 
-        Returns:
-            Whether the run may save as well: no save is in progress, or every epoch is to be saved.
+        Also true if every epoch is to be saved (`checkpoint_every` 0).
         """
         may_save = self.checkpoints.every_s == 0 or not self.checkpoints.is_saving()
         if row["epoch"] == 1:  # a run with metrics and without any checkpoint could not be resumed
@@ -111,10 +104,8 @@ class RunDir:
     def restore(self, template: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
         """The newest checkpoint: a tree like `template`, the metadata and warnings.
 
-        None for a run that has not trained yet.
-
         Raises:
-            CheckpointError: no checkpoint can be used, or all are gone.
+            CheckpointError: no checkpoint can be used, or all of a run that has trained are gone.
         """
         with self.writing():
             found = self.checkpoints.restore()
@@ -123,10 +114,8 @@ class RunDir:
             return fill(template, arrays), metadata, warnings
         metrics = self.folder / METRICS
         if metrics.exists() and metrics.stat().st_size:
-            raise CheckpointError(
-                f"{self.folder} holds a run without its checkpoints; restore them, or choose "
-                "another --workdir"
-            )
+            problem = f"{self.folder} holds a run without its checkpoints"
+            raise CheckpointError(f"{problem}; restore them, or choose another --workdir")
         return None
 
     def save(self, progress: Progress) -> None:
@@ -160,10 +149,19 @@ class RunDir:
         """Turns an OSError inside into a DeviceError that names the folder."""
         try:
             yield
-        except Timeout:  # of the lock; an OSError too
-            raise
         except OSError as error:
-            raise _not_writable(self.folder, error) from error
+            full = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            problem = f"cannot write the run's folder {self.folder} ({error.strerror})"
+            raise DeviceError(f"{problem}; {full}choose another --workdir") from error
+
+
+def _acquire(lock: FileLock) -> None:
+    try:
+        lock.acquire()
+    except Timeout as error:
+        folder = Path(lock.lock_file).parent
+        message = f"{folder} is in use by another process; wait for it, or choose another"
+        raise UsageError(message) from error
 
 
 def _json_line(value: Any) -> str:
@@ -187,9 +185,8 @@ def read_config(folder: Path) -> Config | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, IntegrityError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is not the config of a run ({error}); choose another folder"
-        ) from error
+        problem = f"{path} is not the config of a run ({error})"
+        raise CheckpointError(f"{problem}; choose another folder") from error
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -219,13 +216,10 @@ def check_idle(folder: Path) -> None:
         UsageError: another process holds the folder.
     """
     if atomic_io.exists(folder / ".lock"):
-        try:
-            with FileLock(folder / ".lock", timeout=0):
-                pass
-        except Timeout as error:
-            raise _in_use(folder) from error
-        except OSError:  # not writable, so no run can be in progress
-            pass
+        lock = FileLock(folder / ".lock", timeout=0)
+        with contextlib.suppress(OSError):  # a folder that is not writable has no run in progress
+            _acquire(lock)
+        lock.release()
 
 
 def default_folder(config: Config) -> Path:
@@ -237,14 +231,3 @@ def default_folder(config: Config) -> Path:
         number += 1
         folder = first.with_name(f"{first.name}-{number}")
     return folder
-
-
-def _in_use(folder: Path) -> UsageError:
-    return UsageError(f"{folder} is in use by another process; wait for it, or choose another")
-
-
-def _not_writable(folder: Path, error: OSError) -> DeviceError:
-    full = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return DeviceError(
-        f"cannot write the run's folder {folder} ({error.strerror}); {full}choose another --workdir"
-    )

@@ -26,8 +26,17 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
         sd = float(np.std(values, ddof=1))
         half = float(scipy.special.stdtrit(n - 1, 0.975)) * sd / n**0.5
         ci95 = [mean - half, mean + half]
-    ends = {"best": float(np.max(values)), "worst": float(np.min(values))}
-    return {"n": n, "mean": mean, "sd": sd, "ci95": ci95, **ends}
+    return {"n": n, "mean": mean, "sd": sd, "ci95": ci95, "best": max(values), "worst": min(values)}
+
+
+def summary_text(found: dict[str, Any]) -> str:
+    """One line for the `summarize` of seeds' accuracies."""
+    text = f"{percent(found['mean'])} mean of {found['n']} seeds"
+    if found["sd"] is None:
+        return text
+    sd, best, worst = (percent(found[key], "") for key in ("sd", "best", "worst"))
+    low, high = (percent(end, "") for end in found["ci95"])
+    return f"{text}, sd {sd}, 95 % interval {low} to {high}; best {best}, worst {worst}"
 
 
 def accuracy(predicted: np.ndarray, label: np.ndarray) -> dict[str, Any]:
@@ -38,10 +47,7 @@ def accuracy(predicted: np.ndarray, label: np.ndarray) -> dict[str, Any]:
 
 
 def binomial_ci95(correct: int, count: int) -> list[float]:
-    """95 % interval of an accuracy on `count` images (Wilson, 1927).
-
-    It covers the choice of the test images, not the variation between seeds.
-    """
+    """Wilson's 95 % interval (1927) of an accuracy; it covers the choice of the images only."""
     test: Any = scipy.stats.binomtest(correct, count)
     return [float(end) for end in test.proportion_ci(method="wilson")]
 
@@ -49,9 +55,7 @@ def binomial_ci95(correct: int, count: int) -> list[float]:
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:
     """McNemar's exact test (1947) of two models on the same images: (images,) bool, who is right.
 
-    Returns:
-        only_a and only_b, the numbers of images that only that model gets right, and the two-sided
-        p of such a split if both are equally likely.
+    Returns only_a and only_b, the images that only that model gets right, and the two-sided p.
     """
     only_a, only_b = int(np.sum(right_a & ~right_b)), int(np.sum(~right_a & right_b))
     test: Any = scipy.stats.binomtest(only_a, only_a + only_b) if only_a + only_b else None
@@ -61,8 +65,7 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:
 def welch(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     """Welch's t-test (1947) of two means, each of two or more independent values, such as seeds'.
 
-    Returns:
-        difference (mean of b minus mean of a), its ci95, and the two-sided p.
+    Returns difference (mean of b minus mean of a), its ci95, and the two-sided p.
     """
     difference = float(np.mean(b) - np.mean(a))
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # all values equal
@@ -73,19 +76,13 @@ def welch(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 
 
 def confusion(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """Confusion matrix, (classes, classes) int: a row per label, a column per predicted class.
-
-    The counts of several models, predicted: (models, images) int, are summed.
-    """
+    """Counts (classes, classes) by label and predicted class, (images,) or (models, images) int."""
     pairs = np.broadcast_to(label, predicted.shape) * classes + predicted
     return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
 
 
 def most_confident_errors(probabilities: np.ndarray, label: np.ndarray, most: int) -> np.ndarray:
-    """Indices of at most `most` wrongly classified images, the most confident errors first.
-
-    Takes probabilities (images, classes) and label (images,) int.
-    """
+    """Indices of at most `most` wrong answers, (images, classes), the most confident first."""
     wrong = np.flatnonzero(probabilities.argmax(1) != label)
     return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")[:most]]
 
