@@ -9,9 +9,7 @@ from mnist_jax.reporting.console import Display
 def make_callbacks(config: Config) -> list[Callback]:
     """The callbacks that a config asks for; the console comes last, to end with the accuracy.
 
-    Raises:
-        UsageError: tensorboardX is needed and not installed.
-        DeviceError: the folder of the profile cannot be made.
+    Raises UsageError if tensorboardX is missing, DeviceError if no profile can be written.
     """
     callbacks: list[Callback] = []
     # Imported when needed: Matplotlib takes half a second.

@@ -97,7 +97,6 @@ class Table(NamedTuple):
     heading: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
-    text: str = ""
     commands: Sequence[str] = ()
     numbers: bool = True  # aligns all columns but the first to the right
 
@@ -277,12 +276,12 @@ def _epoch_table(rows: plots.Rows) -> Table:
 
 
 def _config_table(columns: Mapping[str, Config], commands: Sequence[str]) -> Table:
-    """The flags that differ between the columns."""
+    """The flags that differ between the columns, and the commands."""
     values = [config.hyperparameters() for config in columns.values()]
     varied = [name for name in values[0] if any(v[name] != values[0][name] for v in values)]
     rows = [(name, *(_text(v[name]) for v in values)) for name in varied]
-    text = "Flags that differ, and the command to repeat a run."
-    return Table("Configuration", ("flag", *columns), rows, text, commands, numbers=False)
+    heading = "Flags that differ, and the command to repeat a run"
+    return Table(heading, ("flag", *columns), rows, commands, numbers=False)
 
 
 def _text(value: Any) -> str:

@@ -89,7 +89,7 @@ def fill(template: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
 
 
 def load_newest(folder: Path) -> Loaded | None:
-    """The newest checkpoint in a folder that is intact; None if there is none at all.
+    """The newest intact checkpoint in a folder; None if there is no checkpoint at all.
 
     Raises:
         CheckpointError: there are checkpoints and none is intact, or one has another format.
@@ -139,12 +139,6 @@ class CheckpointManager:
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
         self._saved_at = time.monotonic()
-
-    def restore(self) -> Loaded | None:
-        """`load_newest`, after removing what an interrupted write left behind."""
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        return load_newest(self.folder)
 
     def is_due(self) -> bool:
         """Whether the last save began `every_s` seconds ago or earlier."""

@@ -11,12 +11,14 @@ from typing import Any
 import jax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# Environment variables that change speed or numbers. Others may hold addresses or user names, and
-# reports are shared.
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "XLA_FLAGS")
+# Environment variables that change speed or numbers begin with these. Others may hold addresses or
+# user names, and reports are shared.
+VARIABLES = (
+    *("CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES", "JAX_", "LIBTPU_INIT_ARGS", "MALLOC_"),
+    *("NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "XLA_FLAGS", "XLA_PYTHON_CLIENT_"),
+)
 # Flags of x86 CPUs, the widest vectors first: another instruction set gives other bits.
-INSTRUCTION_SETS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
-PREFIXES = ("GLIBC_TUNABLES", "JAX_", "LIBTPU_", "MALLOC_", "XLA_PYTHON_CLIENT_")
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
 
 
 def describe(device: jax.Device) -> dict[str, Any]:
@@ -33,9 +35,7 @@ def describe(device: jax.Device) -> dict[str, Any]:
         "driver": _driver(device),
         "cpu": cpu.get("model name", platform.processor()),
         "cpu_family_model": f"{cpu.get('cpu family', '?')}/{cpu.get('model', '?')}",
-        "instruction_set": next(
-            (INSTRUCTION_SETS[f] for f in INSTRUCTION_SETS if f in flags), None
-        ),
+        "instruction_set": next((name for flag, name in VECTORS.items() if flag in flags), None),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "system": platform.platform(),
         "variables": _variables(),
@@ -47,7 +47,7 @@ def _variables() -> dict[str, str]:
     """The environment variables that change speed or numbers, without paths and addresses."""
     found = {}
     for name in sorted(os.environ):
-        if name in VARIABLES or name.startswith(PREFIXES):
+        if name.startswith(VARIABLES):
             words = [word for word in os.environ[name].split() if not set(word) & set("/:@")]
             found[name] = " ".join(words)
     return {name: value for name, value in found.items() if value}

@@ -15,7 +15,7 @@ from mnist_jax import atomic_io
 from mnist_jax.atomic_io import IntegrityError, write_atomically
 from mnist_jax.config import Config
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
-from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill
+from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill, load_newest
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 RESULT = "result.json"
@@ -50,8 +50,9 @@ class RunDir:
                 if names and CONFIG not in names:
                     raise UsageError(f"{folder} is not empty and holds no run; choose another")
                 _acquire(self._lock)
-                for leftover in folder.glob(".*.tmp"):  # of a write that was interrupted
-                    leftover.unlink()
+                for place in (folder, self.checkpoints.folder):
+                    for leftover in place.glob(".*.tmp"):  # of a write that was interrupted
+                        leftover.unlink()
             if (before := read_config(folder)) is not None:
                 self._check_same(before, config)
                 self.result = read_result(folder)
@@ -68,13 +69,10 @@ class RunDir:
 
     def _check_same(self, before: Config, config: Config) -> None:
         old, new = before.hyperparameters(), config.hyperparameters()
-        different = [
-            f"{name} (was {old[name]!r}, now {value!r})"
-            for name, value in new.items()
-            if old[name] != value
-        ]
-        if different:
-            what = f"{self.folder} holds another run; it differs in {', '.join(different)}"
+        changed = [name for name in new if old[name] != new[name]]
+        if changed:
+            different = ", ".join(f"{n} (was {old[n]!r}, now {new[n]!r})" for n in changed)
+            what = f"{self.folder} holds another run; it differs in {different}"
             raise UsageError(f"{what}; choose another --workdir")
 
     def write_environment(self, record: dict[str, Any]) -> None:
@@ -84,8 +82,8 @@ class RunDir:
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl by these lines, one for each epoch."""
         with self.writing():
-            lines = "".join(_json_line(row) for row in rows)
-            write_atomically(self.folder / METRICS, lines.encode())
+            lines = b"".join(_json(row, indent=None) for row in rows)
+            write_atomically(self.folder / METRICS, lines)
 
     def end_epoch(self, row: dict[str, Any]) -> bool:
         """Adds a line to metrics.jsonl; returns whether a checkpoint can start without a wait.
@@ -95,8 +93,8 @@ class RunDir:
         may_save = self.checkpoints.every_s == 0 or not self.checkpoints.is_saving()
         if row["epoch"] == 1:  # a run with metrics and without any checkpoint could not be resumed
             self.wait_until_saved()
-        with self.writing(), (self.folder / METRICS).open("a") as file:
-            file.write(_json_line(row))
+        with self.writing(), (self.folder / METRICS).open("ab") as file:
+            file.write(_json(row, indent=None))
             file.flush()
             os.fsync(file.fileno())
         return may_save
@@ -107,9 +105,7 @@ class RunDir:
         Raises:
             CheckpointError: no checkpoint can be used, or all of a run that has trained are gone.
         """
-        with self.writing():
-            found = self.checkpoints.restore()
-        if found is not None:
+        if (found := load_newest(self.checkpoints.folder)) is not None:
             arrays, metadata, warnings = found
             return fill(template, arrays), metadata, warnings
         metrics = self.folder / METRICS
@@ -131,7 +127,7 @@ class RunDir:
 
     def finish(self, record: dict[str, Any]) -> None:
         """Writes the digests of all files, and then result.json, which marks the run complete."""
-        result = _json_bytes(record)
+        result = _json(record)
         with self.writing():
             names = CONFIG, ENVIRONMENT, METRICS
             contents = {name: (self.folder / name).read_bytes() for name in names}
@@ -142,7 +138,7 @@ class RunDir:
 
     def _write_json(self, name: str, value: Any) -> None:
         with self.writing():
-            write_atomically(self.folder / name, _json_bytes(value))
+            write_atomically(self.folder / name, _json(value))
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -164,12 +160,8 @@ def _acquire(lock: FileLock) -> None:
         raise UsageError(message) from error
 
 
-def _json_line(value: Any) -> str:
-    return json.dumps(value, allow_nan=False) + "\n"
-
-
-def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+def _json(value: Any, indent: int | None = 1) -> bytes:
+    return (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode()
 
 
 def read_config(folder: Path) -> Config | None:
@@ -203,18 +195,13 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, IntegrityError) as error:
-        raise CheckpointError(
-            f"the result {path} cannot be used ({error}); remove it and run the same training "
-            f"command with --workdir={folder} to write it again"
-        ) from error
+        problem = f"the result {path} cannot be used ({error})"
+        command = f"the training command with --workdir={folder}"
+        raise CheckpointError(f"{problem}; remove it and repeat {command}") from error
 
 
 def check_idle(folder: Path) -> None:
-    """Refuses the folder of a run that is in progress: its files change while they are read.
-
-    Raises:
-        UsageError: another process holds the folder.
-    """
+    """Raises UsageError if a run is in progress in a folder: its files are about to change."""
     if atomic_io.exists(folder / ".lock"):
         lock = FileLock(folder / ".lock", timeout=0)
         with contextlib.suppress(OSError):  # a folder that is not writable has no run in progress

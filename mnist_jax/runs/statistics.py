@@ -76,13 +76,19 @@ def welch(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 
 
 def confusion(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """Counts (classes, classes) by label and predicted class, (images,) or (models, images) int."""
+    """Confusion matrix, (classes, classes) int: a row per label, a column per predicted class.
+
+    The counts of several models, predicted: (models, images) int, are summed.
+    """
     pairs = np.broadcast_to(label, predicted.shape) * classes + predicted
     return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
 
 
 def most_confident_errors(probabilities: np.ndarray, label: np.ndarray, most: int) -> np.ndarray:
-    """Indices of at most `most` wrong answers, (images, classes), the most confident first."""
+    """Indices of at most `most` misclassified images, the most confident answers first.
+
+    Takes probabilities (images, classes) and label (images,) int.
+    """
     wrong = np.flatnonzero(probabilities.argmax(1) != label)
     return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")[:most]]
 

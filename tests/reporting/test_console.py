@@ -79,8 +79,7 @@ def test_members_are_shown_by_their_mean_and_statistics(tmp_path, capsys):
     record = RECORD | {"statistics": {"test_accuracy": found}}
     display.on_train_end(Result({}, record, tmp_path))
     out = capsys.readouterr().out
-    cells = " ".join(out.replace("│", "").split())
-    assert "test 2 50.00 1.00 40.00 to 60.00 51.00 49.00" in cells
+    assert "test        50.00 % mean of 2 seeds, sd 1.00, 95 % interval 40.00 to 60.00; best" in out
     assert out.endswith("test accuracy: 50.00 % mean of 2 seeds, sd 1.00\n")
 
 
@@ -96,14 +95,14 @@ def test_a_complete_run_is_not_repeated(tmp_path, capsys):
 
 
 def test_a_terminal_has_a_bar_that_close_removes(tmp_path):
-    display, written = console.Display(), io.StringIO()
+    written = io.StringIO()
     terminal = {"force_terminal": True, "force_interactive": True}
-    display.console = console.PipeConsole(file=written, width=100, **terminal)
+    display = console.Display(console.PipeConsole(file=written, width=100, **terminal))
     begin(display, tmp_path)
     metrics = Metrics(*map(np.array, ([30.0, np.nan], [90, 0], [100, 100], [NEVER, 3])))
     display.on_chunk_end(2, 50, 200, metrics, 2.0)
-    display.live.refresh()
-    texts = ["loading the data set digits", "compiling", "epoch 2/10", "50/200", "100 images/s"]
+    display.bar.refresh()
+    texts = ["loading the data", "compiling", "epoch 2/10", "50/200", "100 images/s"]
     for text in (*texts, "6 s left", "0.3000  90.00 %"):
         assert text in written.getvalue()
     display.close()

@@ -40,9 +40,8 @@ def test_samples_are_dark_on_white_in_rows_under_their_names():
         x, y = text.get_position()
         assert canvas[int(y) + 10, int(x)] == i
     assert np.isnan(canvas[-1, -1])  # the place of a thirteenth
-    for image in (shown, plots.digit(images[0], "5").axes[0].images[0]):
-        assert image.get_clim() == (0, 255)
-        assert to_hex(image.cmap(0.0)) == "#ffffff" and to_hex(image.cmap(1.0)) == "#000000"
+    assert shown.get_clim() == (0, 255)
+    assert to_hex(shown.cmap(0.0)) == "#ffffff" and to_hex(shown.cmap(1.0)) == "#000000"
 
 
 def test_curves_are_named_after_the_splits_of_one_run_or_after_several_runs():
@@ -57,11 +56,7 @@ def test_curves_are_named_after_the_splits_of_one_run_or_after_several_runs():
     assert sorted(lines) == [(2, "-"), (2, ":"), (3, "-"), (3, ":")]  # train is dotted
     colours = {len(line.get_xdata()): to_hex(line.get_color()) for line in lower.lines}
     assert colours[2] != colours[3]
-
-
-def test_time_is_the_sum_over_the_epochs():
-    (axes,) = plots.accuracy_against_time({"a": ROWS}).axes
-    assert axes.get_xscale() == "log"
+    (axes,) = plots.accuracy_against_time({"a": ROWS}).axes  # seconds are summed over the epochs
     assert axes.lines[0].get_xydata().tolist() == [[2.0, 0.6], [4.0, 0.75], [6.0, 0.7]]
 
 
@@ -94,15 +89,6 @@ def test_the_confusion_matrix_has_each_count_in_its_cell():
     assert {tick.get_rotation() for tick in axes.get_xticklabels()} == {90}  # long names
 
 
-def test_errors_show_label_prediction_and_probability():
-    probabilities = np.array([[0.1, 0.9], [0.75, 0.25]])
-    images, labels = np.zeros((2, 28, 28, 1), np.uint8), np.array([0, 1])
-    (axes,) = plots.worst_errors(images, labels, probabilities, ("0", "1")).axes
-    assert texts(axes) == ["0 → 1\n90.00 %", "1 → 0\n75.00 %"]
-    (axes,) = plots.worst_errors(images, labels, probabilities, ("Coat", "Shirt")).axes
-    assert texts(axes) == ["Coat\n→ Shirt\n90.00 %", "Shirt\n→ Coat\n75.00 %"]
-
-
 @pytest.mark.parametrize("sign", [1, -1, 0])
 def test_the_colours_of_weights_are_symmetric_around_0(sign):
     tiles = sign * np.linspace(-0.1, 2.0, 640).reshape(10, 8, 8)
@@ -131,12 +117,10 @@ def test_reliability_of_five_images():
 
 def test_the_same_data_gives_the_same_bytes_whatever_the_user_s_style():
     def drawn():
-        figure = plots.confusion_matrix(np.arange(100).reshape(10, 10), DIGITS)
-        return plots.svg(figure), plots.png(figure), plots.pixels(figure).tobytes()
+        return plots.svg(plots.confusion_matrix(np.arange(100).reshape(10, 10), DIGITS))
 
     expected = drawn()
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.hashsalt": "x"}):
         before = dict(matplotlib.rcParams)
         assert drawn() == expected
         assert dict(matplotlib.rcParams) == before
-    assert expected[2][:3] == b"\xff\xff\xff"

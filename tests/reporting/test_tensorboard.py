@@ -75,5 +75,6 @@ def test_members_are_written_as_the_mean_of_the_finite(tmp_path):
 
 def test_a_missing_tensorboardx_is_refused_before_a_folder_is_made(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.delitem(sys.modules, "mnist_jax.reporting.tensorboard")
     with pytest.raises(UsageError, match=r"pip install '\.\[tensorboard\]'"):
         reporting.make_callbacks(Config(tensorboard=True))
