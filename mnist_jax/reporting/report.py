@@ -16,7 +16,7 @@ from mnist_jax import atomic_io
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
-from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
+from mnist_jax.errors import DeviceError, MnistJaxError
 from mnist_jax.inference.compare import predict_all
 from mnist_jax.inference.evaluate import accuracy_text
 from mnist_jax.inference.flags import DataFlags, Runs
@@ -45,8 +45,6 @@ class Report(DataFlags):
 
     def run(self) -> None:
         """Writes the page and prints its path."""
-        if not self.runs:
-            raise UsageError("no run is given; name one or more run folders")
         runs = load_runs(self.runs)
         folder = runs[0].folder if len(runs) == 1 else Path()
         output = atomic_io.user_path(self.output or folder / REPORT)

@@ -159,7 +159,7 @@ def test_a_run_that_is_not_complete_has_a_page(data_dir, tmp_path, capsys):
 
 def test_mistakes_of_this_command(folders, data_dir, capsys):
     for words, status, message in (
-        ([], 2, "no run is given; name one or more run folders"),
+        ([], 2, "no run is named; name one or more run folders"),
         ([folders / "one", f"--output={folders / 'no' / 'x.html'}"], 6, "cannot write .*No such"),
     ):
         assert __main__.main(["report", *map(str, words), f"--data_dir={data_dir}"]) == status
