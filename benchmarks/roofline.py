@@ -192,7 +192,9 @@ def account(case: Case, roof: Roof, device: Any, traced: dict[str, Any]) -> dict
     whole = parts.pop("")
     sheets = [rates for name, rates in DATASHEETS.items() if re.search(name, device.device_kind)]
     peak = sheets[0].get(b.precision) if sheets else None
-    spent = {name: shares.get(name, 0.0) for name in parts} | {"update": shares.get("other", 0.0)}
+    parts["update and the rest"] = parts.pop("update")
+    spent = {name: shares.get(name, 0.0) for name in parts}
+    spent["update and the rest"] = shares.get("other", 0.0)
     rate = whole.direct_flops / case.seconds
     return {
         "model": b.model,
