@@ -65,7 +65,13 @@ def test_the_ema_is_the_weighted_mean_of_the_parameters_after_each_update():
 
 def test_calls_of_any_length_train_to_the_same_bits(data_dir, tmp_path):
     """With every option of a recipe: augmentation, schedule, dropout, EMA, smoothed labels."""
-    fields = {"model": "mlp", "preset": "best", "dropout": 0.2, "ema_decay": 0.9}
+    fields = {
+        "model": "mlp",
+        "hidden_sizes": (32,),
+        "preset": "best",
+        "dropout": 0.2,
+        "ema_decay": 0.9,
+    }
     fields |= {"label_smoothing": 0.1, "dataset": "digits", "data_dir": data_dir, "max_steps": 20}
     digests = {
         fit(Config(steps_per_call=n, workdir=tmp_path / str(n), **fields)).record["params_sha256"]

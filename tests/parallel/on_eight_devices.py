@@ -155,9 +155,8 @@ def run(config: Config, *devices: int) -> dict:
 
 def runs() -> dict[str, list[dict]]:
     """A lone network, and four members, on one device, on many, and moved between them."""
-    options = {"model": "mlp", "dataset": "digits", "epochs": 2, "steps_per_call": 5}
-    alone = Config(hidden_sizes=(16,), ema_decay=0.9, **options)
-    members = Config(hidden_sizes=(128,), seeds=4, **options)
+    options = {"model": "logistic", "dataset": "digits", "epochs": 2, "steps_per_call": 5}
+    alone, members = Config(ema_decay=0.9, **options), Config(seeds=4, **options)
     plans = [(alone, "alone", plan) for plan in ((1,), (1, 8))]
     plans += [(members, "members", plan) for plan in ((1,), (2, 4))]
     found: dict[str, list[dict]] = {"alone": [], "members": []}

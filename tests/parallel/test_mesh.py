@@ -56,11 +56,9 @@ def test_eight_devices_compute_what_one_computes_with_one_all_reduce(name, opera
 def test_a_run_gives_the_same_results_on_other_devices_and_when_it_moves():
     found = on_eight_devices("runs")["runs"]
     assert [len(record["devices"]) for record in found["alone"]] == [1, 8]
-    one, moved = found["alone"]
-    assert abs(moved["test_correct"] - one["test_correct"]) <= 1e-2 * one["test_count"]
-    one, moved = found["members"]
-    assert len(moved["devices"]) == 4
-    assert moved["params_sha256"] == one["params_sha256"]
+    assert [len(record["devices"]) for record in found["members"]] == [1, 4]
+    for one, moved in found.values():
+        np.testing.assert_allclose(moved["test_correct"], one["test_correct"], atol=2)  # of 360
 
 
 def test_seeds_that_the_devices_do_not_divide_are_refused():
