@@ -14,6 +14,7 @@ from mnist_jax.errors import (
     DeviceError,
     InterruptedRunError,
     MnistJaxError,
+    NonFiniteError,
     first_line,
     is_out_of_memory,
     is_process_failure,
@@ -64,6 +65,8 @@ def _status_and_line(error: BaseException) -> tuple[int, str]:
         return error.exit_status, str(error)
     if isinstance(error, MnistJaxError):
         return error.exit_status, f"error: {error}"
+    if isinstance(error, FloatingPointError):  # of JAX_DEBUG_NANS
+        return NonFiniteError.exit_status, f"error: {first_line(error)}; --debug shows where"
     if isinstance(error, MemoryError) or is_out_of_memory(error):
         line = f"error: out of memory ({first_line(error)}); use a smaller --batch_size or --seeds"
         return DeviceError.exit_status, line

@@ -178,7 +178,7 @@ class Config:
     or Perfetto, and list the ten costliest operations. None: no trace."""
 
     debug: bool = _runtime(False)
-    """Show the traceback of an error; if the loss becomes NaN, find the operation that made it."""
+    """Show the traceback of an error."""
 
     def __post_init__(self):
         given = {

@@ -20,7 +20,7 @@ from mnist_jax.ops import malloc
 from mnist_jax.optimizer import ema_params
 from mnist_jax.parallel import distributed
 from mnist_jax.parallel import mesh as meshes
-from mnist_jax.parallel.ensemble import member_of, over_devices, over_members
+from mnist_jax.parallel.ensemble import over_devices, over_members
 from mnist_jax.parallel.mesh import put, replicated, sharded, to_host
 
 # Images per batch in evaluation. Fixed, so that every run rounds its sums the same way; small
@@ -164,19 +164,15 @@ class Trainer:
         self.steps_per_epoch = steps.num_batches(self.train_size, config.batch_size)
         self._per_run = replicated(mesh)  # the sharding of what the members share
         self._per_member = replicated(mesh) if config.seeds is None else sharded(mesh)
-        self._key_data = _key_data(config)
-        self.keys = jax.random.wrap_key_data(
-            put(self._key_data, self._per_member), impl="threefry2x32"
-        )
+        key_data = put(_key_data(config), self._per_member)
+        self.keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
         # The only transfer of images: they stay on the devices, as uint8.
         self.train_split = put(dataset.train, self._per_run)
         self.eval_splits = put(dataset.eval_splits(), self._per_run)
         step_config = steps.make_step_config(config)
-        self._train_step = partial(steps.train_step, model=model, tx=tx, step_config=step_config)
         sizes = {"train_size": self.train_size, "batch_size": config.batch_size}
         how = {"step_config": step_config, "members": config.seeds is not None}
-        # `locate_nan` runs a step again, from a state that is not donated.
-        self._steps = make_steps(model, tx, mesh, **sizes, **how, donate=not config.debug)
+        self._steps = make_steps(model, tx, mesh, **sizes, **how)
         self._options = meshes.compiler_options(device, deterministic=config.deterministic)
         self._ema = jax.jit(partial(ema_params, decay=config.ema_decay or 0.0))
         self._compiled: dict[Any, Any] = {}
@@ -224,31 +220,6 @@ class Trainer:
             metrics = to_host(found)
             first += done
             yield metrics
-
-    def locate_nan(
-        self, state: steps.TrainState, order: jax.Array, first: int, bad_step: int, member: int
-    ) -> None:
-        """Runs update `bad_step` of the run, from 1, operation by operation.
-
-        `state` is from an earlier step of the epoch, and `first` its next batch; with seeds,
-        `member` is the network to look at.
-
-        Raises:
-            FloatingPointError: an operation made a NaN; the traceback shows which.
-        """
-        while (behind := bad_step - 1 - int(np.max(to_host(state.step)))) > 0:
-            metrics = Metrics.zeros(self.config.seeds)
-            state, _, first = self.train(state, metrics, order, first, first + behind)
-        state, order, key_data = *to_host((state, order)), self._key_data
-        if self.config.seeds is not None:
-            state, order, key_data = member_of((state, order, key_data), member)
-        state, order, split, key_data = jax.device_put(
-            (state, order, to_host(self.train_split), key_data)
-        )
-        key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
-        with jax.disable_jit(), jax.debug_nans(True):
-            batch = steps.take_batch(split, order, first, batch_size=self.config.batch_size or 1)
-            self._train_step(state, batch, key)
 
     def _call(self, name: str, program: Any, args: tuple, first: int, most: int) -> tuple[Any, int]:
         """Runs `program` for at most `most` steps; returns its finished result and their number.

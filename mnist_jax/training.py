@@ -227,7 +227,12 @@ class _Loop:
                 progress.state, progress.metrics, order, progress.batch, steps
             )
             if np.all(metrics.first_nonfinite != NEVER):
-                raise self._non_finite_error(metrics, order)
+                step = int(np.max(metrics.first_nonfinite))  # of the last member to diverge
+                raise NonFiniteError(
+                    f"the loss or its gradient is not finite at step {step} (learning_rate "
+                    f"{self.config.learning_rate:g}); a smaller --learning_rate usually helps; "
+                    "JAX_DISABLE_JIT=1 JAX_DEBUG_NANS=1 shows the operation"
+                )
             for member in results.newly_diverged(metrics, progress):
                 warning = results.diverged_warning(self.config.all_seeds()[member])
                 self._notify("on_warning", warning)
@@ -255,22 +260,6 @@ class _Loop:
         progress.evaluation = results.evaluation(found)
         progress.epoch, progress.batch, progress.train_s = epoch, 0, 0.0
         progress.metrics = Metrics.zeros(self.config.seeds)
-
-    def _non_finite_error(self, metrics: Metrics, order: jax.Array) -> NonFiniteError:
-        """The error for a call after which no network is finite; with --debug its cause."""
-        member = int(np.argmax(metrics.first_nonfinite))  # the last one to diverge
-        step = int(np.ravel(metrics.first_nonfinite)[member])
-        error = NonFiniteError(
-            f"the loss or its gradient is not finite at step {step} (learning_rate "
-            f"{self.config.learning_rate:g}); a smaller --learning_rate usually helps"
-        )
-        if self.config.debug:
-            progress = self.progress
-            try:
-                self.trainer.locate_nan(progress.state, order, progress.batch, step, member)
-            except FloatingPointError as cause:
-                error.__cause__ = cause
-        return error
 
     def _between_calls(self) -> None:
         """Saves if a checkpoint is due; ends the run after a signal."""
