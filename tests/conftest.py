@@ -1,7 +1,6 @@
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,44 +25,6 @@ MNIST_FILES = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--campaign", action="store_true", help="also run the long tests")
-    parser.addoption("--campaign_record", help="JSON file for what tests/faults counts")
-
-
-class FaultsRecord:
-    """Collects what the tests counted with the fixture `counted`, and writes it at the end."""
-
-    def __init__(self, file: Path, command: str):
-        self.file, self.command, self.started = file, command, time.time()
-        self.campaigns: list[dict] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call":
-            rows = [value for name, value in report.user_properties if name == "counted"]
-            elapsed_s = round(report.duration, 1)
-            self.campaigns += [
-                {**row, "outcome": report.outcome, "elapsed_s": elapsed_s} for row in rows
-            ]
-
-    def pytest_sessionfinish(self) -> None:
-        import jax
-
-        from mnist_jax.runs import environment
-
-        record = {
-            "version": 1,
-            "command": self.command,
-            "elapsed_s": round(time.time() - self.started),
-            "context": environment.describe(jax.devices()[0]),
-            "campaigns": sorted(self.campaigns, key=lambda row: row["campaign"]),
-        }
-        self.file.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    file = config.getoption("--campaign_record")
-    if file and "PYTEST_XDIST_WORKER" not in os.environ:
-        command = "python -m pytest tests/faults" + " --campaign" * config.getoption("--campaign")
-        config.pluginmanager.register(FaultsRecord(Path(file), command))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -87,9 +48,9 @@ def mnist_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Any]:
-    """(name, make) → what `make` returns, given a folder of that name, as JSON can hold it.
+    """(name, make) → the value of `make(folder)`, which JSON can hold; the folder has that name.
 
-    Made once in a session, by the first of its workers that asks; the others wait for it.
+    The first worker of the session that asks makes it; the others wait for it.
     """
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own

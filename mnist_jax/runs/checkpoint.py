@@ -8,6 +8,7 @@ absent; its digest detects damage. Loading a file runs no code.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import re
@@ -170,6 +171,11 @@ class CheckpointManager:
 
     def _write(self, path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
         atomic_io.make_folder(self.folder, exist_ok=True)
+        # The name determines the arrays. A crash while an intact checkpoint is replaced would leave
+        # the new digest beside the old file.
+        with contextlib.suppress(OSError, atomic_io.IntegrityError):
+            atomic_io.read_verified(path)
+            return
         atomic_io.write_verified(path, safetensors.numpy.save(arrays, metadata))
         for old in _paths(self.folder)[KEPT:]:
             old.unlink(missing_ok=True)  # the file first, so that none is without its digest

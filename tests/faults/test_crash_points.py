@@ -1,374 +1,285 @@
-"""At every call by which a run reaches the disk the process dies, or the call fails.
+"""A crash or a power cut at every point of a run's writes, and a failure of every call.
 
-All points are tried, each in a process forked for it. Then what lies on the disk is recovered as
-`fit` does it, and so is whatever a power cut could have left there: of the bytes that were not
-synced none or all, and of the creations, renames and removals whose folder was not synced any
-choice. What was reported as done must be there in all of these.
-
-Shown to fail without the fsync of a file, of a folder or of a new line, without that of a folder
-after one was made in it; with a file written in place, renamed before its fsync, or before its
-digest; with the result before its manifest; with a short write taken for a whole one, an error
-dropped, a temporary file left, a checkpoint removed too early, a line that does not wait.
-
-Run as a program, this file goes through one scene and prints what it counted.
+`Disk` records what `fit` does to its folder. `crashes` derives every content that the folder can
+have after the process or the machine stops: of the changes that were not synced, any subset.
 """
 
 import contextlib
+import dataclasses
 import errno
-import functools
-import io
 import itertools
-import json
+import math
 import os
 import re
 import shutil
-import subprocess
+import signal
 import sys
-import tempfile
-import traceback
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 import training
-from filelock import FileLock
 
-from mnist_jax import Config, fit
-from mnist_jax import atomic_io as storage
-from mnist_jax.errors import DeviceError
-from mnist_jax.inference.verify import verify
-from mnist_jax.runs.checkpoint import KEPT, names_of
-from mnist_jax.runs.run_dir import Run
+from mnist_jax import Callback, Config, fit
+from mnist_jax.errors import DeviceError, InterruptedRunError
+from mnist_jax.runs.checkpoint import load_newest
+from mnist_jax.runs.run_dir import read_result
+from mnist_jax.signals import Stop
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 CALLS = ("open", "write", "fsync", "chmod", "replace", "unlink", "mkdir")
-ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
-DONE, RAISED, DIED = 0, 3, 9
-DEATHS = {"dies before": DIED, "dies after": DIED}
-FAILURES = {"ENOSPC": RAISED, "ENOSPC on": RAISED, "EIO": RAISED}  # on: of all later calls too
-FAULTS = DEATHS | FAILURES  # how the process ends
-WRITE_FAULTS = {"short": DONE, "short on": DONE, "part": RAISED}
-CONFIG = Config(model="logistic", dataset="digits")
-RECORD = {"test_accuracy": 0.5}
-
-
-class File:
-    """A file, whatever its name: where it is now, and what of it is on the disk for certain."""
-
-    def __init__(self, path: Path, synced: bytes = b""):
-        self.path: Path | None = path
-        self.synced = synced
-
-    def after_cut(self, *, lucky: bool) -> bytes:
-        return self.path.read_bytes() if self.path and lucky else self.synced
-
-
-class Raw(io.FileIO):
-    """What Python's own files write to, here through `os`."""
-
-    def write(self, data) -> int:
-        return os.write(self.fileno(), data)
+STEPS = 4  # per epoch, two in each call
+Content = dict[Path, bytes]
 
 
 class Disk:
-    """Stands between this process and a folder: counts the calls, and strikes at one of them.
+    """Stands between this process and a folder: records its changes, and can let calls fail.
 
-    A power cut is what it knows of: which bytes and which names were synced.
+    Args:
+        root: the folder.
+        errors: the errno by the number of the call that fails with it.
+        short: whether each write takes only half of its data.
     """
 
-    def __init__(self, root: Path, strike_at: int, fault: str):
-        self.root, self.strike_at = root, strike_at
-        self.fault, _, self.when = fault.partition(" ")
-        self.calls: list[str] = []
-        self.opened: dict[int, File | Path] = {}  # by descriptor; a Path stands for a folder
-        self.now = {p: p if p.is_dir() else File(p, p.read_bytes()) for p in root.rglob("*")}
-        self.certain = dict(self.now)  # the names that are on the disk, whatever happens
-        self.pending: list[tuple[Path, dict]] = []  # changes of names, by the folder to sync
-        for name in CALLS:
-            setattr(os, name, functools.partial(self.call, name, getattr(os, name)))
-        io.open = functools.partial(self.open, io.open)
-        self.locking = False
-        FileLock.acquire = self.unwatched(FileLock.acquire)  # how it locks is its own affair
+    def __init__(self, root: Path, errors: dict[int, int] | None = None, *, short: bool = False):
+        self.root, self.errors, self.short = root, errors or {}, short
+        self.calls = 0
+        self.log: list[tuple[str, Path, Any]] = []
+        self._lock = threading.RLock()  # a thread saves while another appends to metrics.jsonl
 
-    def unwatched(self, real):
-        def acquire(lock, *args, **kwargs):
-            self.locking = True
-            try:
-                return real(lock, *args, **kwargs)
-            finally:
-                self.locking = False
+    @contextlib.contextmanager
+    def watched(self) -> Iterator["Disk"]:
+        with contextlib.ExitStack() as stack:
+            for name in CALLS:
+                stack.enter_context(mock.patch.object(os, name, self._call(name)))
+            yield self
 
-        return acquire
+    def report(self, step: float) -> None:
+        """From now on a crash must not lose what was done up to this step."""
+        self.log.append(("report", self.root, step))
 
-    def open(self, real, file, mode="r", *args, **kwargs):
-        if mode[0] not in "aw":
-            return real(file, mode, *args, **kwargs)
-        file = io.BufferedWriter(Raw(file, mode.strip("b"), opener=lambda *how: os.open(*how)))
-        return file if "b" in mode else io.TextIOWrapper(file)
+    def _call(self, name: str) -> Callable:
+        real = getattr(os, name)
 
-    def call(self, name, real, *args, **kwargs):
-        at = self.opened.get(args[0]) if name in ("write", "fsync") else Path(args[0])
-        path = at.path if isinstance(at, File) else at
-        ours = not self.locking and path and path.is_relative_to(self.root)
-        if not ours or (name == "mkdir" and path.exists()):
-            result = real(*args, **kwargs)
-            self.opened.pop(result if name == "open" else None, None)
-            return result
-        number = len(self.calls)
-        self.calls.append(name)
-        struck = number == self.strike_at or (self.when == "on" and number > self.strike_at)
-        fault = self.fault if struck else ""
-        if fault in ERRORS:
-            raise OSError(ERRORS[fault], os.strerror(ERRORS[fault]))
-        if fault == "dies" and self.when == "before":
-            self.end(DIED)
-        if fault in ("short", "part") and name == "write":
-            args = args[0], args[1][: (len(args[1]) + 1) // 2]
-        result = real(*args, **kwargs)
-        self.note(name, at, args, result)
-        if fault == "part":
-            raise OSError(errno.ENOSPC, "after a part of it")
-        if fault == "dies":
-            self.end(DIED)
-        return result
+        def call(first, *args, **kwargs):
+            is_fd = isinstance(first, int)
+            path = Path(f"/proc/self/fd/{first}").readlink() if is_fd else Path(first)
+            probe = name == "open" and args[0] & os.O_RDWR and path.is_dir()  # filelock's
+            no_op = name == "mkdir" and path.exists()
+            if probe or no_op or path.name == ".lock" or not path.is_relative_to(self.root):
+                return real(first, *args, **kwargs)
+            with self._lock:
+                number, self.calls = self.calls, self.calls + 1
+                if number in self.errors:
+                    raise OSError(self.errors[number], os.strerror(self.errors[number]))
+                if name == "write" and self.short:
+                    args = (args[0][: (len(args[0]) + 1) // 2],)
+                result = real(first, *args, **kwargs)
+                self._record(name, path, args)
+                return result
 
-    def note(self, name, at, args, result) -> None:
-        """Keeps account of what a power cut could take."""
-        change = {}
-        if name == "open":
-            if args[1] & os.O_CREAT and not self.now.get(at):
-                change = {at: File(at)}
-            self.opened[result] = change.get(at) or self.now.get(at, at)
-        elif name == "mkdir":
-            change = {at: at}
-        elif name == "unlink":
-            change = {at: None}
-        elif name == "replace":
-            change = {at: None, Path(args[1]): self.now[at]}
-        elif name == "fsync" and isinstance(at, File):
-            at.synced = at.path.read_bytes()
-        elif name == "fsync":
-            for _, synced in (p for p in self.pending if p[0] == at):
-                self.certain |= synced
-            self.pending = [p for p in self.pending if p[0] != at]
-        for path, file in change.items():
-            if isinstance(old := self.now.get(path), File):
-                old.path = None
-            if isinstance(file, File):
-                file.path = path
+        return call
+
+    def _record(self, name: str, path: Path, args: tuple) -> None:
+        if name == "fsync" and path.is_dir():
+            self.log.append(("sync folder", path, None))
+        elif name in ("replace", "unlink", "mkdir"):
+            self.log.append((name, path, *(Path(arg) for arg in args if name == "replace")))
+        elif path.is_file():  # at fsync too: Python's own files write without os.write
+            self.log.append(("write", path, path.read_bytes()))
+            self.log += [("sync", path, None)] * (name == "fsync")
+
+
+@dataclasses.dataclass(eq=False)
+class File:
+    """A file, under whatever name: its content, and how much of that is on the disk for certain."""
+
+    data: bytes = b""
+    synced: bytes = b""
+
+
+FOLDER = File()
+
+
+def crashes(disk: Disk) -> Iterator[tuple[Content, float]]:
+    """Each content of the folder after a crash, and the step that must not be lost."""
+    now: dict[Path, File | None] = {}
+    certain: dict[Path, File | None] = {}  # names that are on the disk whatever happens
+    pending: list[tuple[Path, dict]] = []  # changes of names, and the folder whose fsync they need
+    reported = -math.inf
+    for op, path, *value in disk.log:
+        change: dict[Path, File | None] = {}
+        if op == "report":
+            reported = value[0]
+        elif op == "write":
+            file = now.get(path)
+            if file is None:
+                change = {path: (file := File())}
+            elif len(value[0]) > len(file.data):  # half of it, first
+                file.data = value[0][: (len(file.data) + len(value[0])) // 2]
+                yield contents(now, lucky=True), reported
+            file.data = value[0]
+        elif op == "sync":
+            now[path].synced = now[path].data
+        elif op == "sync folder":
+            for _, synced in (p for p in pending if p[0] == path):
+                certain |= synced
+            pending = [p for p in pending if p[0] != path]
+        else:
+            changes = {"mkdir": {path: FOLDER}, "unlink": {path: None}}
+            change = changes.get(op) or {path: None, value[0]: now[path]}
         if change:
-            self.now |= change
-            self.pending.append((at.parent, change))
-
-    def end(self, status: int) -> None:
-        """Ends the process, and leaves beside the folder what a power cut may make of it."""
-        cuts = []
-        for chosen in itertools.product((False, True), repeat=len(self.pending)):
-            names = dict(self.certain)
-            for _, change in itertools.compress(self.pending, chosen):
-                names |= change
+            now |= change
+            pending.append((path.parent, change))
+        yield contents(now, lucky=True), reported  # the process ends
+        assert len(pending) < 9, "many changes of names, and no fsync of their folder"
+        for chosen in itertools.product((False, True), repeat=len(pending)):  # the power fails
+            names = dict(certain)
+            for _, some in itertools.compress(pending, chosen):
+                names |= some
             for lucky in (False, True):
-                cut = {
-                    path.relative_to(self.root): file.after_cut(lucky=lucky)
-                    for path, file in names.items()
-                    if isinstance(file, File)
-                    and all(names.get(p) for p in path.parents if self.root in p.parents)
-                }
-                if cut not in cuts:
-                    cuts.append(cut)
-        for number, cut in enumerate(cuts):
-            (folder := self.root.with_name(f"cut-{number}")).mkdir()
-            for path, data in cut.items():
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).write_bytes(data)
-        self.root.with_name("calls").write_text(json.dumps(self.calls))
-        os._exit(status)
+                yield contents(names, lucky=lucky), reported
+    files = [path for path in disk.root.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert contents(now, lucky=True) == {path: path.read_bytes() for path in files}
 
 
-def arrays(step: int) -> dict:
-    rng = np.random.default_rng(step)
-    return {"step": np.array(step), "params": {"a": rng.normal(size=(3, 4)), "b": np.zeros(0)}}
+def contents(names: dict[Path, File | None], *, lucky: bool) -> Content:
+    """The files; with `lucky` also the bytes that were not synced."""
+    return {
+        path: file.data if lucky else file.synced
+        for path, file in names.items()
+        if file not in (None, FOLDER) and names.get(path.parent)
+    }
 
 
-def rows(step: int) -> list[dict]:
-    return [{"epoch": n, "step": n} for n in range(1, step + 1)]
+def normalized(content: Content) -> frozenset:
+    """The same for contents that differ only in the random part of temporary names."""
+    return frozenset((re.sub(r"\w+\.tmp$", "", str(path)), d) for path, d in content.items())
 
 
-def begin(folder: Path) -> Run:
-    """As `fit` does, whether there is something or not."""
-    run = Run(folder, CONFIG)
-    if run.result is None:
-        run.write_environment({})
-        found = run.restore(arrays(0))
-        run.write_metrics(found[1]["rows"] if found else [])
-        if not found:
-            save(run, 0)  # the first call's, before any line
-    return run
+class Reports(Callback):
+    """Asks for the end of the run in its second epoch; reports to the Disk what is saved."""
+
+    def __init__(self, disk: Disk, stop_at: int | None = None):
+        self.disk, self.stop_at, self.stop = disk, stop_at, Stop()
+        self.steps: list[int] = []
+
+    def on_chunk_end(self, epoch, step, last_step, metrics, train_s):
+        self.steps.append((epoch - 1) * STEPS + step)
+        if self.steps[-1] == self.stop_at:
+            self.stop.signal = signal.SIGTERM
+        if len(self.steps) > 2:  # each save waits for the one before
+            self.disk.report(self.steps[-3])
+
+    def on_train_end(self, result):
+        self.disk.report(math.inf)
 
 
-def save(run: Run, step: int) -> None:
-    run.checkpoints.save(step, step, arrays(step), {"rows": rows(step)})
+def interrupt_and_resume(config: Config, disk: Disk) -> None:
+    first = Reports(disk, stop_at=STEPS + 2)
+    with contextlib.suppress(InterruptedRunError):
+        fit(config, callbacks=[first], stop=first.stop)
+    disk.report(STEPS + 2)
+    fit(config, callbacks=[Reports(disk)])
 
 
-def epochs(run: Run, *steps: int) -> Run:
-    for step in steps:
-        run.append_metrics(rows(step)[-1])
-        save(run, step)
-    run.checkpoints.wait()
-    return run
+@pytest.fixture(scope="module")
+def config(data_dir) -> Callable[[Path], Config]:
+    defaults = {"model": "logistic", "dataset": "digits", "epochs": 2, "data_dir": data_dir}
+    sizes = {"batch_size": 400, "steps_per_call": 2, "checkpoint_every": 0}
+    return lambda workdir: Config(**defaults, **sizes, workdir=workdir)
 
 
-def beginning(folder):
-    yield  # all that follows is struck at
-    epochs(begin(folder), 1)
+@pytest.fixture(scope="module")
+def recorded(config, tmp_path_factory) -> Disk:
+    """What an interrupted and resumed run does, if nothing fails."""
+    with Disk(tmp_path_factory.mktemp("recorded")).watched() as disk:
+        interrupt_and_resume(config(disk.root / "run"), disk)
+    return disk
 
 
-def resumption(folder):
-    run = epochs(begin(folder), 1)
-    run.append_metrics(rows(2)[-1])
-    run.close()
-    yield
-    begin(folder)
+@pytest.fixture(scope="module")
+def resume(config, tmp_path_factory) -> Callable[[Path], None]:
+    """Completes a run; it must equal one that nothing disturbed."""
+    whole = tmp_path_factory.mktemp("whole") / "run"
+    fit(config(whole))
+
+    def complete(workdir: Path) -> None:
+        fit(config(workdir))
+        assert training.outcome(workdir) == training.outcome(whole)
+        assert not list(workdir.rglob("*.tmp"))
+        shutil.rmtree(workdir)
+        jax.clear_caches()  # hundreds of programs otherwise
+
+    return complete
 
 
-def end(folder):
-    """The last epoch, whose checkpoint is the fifth and takes the place of the second."""
-    run = epochs(begin(folder), 1, 2, 3)
-    yield
-    epochs(run, 4).finish(RECORD)
+def recovered_step(folder: Path) -> float:
+    """The step that a run resumes from; -inf for a fresh start, inf for a complete run."""
+    if read_result(folder) is not None:
+        return math.inf
+    found = load_newest(folder / "checkpoints")
+    if found is None:
+        return -math.inf
+    arrays, _, damaged = found
+    assert not damaged
+    return int(arrays["state/step"])
 
 
-SCENES = {  # the states that may be recovered, the last once all is done
-    beginning: ("nothing", "step 0", "step 1"),
-    resumption: ("step 1",),
-    end: ("step 3", "step 4", "result"),
-}
+def spread(items: list, count: int) -> list:
+    """`count` of the items, evenly spread; all if there are fewer."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items)))
+    return [items[round(place)] for place in places]
 
 
-def assert_holds(run: Run, step: int) -> None:
-    """Bit for bit, and with no notice of a damaged file."""
-    found, rest, notices = run.restore(arrays(0))
-    got, want = names_of(found), names_of(arrays(step))
-    assert {k: v.tobytes() for k, v in got.items()} == {k: v.tobytes() for k, v in want.items()}
-    assert (rest, notices) == ({"rows": rows(step)}, [])
+def test_a_crash_at_every_point_loses_nothing_that_was_saved(
+    recorded, resume, tmp_path, amount, counted
+):
+    states: dict[frozenset, tuple[Content, float]] = {}
+    for content, reported in crashes(recorded):
+        key = normalized(content)
+        _, before = states.get(key, (content, reported))
+        states[key] = content, max(before, reported)
+    checked = spread(list(states.values()), amount(100, len(states)))
+    resumed = spread(list(range(len(checked))), amount(5, len(states)))
+    for number, (content, reported) in enumerate(checked):
+        workdir = tmp_path / str(number)
+        for path, data in content.items():
+            copy = workdir / path.relative_to(recorded.root / "run")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(data)
+        assert recovered_step(workdir) >= reported
+        if number in resumed:
+            resume(workdir)
+    counts = {"states": len(checked), "resumed": len(resumed)}
+    counted("crash points", operations=len(recorded.log), **counts)
 
 
-def recovered(folder: Path) -> str:
-    """What a folder holds, from which the run is then carried on to its end."""
-    begun = (folder / "config.json").exists()
-    metrics = folder / "metrics.jsonl"
-    lines = metrics.read_text().count("\n") if metrics.exists() else 0
-    with contextlib.closing(begin(folder)) as run:
-        state = "result"
-        run.checkpoints.wait()
-        if run.result is None:
-            step = len(run.restore(arrays(0))[1]["rows"])
-            state = f"step {step}" if begun else "nothing"
-            assert_holds(run, step)
-            assert lines <= step + 1  # `verify` would call more of them damage
-            assert metrics.read_text().splitlines() == [json.dumps(row) for row in rows(step)]
-            epochs(run, step + 1)
-            assert_holds(run, step + 1)
-            assert len(list(folder.glob("checkpoints/*.safetensors"))) <= KEPT
-            run.finish(RECORD)
-        assert run.result == RECORD
-        next(verify(folder))  # the files
-    return state
+def test_every_call_that_fails_is_an_error_and_the_run_can_be_resumed(
+    config, recorded, resume, tmp_path, amount, counted
+):
+    kinds = itertools.product(range(recorded.calls), ((errno.EIO, False), (errno.ENOSPC, True)))
+    faults = spread(list(kinds), amount(4, 10**9))
+    for at, (error, lasting) in faults:
+        (root := tmp_path / f"{at}-{error}").mkdir()
+        workdir, failing = root / "run", range(at, recorded.calls if lasting else at + 1)
+        disk = Disk(root, dict.fromkeys(failing, error))
+        with disk.watched(), pytest.raises(DeviceError, match=os.strerror(error)):
+            interrupt_and_resume(config(workdir), disk)
+        assert lasting or not list(workdir.rglob("*.tmp"))
+        reported = [value[0] for op, _, *value in disk.log if op == "report"]
+        assert recovered_step(workdir) >= max(reported, default=-math.inf)
+        resume(workdir)
+    counted("failing calls", calls=recorded.calls, faults=len(faults))
 
 
-def content(disk: Path) -> frozenset:
-    """All files, whatever the temporary ones are called: what is recovered depends on no more."""
-    files = [path for path in disk.rglob("*") if path.is_file() and path.name != ".pid"]
-    names = [re.sub(r"\w+\.tmp$", "", str(path.relative_to(disk))) for path in files]
-    return frozenset(zip(names, (path.read_bytes() for path in files), strict=True))
-
-
-def strike(scene, case: Path, at: int, fault: str) -> int:
-    """Goes through a scene in a process of its own; returns how that ended."""
-    (root := case / "disk").mkdir(parents=True)
-    if child := os.fork():
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    try:
-        acts = scene(root / "run")
-        next(acts)
-        disk = Disk(root, at, fault)
-        try:
-            next(acts, None)
-        except (OSError, DeviceError):
-            disk.end(RAISED)
-        disk.end(DONE)
-    finally:
-        traceback.print_exc()
-        os._exit(1)
-
-
-def judge(scene, known: dict, case: Path, at: int, fault: str, ending: int) -> dict[str, list]:
-    """Sorts what is on the disk after a fault, and what may be, by the state recovered from it."""
-    found = {"old": [], "new": [], "lost": []}
-    *before, after = SCENES[scene]
-    ended = strike(scene, case, at, fault)
-    for disk in (case / "disk", *case.glob("cut-*")):
-        try:
-            assert ended == ending, f"ended with {ended}"
-            if ending == RAISED and disk.name == "disk" and " " not in fault:
-                assert not list(disk.rglob("*.tmp"))
-            if (key := content(disk)) not in known:
-                known[key] = recovered(disk / "run")
-            state = known[key]
-            assert state == after or (state in before and ending != DONE), state
-            found["new" if state == after else "old"].append(disk.name)
-        except Exception:
-            found["lost"].append(f"{fault} at {at}, {disk.name}: {traceback.format_exc(-1)}")
-    return found
-
-
-def main(scene, folder: Path) -> None:
-    """Goes through all points of a scene."""
-    os.fsync = lambda fd: None  # what it does for the disk is in `Disk.note`
-    at_each = functools.partial(judge, scene, {})
-    founds = [at_each(folder / "whole", -1, "", DONE)]
-    calls = json.loads((folder / "whole" / "calls").read_text())
-    for at, name in enumerate(calls):
-        for fault, ending in (FAULTS | (WRITE_FAULTS if name == "write" else {})).items():
-            founds.append(at_each(folder / "case", at, fault, ending))
-            shutil.rmtree(folder / "case")
-    total = {name: sum(len(found[name]) for found in founds) for name in founds[0]}
-    print(json.dumps({"calls": len(calls), "points": len(founds), **total}))
-    print(*itertools.chain(*(found["lost"] for found in founds)), sep="\n", file=sys.stderr)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
-def test_every_point_recovers_the_old_or_the_new_state(scene, counted):
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # what is lost is decided here
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        done = subprocess.run(
-            [sys.executable, __file__, scene.__name__, folder],
-            env={**os.environ, "PYTHONPATH": str(training.ROOT)},
-            capture_output=True,
-            text=True,
-        )
-    assert done.returncode == 0, done.stderr
-    counts = json.loads(done.stdout)
-    counted("crash points", what=scene.__name__, **counts)
-    assert counts["lost"] == 0, done.stderr[:3000]
-
-
-def test_a_run_whose_first_save_after_an_epoch_fails_goes_on(data_dir, tmp_path, monkeypatch):
-    """Shown to fail with the first call not saved, so that a line is left and no checkpoint."""
-    where = {"data_dir": data_dir, "workdir": tmp_path / "run"}
-    config = Config(model="logistic", dataset="digits", epochs=2, **where)
-    write = storage.write_verified
-
-    def full(path, data):
-        if path.name.startswith("epoch-0001"):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, data)
-
-    with monkeypatch.context() as patched, pytest.raises(DeviceError):
-        patched.setattr(storage, "write_verified", full)
-        fit(config)
-    assert fit(config).record["epochs"] == 2
-
-
-if __name__ == "__main__":
-    main(globals()[sys.argv[1]], Path(sys.argv[2]))
+def test_a_partial_write_is_continued(resume, config, tmp_path):
+    with Disk(tmp_path, short=True).watched():
+        fit(config(tmp_path / "run"))
+    resume(tmp_path / "run")

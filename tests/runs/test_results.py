@@ -1,0 +1,45 @@
+"""Lines of metrics.jsonl, and which members of an ensemble diverged."""
+
+import dataclasses
+
+import numpy as np
+
+from mnist_jax.metrics import NEVER, Metrics
+from mnist_jax.runs.checkpoint import Progress
+from mnist_jax.runs.results import accuracy_line, evaluation, metrics_row, newly_diverged
+
+
+def make_metrics(loss_sum, *, correct=1, count=2, first_nonfinite=NEVER) -> Metrics:
+    integers = (np.int32(value) for value in (correct, count, first_nonfinite))
+    return Metrics(np.float32(loss_sum), *integers)
+
+
+def test_a_loss_that_is_not_finite_is_none():
+    row = metrics_row({"train": make_metrics(np.inf), "test": make_metrics([3, np.nan])})
+    assert row["train/loss"] is None
+    assert row["test/loss"] == [1.5, None]
+    assert row["train/accuracy"] == 0.5
+
+
+def test_counts_are_recorded_of_all_splits_but_train():
+    found = {"train": make_metrics(1), "test": make_metrics([1, 1], correct=[1, 2], count=[2, 2])}
+    values = evaluation(found)
+    assert values["test_correct"], values["test_count"] == ([1, 2], 2)
+    assert "train_correct" not in values
+
+
+def test_a_member_is_reported_once_when_it_diverges():
+    before = make_metrics([1, 1, 1], first_nonfinite=[NEVER, 5, NEVER])
+    after = make_metrics([1, 1, 1], first_nonfinite=[7, 5, 8])
+    progress = Progress(None, before)
+    assert newly_diverged(after, progress) == [0, 2]
+    rows = [{"train/loss": [1.0, 1.0, None], "test/loss": [1.0, 1.0, 1.0]}]
+    assert newly_diverged(after, dataclasses.replace(progress, rows=rows)) == [0]
+
+
+def test_the_last_line():
+    one = {"test_correct": 9255, "test_count": 10_000}
+    assert accuracy_line(one) == "test accuracy: 92.55 % (9255/10000)"
+    summary = {"mean": 0.9251, "n": 10, "sd": 0.0006}
+    many = {**one, "statistics": {"test_accuracy": summary}}
+    assert accuracy_line(many) == "test accuracy: 92.51 % mean of 10 seeds, sd 0.06"

@@ -1,0 +1,111 @@
+"""A run's folder: one run, held by one process; what is damaged or foreign gets one clear line."""
+
+import json
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from mnist_jax import Config, __main__, fit, load_run
+from mnist_jax.errors import CheckpointError, DeviceError, UsageError
+from mnist_jax.runs.run_dir import RunDir, check_idle, read_result
+
+
+@pytest.fixture
+def config(data_dir, tmp_path) -> Config:
+    sizes = {"epochs": 1, "batch_size": 400, "data_dir": data_dir}
+    return Config(model="logistic", dataset="digits", workdir=tmp_path / "run", **sizes).resolve()
+
+
+@pytest.fixture
+def folder(config) -> Path:
+    """That of a complete run."""
+    return fit(config).workdir
+
+
+def test_a_folder_in_use_is_refused(config, tmp_path):
+    folder = tmp_path / "run"
+    with closing(RunDir(folder, config)):
+        for second in (lambda: RunDir(folder, config), lambda: check_idle(folder)):
+            with pytest.raises(UsageError, match="is in use by another process"):
+                second()
+    check_idle(folder)
+    RunDir(folder, config).close()
+
+
+def test_a_folder_with_something_else_is_left_alone(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty and holds no run; choose another"):
+        RunDir(tmp_path / "run", config)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DeviceError, match=r"cannot write .*file/run \(Not a directory\)"):
+        RunDir(tmp_path / "file" / "run", config)
+
+
+def test_what_an_interrupted_write_left_is_removed(config, tmp_path):
+    RunDir(tmp_path / "run", config).close()
+    (tmp_path / "run" / "checkpoints").mkdir()
+    for name in (".metrics.jsonl.abc.tmp", "checkpoints/.epoch-0000.abc.tmp"):
+        (tmp_path / "run" / name).write_text("half")
+    RunDir(tmp_path / "run", config).close()
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_sha256sum_checks_the_manifest(folder):
+    command = ["sha256sum", "--check", "--strict", "manifest.sha256"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    files = ("config.json", "environment.json", "metrics.jsonl", "result.json")
+    assert done.stdout.splitlines() == [f"{name}: OK" for name in files]
+
+
+def test_a_damaged_result_is_an_error_and_can_be_written_again(config, folder):
+    before = read_result(folder)
+    path = folder / "result.json"
+    path.write_bytes(path.read_bytes().replace(b"test_accuracy", b"best_accuracy"))
+    with pytest.raises(CheckpointError, match=r"cannot be used .*remove it and repeat"):
+        fit(config)
+    path.unlink()
+    again = fit(config)  # from the last checkpoint
+    assert again.record["params_sha256"] == before["params_sha256"]
+    assert again.record["test_correct"] == before["test_correct"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b'{"version": 2, "modle": "cnn"}',
+        b'{"version": 2, "seed": []}',
+    ],
+)
+def test_a_damaged_config_is_an_error_and_stays(config, folder, content):
+    (folder / "config.json").write_bytes(content)
+    for use in (lambda: fit(config), lambda: load_run(folder)):
+        with pytest.raises((CheckpointError, UsageError)):
+            use()
+    assert (folder / "config.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("version", [None, 1, 3])
+def test_another_format_version_is_refused_in_one_line(config, folder, version, capsys):
+    values = json.loads((folder / "config.json").read_text())
+    del values["version"]
+    values |= {} if version is None else {"version": version}
+    (folder / "config.json").write_text(json.dumps(values))
+    message = rf"the run has format version {version or 1} and this program reads 2; .*train again"
+    for use in (lambda: fit(config), lambda: load_run(folder)):
+        with pytest.raises(UsageError, match=message):
+            use()
+    for command in ("evaluate", "report", "verify", "predict"):
+        assert __main__.main([command, str(folder), *["x.png"] * (command == "predict")]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("error: the run has format version") and line.count("\n") == 1
