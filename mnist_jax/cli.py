@@ -1,6 +1,7 @@
 """Command lines into dataclasses, and errors into one line and an exit status."""
 
 import contextlib
+import dataclasses
 import errno
 import io
 import os
@@ -8,7 +9,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from mnist_jax.errors import (
     DeviceError,
@@ -33,7 +35,23 @@ def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: s
     """
     import tyro
 
+    if {"-h", "--help"} & set(argv):
+        _join_lines(kind)
     return tyro.cli(kind, prog=prog, description=description, args=argv, use_underscores=True)
+
+
+def _join_lines(kind: Any) -> None:
+    """Gives tyro each field's docstring in one line; it would keep the source's line breaks."""
+    import docstring_parser
+
+    texts = {
+        param.arg_name: " ".join((param.description or "").split())
+        for owner in reversed(kind.__mro__)
+        if dataclasses.is_dataclass(owner)
+        for param in docstring_parser.parse_from_object(owner).params
+    }
+    for field in dataclasses.fields(kind):
+        field.metadata = MappingProxyType({**field.metadata, "help": texts.get(field.name)})
 
 
 def exit_status(command: Callable[[], None], *, debug: bool) -> int:
