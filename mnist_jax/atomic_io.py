@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mnist_jax.errors import UsageError
 
 
@@ -101,37 +99,14 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         IntegrityError: it holds something else.
     """
-    return parse_json(path.read_bytes(), path.name)
-
-
-def parse_json(data: bytes, origin: str) -> dict[str, Any]:
-    """The JSON object in `data`.
-
-    Raises:
-        IntegrityError: it is something else; the message names `origin`.
-    """
+    data = path.read_bytes()
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{origin} is not JSON ({error})") from error
+        raise IntegrityError(f"{path.name} is not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise IntegrityError(f"{origin} is not a JSON object")
+        raise IntegrityError(f"{path.name} is not a JSON object")
     return content
-
-
-def parse_arrays(data: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, by name.
-
-    Raises:
-        IntegrityError: it is not such a file, or has a dtype that NumPy lacks.
-    """
-    import safetensors
-    import safetensors.numpy
-
-    try:
-        return safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise IntegrityError(f"not a readable safetensors file ({error})") from error
 
 
 def digest_lines(contents: Mapping[str, bytes]) -> bytes:

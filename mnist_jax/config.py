@@ -181,20 +181,16 @@ class Config:
     """Show the traceback of an error."""
 
     def __post_init__(self):
-        given = {
-            name: value
-            for name, value in vars(self).items()
-            if value is not None or getattr(Config, name) is not None
-        }
-        for name in filter(given.__contains__, CHOICES):
-            if given[name] not in CHOICES[name]:
-                raise unknown_choice(name, given[name], CHOICES[name])
-        for name in filter(given.__contains__, RULES):
-            allowed, legal = RULES[name]
-            if not allowed(given[name]):
-                raise UsageError(f"{name} is {given[name]!r}; allowed is {legal}; change --{name}")
-        for name in filter(given.__contains__, MODEL_OPTIONS):
-            if name not in _model_defaults(self.model):
+        for name, value in vars(self).items():
+            if value is None and getattr(Config, name) is None:
+                continue
+            if name in CHOICES and value not in CHOICES[name]:
+                raise unknown_choice(name, value, CHOICES[name])
+            if name in RULES:
+                allowed, legal = RULES[name]
+                if not allowed(value):
+                    raise UsageError(f"{name} is {value!r}; allowed is {legal}; change --{name}")
+            if name in MODEL_OPTIONS and name not in _model_defaults(self.model):
                 raise UsageError(f"the model {self.model!r} has no {name}; leave --{name} out")
         if self.seed + (self.seeds or 1) > 2**32:
             raise UsageError(f"seeds is {self.seeds}; seed + seeds may be up to 4294967296")
@@ -265,22 +261,19 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """The Config whose `to_json` is `values`.
+        """The resolved Config that `to_json` turned into `values`.
 
         Raises:
             UsageError: the values are of another format version, or one is not allowed.
             TypeError: a field is unknown.
         """
-        given: dict[str, Any] = dict(values)
+        given = dict(values)
         if (version := given.pop("version", 1)) != FORMAT_VERSION:
             raise UsageError(
                 f"the run has format version {version!r} and this program reads {FORMAT_VERSION}; "
                 "use the version of mnist_jax that made it, or train again"
             )
-        if given.get("hidden_sizes") is not None:
-            given["hidden_sizes"] = tuple(given["hidden_sizes"])
-        given |= {name: Path(given[name]) for name in PATHS if given.get(name) is not None}
-        return cls(**given)
+        return cls(**given).resolve()
 
 
 PATHS = ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile")

@@ -22,7 +22,7 @@ from mnist_jax.parallel import distributed
 from mnist_jax.parallel.mesh import compute_dtype, make_mesh, select_devices, to_host, use_device
 from mnist_jax.runs import environment, results
 from mnist_jax.runs.checkpoint import Progress
-from mnist_jax.runs.run_dir import RunDir, default_folder
+from mnist_jax.runs.run_dir import ENVIRONMENT, RunDir, default_folder
 from mnist_jax.signals import Stop
 from mnist_jax.steps import num_batches
 from mnist_jax.trainer import Trainer
@@ -99,7 +99,7 @@ def fit(
             run = RunDir(config.workdir or default_folder(config), config)
             stack.callback(run.close)
             if run.result is None:
-                run.write_environment(where)
+                run.write_json(ENVIRONMENT, where)
             return str(run.folder), run.result
 
         folder, record = distributed.on_primary(open_folder)
@@ -174,6 +174,7 @@ class _Loop:
         self._run, self._notify, self._stop = run, notify, stop
         self._timings, self._started = timings, started
         self._earlier: dict[str, float] = {}  # timings of the processes before a resume
+        self._diverged: set[int] = set()  # seeds that a warning has named
 
     def restore(self) -> None:
         """Continues from the newest checkpoint; a new run saves its initial state."""
@@ -226,16 +227,18 @@ class _Loop:
             state, metrics, batch = trainer.train(
                 progress.state, progress.metrics, order, progress.batch, steps
             )
-            if np.all(metrics.first_nonfinite != NEVER):
+            diverged = np.ravel(metrics.first_nonfinite) != NEVER
+            if diverged.all():
                 step = int(np.max(metrics.first_nonfinite))  # of the last member to diverge
                 raise NonFiniteError(
                     f"the loss or its gradient is not finite at step {step} (learning_rate "
                     f"{self.config.learning_rate:g}); a smaller --learning_rate usually helps; "
                     "JAX_DISABLE_JIT=1 JAX_DEBUG_NANS=1 shows the operation"
                 )
-            for member in results.newly_diverged(metrics, progress):
-                warning = results.diverged_warning(self.config.all_seeds()[member])
-                self._notify("on_warning", warning)
+            for seed in np.compress(diverged, self.config.all_seeds()).tolist():
+                if seed not in self._diverged:
+                    self._diverged.add(seed)
+                    self._notify("on_warning", results.diverged_warning(seed))
             progress.state, progress.metrics, progress.batch = state, metrics, batch
             progress.train_s = train_s_before + trainer.seconds["train_s"] - before["train_s"]
             self._notify("on_chunk_end", epoch, batch, steps, metrics, progress.train_s)

@@ -3,6 +3,8 @@
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import safetensors.numpy
+
 from mnist_jax import atomic_io
 from mnist_jax.data.split import Split
 from mnist_jax.errors import DataError
@@ -22,7 +24,7 @@ def read(path: Path) -> tuple[Split, Split] | None:
         DataError: the file is damaged.
     """
     try:
-        arrays = atomic_io.parse_arrays(atomic_io.read_verified(path))
+        arrays = safetensors.numpy.load(atomic_io.read_verified(path))
     except OSError:
         return None
     except atomic_io.IntegrityError as error:
@@ -33,8 +35,6 @@ def read(path: Path) -> tuple[Split, Split] | None:
 
 def write(path: Path, train: Split, test: Split) -> None:
     """Writes train and test to `path`, atomically."""
-    import safetensors.numpy
-
     arrays = {
         f"{split}/{field}": array
         for split, fields in (("train", train), ("test", test))

@@ -27,8 +27,6 @@ from mnist_jax.metrics import Metrics
 from mnist_jax.steps import TrainState
 
 FORMAT_VERSION = "2"
-# The arrays by name, the metadata of `Progress`, and a warning for each damaged file.
-Loaded = tuple[dict[str, np.ndarray], dict[str, Any], list[str]]
 KEPT = 3  # newest checkpoints; older ones are removed
 NAME = re.compile(r"epoch-(\d{4,})-step-(\d{8,})\.safetensors")
 
@@ -89,8 +87,10 @@ def fill(template: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def load_newest(folder: Path) -> Loaded | None:
+def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]] | None:
     """The newest intact checkpoint in a folder; None if there is no checkpoint at all.
+
+    Returns the arrays by name, the metadata of `Progress`, and a warning for each damaged file.
 
     Raises:
         CheckpointError: there are checkpoints and none is intact, or one has another format.
@@ -98,8 +98,7 @@ def load_newest(folder: Path) -> Loaded | None:
     damaged = []
     for path in _paths(folder):
         try:
-            data = atomic_io.read_verified(path)
-            arrays = atomic_io.parse_arrays(data)
+            arrays = safetensors.numpy.load(atomic_io.read_verified(path))
         except (atomic_io.IntegrityError, OSError) as error:
             damaged.append(f"the checkpoint {path} is damaged ({error})")
             continue
@@ -121,9 +120,7 @@ def load_newest(folder: Path) -> Loaded | None:
 
 def _paths(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
-    if not folder.is_dir():
-        return []
-    found = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    found = [(NAME.fullmatch(path.name), path) for path in folder.glob("*.safetensors")]
     numbered = [(int(match[2]), int(match[1]), path) for match, path in found if match]
     return [path for _, _, path in sorted(numbered, reverse=True)]
 

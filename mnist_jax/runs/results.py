@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mnist_jax.config import Config
-from mnist_jax.metrics import NEVER, Metrics, finite_mask
+from mnist_jax.metrics import Metrics, finite_mask
 from mnist_jax.models import count_parameters
 from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import Progress, names_of
@@ -34,15 +34,6 @@ def evaluation(found: Mapping[str, Metrics]) -> dict[str, Any]:
             values[f"{name}_correct"] = np.asarray(metrics.correct).tolist()
             values[f"{name}_count"] = int(np.max(metrics.count))
     return values
-
-
-def newly_diverged(metrics: Metrics, progress: Progress) -> list[int]:
-    """Members whose loss or gradient was finite until the call that gave `metrics`."""
-    diverged = np.ravel(metrics.first_nonfinite) != NEVER
-    before = np.ravel(progress.metrics.first_nonfinite) != NEVER
-    if progress.rows:
-        before |= ~np.array(finite_mask(progress.rows[-1]))
-    return np.flatnonzero(diverged & ~before).tolist()
 
 
 def diverged_warning(seed: int) -> str:

@@ -57,7 +57,7 @@ class RunDir:
                 self._check_same(before, config)
                 self.result = read_result(folder)
             if self.result is None:
-                self._write_json(CONFIG, config.to_json())
+                self.write_json(CONFIG, config.to_json())
         except BaseException:
             self.close()
             raise
@@ -75,9 +75,10 @@ class RunDir:
             what = f"{self.folder} holds another run; it differs in {different}"
             raise UsageError(f"{what}; choose another --workdir")
 
-    def write_environment(self, record: dict[str, Any]) -> None:
-        """Writes environment.json."""
-        self._write_json(ENVIRONMENT, record)
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Writes one of the run's JSON files."""
+        with self.writing():
+            write_atomically(self.folder / name, _json(value))
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl by these lines, one for each epoch."""
@@ -136,10 +137,6 @@ class RunDir:
             write_atomically(self.folder / RESULT, result)
         self.result = record
 
-    def _write_json(self, name: str, value: Any) -> None:
-        with self.writing():
-            write_atomically(self.folder / name, _json(value))
-
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Turns an OSError inside into a DeviceError that names the folder."""
@@ -191,7 +188,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     try:
         data = path.read_bytes()
         atomic_io.check_digest(path, data, folder / MANIFEST)
-        return atomic_io.parse_json(data, RESULT)
+        return json.loads(data)
     except FileNotFoundError:
         return None
     except (OSError, IntegrityError) as error:

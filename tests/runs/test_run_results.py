@@ -1,16 +1,13 @@
-"""Lines of metrics.jsonl, and which members of an ensemble diverged."""
-
-import dataclasses
+"""Lines of metrics.jsonl, and the last line of a run."""
 
 import numpy as np
 
 from mnist_jax.metrics import NEVER, Metrics
-from mnist_jax.runs.checkpoint import Progress
-from mnist_jax.runs.results import accuracy_line, evaluation, metrics_row, newly_diverged
+from mnist_jax.runs.results import accuracy_line, evaluation, metrics_row
 
 
-def make_metrics(loss_sum, *, correct=1, count=2, first_nonfinite=NEVER) -> Metrics:
-    integers = (np.int32(value) for value in (correct, count, first_nonfinite))
+def make_metrics(loss_sum, *, correct=1, count=2) -> Metrics:
+    integers = (np.int32(value) for value in (correct, count, NEVER))
     return Metrics(np.float32(loss_sum), *integers)
 
 
@@ -26,15 +23,6 @@ def test_counts_are_recorded_of_all_splits_but_train():
     values = evaluation(found)
     assert values["test_correct"], values["test_count"] == ([1, 2], 2)
     assert "train_correct" not in values
-
-
-def test_a_member_is_reported_once_when_it_diverges():
-    before = make_metrics([1, 1, 1], first_nonfinite=[NEVER, 5, NEVER])
-    after = make_metrics([1, 1, 1], first_nonfinite=[7, 5, 8])
-    progress = Progress(None, before)
-    assert newly_diverged(after, progress) == [0, 2]
-    rows = [{"train/loss": [1.0, 1.0, None], "test/loss": [1.0, 1.0, 1.0]}]
-    assert newly_diverged(after, dataclasses.replace(progress, rows=rows)) == [0]
 
 
 def test_the_last_line():
