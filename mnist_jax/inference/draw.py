@@ -58,11 +58,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def addresses(listening: socket.socket) -> list[str]:
-    """What browsers open; if the socket accepts all of this machine's addresses, here and there."""
+    """What browsers open: here and, if the socket accepts all addresses, on other machines."""
     address, port = listening.getsockname()
-    names = [address]
+    names = ["127.0.0.1" if address == "0.0.0.0" else address]
     if address == "0.0.0.0":
-        names = ["127.0.0.1"]
         with socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
             # Sends nothing, but selects the interface. No machine has this address.
             udp.connect(("192.0.2.1", 9))
@@ -73,9 +72,8 @@ def addresses(listening: socket.socket) -> list[str]:
 def read_drawing(predictor: Predictor, grey: np.ndarray) -> dict[str, Any]:
     """Reads a drawing, grey levels (height, width) uint8.
 
-    Returns:
-        The probabilities of the classes, the image that the network sees, 784 numbers, and how many
-        others are ignored; or, without a digit, only a message.
+    Returns the probabilities of the classes, the image that the network sees, 784 numbers, and how
+    many others are ignored; or, without a digit, only a message.
     """
     try:
         digit = to_mnist(grey)

@@ -1,7 +1,4 @@
-"""Exports a saved model for other programs: its parameters, or a StableHLO program.
-
-`<file>.json` beside it describes input and output, classes, accuracy, config and SHA-256.
-"""
+"""Exports a saved model for other programs: its parameters, or a StableHLO program."""
 
 import dataclasses
 import hashlib
@@ -33,7 +30,7 @@ Format = Literal["safetensors", "stablehlo"]
 def export(
     run: LoadedRun, file_format: Format, output: Path, member: int | None = None
 ) -> dict[str, Any]:
-    """Writes a saved model to `output` and its description beside it; returns the description.
+    """Writes a saved model to `output` and its description to `<output>.json`; returns the latter.
 
     member: seed of the network, needed if the run has several.
 
@@ -97,12 +94,11 @@ def to_stablehlo(run: LoadedRun, params: Any) -> bytes:
 
 
 def _test_accuracy(run: LoadedRun, place: int) -> dict[str, Any]:
-    """What result.json says of this network; None where it is of other parameters or not there."""
-    names, record = ("test_accuracy", "test_correct", "test_count"), read_result(run.folder)
+    """The fields of result.json for one network; None unless they are of these parameters."""
+    record, names = read_result(run.folder), ("test_accuracy", "test_correct", "test_count")
     if record is None or record["steps"] != run.step:
         return dict.fromkeys(names)
-    found = {name: record[name] for name in names}
-    return {n: value[place] if isinstance(value, list) else value for n, value in found.items()}
+    return {n: record[n][place] if isinstance(record[n], list) else record[n] for n in names}
 
 
 def _write(output: Path, data: bytes, description: dict[str, Any]) -> None:

@@ -74,8 +74,8 @@ def list_pictures(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    files = [file for file in path.glob("[!.]*") if file.suffix.lower() in SUFFIXES]
-    if files := sorted(file for file in files if not file.is_dir()):
+    entries = sorted(path.glob("[!.]*"))
+    if files := [p for p in entries if p.suffix.lower() in SUFFIXES and not p.is_dir()]:
         return files
     raise DataError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
 

@@ -117,8 +117,8 @@ def to_mnist(grey: np.ndarray) -> Digit:
         raise DataError("no digit found: nothing stands out from the background")
     # Slightly below Otsu's threshold, because MNIST's bounding boxes include the faint pixels at
     # the edge of a stroke.
-    own, digit, others = _find_digit(ink > max(0.8 * _otsu(candidates), lowest))
-    return Digit(_normalize(np.maximum(ink - 2 * noise, 0), own, digit), others)
+    own, others = _find_digit(ink > max(0.8 * _otsu(candidates), lowest))
+    return Digit(_normalize(np.maximum(ink - 2 * noise, 0), own), others)
 
 
 def _subtract_background(grey: np.ndarray) -> tuple[np.ndarray, float]:
@@ -175,69 +175,63 @@ def _otsu(values: np.ndarray) -> float:
     return float(edges[np.argmax(between[:-1]) + 1])
 
 
-class Region(NamedTuple):
-    """The pixels of one label in a label image."""
-
-    label: int
-    area: int  # number of pixels
-    box: tuple[slice, slice]  # rows and columns
-
-    @property
-    def side(self) -> int:
-        """The bounding box's longer side."""
-        return max(ends.stop - ends.start for ends in self.box)
+def _sizes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Area and longer side in pixels of each label's region, at its index; 0 for the background."""
+    boxes = scipy.ndimage.find_objects(labels)
+    sides = [max(ends.stop - ends.start for ends in box) if box else 0 for box in boxes]
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    return areas, np.array([0, *sides])
 
 
-def _regions(labels: np.ndarray) -> list[Region]:
-    """The regions of a label image, without its background, 0."""
-    areas, boxes = np.bincount(labels.ravel()).tolist(), scipy.ndimage.find_objects(labels)
-    return [Region(label, areas[label], box) for label, box in enumerate(boxes, 1) if box]
-
-
-def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, Region, int]:
+def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """Chooses the digit among the connected components of the ink.
 
     Components are parts of one digit, as a 5 and its bar, if the gap between them is at most a
     fifth of the main component's side vertically and a seventh horizontally.
 
     Returns:
-        The digit's own pixels (height, width) bool, their region, and the number of other digits.
+        The digit's own pixels, (height, width) bool, and the number of other digits.
     """
-    labels = scipy.ndimage.label(mask, np.ones((3, 3)))[0]
-    at_edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    cut_off, longer = set(at_edge.tolist()), max(mask.shape)
-
-    def is_inside(region: Region) -> bool:
-        return region.label not in cut_off and region.side >= longer / 10
-
-    components = _regions(labels)
-    large = [one for one in components if one.side >= max(MIN_SIDE, longer / 50)]
-    if not large:
+    labels, count = scipy.ndimage.label(mask, np.ones((3, 3)))
+    areas, sides = _sizes(labels)
+    edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    at_edge, longer = np.isin(np.arange(count + 1), edge), max(mask.shape)
+    large = np.flatnonzero(sides >= max(MIN_SIDE, longer / 50))
+    if not large.size:
         raise DataError("no digit found: only specks stand out from the background")
-    main = max(large, key=lambda one: (is_inside(one), one.area))
-    parts = [one for one in components if one.area >= SPECK * main.area]
+    inside = ~at_edge & (sides >= longer / 10)
+    main = max(large, key=lambda label: (inside[label], areas[label]))
+
+    parts = areas >= SPECK * areas[main]
     # Beside a whole digit, what touches the edge is another one or the edge of the table.
-    others = [one for one in parts if is_inside(main) and one.label in cut_off]
-
-    kept = np.isin(labels, [one.label for one in parts if one not in others])
-    reach = [round(main.side / 5) + 1, round(main.side / 7) + 1]
+    cut_off = parts & at_edge & inside[main]
+    kept = (parts & ~cut_off)[labels]
+    reach = [round(sides[main] / 5) + 1, round(sides[main] / 7) + 1]
     groups = scipy.ndimage.label(scipy.ndimage.maximum_filter(kept, reach))[0] * kept
-    own = groups == groups[labels == main.label][0]
-    digit = _regions(own.astype(int))[0]
-    others += _regions(groups * ~own)
-    large = [one for one in others if one.side > 0.4 * digit.side and one.area > 0.1 * digit.area]
-    return own, digit, len(large)
+    digit = groups[labels == main][0]
+    group_areas, group_sides = _sizes(groups)
+    other_areas = np.concatenate([areas[cut_off], np.delete(group_areas, digit)])
+    other_sides = np.concatenate([sides[cut_off], np.delete(group_sides, digit)])
+    is_digit = (other_areas > 0.1 * group_areas[digit]) & (other_sides > 0.4 * group_sides[digit])
+    return groups == digit, int(is_digit.sum())
 
 
-def _normalize(ink: np.ndarray, own: np.ndarray, digit: Region) -> np.ndarray:
-    """The digit scaled and centred as MNIST's: (28, 28, 1) uint8, white on black."""
-    outline = digit.area - scipy.ndimage.binary_erosion(own[digit.box], np.ones((3, 3))).sum()
-    stroke = 2 * digit.area / outline * BOX / digit.side  # as area = length · width
-    widen = round((TYPICAL_STROKE - stroke) / BOX * digit.side / 2) if stroke < THIN_STROKE else 0
+def _normalize(ink: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """The digit scaled and centred as MNIST's: (28, 28, 1) uint8, white on black.
 
-    # Vectors are (row, column). The digit's box begins at a whole pixel of the image.
-    corner = np.array([ends.start - widen for ends in digit.box])
-    shape = np.array([ends.stop + widen for ends in digit.box]) - corner
+    ink, own: (height, width); own is True at the digit's pixels.
+    """
+    # Vectors are (row, column).
+    pixels = np.argwhere(own)
+    corner, shape = pixels.min(0), np.ptp(pixels, axis=0) + 1  # the bounding box
+    area, side = len(pixels), shape.max()
+    outline = area - scipy.ndimage.binary_erosion(own, np.ones((3, 3))).sum()
+    stroke = 2 * area / outline * BOX / side  # as area = length · width
+    widen = round((TYPICAL_STROKE - stroke) / BOX * side / 2) if stroke < THIN_STROKE else 0
+
+    # The digit's box begins at a whole pixel of the image.
+    corner, shape = corner - widen, shape + 2 * widen
     scale = BOX / shape.max()
     box = np.rint(shape * scale).astype(int)
     margin = (SIZE - box) // 2

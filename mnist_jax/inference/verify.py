@@ -74,7 +74,7 @@ def _accuracy(
         return "not recorded yet"
     dataset = dataset_of(run, data_dir=data_dir, manual_dir=manual_dir)
     with run.use_device(platform) as device:
-        correct = np.atleast_1d(_evaluate(run, dataset.test, device).correct)
+        correct = np.atleast_1d(_count_correct(run, dataset.test, device))
         exact = environment.describe(device) == record["environment"] and device.platform != "gpu"
     recorded = np.atleast_1d(record["test_correct"])
     found = f"{', '.join(map(str, correct))} of {record['test_count']} test images"
@@ -86,8 +86,8 @@ def _accuracy(
     return f"{found}; rounding differs between devices and versions"
 
 
-def _evaluate(run: LoadedRun, split: Split, device: jax.Device) -> Metrics:
-    """The metrics of each member on a split, by the program of the training, on one device."""
+def _count_correct(run: LoadedRun, split: Split, device: jax.Device) -> np.ndarray:
+    """Images that each member gets right, counted by the program that evaluates in training."""
     seeds, params = run.config.seeds, run.members[0]
     if seeds is not None:
         params = jax.tree.map(lambda *leaves: np.stack(leaves), *run.members)
@@ -95,7 +95,8 @@ def _evaluate(run: LoadedRun, split: Split, device: jax.Device) -> Metrics:
     eval_steps = make_eval_steps(run.model, mesh, step_config=settings, members=bool(seeds))
     count = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
     args = put((params, Metrics.zeros(seeds), split, np.int32(0)), replicated(mesh))
-    return to_host(eval_steps(*args, np.int32(count) if dynamic_loop_bound(device) else count))
+    metrics = eval_steps(*args, np.int32(count) if dynamic_loop_bound(device) else count)
+    return to_host(metrics).correct
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
