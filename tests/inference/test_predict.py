@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +14,6 @@ from mnist_jax import Config, fit, load_dataset, predict
 from mnist_jax.errors import DataError, UsageError
 from mnist_jax.inference.preprocess import read_digit
 from mnist_jax.inference.restore import Predictor, load_run
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +57,6 @@ def test_json_agrees_with_the_function_and_its_batches_with_single_pictures(
         np.testing.assert_allclose(predict(runs / "one", one), found[:1], atol=1e-6)
 
 
-def test_images_of_a_data_set_are_used_as_they_are(runs, data_dir):
-    test = load_dataset("digits", data_dir=data_dir).test
-    record = json.loads((runs / "one" / "result.json").read_text())
-    found = predict(runs / "one", test.image, platform="cpu")
-    assert np.sum(found.argmax(1) == test.label) == record["test_correct"]
-
-
 @pytest.mark.parametrize(
     "images",
     [[], np.zeros((2, 28, 28), np.uint8), np.zeros((2, 28, 28, 1)), np.zeros((0, 28, 28, 1), "u1")],
@@ -97,18 +86,13 @@ def test_an_ensemble_answers_with_the_mean_of_its_finite_members(
     assert (status, err.count("\n")) == (5, 1)
 
 
-def test_warnings(copied, pictures, tmp_path, command):
-    """Of a run that is not complete, and of several digits in a picture."""
-    (folder := copied("one")).joinpath("result.json").unlink()
+def test_several_digits_in_a_picture_give_a_warning(runs, pictures, tmp_path, command):
     both = [np.asarray(Image.open(path)) for path in pictures[:2]]
     Image.fromarray(np.concatenate(both, axis=1)).save(two := tmp_path / "two.png")
-    status, _, err = command("predict", folder, two)
-    assert (status, err.splitlines()) == (
+    status, _, err = command("predict", runs / "one", two)
+    assert (status, err) == (
         0,
-        [
-            f"warning: {folder} is not complete: it has done 45 steps",
-            f"warning: {two} seems to hold 2 digits; the largest is used",
-        ],
+        f"warning: {two} seems to hold 2 digits; the largest is used\n",
     )
 
 
@@ -123,46 +107,40 @@ def test_classes_have_the_names_of_the_run_s_data_set(copied, pictures, command)
 # Bad input
 
 
-def make_bad_pictures(folder: Path, good: Path) -> dict[str, str]:
-    """Files that have no answer, and what is said about each."""
-    Image.new("L", (100, 100), 230).save(folder / "blank.png")
-    (folder / "cut.jpeg").write_bytes(good.read_bytes()[:200])
-    os.mkfifo(folder / "pipe.png")
-    (folder / "new\nline\x1b[2J.png").write_bytes(b"")
-    return {
-        "blank.png": "blank.png: no digit found",
-        "cut.jpeg": "cut.jpeg cannot be decoded",
-        "pipe.png": "pipe.png is not a file",
-        "new\nline\x1b[2J.png": r"new\nline\x1b[2J.png is not a picture",
-    }
-
-
 def test_bad_files_get_one_line_each_and_the_others_are_answered(
     runs, pictures, tmp_path, command, monkeypatch
 ):
     (tmp_path / "bad" / "folder.png").mkdir(parents=True)
-    folder = tmp_path / "bad"
-    reasons = make_bad_pictures(folder, pictures[0])
+    folder, good = tmp_path / "bad", pictures[0]
     for name in ("zero.JPG", ".hidden.png", "notes.txt", "folder.png/x.png"):
-        shutil.copy(pictures[0], folder / name)
+        shutil.copy(good, folder / name)
+    Image.new("L", (100, 100), 230).save(folder / "blank.png")
+    (folder / "cut.jpeg").write_bytes(good.read_bytes()[:200])
+    os.mkfifo(folder / "pipe.png")
+    (folder / "new\nline\x1b[2J.png").write_bytes(b"")
     monkeypatch.setenv("HOME", str(tmp_path))
     words = (runs / "one", "~/bad", "nowhere.png", folder / "notes.txt")
+
     status, out, err = command("predict", *words)
-    lines = err.splitlines()
-    assert (status, [line.rpartition("/")[2] for line in out.splitlines()]) == (
-        3,
-        ["zero.JPG", "notes.txt"],
-    )
+    assert status == 3
+    assert [line.rpartition("/")[2] for line in out.splitlines()] == ["zero.JPG", "notes.txt"]
+    *lines, last = err.splitlines()
+    assert last == "error: 5 of 7 have no answer; the lines above say why"
+    assert len(lines) == 5
     assert all(line.startswith("error: ") and line.isprintable() for line in lines)
-    for reason in (*reasons.values(), "nowhere.png: No such file"):
+    for reason in (
+        "blank.png: no digit found",
+        "cut.jpeg cannot be decoded",
+        "pipe.png is not a file",
+        r"new\nline\x1b[2J.png is not a picture",
+        "nowhere.png: No such file",
+    ):
         assert sum(reason in line for line in lines) == 1, reason
-    assert lines[-1] == f"error: {len(reasons) + 1} of 7 have no answer; the lines above say why"
-    assert len(lines) == len(reasons) + 2
 
     status, out, _ = command("predict", *words, "--json")
     answers = [json.loads(line) for line in out.splitlines()]
-    bad = {Path(answer["file"]).name for answer in answers if answer.keys() == {"file", "error"}}
-    assert (status, len(answers), bad) == (3, 7, {*reasons, "nowhere.png"})
+    assert (status, len(answers)) == (3, 7)
+    assert sum(answer.keys() == {"file", "error"} for answer in answers) == 5
 
     with pytest.raises(DataError, match="no digit found"):
         predict(runs / "one", folder / "blank.png")
@@ -199,51 +177,34 @@ def test_the_preprocessed_images_are_saved(runs, pictures, tmp_path, command):
         assert (np.asarray(Image.open(folder / name)) == read_digit(path).image[..., 0]).all()
 
 
-def test_a_closed_pipe_ends_it_quietly(runs, pictures, tmp_path):
-    for copy in range(4):
-        for path in pictures:
-            shutil.copy(path, tmp_path / f"{copy} {path.name}")
-    line = f"{sys.executable} -m mnist_jax predict {runs / 'one'} {tmp_path} | head -n 1"
-    line += "; echo ${PIPESTATUS[0]}"
-    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout.splitlines()[-1], done.stderr) == ("141", "")
-
-
 # Accuracy
 
 
 def pictured(image: np.ndarray, rng: np.random.Generator, path: Path) -> Path:
-    """Saves a digit as a person's picture might show it, at random; the name says the format."""
-    grey = image.astype(np.float32)
+    """Saves a digit as a person's picture might show it, at random; the name ends in the format."""
     times = float(np.exp(rng.uniform(np.log(0.5), np.log(20))))
     side = round(28 * times)
     smooth = Image.Resampling.BICUBIC if times > 1 else Image.Resampling.HAMMING
-    ink = Image.fromarray(grey).resize((side, side), smooth)
+    ink = Image.fromarray(image.astype(np.float32)).resize((side, side), smooth)
     ink = np.asarray(ink.rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR)) / 255
     height, width = rng.integers(side, 2 * side + 1, 2)
     top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
     ink = np.pad(ink, ((top, height - side - top), (left, width - side - left))).clip(0, 1)
     paper, pen = (230, 30) if rng.random() < 0.7 else (40, 220)
     light = 1 - rng.uniform(0, 0.5) * np.linspace(0, 1, width)
-    grey = ((paper + (pen - paper) * ink) * light).clip(0, 255)
-    form = rng.choice(["jpeg", "coloured", "rgba", "palette", "16 bit", "webp"])
-    path = path.with_name(f"{path.name} {form}.{'jpg' if form == 'jpeg' else 'png'}")
-    levels = grey.astype(np.uint8)
-    if form == "16 bit":
-        picture = Image.fromarray((grey * 257).astype(np.uint16))
-    elif form == "coloured":
+    levels = ((paper + (pen - paper) * ink) * light).clip(0, 255).astype(np.uint8)
+    picture = Image.fromarray(levels)
+    form = rng.choice(["jpg", "webp", "coloured.png", "transparent.png", "palette.png"])
+    if form == "coloured.png":
         tint = rng.uniform(0.7, 1, 3)
-        picture = Image.fromarray((grey[..., None] * tint).astype(np.uint8))
-    elif form == "rgba":
+        picture = Image.fromarray((levels[..., None] * tint).astype(np.uint8))
+    elif form == "transparent.png":
         picture = Image.new("RGBA", (width, height), (20, 30, 90, 0))
         picture.putalpha(Image.fromarray((ink * 255).astype(np.uint8)))
-    elif form == "palette":
-        picture = Image.fromarray(levels).convert("RGB").quantize(16)
-    else:
-        picture = Image.fromarray(levels)
-    quality = {"quality": int(rng.integers(30, 95))} if form in ("jpeg", "webp") else {}
-    kind = {"jpeg": "JPEG", "webp": "WEBP"}.get(form, "PNG")
-    picture.save(path, kind, **quality)
+    elif form == "palette.png":
+        picture = picture.convert("RGB").quantize(16)
+    path = path.with_name(f"{path.name}.{form}")
+    picture.save(path, quality=int(rng.integers(30, 95)))  # PNG ignores it
     return path
 
 
@@ -260,6 +221,6 @@ def test_pictures_are_answered_as_well_as_mnist_s_own_images(mnist_dir, data_dir
     right = predict(workdir, paths).argmax(1) == label
     assert untouched > 0.93
     assert right.mean() > untouched - 0.02
-    forms = np.array([path.stem[5:] for path in paths])
+    forms = np.array([path.name[5:] for path in paths])
     for form in set(forms):
         assert right[forms == form].mean() > untouched - 0.06, form

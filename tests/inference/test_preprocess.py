@@ -5,7 +5,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from mnist_jax import load_dataset
 from mnist_jax.errors import DataError
@@ -46,36 +46,7 @@ GREY[5:15, 10:13] = 20
 INK = np.where(GREY < 100, 255, 0).astype(np.uint8)
 L = Image.fromarray(GREY)
 RGB = L.convert("RGB")
-LOSSLESS = {"lossless": True}
-
-
-@pytest.mark.parametrize(
-    ("picture", "name", "options"),
-    [
-        (L, "x.bmp", {}),
-        (L, "x.jpg", {"quality": 95}),
-        (L, "x.webp", LOSSLESS),
-        (RGB, "x.png", {}),
-        (RGB.convert("CMYK"), "x.jpg", {"quality": 95}),
-        (RGB.quantize(4), "x.png", {}),
-        (RGB.quantize(4), "x.gif", {}),
-        (Image.fromarray(GREY.astype(np.uint16) * 257), "x.png", {}),
-        (L.convert("LA"), "x.png", {}),
-        (L.convert("RGBA"), "x.webp", LOSSLESS),
-    ],
-)
-def test_every_format_and_mode_gives_the_same_grey_levels(picture, name, options, tmp_path):
-    picture.save(tmp_path / name, **options)
-    grey = read_image(tmp_path / name)
-    assert (grey.shape, grey.dtype) == ((20, 30), np.float32)
-    np.testing.assert_allclose(grey, GREY, atol=12 if name == "x.jpg" else 2)
-
-
-def test_1_and_16_bits_are_not_rounded_to_8(tmp_path):
-    L.convert("1", dither=Image.Dither.NONE).save(tmp_path / "1.png")
-    assert set(read_image(tmp_path / "1.png").ravel().tolist()) == {0.0, 255.0}
-    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "16.png")
-    np.testing.assert_allclose(read_image(tmp_path / "16.png"), 1000 / 257, rtol=1e-6)
+JPEG, WEBP = {"quality": 95}, {"lossless": True}
 
 
 def with_alpha(tone: int, alpha: np.ndarray, mode: str = "RGBA") -> Image.Image:
@@ -85,28 +56,37 @@ def with_alpha(tone: int, alpha: np.ndarray, mode: str = "RGBA") -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("picture", "name", "options", "background", "ink"),
+    ("picture", "name", "options", "paper", "ink"),
     [
-        (with_alpha(0, INK), "dark drawing.png", {}, 255, 0),
-        (with_alpha(255, INK), "bright drawing.png", {}, 0, 255),
-        (with_alpha(255, INK, "LA"), "bright in grey.png", {}, 0, 255),
+        (L, "x.bmp", {}, 230, 20),
+        (L, "x.jpg", JPEG, 230, 20),
+        (L, "x.webp", WEBP, 230, 20),
+        (RGB, "x.png", {}, 230, 20),
+        (RGB.convert("CMYK"), "x.jpg", JPEG, 230, 20),
+        (RGB.quantize(4), "x.png", {}, 230, 20),
+        (RGB.quantize(4), "x.gif", {}, 230, 20),
+        (L.convert("1", dither=Image.Dither.NONE), "1 bit.png", {}, 255, 0),
+        (Image.fromarray(GREY.astype(np.uint16) * 257 + 64), "16 bits.png", {}, 230.249, 20.249),
+        # Transparent pixels show white paper behind dark ink, and black behind bright ink.
+        (with_alpha(0, INK), "x.png", {}, 255, 0),
+        (with_alpha(255, INK, "LA"), "x.png", {}, 0, 255),
         (with_alpha(0, INK // 2), "half transparent.png", {}, 255, 128),
-        (with_alpha(0, INK // 255 * 254), "nearly opaque.webp", LOSSLESS, 255, 1),
+        (with_alpha(0, INK // 255 * 254), "nearly opaque.webp", WEBP, 255, 1),
         (L.convert("P"), "palette.png", {"transparency": 230}, 255, 20),
         (L, "grey level.png", {"transparency": 230}, 255, 20),
         (RGB, "colour.png", {"transparency": (230, 230, 230)}, 255, 20),
-        (L, "x.gif", {"transparency": 230}, 255, 20),
     ],
 )
-def test_transparent_pixels_show_a_background(picture, name, options, background, ink, tmp_path):
+def test_every_format_and_mode_gives_grey_levels(picture, name, options, paper, ink, tmp_path):
     picture.save(tmp_path / name, **options)
     grey = read_image(tmp_path / name)
-    assert (grey[0, 0], grey[7, 11]) == (background, ink)
+    assert (grey.shape, grey.dtype) == ((20, 30), np.float32)
+    tolerance = {"x.jpg": 12, "16 bits.png": 0.01}.get(name, 2)
+    np.testing.assert_allclose(grey, np.where(INK, ink, paper), atol=tolerance)
 
 
 @pytest.mark.parametrize("orientation", range(9))
-@pytest.mark.parametrize("name", ["x.jpg", "x.png"])
-def test_the_exif_orientation_is_applied(orientation, name, tmp_path):
+def test_the_exif_orientation_is_applied(orientation, tmp_path):
     """The standard says where the 0th row and the 0th column of the stored picture are shown."""
     stored = {
         2: GREY[:, ::-1],
@@ -119,8 +99,8 @@ def test_the_exif_orientation_is_applied(orientation, name, tmp_path):
     }.get(orientation, GREY)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(stored).save(tmp_path / name, exif=exif, quality=95)
-    np.testing.assert_allclose(read_image(tmp_path / name), GREY, atol=25)
+    Image.fromarray(stored).save(tmp_path / "x.png", exif=exif)
+    assert (read_image(tmp_path / "x.png") == GREY).all()
 
 
 def test_damaged_exif_data_are_ignored(tmp_path):
@@ -154,43 +134,38 @@ def encoded(kind: str, picture: Image.Image = L) -> bytes:
     return file.getvalue()
 
 
-def huge(side: int) -> bytes:
-    return encoded("PNG", Image.new("1", (side, side)))  # a few kB
-
-
-NOT_A_PICTURE = "is not a picture; allowed are PNG, JPEG, BMP, GIF, WEBP"
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is not a picture; allowed are PNG, JPEG, BMP, GIF, WEBP"),
+        (encoded("TIFF"), "is not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is not a picture"),
+        (encoded("PNG")[:60], "cannot be decoded"),
+        (encoded("JPEG")[:-90], "cannot be decoded"),
+        (encoded("PNG", Image.new("1", (9500, 9500))), "exceeds limit"),  # a few kB
+    ],
+)
+def test_what_is_not_an_intact_picture_is_refused(data, message, tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        read_image(path)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "cannot read .*x.png: No such file"),
-        (lambda path: path.write_bytes(b""), NOT_A_PICTURE),
-        (lambda path: path.write_bytes(encoded("TIFF")), NOT_A_PICTURE),
-        (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), NOT_A_PICTURE),
-        (lambda path: path.write_bytes(encoded("PNG")[:60]), "cannot be decoded"),
-        (lambda path: path.write_bytes(encoded("JPEG")[:-90]), "cannot be decoded"),
-        (lambda path: path.write_bytes(encoded("BMP")[:-90]), "cannot be decoded"),
-        (lambda path: path.write_bytes(encoded("GIF")[:-20]), "cannot be decoded"),
-        (
-            lambda path: path.write_bytes(encoded("WEBP")[:-20]),
-            "cannot be|" + NOT_A_PICTURE,
-        ),
-        (lambda path: path.write_bytes(huge(20_000)), "exceeds limit"),
-        (lambda path: path.write_bytes(huge(9500)), "exceeds limit"),
-        (lambda path: path.mkdir(), "cannot read .*x.png is not a file"),
-        (lambda path: os.mkfifo(path), "cannot read .*x.png is not a file"),
-        (lambda path: path.symlink_to("/dev/zero"), "cannot read .*x.png is not a file"),
-        (lambda path: path.symlink_to(path.name), "cannot read .*x.png: Too many levels"),
+        (lambda path: None, "No such file"),
+        (lambda path: path.mkdir(), "is not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is not a file"),
+        (lambda path: path.symlink_to(path.name), "Too many levels"),
         (lambda path: os.truncate(path, path.write_bytes(b"") or 10**12), "larger than 100000000"),
     ],
 )
-def test_an_unreadable_file_is_refused_in_one_line(make, message, tmp_path):
-    path = tmp_path / "x.png"
-    make(path)
-    with pytest.raises(DataError, match=message) as caught:
+def test_an_unreadable_file_is_refused(make, message, tmp_path):
+    make(path := tmp_path / "x.png")
+    with pytest.raises(DataError, match=f"cannot read .*x.png.*{message}"):
         read_image(path)
-    assert "\n" not in str(caught.value)
 
 
 # Finding the digit
@@ -234,11 +209,13 @@ def vignetted(picture: np.ndarray) -> np.ndarray:
 
 
 def squared(picture: np.ndarray) -> np.ndarray:
-    picture = picture.copy()
-    for line in range(7, len(picture), 40):
-        for lines in (picture[line : line + 2], picture[:, line : line + 2]):
-            np.minimum(lines, 180, out=lines)
-    return picture
+    lines = np.arange(len(picture)) % 40 // 2 == 4
+    return np.where(lines | lines[:, None], np.minimum(picture, 180), picture)
+
+
+def noisy(picture: np.ndarray, sd: float, salt: float) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.where(rng.random(picture.shape) < salt, 0, rng.normal(picture, sd))
 
 
 @pytest.mark.parametrize(
@@ -256,33 +233,25 @@ def squared(picture: np.ndarray) -> np.ndarray:
         lambda image: squared(on_paper(larger(image, 5), 30, 240)),
         lambda image: (255 - larger(image, 4))[12:-12, 12:-12],  # little paper around the digit
         lambda image: (255 - larger(image, 4))[16:-16, 16:-16],  # none
+        lambda image: noisy(on_paper(larger(image, 5), 40, 220), 6, 0),
+        lambda image: noisy(on_paper(larger(image, 5), 40, 220), 0, 0.002),
     ],
 )
-def test_tone_light_place_and_size_make_little_difference(change, real):
+def test_tone_light_place_size_and_noise_make_little_difference(change, real):
     for image in real:
         assert difference(to_mnist(image), to_mnist(change(image))) < 18
-
-
-@pytest.mark.parametrize("sd, salt", [(6, 0), (0, 0.002)])
-def test_noise_makes_little_difference(sd, salt, real):
-    rng = np.random.default_rng(0)
-    for image in real:
-        picture = on_paper(larger(image, 5), 40, 220)
-        noisy = np.where(rng.random(picture.shape) < salt, 0, rng.normal(picture, sd))
-        assert difference(to_mnist(picture), to_mnist(noisy)) < 16
 
 
 @pytest.mark.parametrize(
     "picture",
     [
         np.zeros((1, 1)),
-        np.full((1, 1000), 255),
         np.full((50, 1), 128),
         np.random.default_rng(0).normal(220, 5, (300, 200)),
         np.random.default_rng(0).uniform(0, 255, (100, 100)),
         lit(np.full((200, 200), 220.0), 0.3),
         vignetted(np.full((200, 200), 220.0)),
-        np.where(np.random.default_rng(0).random((300, 300)) < 0.002, 0, 255),  # dust
+        noisy(np.full((300, 300), 255.0), 0, 0.002),  # dust
         np.pad(np.zeros((3, 3)), 100, constant_values=255),
     ],
     ids=str,
@@ -292,19 +261,14 @@ def test_a_blank_picture_is_refused(picture):
         to_mnist(picture)
 
 
-def beside(*pictures: np.ndarray) -> np.ndarray:
-    height = max(map(len, pictures))
-    padded = [np.pad(p, ((0, height - len(p)), (0, 0)), constant_values=255) for p in pictures]
-    return np.concatenate(padded, axis=1)
-
-
 def test_the_largest_of_several_digits_is_taken_and_the_others_counted():
-    one, large = seven(), seven(140, 14, (40, 30))
+    small, large = seven(), seven(140, 14, (40, 30))
+    small = np.pad(small, ((0, 40), (0, 0)), constant_values=255)
     alone = to_mnist(large)
-    for pictures, others in (((one, large), 1), ((large, one), 1), ((one, large, one), 2)):
-        found = to_mnist(beside(*pictures))
+    for pictures, others in (((small, large), 1), ((large, small), 1), ((small, large, small), 2)):
+        found = to_mnist(np.concatenate(pictures, axis=1))
         assert (difference(found, alone) < 4, found.others) == (True, others)
-    assert to_mnist(np.concatenate([one, one])).others == 1
+    assert to_mnist(np.concatenate([small, small])).others == 1
 
 
 def test_the_parts_of_a_broken_digit_are_joined():
@@ -321,15 +285,11 @@ def test_the_parts_of_a_broken_digit_are_joined():
     pen.ellipse((40, 15, 80, 55), None, 0, 8)
     pen.ellipse((35, 60, 85, 110), None, 0, 8)
     for picture in (five, four, eight):
-        grey = np.asarray(picture)
-        found = to_mnist(grey)
-        assert found.others == 0
-        (top, bottom), (left, right) = (
-            np.flatnonzero((grey < 128).any(axis))[[0, -1]] for axis in (1, 0)
-        )
+        found = to_mnist(np.asarray(picture))
+        left, top, right, bottom = ImageOps.invert(picture).getbbox() or (0, 0, 0, 0)
         shape = found.image[..., 0] > 60
         high, wide = (np.ptp(np.flatnonzero(shape.any(axis))) + 1 for axis in (1, 0))
-        assert high == 20
+        assert (found.others, high) == (0, 20)
         assert wide == pytest.approx(20 * (right - left) / (bottom - top), abs=1.6)
 
 
