@@ -59,8 +59,8 @@ def test_json_agrees_with_the_function_and_its_batches_with_single_pictures(
 
 @pytest.mark.parametrize(
     "images",
-    [[], np.zeros((2, 28, 28), np.uint8), np.zeros((2, 28, 28, 1)), np.zeros((0, 28, 28, 1), "u1")],
-    ids=str,
+    [[], np.zeros((2, 28, 28), np.uint8), np.zeros((2, 28, 28, 1))],
+    ids=["empty", "shape", "dtype"],
 )
 def test_other_arrays_are_refused(runs, images):
     with pytest.raises(UsageError, match=r"allowed are paths of pictures, or an array"):

@@ -18,11 +18,11 @@ def prediction(*members) -> Prediction:
 
 def test_predictions_are_those_of_the_training_s_evaluation(runs, data_dir):
     some = load_runs([runs / "many", runs / "one"])
-    test = dataset_of(some[0], data_dir=data_dir).test
-    found = compare.predict_all(some, dataset_of(some[0]))
+    dataset = dataset_of(some[0], data_dir=data_dir)
+    found = compare.predict_all(some, dataset)
     assert found.seeds == [1234, 1235, 1236, 5]
     records = [json.loads((runs / n / "result.json").read_text()) for n in ("many", "one")]
-    correct = (found.log_probabilities.argmax(2) == test.label).sum(1).tolist()
+    correct = (found.log_probabilities.argmax(2) == dataset.test.label).sum(1).tolist()
     assert correct == [*records[0]["test_correct"], records[1]["test_correct"]]
     np.testing.assert_allclose(found.probabilities.sum(2), 1, rtol=1e-5)
 
