@@ -1,6 +1,7 @@
 """Run by test_mesh.py in a process with eight CPU devices; prints what it finds as JSON.
 
-Arguments: models whose compiled train steps are examined, or "runs" for calls of `fit`.
+Arguments: models whose compiled train steps are examined, "runs" for calls of `fit`, "shardings"
+for one Trainer with arrays of several shardings.
 """
 
 import contextlib
@@ -10,23 +11,23 @@ import re
 import signal
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from mnist_jax.callbacks import Callback
 from mnist_jax.config import Config
-from mnist_jax.data.split import Split
+from mnist_jax.data import Dataset, Split
 from mnist_jax.errors import InterruptedRunError
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import make_optimizer
-from mnist_jax.parallel.mesh import make_mesh, put, replicated, to_host, use_device
+from mnist_jax.parallel.mesh import make_mesh, put, replicated, sharded, to_host, use_device
 from mnist_jax.signals import Stop
 from mnist_jax.steps import make_step_config, num_batches
-from mnist_jax.trainer import make_steps
+from mnist_jax.trainer import Trainer, make_steps
 from mnist_jax.training import fit
 
 SIZE, BATCH_SIZE = 300, 36  # 36 images on 8 devices: 4 rows of padding
@@ -130,24 +131,13 @@ def examine(name: str) -> dict[str, Any]:
     return found
 
 
-class Interrupt(Callback):
-    """Ends a run in its second epoch."""
-
-    def __init__(self):
-        self.stop = Stop()
-
-    def on_chunk_end(self, epoch, step, last_step, metrics, train_s):
-        if epoch == 2:
-            self.stop.signal = signal.SIGTERM
-
-
 def run(config: Config, *devices: int) -> dict:
     """The record of a run, whose parts run on these numbers of devices, one after the other."""
+    stop = Stop()
+    stop.signal = signal.SIGTERM  # a part ends after its first call
     for count in devices[:-1]:
-        interrupt = Interrupt()
         with contextlib.suppress(InterruptedRunError):
-            part = dataclasses.replace(config, devices=count)
-            fit(part, callbacks=[interrupt], stop=interrupt.stop)
+            fit(dataclasses.replace(config, devices=count), stop=stop)
     record = fit(dataclasses.replace(config, devices=devices[-1])).record
     kept = "test_correct", "test_count", "params_sha256", "devices"
     return {name: record[name] for name in kept}
@@ -167,8 +157,22 @@ def runs() -> dict[str, list[dict]]:
     return found
 
 
+def shardings() -> list[int]:
+    """Correct test images with replicated parameters, then with a kernel split over the devices."""
+    config, mesh = Config(model="logistic", batch_size=100).resolve(), make_mesh(jax.devices())
+    split = make_split()
+    dataset = Dataset("mnist", split, split, "", (), ())
+    model, tx = MODELS["logistic"](), make_optimizer(config, 100)
+    trainer = Trainer(model, tx, dataset, config, mesh)
+    whole = trainer.init()
+    logits = whole.params["logits"]
+    logits = {**logits, "kernel": jax.device_put(logits["kernel"], sharded(mesh))}
+    parts = whole._replace(params={"logits": logits})
+    return [int(list(trainer.evaluate(s, "test"))[-1].correct) for s in (whole, parts)]
+
+
 if __name__ == "__main__":
     with use_device("cpu", "float32"):
-        print(
-            json.dumps({name: runs() if name == "runs" else examine(name) for name in sys.argv[1:]})
-        )
+        others = {"runs": runs, "shardings": shardings}
+        found = {name: others.get(name, partial(examine, name))() for name in sys.argv[1:]}
+        print(json.dumps(found))
