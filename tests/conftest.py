@@ -71,3 +71,12 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for decoded data sets, shared by all tests of a session."""
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def config(data_dir: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Makes a Config of a quick run, in the folder "run" of the test."""
+    from mnist_jax import Config
+
+    run = {"model": "logistic", "dataset": "digits", "epochs": 2, "data_dir": data_dir}
+    return lambda **fields: Config(**{**run, "workdir": tmp_path / "run", **fields})

@@ -237,18 +237,6 @@ def test_orders_are_uniformly_random():
 # --- Many steps
 
 
-@pytest.mark.parametrize("model", [LOGISTIC, DROPOUT], ids=["logistic", "mlp"])
-def test_steps_in_one_call_equal_calls_of_one_step_bit_for_bit(model):
-    split, order, program = make_split(), order_of(0), compiled(model)
-    together = program(initial(model), Metrics.zeros(), split, order, ROOT, 0, 3)
-    carry = initial(model), Metrics.zeros()
-    for first in range(3):
-        carry = program(*carry, split, order, ROOT, first, 1)
-    assert_equal(carry, together)
-    assert (together[0].step, together[1].count) == (3, SIZE)
-    assert program(*together, split, order, ROOT, 0, 0)[0].step == 3  # no steps, no change
-
-
 def test_an_epoch_equals_single_steps_over_unpadded_batches_and_a_static_loop():
     split, order = make_split(), order_of(0)
     arguments = initial(MLP), Metrics.zeros(), split, order, ROOT, 0
@@ -306,18 +294,6 @@ def test_ten_images_with_random_labels_are_learned(model, epochs, learning_rate)
     assert first.loss > 2
     assert last.loss < 0.03
     assert last.correct == SIZE
-
-
-def test_the_first_step_whose_loss_is_not_finite_is_found():
-    """The update before it is so large that the logits overflow."""
-    bad_step = 5
-    tx = optax.adam(lambda count: jnp.where(count < bad_step - 2, 1e-3, 1e38))
-    program, split, found = compiled(LOGISTIC, tx), make_split(), []
-    carry = initial(LOGISTIC, tx), Metrics.zeros()
-    for step in range(1, 8):
-        carry = program(*carry, split, order_of(0), ROOT, (step - 1) % 3, 1)
-        found.append(int(carry[1].first_nonfinite))
-    assert found == [NEVER] * (bad_step - 1) + [bad_step] * (8 - bad_step)
 
 
 # --- Evaluation

@@ -1,11 +1,9 @@
 """The digits that need no download."""
 
-import sys
-
 import numpy as np
 import pytest
 
-from mnist_jax.data import digits, load_dataset
+from mnist_jax.data import digits
 
 sklearn_datasets = pytest.importorskip("sklearn.datasets")
 
@@ -28,14 +26,3 @@ def test_all_1797_digits_in_file_order_in_the_format_of_mnist():
     box = train.image[:, 4:24, 4:24, 0].repeat(2, 1).repeat(2, 2)  # (n, 40, 40)
     back = box.reshape(-1, 8, 5, 8, 5).mean((2, 4))
     assert np.corrcoef(back.ravel(), original.ravel())[0, 1] > 0.98
-
-
-def test_the_cache_replaces_scikit_learn(data_dir, monkeypatch):
-    first = load_dataset("digits", data_dir=data_dir)
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    again = load_dataset("digits", data_dir=data_dir)
-    np.testing.assert_array_equal(first.train.image, again.train.image)
-    np.testing.assert_array_equal(first.test.label, again.test.label)
-    assert (first.source, first.warnings) == ("the digits bundled with scikit-learn", ())
-    assert again.source.startswith("decoded cache")
-    assert again.class_names == tuple("0123456789")

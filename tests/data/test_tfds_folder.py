@@ -3,8 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -59,20 +57,3 @@ assert "tensorflow" not in sys.modules
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "prepared\n", "")
-
-
-def test_of_two_that_start_together_one_prepares(originals, truth, data_dir):
-    import tensorflow_datasets  # noqa: F401  so that both begin at the same time
-
-    barrier = threading.Barrier(2)
-
-    def load(_: int):
-        barrier.wait()
-        return load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
-
-    with ThreadPoolExecutor() as pool:
-        loaded = list(pool.map(load, range(2)))
-    assert sorted(dataset.source.split()[0] for dataset in loaded) == ["decoded", "original"]
-    for dataset in loaded:
-        np.testing.assert_array_equal(dataset.train.image, truth[0].image)
-        assert dataset.warnings == ()

@@ -18,6 +18,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+import small
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -97,14 +98,10 @@ def mutated(draw, valid: bytes) -> bytes:
     return valid
 
 
-def idx(array: np.ndarray) -> bytes:
-    header = struct.pack(f">{1 + array.ndim}I", 0x0800 | array.ndim, *array.shape)
-    return header + array.astype(np.uint8).tobytes()
-
-
-NAMES = (sources.TRAIN_IMAGES, sources.TRAIN_LABELS, sources.TEST_IMAGES, sources.TEST_LABELS)
-PIXELS = np.arange(3 * 28 * 28).reshape(3, 28, 28)
-IDX = dict(zip(NAMES, map(idx, (PIXELS, np.arange(3), PIXELS[:2], np.arange(2))), strict=True))
+PIXELS = np.arange(3 * 28 * 28).astype(np.uint8).reshape(3, 28, 28)
+LABELS = np.arange(3).astype(np.uint8)
+ARRAYS = PIXELS, LABELS, PIXELS[:2], LABELS[:2]
+IDX = dict(zip(small.NAMES, map(small.idx, ARRAYS), strict=True))
 HEADERS = st.builds(
     lambda magic, shape, rest: struct.pack(f">{1 + len(shape)}I", magic, *shape) + rest,
     st.sampled_from((0x0801, 0x0803, 0x0D03)) | st.integers(0, 2**32 - 1),
@@ -121,13 +118,13 @@ def test_idx_files(fuzz):
         with contextlib.suppress(DataError):
             train, test = sources.parse(files)
             arrays = (train.image[..., 0], train.label, test.image[..., 0], test.label)
-            for name, array in zip(NAMES, arrays, strict=True):
+            for name, array in zip(small.NAMES, arrays, strict=True):
                 assert gzip.decompress(files[name]).endswith(array.astype(np.uint8).tobytes())
 
-    images = IDX[NAMES[0]]
+    images = IDX[sources.TRAIN_IMAGES]
     unpacked = st.binary() | mutated(images) | HEADERS | st.just(images)
     content = st.binary() | unpacked.map(gzip.compress) | mutated(gzip.compress(images, mtime=0))
-    names = st.sampled_from(NAMES)
+    names = st.sampled_from(small.NAMES)
     fuzz("IDX and gzip", st.dictionaries(names, content, min_size=1, max_size=2), use, 150, 8000)
 
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from shared import rows_without_times
+
 from mnist_jax import Config, cli, fit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +45,4 @@ def undisturbed(model: str, workdir: Path, data_dir: Path) -> tuple[str, list[di
 def outcome(workdir: Path) -> tuple[str, list[dict]]:
     """The parameters' digest of a complete run, and its metrics.jsonl without times."""
     record = json.loads((workdir / "result.json").read_text())
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows]
-    return record["params_sha256"], timeless
+    return record["params_sha256"], rows_without_times(workdir)

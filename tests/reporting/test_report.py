@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax import Callback, Config, __main__, cli, fit, models, reporting
+from mnist_jax import Config, __main__, cli, fit, models, reporting
 from mnist_jax.atomic_io import digest_lines
 from mnist_jax.errors import InterruptedRunError
 from mnist_jax.inference.restore import LoadedRun, load_config
@@ -138,18 +139,12 @@ def test_a_page_needs_nothing_but_itself_and_escapes_everything(
         assert not re.search(r'href="(?!#|data:)', svg)
 
 
-def test_a_run_that_is_not_complete_has_a_page(data_dir, tmp_path, capsys):
-    stop, folder = Stop(), tmp_path / "run"
-
-    class StopSoon(Callback):
-        def on_chunk_end(self, epoch, step, last_step, metrics, train_s):
-            stop.signal = 15
-
-    flags = {"model": "logistic", "dataset": "digits", "data_dir": data_dir}
+def test_a_run_that_is_not_complete_has_a_page(config, data_dir, tmp_path, capsys):
+    stop, run = Stop(), config(epochs=10, steps_per_call=5)
+    stop.signal = signal.SIGTERM  # ends it after one call
     with pytest.raises(InterruptedRunError):
-        config = Config(workdir=folder, steps_per_call=5, **flags)
-        fit(config, callbacks=[StopSoon()], stop=stop)
-    page = run_command(capsys, data_dir, folder)
+        fit(run, stop=stop)
+    page = run_command(capsys, data_dir, folder := run.workdir)
     assert "logistic on digits, not complete" in page.text
     assert "trained for 5 steps" in page.text and "(10 epochs planned)" in page.text
     assert "Learning curves" not in page.text
@@ -166,10 +161,9 @@ def test_mistakes_of_this_command(folders, data_dir, capsys):
         assert re.match(f"error: {message}.*\n$", capsys.readouterr().err)
 
 
-def test_training_writes_it(data_dir, capsys, tmp_path):
-    page = tmp_path / "run" / "report.html"
-    flags = {"model": "logistic", "dataset": "digits", "data_dir": data_dir, "epochs": 1}
-    config = Config(workdir=page.parent, report=True, **flags)
+def test_training_writes_it(config, data_dir, capsys):
+    config = config(report=True, epochs=1)
+    page = config.workdir / "report.html"
     fit(config, callbacks=reporting.make_callbacks(config))
     assert capsys.readouterr().out.splitlines()[-2] == f"report  {page}"
     by_training = page.read_bytes()

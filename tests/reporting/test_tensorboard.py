@@ -1,10 +1,10 @@
 """--tensorboard: what its files hold."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
+from shared import rows_of
 
 from mnist_jax import Config, fit, reporting
 from mnist_jax.errors import UsageError
@@ -32,21 +32,17 @@ def events(folder: Path) -> list:
     return found
 
 
-def test_a_run_writes_its_metrics_and_two_figures(data_dir, tmp_path):
-    config = Config(
-        model="logistic", dataset="digits", data_dir=data_dir, epochs=2, tensorboard=True,
-        workdir=tmp_path / "run",
-    )  # fmt: skip
-    fit(config, callbacks=reporting.make_callbacks(config))
-    found = events(tmp_path / "run")
-    rows = list(map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()))
+def test_a_run_writes_its_metrics_and_two_figures(config):
+    config = config(tensorboard=True)
+    folder = fit(config, callbacks=reporting.make_callbacks(config)).workdir
+    found, rows = events(folder), rows_of(folder)
     scalars = {(name, step): value for name, step, value in found if value is not None}
     expected = {(name, row["step"]): value for row in rows for name, value in row.items()}
     assert scalars == pytest.approx(expected, rel=1e-6)
     images = [(name, step) for name, step, value in found if value is None]
     assert images == [("train", 0), ("confusion", 30)]
     fit(config, callbacks=reporting.make_callbacks(config))  # is complete: writes nothing
-    assert events(tmp_path / "run") == found
+    assert events(folder) == found
 
 
 def test_a_resumed_run_appends_and_drops_what_came_after_its_checkpoint(tmp_path):

@@ -123,16 +123,3 @@ def test_an_intact_checkpoint_is_not_replaced(manager):
 def test_arrays_that_do_not_fit_are_refused(name, array, message):
     with pytest.raises(CheckpointError, match=message):
         fill({name: array}, {"p/a": np.zeros((3, 4), "f4")}, "p/")
-
-
-def test_a_failed_save_is_raised_and_leaves_the_others(manager, monkeypatch):
-    def full(fd):
-        raise OSError(28, "No space left on device")
-
-    save(manager, 2)
-    with monkeypatch.context() as patched:
-        patched.setattr("os.fsync", full)
-        manager.save(make_progress(3))
-        with pytest.raises(OSError, match="No space left"):
-            manager.wait_until_finished()
-    assert_is(load_newest(manager.folder), make_progress(2))
