@@ -96,13 +96,6 @@ def test_max_steps_ends_within_an_epoch_with_its_metrics(config, tmp_path):
     assert whole.record["epochs"] == 1  # no empty epoch after a complete one
 
 
-def test_a_complete_run_does_not_run_again(config):
-    first = fit(config())
-    again = fit(config(steps_per_call=1))  # runtime options may differ
-    assert again.params is None
-    assert again.record == first.record
-
-
 def test_runs_of_the_same_second_get_folders_of_their_own(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = {fit(config(workdir=None, epochs=1)).workdir for _ in range(3)}
