@@ -149,6 +149,21 @@ def test_debug_shows_the_traceback(capsys, data_dir, tmp_path):
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_run(number, status, data_dir, tmp_path):
+    words = digits(data_dir, tmp_path / "run", "--epochs=100000")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "train.py", *words]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+    assert any(re.match(r"epoch +\d", line) for line in process.stdout)  # waits for an epoch
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert re.fullmatch(r"interrupted at step \d+; to resume, run the same command .*\n", err)
+    assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+
+
 def test_ctrl_c_during_the_imports_leaves_no_traceback(data_dir, tmp_path):
     program = """
 import os, runpy, signal, sys
