@@ -30,11 +30,6 @@ def user_path(path: str | Path) -> Path:
     return expanded
 
 
-def exists(path: Path) -> bool:
-    """Whether a path exists; False if it may not be read or the name is impossible."""
-    return os.path.exists(path)  # noqa: PTH110  Path's raises if it may not look
-
-
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, or a crash at any time, sees the old content or the new.
 

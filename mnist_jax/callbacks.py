@@ -17,16 +17,13 @@ from mnist_jax.metrics import Metrics
 class Result:
     """What `fit` returns.
 
-    Attributes:
-        params: the trained parameters (their EMA if the run keeps one), with a leading axis of
-            members if `config.seeds` is set; None if the run was already complete.
-        record: the content of result.json.
-        workdir: the run's folder.
+    `params` are the trained parameters (their EMA if the run keeps one), with a leading axis of
+    members if `config.seeds` is set; None if the run was already complete.
     """
 
     params: Any = dataclasses.field(repr=False)
-    record: dict[str, Any] = dataclasses.field(repr=False)
-    workdir: Path
+    record: dict[str, Any] = dataclasses.field(repr=False)  # the content of result.json
+    workdir: Path  # the run's folder
 
 
 class Callback:
@@ -64,12 +61,10 @@ class Callback:
     def on_chunk_end(
         self, epoch: int, step: int, last_step: int, metrics: Metrics, train_s: float
     ) -> None:
-        """One call of the compiled train steps is done.
+        """One call of the compiled train steps ends, after `step` of the epoch's updates.
 
         Args:
-            epoch: the epoch, from 1.
-            step: updates done in this epoch.
-            last_step: updates in this epoch.
+            epoch, step, last_step: as in `on_epoch_begin`.
             metrics: of the epoch so far; NumPy arrays, with one value per member if there are any.
             train_s: seconds of training in this epoch so far, without compilation.
         """

@@ -306,19 +306,17 @@ CHOICES: dict[str, Collection[str]] = {
 }
 Rule = tuple[Callable[[Any], Any], str]  # a test of a value, and what it allows in words
 COUNT: Rule = (lambda n: _is_int(n, 1), "a whole number, 1 or more")
+INDEX: Rule = (lambda n: _is_int(n, 0), "a whole number, 0 or more")
 FRACTION: Rule = (lambda x: _is_number(x) and 0 <= x < 1, "0 or more and less than 1")
 AMOUNT: Rule = (lambda x: _is_number(x) and 0 <= x < math.inf, "any finite number from 0")
 SWITCH: Rule = (lambda x: isinstance(x, bool), "true or false")
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("epochs", "batch_size", "max_steps"), COUNT),
-    **dict.fromkeys(
-        ("validation", "process_id"), (lambda n: _is_int(n, 0), "a whole number, 0 or more")
-    ),
+    **dict.fromkeys(("epochs", "batch_size", "max_steps", "num_processes"), COUNT),
+    **dict.fromkeys(("validation", "process_id"), INDEX),
     **dict.fromkeys(("shift", "rotation", "scale", "weight_decay"), AMOUNT),
     **dict.fromkeys(("label_smoothing", "ema_decay", "dropout"), FRACTION),
     **dict.fromkeys(("normalize", "deterministic", "tensorboard", "report", "debug"), SWITCH),
     "coordinator": (lambda a: a == "auto" or ADDRESS.fullmatch(a), "auto or HOST:PORT"),
-    "num_processes": COUNT,
     "seed": (lambda n: _is_int(n, 0, 2**32 - 1), "0 to 4294967295"),
     "seeds": (lambda n: _is_int(n, 1, 100_000), "a whole number, 1 to 100000"),
     "learning_rate": (lambda x: AMOUNT[0](x) and x > 0, "any finite number above 0"),

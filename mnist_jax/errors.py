@@ -52,12 +52,7 @@ class WorseError(MnistJaxError):
 
 
 class InterruptedRunError(MnistJaxError):
-    """A signal ended the run, which can be resumed.
-
-    Args:
-        message: how to resume.
-        signal: number of the signal.
-    """
+    """A signal, by its number, ended the run, which can be resumed."""
 
     def __init__(self, message: str, signal: int):
         super().__init__(message)

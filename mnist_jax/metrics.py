@@ -15,19 +15,12 @@ NEVER = np.iinfo(np.int32).max
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """Sums over examples. Scalars, or (members,) arrays for an ensemble.
+    """Sums over examples. Scalars, or (members,) arrays for an ensemble."""
 
-    Attributes:
-        loss_sum: float32, summed cross-entropy in nats.
-        correct: int32, examples whose largest logit is at the label.
-        count: int32, examples.
-        first_nonfinite: int32, first step with a NaN or infinite loss or gradient, or `NEVER`.
-    """
-
-    loss_sum: jax.Array
-    correct: jax.Array
-    count: jax.Array
-    first_nonfinite: jax.Array
+    loss_sum: jax.Array  # float32, summed cross-entropy in nats
+    correct: jax.Array  # int32, examples whose largest logit is at the label
+    count: jax.Array  # int32, examples
+    first_nonfinite: jax.Array  # int32, first step with a non-finite loss or gradient, or `NEVER`
 
     @classmethod
     def zeros(cls, members: int | None = None) -> "Metrics":

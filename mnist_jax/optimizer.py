@@ -1,6 +1,7 @@
 """The optimizer of a Config: an optax chain with its learning-rate schedule, and the EMA."""
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,8 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     """
     parts = [optax.scale_by_adam(eps=1e-7)]
     if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay, mask=_is_kernel))
+        is_kernel = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=is_kernel))
     parts.append(optax.scale_by_learning_rate(learning_rate_schedule(config, steps)))
     if config.ema_decay:
         parts.append(params_ema(config.ema_decay))
@@ -44,21 +46,11 @@ def learning_rate_schedule(config: Config, steps: int) -> optax.ScalarOrSchedule
     return config.learning_rate
 
 
-def _is_kernel(params: Any) -> Any:
-    """True for each parameter with more than one axis."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
 class EmaState(NamedTuple):
-    """State of `params_ema`.
+    """State of `params_ema`."""
 
-    Attributes:
-        num_updates: int32 scalar, updates so far.
-        ema: a tree like the parameters, their weighted sum without bias correction.
-    """
-
-    num_updates: jax.Array
-    ema: Any
+    num_updates: jax.Array  # int32 scalar, updates so far
+    ema: Any  # a tree like the parameters, their weighted sum without bias correction
 
 
 def params_ema(decay: float) -> optax.GradientTransformation:

@@ -1,24 +1,20 @@
 """Ctrl-C and SIGTERM: the first one ends a run after a checkpoint, the second one at once."""
 
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 
+@dataclasses.dataclass
 class Stop:
-    """Whether a run is asked to end.
+    """Whether a run is asked to end."""
 
-    Attributes:
-        signal: number of the signal, once there was one.
-        armed: set by a run that checks `signal` from now on. Before, a signal acts as it would
-            without a `Stop`.
-    """
-
-    def __init__(self):
-        self.signal: int | None = None
-        self.armed = False
+    signal: int | None = None  # number of the signal, once there was one
+    # Set by a run that checks `signal` from now on. Before, a signal acts as without a `Stop`.
+    armed: bool = False
 
 
 @contextlib.contextmanager

@@ -28,15 +28,9 @@ INIT, SHUFFLE, DROPOUT, AUGMENT = range(4)  # the purpose of a key
 
 
 class TrainState(NamedTuple):
-    """What training changes.
+    """What training changes."""
 
-    Attributes:
-        step: int32 scalar, updates done.
-        params: the model's parameters.
-        opt_state: the optimizer's state.
-    """
-
-    step: jax.Array
+    step: jax.Array  # int32 scalar, updates done
     params: Any
     opt_state: optax.OptState
 
@@ -72,25 +66,18 @@ def to_input(image: jax.Array, *, normalize: bool) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What a step does besides the model and the optimizer.
+    """What a step does besides the model and the optimizer."""
 
-    Attributes:
-        normalize: scale pixels to 0..1.
-        augmentation: random distortion of the training images.
-        label_smoothing: fraction of a training label that is spread evenly over all classes
-            (Szegedy et al., 2016, section 7).
-    """
-
-    normalize: bool = True
-    augmentation: Augmentation = Augmentation()
+    normalize: bool = True  # scale pixels to 0..1
+    augmentation: Augmentation = Augmentation()  # of the training images
+    # Fraction of a training label that is spread evenly over all classes (Szegedy et al., 2016,
+    # section 7).
     label_smoothing: float = 0.0
 
 
 def make_step_config(config: Config) -> StepConfig:
     """The StepConfig of a resolved Config."""
-    shift, rotation, scale = config.shift, config.rotation, config.scale
-    assert shift is not None and rotation is not None and scale is not None
-    augmentation = Augmentation(shift, rotation, scale)
+    augmentation = Augmentation(config.shift or 0.0, config.rotation or 0.0, config.scale or 0.0)
     return StepConfig(config.normalize, augmentation, config.label_smoothing or 0.0)
 
 
@@ -105,8 +92,7 @@ def loss_fn(
     """Mean softmax cross-entropy over the unmasked rows. Training differentiates this value.
 
     Args:
-        params: the model's parameters.
-        batch: the examples.
+        params, batch: the model's parameters and the examples.
         keys: for dropout and for augmentation, when training; None when evaluating.
         model: a module that returns logits (batch, num_classes).
         step_config: what happens to images and labels.

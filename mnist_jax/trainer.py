@@ -31,11 +31,7 @@ CALIBRATION_STEPS = 2
 
 
 def dynamic_loop_bound(device: jax.Device) -> bool:
-    """Whether the number of steps is an argument of the program rather than a constant in it.
-
-    On a CPU one program then serves any number of steps. An accelerator runs a loop of static
-    length without asking the host after each step.
-    """
+    """Whether the number of steps is an argument of the program; see `steps.train_steps`."""
     return device.platform == "cpu"
 
 
@@ -66,18 +62,13 @@ def make_steps(
     """The compiled functions of a run; each compiles when it is first called.
 
     Args:
-        model: the network.
-        tx: the optimizer.
-        mesh: from `mesh.make_mesh`.
-        train_size: training images.
-        batch_size: images per step.
+        model, tx, mesh: the network, the optimizer, and the result of `mesh.make_mesh`.
+        train_size, batch_size: numbers of training images, in the split and per step.
         step_config: what else a step does.
         members: whether states, metrics, orders and keys are stacked by member.
         donate: whether `train_steps` may overwrite its state.
     """
     device = mesh.devices.flat[0]
-    init_state = partial(steps.init_state, model=model, tx=tx)
-    epoch_permutation = partial(steps.epoch_permutation, size=train_size)
     train_steps = partial(
         steps.train_steps,
         model=model,
@@ -91,9 +82,10 @@ def make_steps(
         "donate_argnums": 0 if donate else (),
     }
     jit = _jit(mesh, model, members)
+    quick = meshes.quick_to_compile(device)
     return Steps(
-        jit(init_state, [True], compiler_options=meshes.quick_to_compile(device)),
-        jit(epoch_permutation, [True, False]),
+        jit(partial(steps.init_state, model=model, tx=tx), [True], compiler_options=quick),
+        jit(partial(steps.epoch_permutation, size=train_size), [True, False]),
         jit(train_steps, [True, True, False, True, True, False, False], **options),
         make_eval_steps(model, mesh, step_config=step_config, members=members),
     )
@@ -157,11 +149,11 @@ class Trainer:
     ):
         assert config.batch_size is not None, "the config is resolved"
         device = mesh.devices.flat[0]
-        self.mesh, self.config = mesh, config
+        self.config = config
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
         self.dynamic = dynamic_loop_bound(device)
-        self.train_size = len(dataset.train.label)
-        self.steps_per_epoch = steps.num_batches(self.train_size, config.batch_size)
+        train_size = len(dataset.train.label)
+        self.steps_per_epoch = steps.num_batches(train_size, config.batch_size)
         self._per_run = replicated(mesh)  # the sharding of what the members share
         self._per_member = replicated(mesh) if config.seeds is None else sharded(mesh)
         key_data = put(_key_data(config), self._per_member)
@@ -169,10 +161,15 @@ class Trainer:
         # The only transfer of images: they stay on the devices, as uint8.
         self.train_split = put(dataset.train, self._per_run)
         self.eval_splits = put(dataset.eval_splits(), self._per_run)
-        step_config = steps.make_step_config(config)
-        sizes = {"train_size": self.train_size, "batch_size": config.batch_size}
-        how = {"step_config": step_config, "members": config.seeds is not None}
-        self._steps = make_steps(model, tx, mesh, **sizes, **how)
+        self._steps = make_steps(
+            model,
+            tx,
+            mesh,
+            train_size=train_size,
+            batch_size=config.batch_size,
+            step_config=steps.make_step_config(config),
+            members=config.seeds is not None,
+        )
         self._options = meshes.compiler_options(device, deterministic=config.deterministic)
         self._ema = jax.jit(partial(ema_params, decay=config.ema_decay or 0.0))
         self._compiled: dict[Any, Any] = {}
@@ -211,14 +208,12 @@ class Trainer:
     def evaluate(self, state: steps.TrainState, name: str) -> Iterator[Metrics]:
         """The metrics of a split ("test" or "validation") after each call, as NumPy arrays."""
         metrics, first, split = Metrics.zeros(self.config.seeds), 0, self.eval_splits[name]
-        params = self.eval_params(state)
+        params, program = self.eval_params(state), self._steps.eval_steps
         end = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
         while first < end:
             args = params, put(metrics, self._per_member), split
-            program = self._steps.eval_steps
             found, done = self._call("eval_s", program, args, first, end - first)
-            metrics = to_host(found)
-            first += done
+            metrics, first = to_host(found), first + done
             yield metrics
 
     def _call(self, name: str, program: Any, args: tuple, first: int, most: int) -> tuple[Any, int]:

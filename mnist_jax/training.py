@@ -14,6 +14,7 @@ import numpy as np
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
+from mnist_jax.data.split import hold_out
 from mnist_jax.errors import InterruptedRunError, NonFiniteError, UsageError
 from mnist_jax.metrics import NEVER, Metrics
 from mnist_jax.models import MODELS, check_model
@@ -130,7 +131,8 @@ def _load_data(config: Config) -> tuple[Config, Dataset]:
     assert config.batch_size is not None, "the config is resolved"
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir)
     if config.validation:
-        dataset = dataset.hold_out(config.validation)
+        train, validation = hold_out(dataset.train, config.validation)
+        dataset = dataclasses.replace(dataset, train=train, validation=validation)
     if config.batch_size > (size := len(dataset.train.label)):
         raise UsageError(
             f"batch_size is {config.batch_size}; allowed is 1 to {size}, the number of training "
@@ -152,55 +154,46 @@ def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict
     }
 
 
+@dataclasses.dataclass
 class _Loop:
-    """Trains, evaluates, saves and reports, epoch after epoch, until the last step or a signal.
+    """Trains, evaluates, saves and reports, epoch after epoch, until the last step or a signal."""
 
-    `run` is used in process 0 only; `timings` are import_s and data_s; `started` is a time of
-    `time.perf_counter`.
-    """
-
-    progress: Progress
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        run: RunDir,
-        notify: Notify,
-        stop: Stop,
-        timings: dict[str, float],
-        started: float,
-    ):
-        self.trainer, self.config = trainer, trainer.config
-        self._run, self._notify, self._stop = run, notify, stop
-        self._timings, self._started = timings, started
-        self._earlier: dict[str, float] = {}  # timings of the processes before a resume
-        self._diverged: set[int] = set()  # seeds that a warning has named
+    trainer: Trainer
+    run_dir: RunDir  # used in process 0 only
+    notify: Notify
+    stop: Stop
+    timings: dict[str, float]  # import_s and data_s
+    started: float  # a time of `time.perf_counter`
+    progress: Progress = dataclasses.field(init=False)
+    earlier: dict[str, float] = dataclasses.field(default_factory=dict)  # timings before a resume
+    diverged: set[int] = dataclasses.field(default_factory=set)  # seeds that a warning has named
 
     def restore(self) -> None:
         """Continues from the newest checkpoint; a new run saves its initial state."""
-        start = Progress(self.trainer.init(), Metrics.zeros(self.config.seeds))
+        start = Progress(self.trainer.init(), Metrics.zeros(self.trainer.config.seeds))
         arrays = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), start.arrays())
 
-        def load() -> tuple[dict[str, Any], list[str]] | None:
+        def load() -> list[Any] | None:
             nonlocal arrays
-            if (found := self._run.restore(arrays)) is None:
+            if (found := self.run_dir.restore(arrays)) is None:
                 return None
-            arrays, metadata, warnings = found
-            return metadata, warnings
+            arrays, *rest = found
+            return rest
 
         found = distributed.on_primary(load)
         if found is None:
             self.progress = start
             self.save()  # writes while the training program compiles
         else:
+            metadata, warnings = found
             arrays = distributed.broadcast_arrays(arrays)
             state = self.trainer.put_state(arrays["state"])
-            self.progress = Progress(state, arrays["metrics"], **found[0])
-            self._earlier = self.progress.seconds
-            for warning in found[1]:
-                self._notify("on_warning", warning)
-        distributed.on_primary(lambda: self._run.write_metrics(self.progress.rows))
-        self._stop.armed = True
+            self.progress = Progress(state, arrays["metrics"], **metadata)
+            self.earlier = self.progress.seconds
+            for warning in warnings:
+                self.notify("on_warning", warning)
+        distributed.on_primary(lambda: self.run_dir.write_metrics(self.progress.rows))
+        self.stop.armed = True
 
     def run(self, last_step: int) -> Progress:
         """Trains up to `last_step` updates; returns the progress with NumPy arrays."""
@@ -209,21 +202,21 @@ class _Loop:
             self._epoch(min(epoch_steps, last_step - done))
             row = self.progress.rows[-1]
             # On an accelerator an epoch can be shorter than the write of a checkpoint.
-            may_save = distributed.on_primary(lambda row=row: self._run.end_epoch(row))
+            may_save = distributed.on_primary(lambda row=row: self.run_dir.end_epoch(row))
             if may_save or row["step"] == last_step:
                 self.save()
-            self._notify("on_epoch_end", row)
-        distributed.on_primary(lambda: self._run.wait_until_saved())
+            self.notify("on_epoch_end", row)
+        distributed.on_primary(lambda: self.run_dir.wait_until_saved())
         return dataclasses.replace(self.progress, state=to_host(self.progress.state))
 
     def _epoch(self, steps: int) -> None:
         """Trains on the first `steps` batches of an epoch, and evaluates on all test images."""
-        progress, trainer = self.progress, self.trainer
-        epoch, train_s_before = progress.epoch + 1, progress.train_s
-        before = dict(trainer.seconds)
-        self._notify("on_epoch_begin", epoch, progress.batch, steps)
+        progress, trainer, config = self.progress, self.trainer, self.trainer.config
+        epoch, eval_s = progress.epoch + 1, trainer.seconds["eval_s"]
+        self.notify("on_epoch_begin", epoch, progress.batch, steps)
         order = trainer.permutation(progress.epoch)
         while progress.batch < steps:
+            train_s = trainer.seconds["train_s"]
             state, metrics, batch = trainer.train(
                 progress.state, progress.metrics, order, progress.batch, steps
             )
@@ -232,16 +225,16 @@ class _Loop:
                 step = int(np.max(metrics.first_nonfinite))  # of the last member to diverge
                 raise NonFiniteError(
                     f"the loss or its gradient is not finite at step {step} (learning_rate "
-                    f"{self.config.learning_rate:g}); a smaller --learning_rate usually helps; "
+                    f"{config.learning_rate:g}); a smaller --learning_rate usually helps; "
                     "JAX_DISABLE_JIT=1 JAX_DEBUG_NANS=1 shows the operation"
                 )
-            for seed in np.compress(diverged, self.config.all_seeds()).tolist():
-                if seed not in self._diverged:
-                    self._diverged.add(seed)
-                    self._notify("on_warning", results.diverged_warning(seed))
+            for seed in np.compress(diverged, config.all_seeds()).tolist():
+                if seed not in self.diverged:
+                    self.diverged.add(seed)
+                    self.notify("on_warning", results.diverged_warning(seed))
             progress.state, progress.metrics, progress.batch = state, metrics, batch
-            progress.train_s = train_s_before + trainer.seconds["train_s"] - before["train_s"]
-            self._notify("on_chunk_end", epoch, batch, steps, metrics, progress.train_s)
+            progress.train_s += trainer.seconds["train_s"] - train_s
+            self.notify("on_chunk_end", epoch, batch, steps, metrics, progress.train_s)
             self._between_calls()
         found = {"train": progress.metrics}
         for name in trainer.eval_splits:
@@ -256,22 +249,22 @@ class _Loop:
             "step": step,
             **results.metrics_row(found),
             "train_s": progress.train_s,
-            "eval_s": trainer.seconds["eval_s"] - before["eval_s"],
+            "eval_s": trainer.seconds["eval_s"] - eval_s,
             "images_per_s": int(np.sum(progress.metrics.count)) / progress.train_s,
         }
         progress.rows.append(row)
         progress.evaluation = results.evaluation(found)
         progress.epoch, progress.batch, progress.train_s = epoch, 0, 0.0
-        progress.metrics = Metrics.zeros(self.config.seeds)
+        progress.metrics = Metrics.zeros(config.seeds)
 
     def _between_calls(self) -> None:
         """Saves if a checkpoint is due; ends the run after a signal."""
-        signal = distributed.any_signal(self._stop.signal)
-        due = distributed.on_primary(lambda: self._run.checkpoints.is_due())
+        signal = distributed.any_signal(self.stop.signal)
+        due = distributed.on_primary(lambda: self.run_dir.checkpoints.is_due())
         if due or signal is not None:
             self.save()
         if signal is not None:
-            folder = distributed.on_primary(lambda: self._run.wait_until_saved())
+            folder = distributed.on_primary(lambda: self.run_dir.wait_until_saved())
             raise InterruptedRunError(
                 f"interrupted at step {self.progress.step}; to resume, run the same command with "
                 f"--workdir={folder}",
@@ -283,10 +276,10 @@ class _Loop:
         progress = self.progress
         progress.seconds = self.seconds()
         host = dataclasses.replace(progress, state=to_host(progress.state))
-        distributed.on_primary(lambda: self._run.save(host))
+        distributed.on_primary(lambda: self.run_dir.save(host))
 
     def seconds(self) -> dict[str, float]:
         """The timings of this process and of those before it."""
-        total = {"total_s": time.perf_counter() - self._started}
-        now = {**self._timings, **self.trainer.seconds, **total}
-        return {name: self._earlier.get(name, 0.0) + value for name, value in now.items()}
+        total = {"total_s": time.perf_counter() - self.started}
+        now = {**self.timings, **self.trainer.seconds, **total}
+        return {name: self.earlier.get(name, 0.0) + value for name, value in now.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from mnist_jax.atomic_io import user_path
 from mnist_jax.data import cache, digits, tfds_folder
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
-from mnist_jax.data.split import Split, hold_out
+from mnist_jax.data.split import Split
 from mnist_jax.errors import DataError, UsageError, unknown_choice
 
 __all__ = ["DATASETS", "DEFAULT_DATA_DIR", "Dataset", "Split", "class_names", "load_dataset"]
@@ -38,12 +38,7 @@ class Dataset:
     source: str  # where the arrays came from, in a few words
     warnings: tuple[str, ...]  # what the user should know, such as a substitution
     class_names: tuple[str, ...]
-    validation: Split | None = None  # held out by `hold_out`; `train` does not contain it
-
-    def hold_out(self, count: int) -> "Dataset":
-        """Returns the data set with `count` training images moved to `validation`."""
-        train, validation = hold_out(self.train, count)
-        return replace(self, train=train, validation=validation)
+    validation: Split | None = None  # held out of `train`
 
     def eval_splits(self) -> dict[str, Split]:
         """The splits a run is evaluated on, by name."""
@@ -70,9 +65,8 @@ def load_dataset(
         UsageError: an unknown name, or a `manual_dir` for the digits.
         DataError: the data set cannot be loaded, or a copy of it is damaged.
     """
-    known = ("auto", *SOURCES, "digits")
-    if name not in known:
-        raise unknown_choice("dataset", name, known)
+    if name not in ("auto", *DATASETS):
+        raise unknown_choice("dataset", name, ("auto", *DATASETS))
     if manual_dir is not None and name == "digits":
         raise UsageError(f"digits take no --manual_dir; {', '.join(SOURCES)} do; leave it out")
     data_dir, manual_dir = user_path(data_dir), user_path(manual_dir) if manual_dir else None
@@ -93,35 +87,34 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
     if manual_dir is not None:
         read_originals(name, manual_dir)  # an error even if the cache is there
     path = cache.file_of(name, data_dir, SOURCES[name].key if name in SOURCES else digits.VERSION)
-    source, warnings = f"decoded cache {path}", []
     if (splits := cache.read(path)) is None:
         with cache.lock(data_dir, name):
             if (splits := cache.read(path)) is None:  # unless another process has written it
-                source, splits = _read_source(name, data_dir, manual_dir, warnings)
-                cache.write(path, *splits)
-    return Dataset(name, *splits, source, tuple(warnings), class_names(name))
+                dataset = _read_source(name, data_dir, manual_dir)
+                cache.write(path, dataset.train, dataset.test)
+                return dataset
+    return Dataset(name, *splits, f"decoded cache {path}", (), class_names(name))
 
 
-def _read_source(
-    name: str, data_dir: Path, manual_dir: Path | None, warnings: list[str]
-) -> tuple[str, tuple[Split, Split]]:
-    """Reads the first source after the cache; returns its description, and train and test."""
+def _read_source(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
+    """Reads the first source after the cache."""
+    warnings = ()
     if name == "digits":
-        return "the digits bundled with scikit-learn", digits.load()
-    source, folder = SOURCES[name], tfds_folder.folder_of(name, data_dir)
-    if folder.exists():
-        return f"prepared folder {folder}", tfds_folder.read(folder, source)
-    if manual_dir is not None:
-        description, originals = f"original files in {manual_dir}", manual_dir
+        description, splits = "the digits bundled with scikit-learn", digits.load()
+    elif (folder := tfds_folder.folder_of(name, data_dir)).exists():
+        description, splits = f"prepared folder {folder}", tfds_folder.read(folder, SOURCES[name])
     else:
-        description, originals = f"downloaded from {source.url}", data_dir / "downloads" / name
-        download(name, originals)
-    splits = parse(read_originals(name, originals))
-    try:
-        tfds_folder.prepare(name, data_dir, *splits)
-    except ImportError as error:  # array_record does not exist for Windows
-        warnings.append(f"{folder} is not prepared: {error}; the original files were read")
-    return description, splits
+        description, originals = f"original files in {manual_dir}", manual_dir
+        if originals is None:
+            originals = data_dir / "downloads" / name
+            description = f"downloaded from {SOURCES[name].url}"
+            download(name, originals)
+        splits = parse(read_originals(name, originals))
+        try:
+            tfds_folder.prepare(name, data_dir, *splits)
+        except ImportError as error:  # array_record does not exist for Windows
+            warnings = (f"{folder} is not prepared: {error}; the original files were read",)
+    return Dataset(name, *splits, description, warnings, class_names(name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,8 +154,7 @@ def _on_cpu(x, w, padding, precision):
     dtype = x.dtype
     x, w = _wide(x), _wide(w)
     border = 1 if padding == "SAME" else 0
-    one_channel = x.shape[3] == 1
-    y = _one_channel(x, w, border) if one_channel else _winograd(x, w, border, precision)
+    y = _one_channel(x, w, border) if x.shape[3] == 1 else _winograd(x, w, border, precision)
     return y.astype(dtype)
 
 
@@ -209,13 +208,9 @@ def _winograd_dx(d, w, shape, border, precision):
 
 def _overlap_add(lines, axis):
     """Sums tiles of 6 pixels, one every 4 pixels: 6 arrays of n tiles → 4 (n + 1) along `axis`."""
-
-    def shifted(line, by):
-        zeros = jnp.zeros_like(lax.slice_in_dim(line, 0, 1, axis=axis))
-        return jnp.concatenate([zeros, line] if by else [line, zeros], axis)
-
-    own = [shifted(line, 0) for line in lines[:TILE]]
-    previous = [shifted(line, 1) for line in lines[TILE:]]
+    zeros = jnp.zeros_like(lax.slice_in_dim(lines[0], 0, 1, axis=axis))
+    own = [jnp.concatenate([line, zeros], axis) for line in lines[:TILE]]
+    previous = [jnp.concatenate([zeros, line], axis) for line in lines[TILE:]]
     pixels = [a + b for a, b in zip(own, previous, strict=False)] + own[len(previous) :]
     y = jnp.stack(pixels, axis + 1)
     return y.reshape(*y.shape[:axis], -1, *y.shape[axis + 2 :])
@@ -277,20 +272,21 @@ def _pad(x, pads):
 
 def _one_channel(x, w, border):
     """The definition as one fused sum: a single input channel leaves no matrix product."""
-    height, width = (n + 2 * border - 2 for n in x.shape[1:3])
-    x = _pad(x, [(border, border)] * 2)
-    places = [(i, j) for i in range(3) for j in range(3)]
-    return reduce(jnp.add, [x[:, i : i + height, j : j + width] * w[i, j, 0] for i, j in places])
+    pixels = _window_pixels(x, border)
+    return reduce(jnp.add, [pixel * k for pixel, k in zip(pixels, w.reshape(9, -1), strict=True)])
 
 
 def _one_channel_dw(x, g, border, precision):
-    height, width = g.shape[1:3]
-    x = _pad(x, [(border, border)] * 2)
-    patches = jnp.stack(
-        [x[:, i : i + height, j : j + width, 0] for i in range(3) for j in range(3)]
-    )  # (9, batch, height, width)
-    dw = lax.dot_general(patches, g, (((1, 2, 3), (0, 1, 2)), ((), ())), precision)
+    pixels = jnp.stack(_window_pixels(x, border))[..., 0]  # (9, batch, height, width)
+    dw = lax.dot_general(pixels, g, (((1, 2, 3), (0, 1, 2)), ((), ())), precision)
     return dw.reshape(3, 3, 1, -1)
+
+
+def _window_pixels(x, border):
+    """Each of the 9 pixels of the windows of the padded x: 9 × (batch, height, width, channels)."""
+    height, width = (n + 2 * border - 2 for n in x.shape[1:3])
+    x = _pad(x, [(border, border)] * 2)
+    return [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:

@@ -154,11 +154,8 @@ def broadcast_arrays(tree: Any) -> Any:
 
 
 def any_signal(signal: int | None) -> int | None:
-    """The signal of the first process that has one, in every process; one small collective."""
-    if not jax.distributed.is_initialized():
-        return signal
-    signals = multihost_utils.process_allgather(np.int32(signal or 0))
-    return next((int(number) for number in signals if number), None)
+    """The signal of the first process that has one, in every process."""
+    return next((number for number in allgather(signal) if number is not None), None)
 
 
 def check_same(facts: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ shared. A member computes what a run with its seed alone would.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,14 +30,11 @@ def over_members(
             small to fill the device, but with the activations of only one member in memory.
     """
     if not sequential:
-        axes = tuple(0 if stacked else None for stacked in is_stacked)
-        return lambda *args: jax.vmap(function, axes[: len(args)])(*args)
+        return jax.vmap(function, [0 if stacked else None for stacked in is_stacked])
 
     def loop(*args: Any) -> Any:
-        def one(own: dict[int, Any]) -> Any:
-            return function(*(own.get(i, arg) for i, arg in enumerate(args)))
-
-        return lax.map(one, {i: arg for i, arg in enumerate(args) if is_stacked[i]})
+        stacked = {i: arg for i, arg in enumerate(args) if is_stacked[i]}
+        return lax.map(lambda own: function(*_replace(args, own)), stacked)
 
     return loop
 
@@ -51,13 +49,18 @@ def over_devices(
     members, shared = PartitionSpec(*mesh.axis_names), PartitionSpec()
 
     def call(*args: Any) -> Any:
-        def on_device(local: dict[int, Any]) -> Any:
-            return function(*(local.get(i, arg) for i, arg in enumerate(args)))
-
         arrays = {i: arg for i, arg in enumerate(args) if not isinstance(arg, int)}
         specs = {i: members if is_stacked[i] else shared for i in arrays}
-        return jax.shard_map(
-            on_device, mesh=mesh, in_specs=(specs,), out_specs=members, check_vma=False
-        )(arrays)
+
+        @partial(jax.shard_map, mesh=mesh, in_specs=(specs,), out_specs=members, check_vma=False)
+        def on_device(local: dict[int, Any]) -> Any:
+            return function(*_replace(args, local))
+
+        return on_device(arrays)
 
     return call
+
+
+def _replace(args: Sequence[Any], new: dict[int, Any]) -> list[Any]:
+    """The arguments, with new ones at some positions."""
+    return [new.get(i, arg) for i, arg in enumerate(args)]

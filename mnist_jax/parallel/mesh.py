@@ -72,15 +72,15 @@ def select_devices(first: jax.Device, count: int | Literal["all"] | None) -> lis
         DeviceError: there are fewer, or several processes would not use all of theirs.
     """
     found, processes = jax.devices(first.platform), jax.process_count()
-    if count in ("all", len(found)) or (count is None and processes > 1):
+    if count is None:
+        return found if processes > 1 else [first]
+    if count in ("all", len(found)):
         return found
     if processes > 1:
         raise DeviceError(
             f"devices is {count}; {processes} processes use all of their {len(found)}; "
             "leave --devices out"
         )
-    if count is None:
-        return [first]
     if count > len(found):
         more = "; JAX_NUM_CPU_DEVICES sets how many" if first.platform == "cpu" else ""
         noun = f"{first.platform} device{'s' * (len(found) > 1)}"

@@ -22,11 +22,11 @@ import safetensors
 import safetensors.numpy
 
 from mnist_jax import atomic_io
+from mnist_jax.config import FORMAT_VERSION
 from mnist_jax.errors import CheckpointError
 from mnist_jax.metrics import Metrics
 from mnist_jax.steps import TrainState
 
-FORMAT_VERSION = "2"
 KEPT = 3  # newest checkpoints; older ones are removed
 NAME = re.compile(r"epoch-(\d{4,})-step-(\d{8,})\.safetensors")
 
@@ -93,7 +93,7 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
     Returns the arrays by name, the metadata of `Progress`, and a warning for each damaged file.
 
     Raises:
-        CheckpointError: there are checkpoints and none is intact, or one has another format.
+        CheckpointError: there are checkpoints and none is intact.
     """
     damaged = []
     for path in _paths(folder):
@@ -103,15 +103,10 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
             damaged.append(f"the checkpoint {path} is damaged ({error})")
             continue
         with safetensors.safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} has format version {metadata.get('format')}, not {FORMAT_VERSION}; use "
-                "the version of mnist_jax that made it, or train again"
-            )
+            rest = json.loads(file.metadata()["rest"])
         if damaged:
             damaged[-1] += f"; {path.name} is used instead"
-        return arrays, json.loads(metadata["rest"]), damaged
+        return arrays, rest, damaged
     if damaged:
         problem = "; ".join(damaged)
         raise CheckpointError(f"{problem}; restore one, or remove {folder.parent} to start again")
@@ -151,7 +146,7 @@ class CheckpointManager:
         self.wait_until_finished()
         # Copies: on a CPU `device_get` may give views of buffers that the next step reuses.
         arrays = {name: np.array(leaf) for name, leaf in names_of(progress.arrays()).items()}
-        metadata = {"format": FORMAT_VERSION, "rest": json.dumps(progress.metadata())}
+        metadata = {"format": str(FORMAT_VERSION), "rest": json.dumps(progress.metadata())}
         name = f"epoch-{progress.epoch:04d}-step-{progress.step:08d}.safetensors"
         self._pending = self._writer.submit(self._write, self.folder / name, arrays, metadata)
         self._saved_at = time.monotonic()

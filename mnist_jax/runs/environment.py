@@ -46,11 +46,11 @@ def describe(device: jax.Device) -> dict[str, Any]:
 def _variables() -> dict[str, str]:
     """The environment variables that change speed or numbers, without paths and addresses."""
     found = {}
-    for name in sorted(os.environ):
-        if name.startswith(VARIABLES):
-            words = [word for word in os.environ[name].split() if not set(word) & set("/:@")]
+    for name, value in sorted(os.environ.items()):
+        words = [word for word in value.split() if not set(word) & set("/:@")]
+        if words and name.startswith(VARIABLES):
             found[name] = " ".join(words)
-    return {name: value for name, value in found.items() if value}
+    return found
 
 
 def _driver(device: jax.Device) -> str | None:

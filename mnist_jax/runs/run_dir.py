@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +149,9 @@ class RunDir:
             raise DeviceError(f"{problem}; {full}choose another --workdir") from error
 
 
-def _acquire(lock: FileLock) -> None:
+def _acquire(lock: FileLock) -> AbstractContextManager[object]:
     try:
-        lock.acquire()
+        return lock.acquire()
     except Timeout as error:
         folder = Path(lock.lock_file).parent
         message = f"{folder} is in use by another process; wait for it, or choose another"
@@ -199,11 +200,11 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def check_idle(folder: Path) -> None:
     """Raises UsageError if a run is in progress in a folder: its files are about to change."""
-    if atomic_io.exists(folder / ".lock"):
-        lock = FileLock(folder / ".lock", timeout=0)
-        with contextlib.suppress(OSError):  # a folder that is not writable has no run in progress
-            _acquire(lock)
-        lock.release()
+    path = folder / ".lock"
+    with contextlib.suppress(OSError):  # a folder that is not writable has no run in progress
+        if path.exists():
+            with _acquire(FileLock(path, timeout=0)):
+                pass
 
 
 def default_folder(config: Config) -> Path:
