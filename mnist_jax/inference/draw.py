@@ -5,7 +5,6 @@ checks the headers Host (against DNS rebinding) and Origin (against other sites 
 browser). The page's Content-Security-Policy lets it load nothing from elsewhere.
 """
 
-import contextlib
 import dataclasses
 import ipaddress
 import json
@@ -41,32 +40,15 @@ HEADERS = {
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections at an IPv4 address of this machine; port 0: any free port.
-
-    Raises:
-        UsageError: the address is not this machine's, or the port is taken or forbidden.
-    """
+    """A socket that accepts connections at an address of this machine; raises UsageError."""
     if not 0 <= port <= 65535:
         raise UsageError(f"port is {port}; allowed is 0 to 65535, 0 for any free one")
     try:
         return socket.create_server((host, port))
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"cannot listen at {host!r}, port {port} ({error}); choose another --host, such as "
-            "127.0.0.1, or --port, such as 0 for any free one"
+            f"cannot listen at {host!r}, port {port} ({error}); choose another --host or --port"
         ) from error
-
-
-def addresses(listening: socket.socket) -> list[str]:
-    """What browsers open: here and, if the socket accepts all addresses, on other machines."""
-    address, port = listening.getsockname()
-    names = ["127.0.0.1" if address == "0.0.0.0" else address]
-    if address == "0.0.0.0":
-        with socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
-            # Sends nothing, but selects the interface. No machine has this address.
-            udp.connect(("192.0.2.1", 9))
-            names.append(udp.getsockname()[0])
-    return [f"http://{name}:{port}" for name in names]
 
 
 def read_drawing(predictor: Predictor, grey: np.ndarray) -> dict[str, Any]:
@@ -149,12 +131,10 @@ class Draw(PlatformFlags):
             result = read_result(run.folder)
             accuracy = accuracy_line(result) if result else "not complete"
             text = f"{run.config.model} trained on {run.config.dataset}, {accuracy}"
-            here, *others = addresses(listening)
-            lines = [text, f"draw at {here}  (Ctrl-C to quit)"]
-            lines += [f"from other machines at {url}" for url in others]
-            print(*lines, sep="\n", flush=True)
+            address, port = listening.getsockname()
+            here = "127.0.0.1" if address == "0.0.0.0" else address
+            print(f"{text}\ndraw at http://{here}:{port}  (Ctrl-C to quit)", flush=True)
             model = {"model": text, "classes": class_names(run.config.dataset), "side": SIDE}
             app = application(predictor, model, self.host)
             logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # requests may wait
             create_server(app, sockets=[listening], max_request_body_size=SIDE**2 + 1).run()
-            raise KeyboardInterrupt  # waitress has caught it, and closed

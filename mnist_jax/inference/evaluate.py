@@ -30,9 +30,9 @@ def evaluate(
     Returns:
         A dict that JSON can hold: dataset and trained_on (names), correct, count, accuracy, ci95
         (Wilson) and loss (mean cross-entropy in nats) of the model, or of the mean of the members'
-        probabilities; confusion, a row per label and a column per predicted class; classes (name,
-        correct, count, accuracy); members (seed, correct, count, accuracy, ci95, loss); single,
-        `statistics.summarize` of the members' accuracies; warnings.
+        probabilities; confusion, a row per label and a column per predicted class; classes, their
+        names; members (seed, correct, count, accuracy, ci95, loss); single, `statistics.summarize`
+        of the members' accuracies; warnings.
     """
     run = load_run(workdir)
     loaded = dataset_of(run, name=dataset, data_dir=data_dir, manual_dir=manual_dir)
@@ -48,17 +48,12 @@ def evaluate(
     # Of the logarithms: probabilities may underflow.
     log_mean = scipy.special.logsumexp(found.log_probabilities, axis=0) - np.log(len(members))
     counts = confusion(log_mean.argmax(1), label, len(names))
-    totals = zip(names, counts.diagonal().tolist(), counts.sum(1).tolist(), strict=True)
-    classes = [
-        {"name": name, "correct": correct, "count": count, "accuracy": correct / count}
-        for name, correct, count in totals
-    ]
     return {
         "dataset": loaded.name,
         "trained_on": run.config.dataset,
         **score(log_mean),
         "confusion": counts.tolist(),
-        "classes": classes,
+        "classes": list(names),
         "members": members,
         "single": summarize([member["accuracy"] for member in members]),
         "warnings": [*run.warnings, *loaded.warnings, *found.warnings],
@@ -75,9 +70,10 @@ def accuracy_text(found: dict[str, Any]) -> str:
 def table_lines(found: dict[str, Any]) -> list[str]:
     """The confusion matrix of `evaluate` as text: a row per label, a column per prediction."""
     rows = [["label", *map(str, range(len(found["classes"]))), "accuracy"]]
-    for label, (kind, counts) in enumerate(zip(found["classes"], found["confusion"], strict=True)):
-        name = kind["name"] if kind["name"] == str(label) else f"{label} {kind['name']}"
-        rows.append([name, *(str(count or ".") for count in counts), percent(kind["accuracy"])])
+    for label, (name, counts) in enumerate(zip(found["classes"], found["confusion"], strict=True)):
+        title = name if name == str(label) else f"{label} {name}"
+        accuracy = percent(counts[label] / sum(counts))
+        rows.append([title, *(str(count or ".") for count in counts), accuracy])
     first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
     return ["  ".join([name.ljust(first), *map(str.rjust, cells, rest)]) for name, *cells in rows]
 

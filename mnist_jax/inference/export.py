@@ -17,10 +17,9 @@ from mnist_jax.data import class_names
 from mnist_jax.errors import DeviceError, NonFiniteError, UsageError
 from mnist_jax.inference.flags import RunFolder, print_warnings
 from mnist_jax.inference.restore import LoadedRun, load_run, logits_fn
-from mnist_jax.models import IMAGE_SHAPE, count_parameters
+from mnist_jax.models import IMAGE_SHAPE
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.checkpoint import names_of
-from mnist_jax.runs.run_dir import read_result
 from mnist_jax.runs.statistics import percent
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # a StableHLO program runs on each
@@ -35,7 +34,7 @@ def export(
     member: seed of the network, needed if the run has several.
 
     Raises:
-        UsageError: there is no such member, or `output` is a file that was not exported.
+        UsageError: there is no such member.
         NonFiniteError: the parameters are not finite.
         DeviceError: a file cannot be written.
     """
@@ -54,23 +53,27 @@ def export(
         data, scaled = safetensors.numpy.save(names_of(params)), " / 255" * config.normalize
         content = f"logits of float32 images{scaled}; apply softmax"
     classes = class_names(config.dataset)
+    rows = [row for row in run.rows if row["step"] == run.step]
+    accuracy = float(np.atleast_1d(rows[-1]["test/accuracy"])[place]) if rows else None
     description = {
         "version": 1,
         "format": file_format,
-        "file": output.name,
         "sha256": hashlib.sha256(data).hexdigest(),
         "input": {"shape": ["b", *IMAGE_SHAPE], "dtype": "uint8", "content": "light on black"},
         "output": {"shape": ["b", len(classes)], "dtype": "float32", "content": content},
         "classes": classes,
         "seed": seed,
-        "epochs": run.epoch,
-        "steps": run.step,
-        **_test_accuracy(run, place),
+        "step": run.step,
+        "test_accuracy": accuracy,
         "config": config.hyperparameters(),  # without fields that hold paths
-        "parameters": count_parameters(params),
         "jax": jax.__version__,
     }
-    _write(output, data, description)
+    text = json.dumps(description, indent=1) + "\n"
+    try:
+        atomic_io.write_atomically(output, data)
+        atomic_io.write_atomically(Path(f"{output}.json"), text.encode())
+    except OSError as error:
+        raise DeviceError(f"cannot write {output}; choose another --output ({error})") from error
     return description
 
 
@@ -93,25 +96,6 @@ def to_stablehlo(run: LoadedRun, params: Any) -> bytes:
         jax.config.update(option, before)
 
 
-def _test_accuracy(run: LoadedRun, place: int) -> dict[str, Any]:
-    """The fields of result.json for one network; None unless they are of these parameters."""
-    record, names = read_result(run.folder), ("test_accuracy", "test_correct", "test_count")
-    if record is None or record["steps"] != run.step:
-        return dict.fromkeys(names)
-    return {n: record[n][place] if isinstance(record[n], list) else record[n] for n in names}
-
-
-def _write(output: Path, data: bytes, description: dict[str, Any]) -> None:
-    beside = Path(f"{output}.json")
-    try:
-        if output.exists() != beside.exists():  # one of them is not an export
-            raise UsageError(f"{output} or {beside} was not exported; choose another --output")
-        atomic_io.write_atomically(beside, (json.dumps(description, indent=1) + "\n").encode())
-        atomic_io.write_atomically(output, data)
-    except OSError as error:
-        raise DeviceError(f"cannot write {output}; choose another --output ({error})") from error
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
     """Exports a saved model for other programs, with a description in <file>.json."""
@@ -125,7 +109,7 @@ class Export:
     months newer, or 3 weeks older, than the one here."""
 
     output: Path | None = None
-    """The file; replaces only an earlier export. None: model.<format> in the run's folder."""
+    """The file. None: model.<format> in the run's folder."""
 
     member: int | None = None
     """Seed of the network to export, from a run with --seeds=K."""

@@ -28,7 +28,7 @@ STROKE[SIDE // 5 : -SIDE // 5, SIDE // 2 - 16 : SIDE // 2 + 16] = 255
 
 @pytest.fixture(scope="module")
 def address(runs):
-    """Where a server listens, in a process of its own that Ctrl-C ends without a traceback."""
+    """Where a server listens, in a process of its own that Ctrl-C ends."""
     process = subprocess.Popen(
         [sys.executable, "-m", "mnist_jax", "draw", str(runs / "one"), "--port=0"],
         cwd=ROOT,
@@ -44,7 +44,7 @@ def address(runs):
     yield found[1]
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "interrupted\n")
+    assert (process.returncode, err) == (0, "")
 
 
 def ask(address: str, method: str, path: str, body: bytes | None = None, **headers: str):
@@ -117,7 +117,7 @@ def test_threads_get_the_mean_of_the_members(runs):
     [
         (["--port=70000"], "port is 70000; allowed is 0 to 65535"),
         (["--host=no such host"], "cannot listen at 'no such host'"),
-        (["--host=192.0.2.1", "--port=0"], "choose another --host, such as 127.0.0.1"),
+        (["--host=192.0.2.1", "--port=0"], "choose another --host or --port"),
         (["--port=TAKEN"], "Address already in use"),
     ],
 )
@@ -126,17 +126,6 @@ def test_an_impossible_address_gets_one_line(runs, command, words, message):
         words = [word.replace("TAKEN", str(taken.getsockname()[1])) for word in words]
         status, _, err = command("draw", runs / "one", *words)
     assert (status, err.count("\n"), message in err) == (2, 1, True), err
-
-
-def test_addresses_for_this_machine_and_for_others():
-    with draw.listen("0.0.0.0", 0) as listening:
-        port = listening.getsockname()[1]
-        first, *others = draw.addresses(listening)
-    assert first == f"http://127.0.0.1:{port}"
-    for url in others:  # none outside of networks
-        assert re.fullmatch(rf"http://[0-9.]+:{port}", url)
-    with draw.listen("127.0.0.1", 0) as listening:
-        assert len(draw.addresses(listening)) == 1
 
 
 def test_a_host_name_that_the_user_gave_is_accepted(runs):

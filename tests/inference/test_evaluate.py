@@ -32,9 +32,7 @@ def test_accuracy_and_loss_are_those_of_the_run_and_the_confusion_matrix_agrees(
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (split.label, predicted), 1)
     assert found["confusion"] == expected.tolist()
-    for label, row in enumerate(found["classes"]):
-        correct, count = expected[label, label], expected[label].sum()
-        assert list(row.values()) == [str(label), correct, count, correct / count]
+    assert found["classes"] == list("0123456789")
 
 
 def test_members_and_ensemble(runs, split):
@@ -88,7 +86,9 @@ def test_text_output(runs, command):
     assert re.fullmatch(r"label( +\d){10}  accuracy", lines[-11])
     for label, line in enumerate(lines[-10:]):
         cells = line.replace(".", "0", line.count(" .")).replace("%", "").split()
-        assert list(map(int, cells[:-1])) == [label, *found["confusion"][label]]
+        counts = found["confusion"][label]
+        assert list(map(int, cells[:-1])) == [label, *counts]
+        assert float(cells[-1]) == round(100 * counts[label] / sum(counts), 2)
     assert len({len(line) for line in lines[-11:]}) == 1
     assert json.loads(command("evaluate", runs / "one", "--json")[1]) == found
 
@@ -115,9 +115,8 @@ def test_an_incomplete_run_gives_a_warning(words, runs, copied, split, tmp_path,
     ((cut := copied("one")) / "result.json").unlink()
     Image.fromarray(split.image[0, ..., 0]).save(tmp_path / "x.png")
     places = {"CUT": cut, "ONE": runs / "one", "PNG": tmp_path / "x.png"}
-    status, out, err = command(*(places.get(word, word) for word in words.split()))
+    status, _, err = command(*(places.get(word, word) for word in words.split()))
     assert (status, err.count("\n")) == (0, 1)
     assert re.match(f"warning: {cut} .*45 steps", err)
-    assert "export" not in words or out.endswith("test accuracy -\n")
     shutil.rmtree(cut / "checkpoints")
     assert command("evaluate", cut)[0] == 4

@@ -40,8 +40,8 @@ def loaded(file: Path) -> jax_export.Exported:
 
 def test_the_documented_script_runs_without_this_package(tmp_path):
     run = untrained(tmp_path, model="mlp", hidden_sizes=(8,))
-    found = export.export(run, "stablehlo", tmp_path / "model.stablehlo")
-    assert found["sha256"] == hashlib.sha256((tmp_path / found["file"]).read_bytes()).hexdigest()
+    found = export.export(run, "stablehlo", file := tmp_path / "model.stablehlo")
+    assert found["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     np.save(tmp_path / "images.npy", IMAGES)
     without = "import sys; sys.modules.update(mnist_jax=None, flax=None, optax=None)\n"
     compare = "\nnp.save('found.npy', jax.jit(probabilities)(np.load('images.npy')))"
@@ -88,12 +88,11 @@ def test_both_formats_reproduce_the_accuracy_of_the_run(tmp_path, data_dir, comm
         assert out.endswith(f"test accuracy {100 * record['test_accuracy']:.2f} %\n")
         found = json.loads((tmp_path / "x.json").read_text())
         assert (found["version"], found["format"], found["seed"]) == (1, file_format, 1234)
-        assert found["test_correct"] == record["test_correct"]
+        assert found["test_accuracy"] == record["test_accuracy"]
         assert found["classes"] == list("0123456789")
         assert str(tmp_path) not in json.dumps(found)
         if file_format == "safetensors":
             arrays = safetensors.numpy.load_file(tmp_path / "x")
-            assert sum(array.size for array in arrays.values()) == found["parameters"]
             x = test.image.reshape(len(test.image), -1).astype(np.float32)
             x = np.maximum(x @ arrays["dense1/kernel"] + arrays["dense1/bias"], 0)
             predicted = np.argmax(x @ arrays["logits/kernel"] + arrays["logits/bias"], 1)
@@ -112,7 +111,7 @@ def test_one_of_many_seeds_is_chosen_if_it_is_finite(copied, edit_params, comman
         assert command("export", folder, f"--member={seed}")[0] == 0
         files.append((folder / "model.safetensors").read_bytes())
         found = json.loads((folder / "model.safetensors.json").read_text())
-        assert (found["seed"], found["test_correct"]) == (seed, record["test_correct"][place])
+        assert (found["seed"], found["test_accuracy"]) == (seed, record["test_accuracy"][place])
     assert len(set(files)) == 3
     edit_params(folder, lambda name, array: array[1].fill(np.nan))
     status, _, err = command("export", folder, "--member=1235")
@@ -123,8 +122,6 @@ def test_one_of_many_seeds_is_chosen_if_it_is_finite(copied, edit_params, comman
     ("words", "status", "message"),
     [
         ("--member=7", 2, "member is 7; the run has seed 5"),
-        ("--output={run}/config.json", 2, "was not exported"),
-        ("--output={run}/config", 2, "config.json was not exported"),
         ("--output={run}/nowhere/x", 6, "No such file or directory"),
     ],
 )
