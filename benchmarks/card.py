@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import ledger, peers, roofline, step, sweep, time_to_accuracy
-from benchmarks.results import Case, Results
+from benchmarks.results import Results
+from benchmarks.workers.job import MANY
 
 TITLES = {
     "step": "Training steps and evaluation",
@@ -17,24 +18,27 @@ TITLES = {
     "lowering": "Other platforms",
 }
 VERSIONS = ("python", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras", "tensorflow")
-ENVIRONMENT = ("date", "dataset", "cpu_family_model", "instruction_set", "load", "driver")
+ENVIRONMENT = (
+    "command",
+    "date",
+    "dataset",
+    "cpu_family_model",
+    "instruction_set",
+    "load",
+    "driver",
+)
 ENVIRONMENT += ("plugins", "gpu", "variables")
 METHOD = """\
-- Inside the clock of a step: taking the batch, forward, backward, update. Outside: imports,
-  making the data, compilation.
-- A sample is as many steps as last 0.1 s and ends when all outputs exist. None is dropped.
+- The clock of a step holds taking the batch, forward, backward and update; imports, making the
+  data and compilation are outside. A sample lasts 0.1 s and ends when all outputs exist.
 - A launch is a process. It counts by its least sample on a CPU, where other work only adds to a
-  time, and by its median elsewhere. A time is the median over the launches.
-- Intervals are of launches, never of samples within one; fewer than six launches have none.
-- Peers take turns with this project, with the same batches, samples and malloc settings; ratios
-  are taken within a round.
-- Images, labels and weights are random; donated state is rebound; no garbage is collected while
-  sampling.
-- The roof is the best sample of several sizes; operations are those of the layers' definition.
-- A layer's time is its share of the kernels in a trace of the step, taken without CUDA graphs.
+  time, by its median elsewhere; a time is the median over the launches. Intervals are of launches.
+- Peers take turns with this project, with the same batches, samples and malloc settings; ratios are
+  taken within a round. Images, labels and weights are random.
+- The roof is the best sample of several sizes; operations are those of the layers' definition. A
+  layer's time is its share of the kernels in a trace of the step, taken without CUDA graphs.
 - Time to accuracy starts before the data are loaded and excludes compilation; a seed that misses
-  the target counts as infinite.
-- All samples and commands are in results.json; `python -m benchmarks.compare` compares cards."""
+  the target counts as infinite. `python -m benchmarks.compare` compares cards."""
 
 
 def device_name(context: Mapping[str, Any]) -> str:
@@ -51,8 +55,8 @@ def headline(found: Results) -> list[str]:
     spent = [ledger.summary(row) for row in found.tables.get("ledger", [])[-2:]]
     lowered = sorted({row["platform"] for row in found.tables.get("lowering", [])})
     lines = {
-        "device": [_device(found)],
-        "step": _step(found, found.cases(step.TRAIN, framework="mnist_jax")),
+        "device": [_device(found.context)],
+        "step": _step(found),
         "batch size": laws[-1:],
         "roof": _roof(found),
         "accuracy": [time_to_accuracy.summary(*case, times_s) for case, times_s in reached],
@@ -61,33 +65,32 @@ def headline(found: Results) -> list[str]:
     return [f"- {name}: {'; '.join(said) or 'not measured'}" for name, said in lines.items()]
 
 
-def _device(found: Results) -> str:
-    context = found.context
+def _device(context: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {context[name]}" for name in VERSIONS if name in context)
     words = [device_name(context), context["system"], versions]
     if gpu := context.get("gpu"):
         clock = f"clock {gpu['clocks.sm']} of {gpu['clocks.max.sm']}"
         words.append(f"driver {gpu['driver_version']}, {clock}")
     dirty = " with changes" if context["git_dirty"] else ""
-    launches = max((len(case.launches_s) for case in found.cases(step.TRAIN)), default=0)
-    return "; ".join([*words, f"commit {context['git_commit']}{dirty}", f"n = {launches}"])
+    return "; ".join([*words, f"commit {context['git_commit']}{dirty}"])
 
 
-def _step(found: Results, cases: Sequence[Case]) -> list[str]:
+def _step(found: Results) -> list[str]:
     """The slowest network of the first batch size in its fastest precision, many steps a call."""
-    cases = [case for case in cases if case.first.mode == "many steps a call"]
+    cases = found.cases(step.TRAIN, framework="mnist_jax", mode=MANY)
     cases = [case for case in cases if case.first.batch_size == cases[0].first.batch_size]
     if not cases:
         return []
     model = max(cases, key=lambda case: case.seconds).first.model
     case = min((c for c in cases if c.first.model == model), key=lambda case: case.seconds)
-    b, s = case.first, case.seconds
+    b, s, n = case.first, case.seconds, len(case.launches_s)
     times = f"{1e3 * s:.4g} ms a step, {s * 60_000 / b.batch_size:.3g} s an epoch of 60,000"
-    speed = f"{b.batch_size / s:,.0f} images/s"
+    speed = f"{b.batch_size / s:,.0f} images/s (n = {n})"
     said = [f"{model}, {b.precision}, batch {b.batch_size}: {times}, {speed}"]
     if rival := peers.best(found, model, "pytorch"):
-        mode, (ratio, low, high) = rival
-        said.append(f"{ratio:.2f} ({low:.2f} to {high:.2f}) of PyTorch's fastest mode, {mode}")
+        mode, rounds, (ratio, low, high) = rival
+        fastest = f"PyTorch's fastest mode measured, {mode} (n = {rounds})"
+        said.append(f"{ratio:.2f} ({low:.2f} to {high:.2f}) of {fastest}")
     return said
 
 
@@ -117,5 +120,4 @@ def markdown(found: Results, reports: Mapping[str, Sequence[str]]) -> str:
         lines += [f"- {what}: {why}" for what, why in context["excluded"].items()]
     lines += ["", "## Environment", ""]
     lines += [f"- {name}: {context[name]}" for name in ENVIRONMENT if context.get(name)]
-    lines += [f"- `{words}`" for part in context["parts"].values() for words in part["commands"]]
     return "\n".join(lines) + "\n"

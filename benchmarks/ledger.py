@@ -17,10 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import launch, results, step
+from benchmarks import launch, results
 from benchmarks.results import Recorder, Results
 
 MEASURED = ("import", "data", "compile", "train", "eval")
+EPOCHS = 3
 PARTS = (*MEASURED, "between", "start, exit")
 FIT = """
 import json, sys, time
@@ -30,37 +31,35 @@ fit(Config(**json.loads(sys.argv[1])), import_s=time.perf_counter() - started)
 """
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Runs every network, prints the table and writes the file."""
-    recorder = Recorder(options.output, launch.where(options.platform))
-    data = launch.prepare_data(options)
-    common = {"epochs": options.epochs, "batch_size": options.batch_size[0]}
-    common |= {"precision": options.precision[0], "platform": options.platform}
-    for number in range(options.rounds):
-        for model in options.model:
-            with tempfile.TemporaryDirectory() as folder, step.excluding(recorder, model):
-                for cache in ("cold", "warm"):
-                    place = {"model": model, "workdir": f"{folder}/{cache}"}
-                    found = run(common | data | place, launch.shared_cache(folder))
-                    recorder.row("ledger", model=model, cache=cache, round=number, **found)
-                    results.say(summary(recorder.found.tables["ledger"][-1]))
-        recorder.write()
-    recorder.finish(report)
+def measure(options: argparse.Namespace, recorder: Recorder) -> None:
+    """Trains every network cold and warm."""
+    given = launch.prepare_data(options)
+    given |= {"epochs": EPOCHS, "batch_size": options.batch_size[0]}
+    given |= {"precision": options.precision[0], "platform": options.platform}
+    for model in options.model:
+        with tempfile.TemporaryDirectory() as folder:
+            for cache in ("cold", "warm"):
+                place = {"model": model, "workdir": f"{folder}/{cache}"}
+                try:
+                    found = train(recorder, given | place, launch.shared_cache(folder))
+                except launch.ProcessError as error:
+                    recorder.exclude(f"{model}, {cache}", str(error))
+                    break
+                recorder.row("ledger", model=model, cache=cache, **found)
+                results.say(summary(recorder.found.tables["ledger"][-1]))
 
 
-def run(options: dict[str, Any], variables: dict[str, str]) -> dict[str, Any]:
+def train(recorder: Recorder, options: dict[str, Any], variables: dict[str, str]) -> dict[str, Any]:
     """Trains with these options; returns the seconds of the parts and of the process."""
     command = [sys.executable, "train.py", *(f"--{name}={x}" for name, x in options.items())]
     if importlib.util.find_spec("tyro") is None:
         command = [sys.executable, "-c", FIT, json.dumps(options)]
-    _, wall_s = launch.run(command, variables)
+    _, wall_s = launch.run(command, variables, timeout_s=recorder.left_s())
     timings = json.loads((Path(options["workdir"]) / "result.json").read_text())["timings"]
     seconds = {part: timings[f"{part}_s"] for part in MEASURED}
-    between = {"between": timings["total_s"] - sum(seconds.values())}
-    return {
-        "seconds": seconds | between | {"start, exit": wall_s - timings["total_s"]},
-        "wall_s": wall_s,
-    }
+    seconds["between"] = timings["total_s"] - sum(seconds.values())
+    seconds["start, exit"] = wall_s - timings["total_s"]
+    return {"seconds": seconds, "wall_s": wall_s}
 
 
 def summary(row: dict[str, Any]) -> str:
@@ -81,5 +80,4 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags = f"{launch.CASES} {launch.DATA} epochs rounds"
-    sys.exit(launch.main(__doc__, measure, flags, rounds=1))
+    sys.exit(launch.main(__doc__, measure, f"{launch.CASES} {launch.DATA}", report))

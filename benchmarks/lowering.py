@@ -7,75 +7,67 @@ CPU's convolutions are this project's products, elsewhere they are the platform'
 """
 
 import argparse
-import collections
+import itertools
 import re
 import sys
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import export
 
 from benchmarks import launch, results
 from benchmarks.results import Recorder, Results
-from mnist_jax import steps
-from mnist_jax.config import Config
+from benchmarks.workers import ours
+from benchmarks.workers.job import Job
 from mnist_jax.data import Split
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import IMAGE_SHAPE, MODELS
-from mnist_jax.optimizer import make_optimizer
-from mnist_jax.parallel import mesh
+from mnist_jax.models import IMAGE_SHAPE
+from mnist_jax.parallel import mesh as meshes
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-SIZE = 60_000
-SHOWN = ("dot_general", "convolution", "while", "sort", "gather", "reduce")
 
 
-def operations(model: str, batch_size: int, precision: str, platform: str) -> dict[str, int]:
-    """How often each StableHLO operation stands in the module of an epoch."""
-    config = Config(model=model, batch_size=batch_size, precision=precision).resolve()
-    dtype = jnp.bfloat16 if precision == "bfloat16" else None
-    network = MODELS[model](dtype=dtype, **config.model_options())
-    tx, key, shape = make_optimizer(config, 1), jax.random.key(0), jax.ShapeDtypeStruct
-    state = jax.eval_shape(partial(steps.init_state, model=network, tx=tx), key)
-    split: Any = Split(shape((SIZE, *IMAGE_SHAPE), np.uint8), shape((SIZE,), np.int32))  # pyright: ignore
-    common = {"batch_size": batch_size, "step_config": steps.make_step_config(config)}
-    train_steps = partial(steps.train_steps, model=network, tx=tx, **common)
-    args = state, Metrics.zeros(), split, shape((SIZE,), np.int32), key, np.int32(0)
-    # As in the trainer: the number of steps is an argument on a CPU, elsewhere it is static.
-    program = jax.jit(train_steps, static_argnums=() if platform == "cpu" else 6)
-    count = steps.num_batches(SIZE, batch_size)
-    length = np.int32(count) if platform == "cpu" else count
-    with jax.default_matmul_precision(mesh.MATMUL_PRECISION[precision]):
-        module = export.export(program, platforms=[platform])(*args, length).mlir_module()
-    return dict(collections.Counter(re.findall(r"= \"?stablehlo\.(\w+)", module)))
+def operations(job: Job, platform: str) -> int:
+    """How many StableHLO operations stand in the module of an epoch."""
+    programs = ours.parts_of(job, meshes.make_mesh([meshes.select_device("cpu")])).programs
+    key, shape, size = jax.random.key(0), jax.ShapeDtypeStruct, job.train_size
+    split: Any = Split(shape((size, *IMAGE_SHAPE), np.uint8), shape((size,), np.int32))  # pyright: ignore
+    state = jax.eval_shape(programs.init_state, key)
+    place = shape((size,), np.int32), key, np.int32(0), np.int32(size // job.batch_size)
+    program = export.export(programs.train_steps, platforms=[platform])
+    module = program(state, Metrics.zeros(), split, *place).mlir_module()
+    return len(re.findall(r"= \"?stablehlo\.\w", module))
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Lowers every network for every platform, prints the table and writes the file."""
-    recorder = Recorder(options.output, launch.describe(mesh.select_device(options.platform)))
-    for model in options.model:
-        for platform in PLATFORMS:
-            case = {"model": model, "batch_size": options.batch_size[0]}
-            case |= {"precision": options.precision[0], "platform": platform}
-            try:
-                recorder.row("lowering", **case, operations=operations(**case))
-            except Exception as error:  # any: there is no program for this platform
-                recorder.exclude(f"{model}, {platform}", f"{type(error).__name__}: {error}")
-    recorder.finish(report)
+def run(models: list[str], **fields: Any) -> dict[str, Any]:
+    """Lowers every network for every platform; returns the content of a result file."""
+    rows, excluded = [], {}
+    for model, platform in itertools.product(models, PLATFORMS):
+        try:
+            count = operations(Job(model=model, **fields), platform)
+        except Exception as error:  # any: there is no program for this platform
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+            excluded[f"{model}, lowering for {platform}"] = why
+        else:
+            rows.append({"model": model, **fields, "platform": platform, "operations": count})
+    context = {"excluded": excluded}
+    return {"context": context, "benchmarks": [], "tables": {"lowering": rows}}
+
+
+def measure(options: argparse.Namespace, recorder: Recorder) -> None:
+    """Lowers in a process that leaves the accelerator to others."""
+    fields = {"batch_size": options.batch_size[0], "precision": options.precision[0]}
+    fields |= {"models": options.model, "variables": {"JAX_PLATFORMS": "cpu"}}
+    launch.measure(recorder, "benchmarks.lowering:run", "lowering", **fields)
 
 
 def report(found: Results) -> list[str]:
     """The table."""
-    rows = []
-    for row in found.tables.get("lowering", []):
-        counts = [sum(row["operations"].values()), *(row["operations"].get(x, 0) for x in SHOWN)]
-        rows.append([row["model"], row["platform"], *map(str, counts)])
-    title = "StableHLO operations of a compiled epoch"
-    return [results.table(title, ["model", "platform", "all", *SHOWN], rows)]
+    rows = [[*map(str, row.values())][:5] for row in found.tables.get("lowering", [])]
+    headings = ["model", "batch", "precision", "platform", "StableHLO operations"]
+    return [results.table("An epoch lowers for", headings, rows)]
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(__doc__, measure, launch.CASES))
+    sys.exit(launch.main(__doc__, measure, launch.CASES, report))

@@ -1,4 +1,4 @@
-"""Times training and evaluation here and in plain Flax, PyTorch and Keras, interleaved.
+"""Times a training step here and in plain Flax, PyTorch and Keras, interleaved.
 
     python -m benchmarks.peers --output FILE
 
@@ -12,121 +12,97 @@ framework that is not installed, or fails, is excluded. On a GPU Keras is not me
 import argparse
 import dataclasses
 import sys
-from typing import NamedTuple
+from typing import Any
 
-from benchmarks import launch, results, step, timing
+import numpy as np
+
+from benchmarks import launch, results, timing
 from benchmarks.results import Case, Recorder, Results
-from benchmarks.workers.job import Job
+from benchmarks.workers import job as jobs
 from mnist_jax.errors import UsageError
 
-NAMES = TRAIN, EVALUATION = "peers_train_step", "peers_evaluation"
-COMPARABLE = ("logistic", "mlp", "cnn")  # networks that every worker knows
+PREFIX = "peers_"
+TRAIN = PREFIX + jobs.TRAIN
+WORKERS = {"mnist_jax": "ours", "flax": "plain_flax", "pytorch": "pytorch", "keras": "tf_keras"}
+OURS = "mnist_jax", jobs.MANY
+MODES = [
+    OURS,
+    ("mnist_jax", jobs.ONE),
+    ("flax", jobs.ONE),
+    *(("pytorch", mode) for mode in (jobs.EAGER, jobs.COMPILED)),
+]
+KERAS = [("keras", mode) for mode in (jobs.FIT, jobs.EPOCH, jobs.FIT_JIT, jobs.EPOCH_JIT)]
+GRAPHS = [("pytorch", mode) for mode in (jobs.GRAPH, jobs.COMPILED_GRAPH)]
+JAX_ON_CPU = {"JAX_PLATFORMS": "cpu"}
 BUSY = 0.5  # a load per core above this, when starting, brings a warning
 
 
-class Contender(NamedTuple):
-    """A framework in one of its modes; `worker` is the module that knows both."""
+def measure(options: argparse.Namespace, recorder: Recorder) -> None:
+    """Runs all rounds.
 
-    framework: str
-    mode: str
-    worker: str
-    what: tuple[str, ...] = ("train", "eval")
-
-
-OURS = Contender("mnist_jax", "many steps a call", "ours")
-ALONE = Contender("mnist_jax", "one dispatch a step", "ours", ("train",))
-FLAX = Contender("flax", "one dispatch a step", "plain_flax")
-PYTORCH = [Contender("pytorch", mode, "pytorch") for mode in ("eager", "torch.compile")]
-KERAS = [
-    Contender("keras", mode, "tf_keras")
-    for jit in ("fit", "fit, jit_compile")
-    for mode in (jit, f"{jit}, epoch an execution")
-]
-GRAPHS = [
-    Contender("pytorch", mode, "pytorch", ("train",))
-    for mode in ("CUDA graph of the step", "torch.compile, CUDA graph of the step")
-]
-
-
-def measure(options: argparse.Namespace) -> None:
-    """Runs all rounds, prints the tables and writes the file, after every process."""
-    context = launch.where(options.platform)
-    on_cpu = context["platform"] == "cpu"
-    if on_cpu and options.precision != ["float32"]:
-        raise UsageError(f"precision is {options.precision}; allowed on a CPU is float32")
-    recorder = Recorder(options.output, context | {"malloc": launch.MALLOC})
-    peers = [ALONE, FLAX, *PYTORCH, *(KERAS if on_cpu else GRAPHS)]
-    wanted = [c for c in peers if c.framework in ("mnist_jax", *options.frameworks)]
-    contenders = [OURS, *(c for c in wanted if c.mode in (options.modes or [c.mode]))]
-    for number in range(options.rounds):
-        for model in options.model:
-            shift = number % len(contenders)
-            for contender in [*contenders[shift:], *contenders[:shift]]:
-                what = tuple(w for w in contender.what if w in options.what)
-                who = f"{contender.framework}, {contender.mode}, {model}"
-                if not what or who in recorder.found.context["excluded"]:
-                    continue
-                job = Job(
-                    model=model,
-                    mode=contender.mode,
-                    what=what,
-                    batch_size=options.batch_size[0],
-                    precision=options.precision[0],
-                    platform=context["platform"],
-                    samples=options.repeats,
-                    min_samples=options.repeats,
-                )
-                if model == "cnn" and on_cpu:  # a step lasts longer than 0.1 s
-                    job = dataclasses.replace(job, min_sample_s=0.5, warmup_s=(0.5, 5.0))
-                with step.excluding(recorder, who):
-                    run(contender, job, number, options, recorder)
-                recorder.write()
-    recorder.finish(report)
+    Raises:
+        UsageError: a precision that the frameworks do not share on this device.
+    """
+    platform, [precision, *_] = recorder.found.platform, options.precision
+    if platform == "cpu" and precision != "float32":
+        raise UsageError(f"precision is {precision}; allowed on a CPU is float32")
+    known = [*MODES, *(KERAS if platform == "cpu" else GRAPHS)]
+    wanted = [x for x in known if x[0] in ("mnist_jax", *options.frameworks)]
+    wanted = [x for x in wanted if x == OURS or x[1] in (options.modes or [x[1]])]
+    case: dict[str, Any] = {
+        "batch_size": options.batch_size[0],
+        "precision": precision,
+        "platform": platform,
+    }
+    case |= {"samples": options.repeats, "budget_s": None, "what": ["train"]}
+    for number, model in [(n, m) for n in range(options.rounds) for m in options.model]:
+        shift = number % len(wanted)
+        for framework, mode in [*wanted[shift:], *wanted[:shift]]:
+            job = jobs.Job(model=model, framework=framework, mode=mode, **case)
+            if model == "cnn" and platform == "cpu":  # a step lasts 0.1 s or more
+                job = dataclasses.replace(job, min_sample_s=0.3, warmup_s=(0.5, 5.0))
+            if job.name in recorder.found.context["excluded"]:
+                continue
+            function = f"benchmarks.workers.{WORKERS[framework]}:run"
+            process: dict[str, Any] = {
+                "prefix": PREFIX,
+                "variables": JAX_ON_CPU if platform == "cpu" else {},
+            }
+            if framework in ("pytorch", "keras"):
+                process["python"] = options.peers_python
+            process["details"] = {"round": number}
+            launch.measure_jobs(recorder, [job], function, **process)
 
 
-def run(
-    contender: Contender, job: Job, number: int, options: argparse.Namespace, recorder: Recorder
-) -> None:
-    """Records the benchmarks of one process, and in the context what it says of its framework."""
-    own = contender.worker in ("ours", "plain_flax")
-    python = sys.executable if own else options.peers_python
-    variables = launch.MALLOC | ({"JAX_PLATFORMS": "cpu"} if job.platform == "cpu" else {})
-    module = f"benchmarks.workers.{contender.worker}"
-    answer = launch.ask(module, dataclasses.asdict(job), variables, python)
-    recorder.found.context.update(answer["context"])
-    for b in step.benchmarks_of(job, answer, NAMES):
-        details = b.details | {"round": number}
-        recorder.add(dataclasses.replace(b, framework=contender.framework, details=details))
-
-
-def ratios(found: Results, name: str, model: str) -> dict[tuple[str, str], tuple[float, ...]]:
+def ratios(found: Results, model: str) -> dict[tuple[str, str], tuple[float, ...]]:
     """For each framework and mode: our time divided by its, the median, least and greatest.
 
     Of the rounds that both have.
     """
-    times: dict[tuple[str, str], dict[int, float]] = {}
-    for b in found.benchmarks:
-        if (b.name, b.model) == (name, model):
-            seconds = timing.estimate(b.samples_s, found.platform)
-            times.setdefault((b.framework, b.mode), {})[b.details["round"]] = seconds
-    mine = times.pop(OURS[:2], {})
-    shared = {who: sorted(mine.keys() & theirs.keys()) for who, theirs in times.items()}
-    return {
-        who: timing.paired_ratio([mine[i] for i in rounds], [times[who][i] for i in rounds])
-        for who, rounds in shared.items()
-        if rounds
+    times = {
+        (case.first.framework, case.first.mode): {
+            b.details["round"]: s for b, s in zip(case.benchmarks, case.launches_s, strict=True)
+        }
+        for case in found.cases(TRAIN, model=model)
     }
+    mine = times.pop(OURS, {})
+    compared = {
+        who: [mine[i] / theirs[i] for i in mine.keys() & theirs.keys()]
+        for who, theirs in times.items()
+    }
+    return {who: (float(np.median(r)), min(r), max(r)) for who, r in compared.items() if r}
 
 
-def best(found: Results, model: str, framework: str) -> tuple[str, tuple[float, ...]] | None:
-    """The fastest mode of a framework for a training step, and our ratio to it."""
+def best(found: Results, model: str, framework: str) -> tuple[str, int, tuple[float, ...]] | None:
+    """A framework's fastest mode for a training step, its rounds, and our ratio to it."""
     cases = found.cases(TRAIN, model=model, framework=framework)
-    compared = ratios(found, TRAIN, model)
+    compared = ratios(found, model)
     timed = [case for case in cases if (framework, case.first.mode) in compared]
     if not timed:
         return None
-    mode = min(timed, key=lambda case: case.seconds).first.mode
-    return mode, compared[framework, mode]
+    fastest = min(timed, key=lambda case: case.seconds)
+    mode = fastest.first.mode
+    return mode, len(fastest.launches_s), compared[framework, mode]
 
 
 def cell(case: Case, ratio: tuple[float, ...] | None) -> str:
@@ -136,21 +112,19 @@ def cell(case: Case, ratio: tuple[float, ...] | None) -> str:
 
 
 def report(found: Results) -> list[str]:
-    """A table for training and one for evaluation, and a warning if the machine was not idle."""
-    parts = []
-    for name in NAMES:
-        cases = found.cases(name)
-        models = list(dict.fromkeys(case.first.model for case in cases))
-        rows: dict[tuple[str, str], dict[str, str]] = {}
-        for case in cases:
-            who = case.first.framework, case.first.mode
-            ratio = ratios(found, name, case.first.model).get(who)
-            rows.setdefault(who, {})[case.first.model] = cell(case, ratio)
-        lines = [[*who, *(of.get(model, "-") for model in models)] for who, of in rows.items()]
-        lines.sort(key=lambda line: line[0] != OURS.framework)
-        rounds = max((len(case.launches_s) for case in cases), default=0)
-        title = f"{name.removeprefix('peers_')}, ms, {rounds} rounds (our time ÷ theirs; range)"
-        parts.append(results.table(title, ["framework", "mode", *models], lines))
+    """The table, and a warning if the machine was not idle."""
+    cases = found.cases(TRAIN)
+    models = list(dict.fromkeys(case.first.model for case in cases))
+    compared = {model: ratios(found, model) for model in models}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for case in cases:
+        who, model = (case.first.framework, case.first.mode), case.first.model
+        rows.setdefault(who, {})[model] = cell(case, compared[model].get(who))
+    lines = [[*who, *(of.get(model, "-") for model in models)] for who, of in rows.items()]
+    lines.sort(key=lambda line: line[0] != OURS[0])
+    rounds = max((len(case.launches_s) for case in cases), default=0)
+    title = f"A training step, ms, {rounds} rounds (our time ÷ theirs; range)"
+    parts = [results.table(title, ["framework", "mode", *models], lines)]
     load = found.context["load"][0] / found.context["cores"]
     if load > BUSY:
         parts.append(
@@ -161,5 +135,6 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags = f"{launch.CASES} what rounds frameworks modes peers_python"
-    sys.exit(launch.main(__doc__, measure, flags, model=list(COMPARABLE), repeats=5))
+    flags = f"{launch.CASES} rounds frameworks modes peers_python"
+    defaults = {"model": list(jobs.HIDDEN_SIZES), "repeats": 5}
+    sys.exit(launch.main(__doc__, measure, flags, report, **defaults))

@@ -10,9 +10,10 @@ and `tables` what was counted, one object a row. Each list of samples is on one 
 import dataclasses
 import datetime
 import json
+import math
 import re
 import sys
-import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,25 +25,22 @@ from mnist_jax.atomic_io import write_atomically
 from mnist_jax.errors import DataError, DeviceError
 
 VERSION = 1
-DERIVED = ("median_s", "iqr_s", "ci95_s", "warning")  # written for readers, computed when read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """One thing measured in one process. Every time is in seconds."""
 
-    name: str
-    """What was measured, such as train_step or evaluation."""
+    name: str  # what was measured, such as train_step or evaluation
     samples_s: list[float]
     warmup_s: list[float] = dataclasses.field(default_factory=list)
     framework: str = "mnist_jax"
     model: str = ""
     batch_size: int = 0
     precision: str = "float32"
-    mode: str = ""
-    """How the framework was used, such as eager."""
+    mode: str = ""  # how the framework was used, such as eager
+    # What only this kind of benchmark has, such as the number of its launch.
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What only this kind of benchmark has, such as the number of its launch."""
 
     @property
     def summary(self) -> timing.Summary:
@@ -50,14 +48,8 @@ class Benchmark:
         return timing.summarize(self.samples_s)
 
     @property
-    def key(self) -> tuple[Any, ...]:
-        """What was measured. Launches of the same differ in their details only."""
-        case = self.model, self.batch_size, self.precision, self.mode
-        return self.name, self.framework, *case
-
-    @property
     def case(self) -> str:
-        """What was measured, in words."""
+        """What was measured, in words. Launches of the same differ in their details only."""
         framework = "" if self.framework == "mnist_jax" else self.framework
         batch = f"batch {self.batch_size}" if self.batch_size else ""
         words = (self.name, framework, self.model, batch, self.precision, self.mode)
@@ -65,10 +57,15 @@ class Benchmark:
 
 
 class Case(NamedTuple):
-    """All launches of the same thing: the first, and the estimate of each."""
+    """All launches of the same thing, and the estimate of each."""
 
-    first: Benchmark
+    benchmarks: list[Benchmark]
     launches_s: list[float]
+
+    @property
+    def first(self) -> Benchmark:
+        """The first launch."""
+        return self.benchmarks[0]
 
     @property
     def seconds(self) -> float:
@@ -89,46 +86,39 @@ class Results(NamedTuple):
         return self.context.get("platform", "cpu")
 
     def cases(self, *names: str, **fields: Any) -> list[Case]:
-        """The launches of each thing of these names and with these fields."""
-        found: dict[tuple[Any, ...], Case] = {}
+        """The launches of each thing of these names, or of any, and with these fields."""
+        found: dict[str, Case] = {}
         for b in self.benchmarks:
-            if b.name in names and all(getattr(b, name) == x for name, x in fields.items()):
-                seconds = timing.estimate(b.samples_s, self.platform)
-                found.setdefault(b.key, Case(b, [])).launches_s.append(seconds)
+            if b.name in (names or [b.name]) and all(getattr(b, k) == x for k, x in fields.items()):
+                case = found.setdefault(b.case, Case([], []))
+                case.benchmarks.append(b)
+                case.launches_s.append(timing.estimate(b.samples_s, self.platform))
         return list(found.values())
 
-
-def check_writable(path: Path) -> None:
-    """Fails before anything is measured in vain.
-
-    Raises:
-        DeviceError: no file can be written there.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-    except OSError as error:
-        message = f"cannot write {path} ({error.strerror}); choose another --output"
-        raise DeviceError(message) from error
+    def part(self, name: str) -> "Results":
+        """What one part of the suite has found."""
+        benchmarks = [b for b in self.benchmarks if b.details["part"] == name]
+        tables = {k: [r for r in rows if r["part"] == name] for k, rows in self.tables.items()}
+        return Results(self.context, benchmarks, tables)
 
 
-def write(
-    path: Path,
-    context: Mapping[str, Any],
-    benchmarks: Sequence[Benchmark] = (),
-    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-) -> None:
+def write(path: Path, found: Results) -> None:
     """Writes `path`, whole or not at all; adds the UTC time to the context."""
-    entries = [dataclasses.asdict(b) | b.summary._asdict() for b in benchmarks]
+    entries = [dataclasses.asdict(b) | {"median_s": b.summary.median_s} for b in found.benchmarks]
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    content = {"version": VERSION, "context": {**context, "date": now}}
-    text = json.dumps(content | {"benchmarks": entries, "tables": tables or {}}, indent=1)
+    content = {"version": VERSION, "context": {**found.context, "date": now}}
+    text = json.dumps(content | {"benchmarks": entries, "tables": found.tables}, indent=1)
     # A list of numbers goes on one line. No JSON string holds a line break.
     lists = re.compile(r"\[\n\s+([-+.\w]+(?:,\n\s+[-+.\w]+)*)\n\s+\]")
-    text = lists.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    text = lists.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
     write_atomically(path, (text + "\n").encode())
+
+
+def parse(content: Mapping[str, Any]) -> Results:
+    """The content of a result file; what is derived from samples is passed over."""
+    fields = [field.name for field in dataclasses.fields(Benchmark)]
+    entries = [{k: b[k] for k in fields if k in b} for b in content["benchmarks"]]
+    return Results(content["context"], [Benchmark(**e) for e in entries], content["tables"])
 
 
 def read(path: Path) -> Results:
@@ -141,21 +131,21 @@ def read(path: Path) -> Results:
     try:
         content = json.loads(path.read_bytes())
         if content["version"] != VERSION:
-            raise DataError(
-                f"{path} has version {content['version']!r}; this program reads {VERSION}; "
-                "measure again, or read it with the commit in its context"
-            )
-        benchmarks = [
-            Benchmark(**{name: value for name, value in entry.items() if name not in DERIVED})
-            for entry in content["benchmarks"]
-        ]
-        return Results(content["context"], benchmarks, content.get("tables", {}))
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}); name a result file") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} is no complete result file of these benchmarks ({error}); measure again"
-        ) from error
+            raise ValueError(f"version {content['version']}, not {VERSION}")
+        return parse(content)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"cannot read {path} as a result file ({error}); measure again") from error
+
+
+def interval95(values: Sequence[float]) -> Sequence[float]:
+    """Two of the values that enclose the median of their distribution in at least 95 % of cases.
+
+    Exact for independent values of any distribution (order statistics); empty for fewer than 6.
+    """
+    from scipy.stats import quantile_test
+
+    low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
+    return () if np.isnan(low) else (float(low), float(high))
 
 
 def say(text: str) -> None:
@@ -182,42 +172,57 @@ def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) ->
 class Recorder:
     """Collects what a command measures, prints each of it as it comes, and writes the file.
 
-    Args:
-        output: the file; None for none.
-        context: the environment.
+    The processes that measure have these environment variables and end at a deadline, by
+    `time.monotonic`.
 
     Raises:
         DeviceError: the file cannot be written.
     """
 
-    def __init__(self, output: Path | None, context: Mapping[str, Any]):
+    def __init__(
+        self,
+        output: Path | None,
+        context: Mapping[str, Any],
+        *,
+        variables: Mapping[str, str] | None = None,
+        deadline: float = math.inf,
+    ):
         if output is not None:
-            check_writable(output)
-        self.output = output
+            try:  # before anything is measured in vain
+                output.parent.mkdir(parents=True, exist_ok=True)
+                output.open("ab").close()
+            except OSError as error:
+                message = f"cannot write {output} ({error.strerror}); choose another --output"
+                raise DeviceError(message) from error
+        self.output, self.variables, self.deadline = output, dict(variables or {}), deadline
         module = f"benchmarks.{Path(sys.argv[0]).stem}".removesuffix(".__main__")
         command = ["python", "-m", module, *sys.argv[1:]]
         self.found = Results({"command": command, "excluded": {}, **context}, [], {})
 
-    def add(self, benchmark: Benchmark) -> None:
-        """Records a measurement."""
-        self.found.benchmarks.append(benchmark)
-        seconds = timing.estimate(benchmark.samples_s, self.found.platform)
-        warning = benchmark.summary.warning
-        say(f"{benchmark.case}: {1e3 * seconds:.4g} ms{f' ({warning})' if warning else ''}")
+    def left_s(self) -> float:
+        """Seconds to the deadline."""
+        return max(0.0, self.deadline - time.monotonic())
 
     def row(self, table: str, **values: Any) -> None:
         """Records a row of a table."""
         self.found.tables.setdefault(table, []).append(values)
 
-    def take_in(self, found: Results, **details: Any) -> None:
-        """Adds the findings of another file; `details` are added to each benchmark and row."""
+    def take_in(self, found: Results, prefix: str = "", **details: Any) -> None:
+        """Adds and prints other findings, each benchmark and row with these details.
+
+        By the prefix of the benchmarks' names a suite tells its parts apart.
+        """
         for b in found.benchmarks:
-            self.found.benchmarks.append(dataclasses.replace(b, details=b.details | details))
+            b = dataclasses.replace(b, name=prefix + b.name, details=b.details | details)
+            self.found.benchmarks.append(b)
+            seconds = timing.estimate(b.samples_s, self.found.platform)
+            say(f"{b.case}: {1e3 * seconds:.4g} ms {b.summary.warning}")
         for name, rows in found.tables.items():
             self.found.tables.setdefault(name, []).extend(row | details for row in rows)
-        for name, value in found.context.items():
-            self.found.context.setdefault(name, value)
-        self.found.context["excluded"].update(found.context.get("excluded", {}))
+        excluded = self.found.context["excluded"]
+        self.found.context.update(found.context | {"excluded": excluded})
+        for what, why in found.context.get("excluded", {}).items():
+            self.exclude(what, why)
 
     def exclude(self, what: str, why: str) -> None:
         """Notes what could not be measured."""
@@ -227,7 +232,7 @@ class Recorder:
     def write(self) -> None:
         """Writes the file, if there is to be one. May be repeated as more comes in."""
         if self.output is not None:
-            write(self.output, *self.found)
+            write(self.output, self.found)
 
     def finish(self, report: Callable[[Results], Sequence[str]]) -> None:
         """Writes the file and prints the report, with what was excluded."""

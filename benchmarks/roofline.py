@@ -19,9 +19,7 @@ import argparse
 import math
 import re
 import sys
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -30,12 +28,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks import launch, results, step, timing
-from benchmarks.results import Benchmark, Case, Recorder, Results
+from benchmarks.results import Case, Recorder, Results
 from mnist_jax.models import MODELS, layers, param_shapes
 from mnist_jax.ops import convolution
 from mnist_jax.parallel import mesh
 
-PRODUCT, COPY = "matrix_product", "copy"
+PREFIX, PRODUCT, COPY = "roofline_", "matrix_product", "copy"
+FEWEST = 5  # samples of a roof
 ON_CPU, ELSEWHERE = (1024, 2048), (4096, 8192)  # rows and columns of the matrices
 COPY_BYTES = (2**20, 2**25, 2**28)
 SPREAD = 0.05  # a larger interquartile range of a roof's samples brings a warning
@@ -50,17 +49,11 @@ DATASHEETS = {
 
 
 class Work(NamedTuple):
-    """What a training step, or a part of it, must at least do.
+    """What a training step, or a part of it, must at least do."""
 
-    Attributes:
-        flops: floating-point operations of the products that run.
-        direct_flops: the same by the definition of each layer.
-        bytes: to and from memory.
-    """
-
-    flops: int
-    direct_flops: int
-    bytes: int
+    flops: int  # floating-point operations of the products that run
+    direct_flops: int  # the same by the definition of each layer
+    bytes: int  # to and from memory
 
 
 def works(model: nn.Module, batch_size: int, platform: str) -> dict[str, Work]:
@@ -90,8 +83,8 @@ def works(model: nn.Module, batch_size: int, platform: str) -> dict[str, Work]:
     return found | {"": Work(*(sum(part) for part in zip(*found.values(), strict=True)))}
 
 
-def time_loop(body: Any, state: Any, args: Any, samples: int, group: int) -> timing.Timing:
-    """Seconds for a turn of `body`, (i, state, args) → state, in loops of `group` turns.
+def time_loop(body: Any, state: Any, args: Any, samples: int, group: int) -> dict[str, Any]:
+    """The fields of a `Benchmark` of a turn of `body`, (i, state, args) → state.
 
     `args` are inputs of the program, so that the compiler cannot compute with them beforehand.
     """
@@ -105,24 +98,39 @@ def time_loop(body: Any, state: Any, args: Any, samples: int, group: int) -> tim
             state = turns(state, args)
         return state
 
-    limits: dict[str, Any] = {"samples": samples, "min_samples": 5, "budget_s": 1.5}
-    limits |= {"unit": group, "min_sample_s": 0.05, "warmup_s": (0.3, 3.0)}
-    return timing.measure(call, state, sync=jax.block_until_ready, **limits)[0]
+    limits: dict[str, Any] = {"samples": samples, "min_sample_s": 0.05, "warmup_s": (0.3, 3.0)}
+    return timing.measure(call, state, sync=jax.block_until_ready, unit=group, **limits)[0]
 
 
-def time_product(size: int, dtype: Any, samples: int) -> timing.Timing:
-    """Seconds for a product of two square matrices."""
+def time_product(size: int, dtype: Any, samples: int) -> dict[str, Any]:
+    """Times a product of two square matrices."""
     x, other = jax.random.normal(jax.random.key(0), (2, size, size))
     rotation, _ = jnp.linalg.qr(other)  # products neither grow nor shrink
     args = rotation.astype(dtype or jnp.float32)
-    return time_loop(lambda _, x, other: x @ other, x.astype(args.dtype), args, samples, 4)
+    times = time_loop(lambda _, x, other: x @ other, x.astype(args.dtype), args, samples, 4)
+    amount = {"details": {"amount": 2 * size**3}}
+    return times | amount | {"name": PRODUCT, "mode": f"{size} × {size}"}
 
 
-def time_copy(size_bytes: int, samples: int) -> timing.Timing:
-    """Seconds to read and write so many bytes."""
+def time_copy(size_bytes: int, samples: int) -> dict[str, Any]:
+    """Times reading and writing so many bytes."""
     start = jax.random.normal(jax.random.key(0), (size_bytes // 4,))
     group = max(4, min(256, 2**27 // size_bytes))
-    return time_loop(lambda i, x, _: x + i.astype(jnp.float32), start, (), samples, group)
+    times = time_loop(lambda i, x, _: x + i.astype(jnp.float32), start, (), samples, group)
+    amount = {"details": {"amount": 2 * size_bytes}}
+    return times | amount | {"name": COPY, "mode": f"{size_bytes / 1e6:.3g} MB"}
+
+
+def run(platform: str, precisions: list[str], samples: int) -> dict[str, Any]:
+    """Measures the roof; returns the content of a result file."""
+    with mesh.use_device(platform, "float32"):
+        found = [time_copy(size, samples) for size in COPY_BYTES]
+    for precision in precisions:
+        with mesh.use_device(platform, precision) as device:
+            dtype = mesh.compute_dtype(precision, device)
+            for size in ON_CPU if device.platform == "cpu" else ELSEWHERE:
+                found.append(time_product(size, dtype, samples) | {"precision": precision})
+    return {"context": {}, "benchmarks": found, "tables": {}}
 
 
 class Roof(NamedTuple):
@@ -145,68 +153,44 @@ def roof(found: Results, precision: str) -> Roof:
     return Roof(max(products), copies)
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Measures the steps and the roof, prints the tables and writes the file."""
-    recorder = Recorder(options.output, launch.where(options.platform))
-    with tempfile.TemporaryDirectory() as folder:  # before this process takes the device
-        file = Path(folder) / "step.json"
-        own = {"mode": "many", "what": "train", "trace": True, "output": file}
-        launch.run(launch.command("benchmarks.step", vars(options) | own), show=True)
-        steps = results.read(file)
-    device = mesh.select_device(options.platform)
-
-    def add(name: str, times: timing.Timing, precision: str, mode: str, amount: int) -> None:
-        samples: dict[str, Any] = {"samples_s": times.samples_s, "warmup_s": times.warmup_s}
-        fields = {"precision": precision, "mode": mode, "details": {"amount": amount}}
-        recorder.add(Benchmark(name=name, **samples, **fields))
-        recorder.write()
-
-    with jax.default_device(device):
-        for size in COPY_BYTES:
-            times = time_copy(size, options.repeats)
-            add(COPY, times, "float32", f"{size / 1e6:.3g} MB", 2 * size)
-        for precision in options.precision:
-            with (
-                step.excluding(recorder, precision),
-                jax.default_matmul_precision(mesh.MATMUL_PRECISION[precision]),
-            ):
-                dtype = mesh.compute_dtype(precision, device)
-                for size in ON_CPU if device.platform == "cpu" else ELSEWHERE:
-                    times = time_product(size, dtype, options.repeats)
-                    add(PRODUCT, times, precision, f"{size} × {size}", 2 * size**3)
-    traces = {(r["model"], r["batch_size"], r["precision"]): r for r in steps.tables["trace"]}
-    for case in steps.cases(step.TRAIN):
-        b = case.first
-        traced = traces[b.model, b.batch_size, b.precision]
-        recorder.row("roofline", **account(case, roof(recorder.found, b.precision), device, traced))
-        recorder.row("trace", **traced)
-    recorder.found.context["excluded"].update(steps.context["excluded"])
-    recorder.finish(report)
+def measure(options: argparse.Namespace, recorder: Recorder) -> None:
+    """Measures the steps, takes their traces, and measures the roof."""
+    options.mode, options.what, options.trace = ["many"], ["train"], True
+    step.measure(options, recorder, PREFIX)
+    given = {"platform": options.platform, "precisions": options.precision}
+    samples = max(FEWEST, options.repeats)
+    launch.measure(recorder, "benchmarks.roofline:run", "roof", samples=samples, **given)
+    found = recorder.found
+    for row in found.tables.get("trace", []):
+        fields = {name: row[name] for name in ("model", "batch_size", "precision")}
+        [case] = found.cases(PREFIX + step.TRAIN, **fields)
+        recorder.row("roofline", **account(case, found, row["layer_shares"]))
 
 
-def account(case: Case, roof: Roof, device: Any, traced: dict[str, Any]) -> dict[str, Any]:
+def account(case: Case, found: Results, shares: dict[str, float]) -> dict[str, Any]:
     """The row of a step: its work, its limit, and those of its layers."""
-    b, shares = case.first, traced["layer_shares"]
-    model = MODELS[b.model](dtype=mesh.compute_dtype(b.precision, device))
-    parts = works(model, b.batch_size, device.platform)
+    b, rates = case.first, roof(found, case.first.precision)
+    model = MODELS[b.model](dtype=jnp.bfloat16 if b.precision == "bfloat16" else None)
+    parts = works(model, b.batch_size, found.platform)
     whole = parts.pop("")
-    sheets = [rates for name, rates in DATASHEETS.items() if re.search(name, device.device_kind)]
+    device = found.context["device"]
+    sheets = [sheet for name, sheet in DATASHEETS.items() if re.search(name, device)]
     peak = sheets[0].get(b.precision) if sheets else None
     parts["update and the rest"] = parts.pop("update")
-    spent = {name: shares.get(name, 0.0) for name in parts}
-    spent["update and the rest"] = shares.get("other", 0.0)
+    spent = {name: shares.get(name, 0.0) * case.seconds for name in parts}
+    spent["update and the rest"] = shares.get("other", 0.0) * case.seconds
     rate = whole.direct_flops / case.seconds
     return {
         "model": b.model,
         "batch_size": b.batch_size,
         "precision": b.precision,
-        "of_matrix_rate": rate / roof.flops_per_s,
+        "of_matrix_rate": rate / rates.flops_per_s,
         "mfu": rate / peak if peak else None,
         "parts": [
-            {"part": name, **w._asdict(), "limit_s": roof.limit_s(w), "seconds": seconds}
-            for name, w, seconds in [
+            {"part": name, **work._asdict(), "limit_s": rates.limit_s(work), "seconds": seconds}
+            for name, work, seconds in [
                 ("a step", whole, case.seconds),
-                *((name, w, spent[name] * case.seconds) for name, w in parts.items()),
+                *((name, work, spent[name]) for name, work in parts.items()),
             ]
         ],
     }
@@ -243,4 +227,4 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(__doc__, measure, launch.CASES, repeats=10))
+    sys.exit(launch.main(__doc__, measure, launch.CASES, report, repeats=10))

@@ -15,30 +15,22 @@ import numpy as np
 
 from benchmarks import launch, results, step
 from benchmarks.results import Case, Recorder, Results
-from mnist_jax.parallel import mesh
 
-NAME = "sweep_step"
+PREFIX = "sweep_"
 SATURATED = 0.9  # of the highest throughput
 POOR_FIT = 0.15
 
 
 class Law(NamedTuple):
-    """t = a_s + b_s · batch, and how well it describes the measurements.
+    """t = a_s + b_s · batch, and how well it describes the measurements."""
 
-    Attributes:
-        a_s: seconds a step.
-        b_s: seconds an image.
-        error: the largest relative difference from a measured time.
-        saturated: the smallest batch measured with 90 % of the highest throughput measured; None
-            if that is the largest batch, since more might still be gained.
-        largest: the largest batch measured.
-    """
-
-    a_s: float
-    b_s: float
-    error: float
+    a_s: float  # seconds a step
+    b_s: float  # seconds an image
+    error: float  # the largest relative difference from a measured time
+    # The smallest batch measured with 90 % of the highest throughput measured; None if that is the
+    # largest batch, since more might still be gained.
     saturated: int | None
-    largest: int
+    largest: int  # batch measured
 
     def __str__(self) -> str:
         poor = f" (the fit misses by up to {self.error:.0%})" if self.error > POOR_FIT else ""
@@ -63,22 +55,16 @@ def fit(batches: Sequence[int], times_s: Sequence[float]) -> Law:
     return Law(float(a_s), float(b_s), error, first if first < largest else None, largest)
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Measures every network and batch size, prints the tables and writes the file."""
-    recorder = Recorder(options.output, launch.describe(mesh.select_device(options.platform)))
-    options.mode, options.what, options.slow_down = ["many"], ["train"], 0.0
-    for job in step.jobs_of(options):
-        with step.excluding(recorder, f"{job.model}, batch {job.batch_size}"):
-            for benchmark in step.time_job(job, name=NAME):
-                recorder.add(benchmark)
-        recorder.write()
-    recorder.finish(report)
+def measure(options: argparse.Namespace, recorder: Recorder) -> None:
+    """Measures every network and batch size."""
+    options.mode, options.what = ["many"], ["train"]
+    step.measure(options, recorder, PREFIX)
 
 
 def sweeps(found: Results) -> dict[tuple[str, str], list[Case]]:
     """The cases of each network and precision, by rising batch."""
     grouped: dict[tuple[str, str], list[Case]] = {}
-    for case in sorted(found.cases(NAME), key=lambda case: case.first.batch_size):
+    for case in sorted(found.cases(PREFIX + step.TRAIN), key=lambda case: case.first.batch_size):
         b = case.first
         grouped.setdefault((b.model, b.precision), []).append(case)
     return grouped
@@ -103,5 +89,5 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    sizes = [2**i for i in range(14)]
-    sys.exit(launch.main(__doc__, measure, launch.CASES, batch_size=sizes, repeats=10))
+    defaults = {"batch_size": [2**i for i in range(14)], "repeats": 10}
+    sys.exit(launch.main(__doc__, measure, launch.CASES, report, **defaults))

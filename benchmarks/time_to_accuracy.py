@@ -12,17 +12,16 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from benchmarks import launch, results, timing
+from benchmarks import launch, results
 from benchmarks.results import Recorder, Results
 from mnist_jax.callbacks import Callback
 from mnist_jax.config import Config
-from mnist_jax.parallel import mesh
 from mnist_jax.training import fit
 
 TARGETS = {"logistic": [0.92], "mlp": [0.975], "cnn": [0.99, 0.995]}
@@ -30,52 +29,51 @@ FIRST_SEED = 1234
 
 
 class Clock(Callback):
-    """Reads the clock when `fit` begins and after every epoch."""
+    """Reads the clock after every epoch: seconds since it was made, test accuracy."""
 
     def __init__(self):
-        self.began_s = 0.0
-        self.epochs: list[tuple[float, float]] = []  # seconds since then, test accuracy
-
-    def on_fit_begin(self, config: Config) -> None:
-        """The data are loaded next."""
-        self.began_s = time.perf_counter()
+        self._began_s = time.perf_counter()
+        self.epochs: list[tuple[float, float]] = []
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
         """An epoch has been trained and evaluated."""
-        self.epochs.append((time.perf_counter() - self.began_s, row["test/accuracy"]))
-
-    def reached_s(self, target: float, compile_s: float) -> float | None:
-        """When the target was reached; everything is compiled before the first epoch ends."""
-        return next((s - compile_s for s, accuracy in self.epochs if accuracy >= target), None)
+        self.epochs.append((time.perf_counter() - self._began_s, row["test/accuracy"]))
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Trains every network with --repeats seeds, prints the table and writes the file."""
-    context = launch.describe(mesh.select_device(options.platform))
-    data = launch.prepare_data(options)
-    recorder = Recorder(options.output, context | {"dataset": data["dataset"]})
-    given: dict[str, Any] = {"preset": options.preset, "precision": options.precision[0], **data}
-    given |= {"platform": options.platform, "batch_size": (options.batch_size or [None])[0]}
-    with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_compilation_cache_dir", f"{folder}/compiled")
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        for model in options.model:
-            for seed in range(FIRST_SEED, FIRST_SEED + options.repeats):
-                workdir = Path(folder) / f"{model}-{seed}"
-                clock = Clock()
-                config = Config(model=model, seed=seed, workdir=workdir, **given)
-                timings = fit(config, callbacks=[clock]).record["timings"]
-                seconds = {name: timings[name] for name in ("compile_s", "data_s", "train_s")}
-                for target in options.targets or TARGETS.get(model, [0.9]):
-                    case = {"model": model, "seed": seed, "target": target} | seconds
-                    case |= {name: given[name] for name in ("preset", "precision", "batch_size")}
-                    reached_s = clock.reached_s(target, seconds["compile_s"])
-                    recorder.row(
-                        "time_to_accuracy", **case, reached_s=reached_s, epochs=clock.epochs
-                    )
-                    results.say(f"{model}, seed {seed}, {target:.2%}: {reached_s} s")
-                recorder.write()
-    recorder.finish(report)
+def reached(epochs: Sequence[Sequence[float]], target: float, compile_s: float) -> float | None:
+    """When the target was reached; everything is compiled before the first epoch ends."""
+    return next((s - compile_s for s, accuracy in epochs if accuracy >= target), None)
+
+
+def run(repeats: int, **given: Any) -> dict[str, Any]:
+    """Trains with each seed; returns the content of a result file."""
+    rows, model = [], given["model"]
+    case = {name: given[name] for name in ("model", "preset", "precision", "batch_size")}
+    for seed in range(FIRST_SEED, FIRST_SEED + repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            clock = Clock()
+            config = Config(seed=seed, workdir=Path(folder), **given)
+            timings = fit(config, callbacks=[clock]).record["timings"]
+        seconds = {name: timings[name] for name in ("compile_s", "data_s", "train_s")}
+        for target in TARGETS.get(model, [0.9]):
+            reached_s = reached(clock.epochs, target, timings["compile_s"])
+            own = {"seed": seed, "target": target, "reached_s": reached_s, "epochs": clock.epochs}
+            rows.append(case | own | seconds)
+    return {"context": {}, "benchmarks": [], "tables": {"time_to_accuracy": rows}}
+
+
+def measure(options: argparse.Namespace, recorder: Recorder) -> None:
+    """Trains every network with --repeats seeds, in a process each."""
+    given: dict[str, Any] = launch.prepare_data(options)
+    recorder.found.context["dataset"] = given["dataset"]
+    given |= {"preset": options.preset, "precision": options.precision[0]}
+    given |= {"platform": options.platform, "repeats": options.repeats}
+    given["batch_size"] = options.batch_size and options.batch_size[0]
+    for model in options.model:
+        with tempfile.TemporaryDirectory() as folder:
+            given["variables"] = launch.shared_cache(folder)
+            function = "benchmarks.time_to_accuracy:run"
+            launch.measure(recorder, function, model, **given, model=model)
 
 
 def times_of(found: Results) -> dict[tuple[str, str, float], list[float]]:
@@ -99,7 +97,7 @@ def report(found: Results) -> list[str]:
     compiling = {r["model"]: r["compile_s"] for r in found.tables["time_to_accuracy"][::-1]}
     for (model, preset, target), times_s in times_of(found).items():
         reached = f"{np.isfinite(times_s).sum()} of {len(times_s)}"
-        low, high = timing.interval95(times_s) or (min(times_s), max(times_s))
+        low, high = results.interval95(times_s) or (min(times_s), max(times_s))
         seconds = [f"{np.median(times_s):.3g}", f"{low:.3g} to {high:.3g}"]
         rows.append([model, preset, f"{target:.2%}", reached, *seconds, f"{compiling[model]:.2g}"])
     headings = ["model", "preset", "target", "reached", "median s", "range, or 95 % of 6 or more"]
@@ -108,5 +106,5 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags = f"{launch.CASES} {launch.DATA} preset targets"
-    sys.exit(launch.main(__doc__, measure, flags, batch_size=None, repeats=3))
+    flags = f"{launch.CASES} {launch.DATA} preset"
+    sys.exit(launch.main(__doc__, measure, flags, report, batch_size=None, repeats=3))

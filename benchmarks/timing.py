@@ -8,11 +8,9 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
-
-State = TypeVar("State")
 
 STABLE = 0.1  # warm when two samples in a row differ by less than this share
 GROWTH = 10  # a sample has at most this many times the steps of the one before
@@ -20,39 +18,30 @@ UNSTABLE = 0.1  # warn when the interquartile range exceeds this share of the me
 DRIFT, FEWEST_FOR_DRIFT = 0.05, 8  # warn when the halves of so many samples differ by this share
 
 
-class Timing(NamedTuple):
-    """The times of one thing, in seconds a step, each in order; `warmup_s` has the first call."""
-
-    warmup_s: list[float]
-    samples_s: list[float]
-    steps_per_sample: int
-
-
 def measure(
-    call: Callable[[State, int], State],
-    state: State,
+    call: Callable[[Any, int], Any],
+    state: Any,
     *,
-    sync: Callable[[State], Any],
+    sync: Callable[[Any], Any],
     unit: int = 1,
     samples: int = 20,
-    min_samples: int = 1,
     budget_s: float = math.inf,
     min_sample_s: float = 0.01,
     warmup_s: tuple[float, float] = (0.0, 10.0),
     clock: Callable[[], float] = time.perf_counter,
-) -> tuple[Timing, State]:
-    """Times `call`; returns the times, and the state after the last step.
+) -> tuple[dict[str, Any], Any]:
+    """Times `call`; returns the fields of a `Benchmark`, and the state after the last step.
+
+    `samples_s` and `warmup_s`, the first call included, are in seconds a step.
 
     Args:
-        call: (state, steps) → state, runs that many steps. It may donate the state it is given;
-            the returned one replaces it.
+        call: (state, steps) → state, runs that many steps; it may donate the state.
         state: what the first call starts from.
-        sync: returns when everything in a state has been computed, such as
-            `jax.block_until_ready`; inside the clock.
+        sync: waits for everything in a state, such as `jax.block_until_ready`; inside the clock.
         unit: every call runs a multiple of this many steps.
         samples: how many samples to take.
-        min_samples: take this many even if they exceed the budget.
-        budget_s: start no further sample when the samples so far last this long together.
+        budget_s: start no further sample when the samples so far last this long together; at
+            least one is taken.
         min_sample_s: a sample lasts at least this long; the number of steps aims at twice that.
         warmup_s: the least and the most time of the warm-up after the first call. Between them it
             ends when two samples in a row agree.
@@ -85,22 +74,17 @@ def measure(
         before_s = elapsed_s
 
     taken: list[float] = []
-    spent_s, collecting = 0.0, gc.isenabled()
+    collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        while len(taken) < samples and (len(taken) < min_samples or spent_s < budget_s):
-            elapsed_s = timed(steps)
-            if elapsed_s < min_sample_s:  # the program was not warm: start again, longer
-                warmup += [*taken, elapsed_s / steps]
-                taken, spent_s, steps = [], 0.0, grown(steps, elapsed_s)
-                continue
-            taken.append(elapsed_s / steps)
-            spent_s += elapsed_s
+        while not taken or (len(taken) < samples and steps * sum(taken) < budget_s):
+            taken.append(timed(steps) / steps)
     finally:
         if collecting:
             gc.enable()
-    return Timing(warmup, taken, steps), state
+    details = {"steps_per_sample": steps}
+    return {"samples_s": taken, "warmup_s": warmup, "details": details}, state
 
 
 def estimate(samples_s: Sequence[float], platform: str) -> float:
@@ -136,18 +120,6 @@ def summarize(samples_s: Sequence[float]) -> Summary:
     return Summary(float(median), float(high - low), "; ".join(warnings))
 
 
-def interval95(values: Sequence[float]) -> tuple[float, float] | None:
-    """Two of the values that enclose the median of their distribution in at least 95 % of cases.
-
-    Exact for independent values of any distribution (order statistics); None for fewer than 6.
-    """
-    n, tail, k = len(values), 0.0, 0
-    while (tail := tail + math.comb(n, k) / 2**n) <= 0.025:
-        k += 1
-    ordered = sorted(values)
-    return (ordered[k - 1], ordered[n - k]) if k else None
-
-
 def modes(values: Sequence[float]) -> list[float]:
     """The median of the values, or two if they form two separate groups of at least two.
 
@@ -160,9 +132,3 @@ def modes(values: Sequence[float]) -> list[float]:
         if gap > 3 * width and gap > 0.1 * np.median(ordered):
             return [float(np.median(low)), float(np.median(high))]
     return [float(np.median(ordered))]
-
-
-def paired_ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """The median, least and greatest of a[i] / b[i]; both sides of a round i ran in turn."""
-    ratios = np.divide(a, b)
-    return float(np.median(ratios)), float(ratios.min()), float(ratios.max())

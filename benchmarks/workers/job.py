@@ -1,11 +1,9 @@
-"""What the frameworks' processes share: the job, its data, the clock and the answer.
+"""What the frameworks' processes share: the job, its data, the clock and the findings.
 
-    python -m benchmarks.workers.pytorch '{"model": "mlp"}'
-
-prints one JSON object as its last line. Inside the clock of `train`: taking a batch from the
-training images in memory in an order drawn before (Keras draws its own), dropout, forward,
-backward, update. Of `eval`: loss and number of correct answers over every test image. Outside:
-imports, making the data, compilation.
+Inside the clock of `train`: taking a batch from the training images in memory in an order drawn
+before (Keras draws its own), dropout, forward, backward, update. Of `eval`, which only this project
+has: loss and number of correct answers over every test image. Outside: imports, making the data,
+compilation.
 
 Images are random, never zeros. This project does two things more than the others: it takes uint8
 and normalises each batch inside the clock, where the others are given float32 in 0..1; and it sums
@@ -15,9 +13,8 @@ Needs NumPy and nothing else, so that it runs in every framework's interpreter.
 """
 
 import dataclasses
-import json
-import sys
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +22,18 @@ import numpy as np
 
 from benchmarks import timing
 
+TRAIN, EVALUATION = "train_step", "evaluation"
 NUM_CLASSES = 10
 HIDDEN_SIZES = {"logistic": (), "mlp": (256, 128, 64, 32), "cnn": (512, 256)}
 LEARNING_RATE, EPSILON, DROPOUT = 1e-3, 1e-7, 0.5
 EVAL_BATCH_SIZE = 250
+
+# How a framework is used: JAX, PyTorch, Keras.
+MANY, ONE, HOST = "many steps a call", "one dispatch a step", "host arrays"
+EAGER, COMPILED = "eager", "torch.compile"
+GRAPH, COMPILED_GRAPH = "CUDA graph of the step", "torch.compile, CUDA graph of the step"
+FIT, FIT_JIT = "fit", "fit, jit_compile"
+EPOCH, EPOCH_JIT = "fit, epoch an execution", "fit, jit_compile, epoch an execution"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,26 +41,34 @@ class Job:
     """What one process measures."""
 
     model: str
-    mode: str = ""
-    """How the framework is used; each worker names its own modes."""
-    what: tuple[str, ...] = ("train", "eval")
+    framework: str = "mnist_jax"
+    mode: str = MANY
+    what: Sequence[str] = ("train", "eval")
     batch_size: int = 100
     precision: str = "float32"
     platform: str = "auto"
-    """cpu, gpu, tpu, or auto: the best that the framework takes by itself."""
-    seeds: int | None = None
-    """Networks trained in one program; None for one without an axis of members."""
-    steps_per_call: int = 600
-    """Steps of a compiled call where the length of a loop is part of the program."""
-    slow_down: float = 0.0
-    """Share of the steps that are done twice, to test that a comparison finds it."""
+    seeds: int | None = None  # networks in one program; None for one without an axis of members
+    devices: int = 1  # what a batch is divided among
+    slow_down: float = 0.0  # share of the steps that are done twice
+    trace: bool = False  # count the kernels of a step afterwards
     train_size: int = 60_000
     test_size: int = 10_000
     samples: int = 20
-    min_samples: int = 1
-    budget_s: float = 1.5
-    warmup_s: tuple[float, float] = (0.2, 3.0)
+    budget_s: float | None = 1.5  # this and the next two as in `timing.measure`
+    warmup_s: Sequence[float] = (0.2, 3.0)
     min_sample_s: float = 0.1
+
+    def case(self) -> dict[str, Any]:
+        """The fields by which what was measured is found again."""
+        mode = f"{self.seeds} seeds, {self.mode}" if self.seeds else self.mode
+        mode += f", {self.devices} devices" if self.devices > 1 else ""
+        case = {"framework": self.framework, "model": self.model, "batch_size": self.batch_size}
+        return case | {"precision": self.precision, "mode": mode}
+
+    @property
+    def name(self) -> str:
+        """The case in words."""
+        return ", ".join(map(str, self.case().values()))
 
 
 class Data(NamedTuple):
@@ -80,32 +93,6 @@ class Data(NamedTuple):
         return self.order[first : first + batch_size]
 
 
-class Workload(NamedTuple):
-    """What a framework's worker makes of a job.
-
-    Attributes:
-        state: what training starts from.
-        train: (state, steps) → state, runs that many steps.
-        evaluate: state → anything, evaluates all test images.
-        sync: waits for everything in what either returned.
-        context: versions and whatever else the result file's context should say.
-        details: what to record with the training step, such as its memory.
-        unit: training steps come in multiples of this.
-        min_sample_s: least time in a sample if the framework needs more than the job's.
-        program: the compiled training steps, if the framework has them as one object.
-    """
-
-    state: Any
-    train: Callable[[Any, int], Any]
-    evaluate: Callable[[Any], Any]
-    sync: Callable[[Any], Any]
-    context: dict[str, Any]
-    details: dict[str, Any]
-    unit: int = 1
-    min_sample_s: float = 0.0
-    program: Any = None
-
-
 def make_data(job: Job) -> Data:
     """The job's images and labels, the same in every process."""
     rng = np.random.default_rng(0)
@@ -119,35 +106,6 @@ def make_data(job: Job) -> Data:
     )
 
 
-def run(job: Job, make: Callable[[Job, Data], Workload]) -> dict[str, Any]:
-    """Measures the workload that `make` makes; returns the answer that `main` prints."""
-    workload = make(job, make_data(job))
-    answer: dict[str, Any] = {"context": workload.context}
-    state = workload.state
-    limits: dict[str, Any] = {
-        "samples": job.samples,
-        "min_samples": job.min_samples,
-        "warmup_s": job.warmup_s,
-        "budget_s": job.budget_s,
-        "min_sample_s": max(job.min_sample_s, workload.min_sample_s),
-        "sync": workload.sync,
-    }
-    if "train" in job.what:
-        times, state = timing.measure(workload.train, state, unit=workload.unit, **limits)
-        details = workload.details | {"peak_rss_bytes": peak_rss_bytes()}
-        answer["train"] = times._asdict() | {"details": details}
-    if "eval" in job.what:
-
-        def evaluate(_: Any, times: int) -> None:
-            for _ in range(times):  # each is waited for: its result is what one evaluates for
-                workload.sync(workload.evaluate(state))
-
-        limits["sync"] = lambda _: None
-        times, _ = timing.measure(evaluate, None, **limits)
-        answer["eval"] = times._asdict() | {"details": {}}
-    return answer
-
-
 def peak_rss_bytes() -> int | None:
     """The most memory this process ever had resident, imports and data included; on Linux."""
     status = Path("/proc/self/status")  # `ru_maxrss` would be the parent's where that is larger
@@ -155,11 +113,58 @@ def peak_rss_bytes() -> int | None:
     return next((int(x.split()[1]) * 1024 for x in lines if x.startswith("VmHWM")), None)
 
 
-def asked() -> Job:
-    """The job on the command line."""
-    return Job(**json.loads(sys.argv[1]))
+@dataclasses.dataclass(kw_only=True)
+class Workload:
+    """What a framework's worker makes of a job."""
+
+    train: Callable[[Any, int], Any]  # (state, steps) → state, runs that many steps
+    sync: Callable[[Any], Any] = lambda _: None  # waits for everything in what those two returned
+    evaluate: Callable[[Any], Any] | None = None  # state → anything, for all test images
+    state: Any = None  # what training starts from
+    unit: int = 1  # training steps come in multiples of this
+    min_sample_s: float = 0.0  # least time in a sample, if more than the job's
+    context: dict[str, Any] = dataclasses.field(default_factory=dict)  # such as versions
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)  # recorded with the step
+    peak_bytes: Callable[[], int | None] = peak_rss_bytes
+    trace: Callable[[Any], dict[str, Any]] | None = None  # state → what a step consists of
 
 
-def main(make: Callable[[Job, Data], Workload]) -> None:
-    """Does the job on the command line and prints the answer."""
-    print(json.dumps(run(asked(), make)), flush=True)
+def run(job: Job, make: Callable[[Job, Data], Workload], found: dict[str, Any]) -> None:
+    """Measures the workload that `make` makes and adds to the content of a result file."""
+    workload = make(job, make_data(job))
+    found["context"].update(workload.context)
+    state, case = workload.state, job.case()
+    limits: dict[str, Any] = {"samples": job.samples, "warmup_s": job.warmup_s}
+    limits["budget_s"] = math.inf if job.budget_s is None else job.budget_s
+    limits["min_sample_s"] = max(job.min_sample_s, workload.min_sample_s)
+    if "train" in job.what:
+        own = {"sync": workload.sync, "unit": workload.unit}
+        times, state = timing.measure(workload.train, state, **own, **limits)
+        # The peak of memory is the process's: it says nothing of its later jobs.
+        peak = {} if found["benchmarks"] else {"peak_bytes": workload.peak_bytes()}
+        details = times.pop("details") | workload.details | peak
+        found["benchmarks"].append({"name": TRAIN, **case, **times, "details": details})
+    if "eval" in job.what and (evaluate := workload.evaluate):
+
+        def repeat(_: Any, times: int) -> None:
+            for _ in range(times):  # each is waited for: its result is what one evaluates for
+                workload.sync(evaluate(state))
+
+        times, _ = timing.measure(repeat, None, sync=lambda _: None, **limits)
+        found["benchmarks"].append({"name": EVALUATION, **case, **times})
+    if job.trace and workload.trace:
+        found["tables"].setdefault("trace", []).append(case | workload.trace(state))
+
+
+def run_all(
+    cases: Sequence[dict[str, Any]], make: Callable[[Job, Data], Workload]
+) -> dict[str, Any]:
+    """Does the jobs of these fields one after the other; returns the content of a result file."""
+    found: dict[str, Any] = {"context": {"excluded": {}}, "benchmarks": [], "tables": {}}
+    for job in (Job(**fields) for fields in cases):
+        try:
+            run(job, make, found)
+        except Exception as error:  # any: the other jobs are measured all the same
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+            found["context"]["excluded"][job.name] = why
+    return found

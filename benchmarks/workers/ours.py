@@ -4,120 +4,90 @@ The images lie on the device as uint8; the state is donated and the metrics are 
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
-from jax import monitoring
+import optax
 
+from benchmarks import launch
 from benchmarks.workers import job as jobs
+from benchmarks.workers import trace
 from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
 from mnist_jax.errors import DeviceError
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import MODELS
+from mnist_jax.models import MODELS, layers
 from mnist_jax.ops import malloc
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel import mesh as meshes
-from mnist_jax.trainer import EVAL_BATCH_SIZE, dynamic_loop_bound, make_steps
+from mnist_jax.trainer import EVAL_BATCH_SIZE, Steps, dynamic_loop_bound, make_steps
 
-MANY, ONE, HOST = "many steps a call", "one dispatch a step", "host arrays"
+STEPS_PER_CALL = 600  # where the length of a loop is part of the program
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
-HITS: list[str] = []  # programs that came from JAX's cache in this process
-monitoring.register_event_listener(
-    lambda event, **kwargs: HITS.extend([event] * (event == CACHE_HIT))
-)
+EVENTS: list[str] = []  # of JAX in this process
+jax.monitoring.register_event_listener(lambda event, **_: EVENTS.append(event))
 
 
-class Loop:
-    """A program that runs a number of steps; for each number, or once for all, it is compiled.
+class Parts(NamedTuple):
+    """What a job's training is made of."""
 
-    Attributes:
-        compile_s: seconds of tracing and compiling so far.
+    config: Config
+    model: nn.Module
+    tx: optax.GradientTransformation
+    step_config: steps.StepConfig
+    programs: Steps
+
+
+def parts_of(job: jobs.Job, mesh: jax.sharding.Mesh) -> Parts:
+    """The package's own training with the preset tutorial."""
+    fields: dict[str, Any] = {"batch_size": job.batch_size, "precision": job.precision}
+    config = Config(model=job.model, seeds=job.seeds, **fields).resolve()
+    dtype = meshes.compute_dtype(job.precision, mesh.devices.flat[0])
+    model = MODELS[job.model](dtype=dtype, **config.model_options())
+    tx, own = make_optimizer(config, 1), steps.make_step_config(config)
+    sizes: dict[str, Any] = {"train_size": job.train_size, "batch_size": job.batch_size}
+    members = job.seeds is not None
+    programs = make_steps(model, tx, mesh, **sizes, step_config=own, members=members)
+    return Parts(config, model, tx, own, programs)
+
+
+def compile_steps(program: Any, device: jax.Device, *args: Any) -> tuple[Any, dict[str, Any]]:
+    """The compiled program, and its memory and time of compilation.
+
+    Raises:
+        DeviceError: a CPU has less memory than it needs; the system would end the process.
     """
-
-    def __init__(self, program: Any, mesh: jax.sharding.Mesh):
-        self._program, self._mesh = program, mesh
-        self._dynamic = dynamic_loop_bound(mesh.devices.flat[0])
-        self._programs: dict[int | None, Any] = {}
-        self._lengths: dict[int, Any] = {}  # on the device: no copy to it inside the clock
-        self.compile_s = 0.0
-
-    def compile(self, *args: Any, steps: int) -> Any:
-        """The program for arguments of these shapes and that many steps.
-
-        Raises:
-            DeviceError: a CPU has less memory than it needs; the system would end the process.
-        """
-        key = None if self._dynamic else steps
-        if key not in self._programs:
-            started = time.perf_counter()
-            length = self._length(steps) if self._dynamic else steps
-            compiled = self._program.lower(*args, length).compile()
-            self.compile_s += time.perf_counter() - started
-            malloc.trim()
-            if self._mesh.devices.flat[0].platform == "cpu":
-                room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-                if (needed := self._mesh.size * program_bytes(compiled)) > room:
-                    raise DeviceError(
-                        f"out of memory: the program needs {needed / 1e9:.1f} GB of "
-                        f"{room / 1e9:.1f}; choose a smaller --batch_size"
-                    )
-            self._programs[key] = compiled
-        return self._programs[key]
-
-    def _length(self, steps: int) -> Any:
-        if steps not in self._lengths:
-            self._lengths[steps] = meshes.put(np.int32(steps), meshes.replicated(self._mesh))
-        return self._lengths[steps]
-
-    def __call__(self, *args: Any, steps: int) -> Any:
-        """Runs that many steps."""
-        length = [self._length(steps)] if self._dynamic else []
-        return self.compile(*args, steps=steps)(*args, *length)
-
-
-def program_bytes(compiled: Any) -> int:
-    """The memory of a program's arguments, results and temporaries; donated ones once."""
+    hits, started = EVENTS.count(CACHE_HIT), time.perf_counter()
+    compiled = program.lower(*args).compile()
+    compile_s = time.perf_counter() - started
+    malloc.trim()
     found = compiled.memory_analysis()
     sizes = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-    return int(sizes - found.alias_size_in_bytes)
+    size = sizes - found.alias_size_in_bytes  # a donated argument counts once
+    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.platform == "cpu" and size > room:
+        message = f"out of memory: the program needs {size / 1e9:.1f} GB of {room / 1e9:.1f}"
+        raise DeviceError(f"{message}; choose a smaller --batch_size")
+    memory = {"temporaries_bytes": found.temp_size_in_bytes, "program_bytes": size}
+    cached = "from the cache" if EVENTS.count(CACHE_HIT) > hits else "afresh"
+    return compiled, memory | {"compile_s": compile_s, "compiled": cached}
 
 
-def make(
-    job: jobs.Job, data: jobs.Data, devices: Sequence[jax.Device] | None = None
-) -> jobs.Workload:
-    """The package's own training and evaluation with the preset tutorial.
-
-    Call it, and what it returns, at the matrix precision of the job (`MATMUL_PRECISION`).
-
-    Args:
-        job: what to do; its mode is MANY, ONE or HOST.
-        data: what to train on.
-        devices: what a batch is divided among; None for the first of the job's platform.
-    """
-    config = Config(
-        model=job.model, batch_size=job.batch_size, precision=job.precision, seeds=job.seeds
-    ).resolve()
-    mesh = meshes.make_mesh(devices or [meshes.select_device(job.platform)], job.seeds)
+def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workload:
+    """Training in the mode MANY, ONE or HOST, and evaluation; XLA writes its thunks to `dump`."""
+    jax.config.update("jax_default_matmul_precision", meshes.MATMUL_PRECISION[job.precision])
+    first = meshes.select_device(job.platform)
+    mesh = meshes.make_mesh(meshes.select_devices(first, job.devices), job.seeds)
     device, dynamic = mesh.devices.flat[0], dynamic_loop_bound(mesh.devices.flat[0])
-    dtype = meshes.compute_dtype(job.precision, device)
-    model = MODELS[job.model](dtype=dtype, **config.model_options())
-    tx, step_config = make_optimizer(config, 1), steps.make_step_config(config)
-    programs = make_steps(
-        model,
-        tx,
-        mesh,
-        train_size=job.train_size,
-        batch_size=job.batch_size,
-        step_config=step_config,
-        members=job.seeds is not None,
-    )
-    train_steps, eval_steps = Loop(programs.train_steps, mesh), Loop(programs.eval_steps, mesh)
+    config, model, tx, step_config, programs = parts_of(job, mesh)
     put = partial(meshes.put, sharding=meshes.replicated(mesh))
     keys, order = jax.random.key(config.seed), data.order
     if job.seeds is not None:
@@ -128,26 +98,39 @@ def make(
     order, metrics = put((order, Metrics.zeros(job.seeds)))
     epoch = max(1, job.train_size // job.batch_size)
     firsts = put([np.int32(i) for i in range(min(epoch, 1000))])  # no copy inside the clock
-    longest = epoch if dynamic else min(epoch, job.steps_per_call)
+    longest = epoch if dynamic else min(epoch, STEPS_PER_CALL)
     # Of ten steps a tenth can be done twice, of fewer none.
-    unit = longest if job.mode == MANY and not dynamic else 10 if job.slow_down else 1
+    unit = longest if job.mode == jobs.MANY and not dynamic else 10 if job.slow_down else 1
     # Several calls in flight at once block each other on the devices of one CPU.
     settle = jax.block_until_ready if mesh.size > 1 and dynamic else (lambda x: x)
+    state = programs.init_state(keys)
+    details = {
+        f"{name}_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        for name, tree in (("params", state.params), ("optimizer", state.opt_state))
+    }
 
     def slowed(count: int) -> int:
         return round((1 + job.slow_down) * count)
 
+    args = state, metrics, split, order, keys, firsts[0]
+    program: Any = None
+    single = put(np.int32(1))
+    if job.mode != jobs.HOST and "train" in job.what:
+        count = single if dynamic else slowed(unit) if job.mode == jobs.MANY else 1
+        program, found = compile_steps(programs.train_steps, device, *args, count)
+        details |= found
+
     def many(state: Any, count: int) -> Any:
         for done in range(0, count, longest):
-            args = state, metrics, split, order, keys, firsts[0]
-            state, _ = settle(train_steps(*args, steps=slowed(min(longest, count - done))))
+            length = [put(np.int32(slowed(min(longest, count - done))))] if dynamic else []
+            state, _ = settle(program(state, *args[1:], *length))
         return state
 
     def one(state: Any, count: int) -> Any:
         sums = metrics
         for i in range(slowed(count)):
-            args = state, sums, split, order, keys, firsts[i % len(firsts)]
-            state, sums = settle(train_steps(*args, steps=1))
+            place = order, keys, firsts[i % len(firsts)]
+            state, sums = settle(program(state, sums, split, *place, *[single] * dynamic))
         return state
 
     step = partial(steps.train_step, model=model, tx=tx, step_config=step_config)
@@ -161,30 +144,44 @@ def make(
             state, _ = step(state, jax.device_put(batch, device), keys)
         return state
 
+    batches = steps.num_batches(job.test_size, EVAL_BATCH_SIZE)
+    batches = put(np.int32(batches)) if dynamic else batches
+
     def evaluate(state: Any) -> Any:
-        batches = steps.num_batches(job.test_size, EVAL_BATCH_SIZE)
-        return settle(eval_steps(state.params, metrics, test, firsts[0], steps=batches))
+        return settle(programs.eval_steps(state.params, metrics, test, firsts[0], batches))
 
-    state, program = programs.init_state(keys), None
-    details: dict[str, Any] = {
-        f"{name}_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-        for name, tree in (("params", state.params), ("optimizer", state.opt_state))
-    }
-    if job.mode != HOST and "train" in job.what:
-        hits, args = len(HITS), (state, metrics, split, order, keys, firsts[0])
-        program = train_steps.compile(*args, steps=slowed(unit) if job.mode == MANY else 1)
-        details |= {
-            "temporaries_bytes": program.memory_analysis().temp_size_in_bytes,
-            "program_bytes": program_bytes(program),
-            "compile_s": train_steps.compile_s,
-            "compiled": "from the cache" if len(HITS) > hits else "afresh",
-        }
-    train = {MANY: many, ONE: one, HOST: host}[job.mode]
-    sync = jax.block_until_ready
-    return jobs.Workload(state, train, evaluate, sync, {}, details, unit, program=program)
+    def traced(state: Any) -> dict[str, Any]:
+        names = trace.layers_of(program.as_text(), [layer.name for layer in layers(model)])
+        return trace.of_steps(many, state, trace.STEPS_ON_CPU if dynamic else unit, names, dump)
+
+    def peak_bytes() -> int | None:
+        stats = device.memory_stats() if device.platform != "cpu" else None
+        return stats["peak_bytes_in_use"] if stats else jobs.peak_rss_bytes()
+
+    train = {jobs.MANY: many, jobs.ONE: one, jobs.HOST: host}[job.mode]
+    return jobs.Workload(
+        state=state,
+        train=train,
+        sync=jax.block_until_ready,
+        evaluate=evaluate,
+        unit=unit,
+        details=details,
+        peak_bytes=peak_bytes,
+        trace=traced,
+    )
 
 
-if __name__ == "__main__":
+def run(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Does the jobs; says of a GPU in which state it was then."""
     malloc.tune_glibc()  # as train.py does
-    with jax.default_matmul_precision(meshes.MATMUL_PRECISION[jobs.asked().precision]):
-        jobs.main(make)
+    platform, dump = cases[0]["platform"], None
+    with tempfile.TemporaryDirectory() as folder:
+        if platform != "cpu" and any(job["trace"] for job in cases):
+            dump = Path(folder)
+            flags = os.environ.get("XLA_FLAGS", "")
+            os.environ["XLA_FLAGS"] = f"{flags} {trace.DUMP.format(dump)}".strip()
+            jax.config.update("jax_enable_compilation_cache", False)  # it would write no list
+        found = jobs.run_all(cases, partial(make, dump=dump))
+    if platform == "gpu":
+        found["context"]["gpu"] = launch.gpu_state()
+    return found

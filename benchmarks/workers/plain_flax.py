@@ -4,6 +4,7 @@ Batches are taken on the host from float32 arrays; calls are queued, and a sampl
 last of them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,16 +15,18 @@ from flax.training.train_state import TrainState
 
 from benchmarks.workers import job as jobs
 
+PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
+
 
 class Net(nn.Module):
     """The tutorial's network of that name."""
 
     model: str
-    dtype: Any = None
+    dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(batch, 28, 28, 1) → logits (batch, 10)."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(batch, 28, 28, 1) → logits (batch, 10), in training."""
         dtype = self.dtype
         if self.model == "cnn":
             x = nn.relu(nn.Conv(64, (3, 3), dtype=dtype)(x))
@@ -36,7 +39,7 @@ class Net(nn.Module):
         for size in jobs.HIDDEN_SIZES[self.model]:
             x = nn.relu(nn.Dense(size, dtype=dtype)(x))
             if self.model == "cnn":
-                x = nn.Dropout(jobs.DROPOUT, deterministic=not train)(x)
+                x = nn.Dropout(jobs.DROPOUT, deterministic=False)(x)
         return nn.Dense(jobs.NUM_CLASSES, dtype=dtype)(x).astype(jnp.float32)
 
 
@@ -46,26 +49,19 @@ def train_step(state: TrainState, image: Any, label: Any, key: jax.Array) -> Tra
 
     def loss_fn(params):
         rngs = {"dropout": jax.random.fold_in(key, state.step)}
-        logits = state.apply_fn({"params": params}, image, train=True, rngs=rngs)
+        logits = state.apply_fn({"params": params}, image, rngs=rngs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
     return state.apply_gradients(grads=jax.grad(loss_fn)(state.params))
 
 
-@jax.jit
-def eval_step(state: TrainState, image: Any, label: Any) -> tuple[jax.Array, jax.Array]:
-    """Loss and hits, summed over the batch."""
-    logits = state.apply_fn({"params": state.params}, image, train=False)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    return losses.sum(), (logits.argmax(-1) == label).sum()
-
-
 def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     """The network with `optax.adam`."""
+    jax.config.update("jax_default_matmul_precision", PRECISION[job.precision])
     data = data.as_float()
     net = Net(job.model, jnp.bfloat16 if job.precision == "bfloat16" else None)
     key = jax.random.key(0)
-    params = net.init(key, jnp.zeros((1, 28, 28, 1)), train=False)["params"]
+    params = net.init({"params": key, "dropout": key}, jnp.zeros((1, 28, 28, 1)))["params"]
     tx = optax.adam(jobs.LEARNING_RATE, eps=jobs.EPSILON)
     start = TrainState.create(apply_fn=net.apply, params=params, tx=tx)
     done = 0
@@ -78,15 +74,9 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
             done += 1
         return state
 
-    def evaluate(state: TrainState) -> list[tuple[jax.Array, jax.Array]]:
-        size = jobs.EVAL_BATCH_SIZE
-        places = [slice(first, first + size) for first in range(0, job.test_size, size)]
-        return [eval_step(state, data.test_image[i], data.test_label[i]) for i in places]
-
-    return jobs.Workload(start, train, evaluate, jax.block_until_ready, {}, {})
+    return jobs.Workload(state=start, train=train, sync=jax.block_until_ready)
 
 
-if __name__ == "__main__":
-    precision = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
-    with jax.default_matmul_precision(precision[jobs.asked().precision]):
-        jobs.main(make)
+def run(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Does the jobs."""
+    return jobs.run_all(cases, make)

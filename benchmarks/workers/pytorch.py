@@ -5,7 +5,7 @@ The graph modes replay gather, forward, backward and update from static buffers,
 replay, so the host issues nothing else. On a CPU there are no graphs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
@@ -13,8 +13,6 @@ from torch import nn  # pyright: ignore[reportMissingImports]
 
 from benchmarks.workers import job as jobs
 
-EAGER, COMPILED = "eager", "torch.compile"
-GRAPH, COMPILED_GRAPH = "CUDA graph of the step", "torch.compile, CUDA graph of the step"
 UNROLL = 20  # steps a graph: between two replays the device waits for the host
 WARMUP_STEPS = 11  # before the capture cuDNN tries its algorithms and Adam makes its state
 
@@ -52,33 +50,27 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
         torch.backends.cudnn.allow_tf32 = tf32
     data = data.as_float()
     # (n, 1, 28, 28): with one channel, the same bytes in either layout.
-    image, test_image = (
-        torch.from_numpy(x).permute(0, 3, 1, 2).to(device) for x in (data.image, data.test_image)
-    )
-    label, test_label, order = (
-        torch.from_numpy(x).long().to(device) for x in (data.label, data.test_label, data.order)
-    )
+    image = torch.from_numpy(data.image).permute(0, 3, 1, 2).to(device)
+    label, order = (torch.from_numpy(x).long().to(device) for x in (data.label, data.order))
     net = network(job.model).to(device)
     if job.model == "cnn":
         net = net.to(memory_format=torch.channels_last)
-    graph_mode = job.mode in (GRAPH, COMPILED_GRAPH)
+    graph_mode = job.mode in (jobs.GRAPH, jobs.COMPILED_GRAPH)
     tx = torch.optim.Adam(
         net.parameters(), lr=jobs.LEARNING_RATE, eps=jobs.EPSILON, fused=True, capturable=graph_mode
     )
 
-    def logits_of(image: Any) -> Any:
+    def loss_of(image: Any, label: Any) -> Any:
         half = job.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-            return net(image)
+            logits = net(image)
+        return nn.functional.cross_entropy(logits.float(), label)
 
-    def loss_of(image: Any, label: Any) -> Any:
-        return nn.functional.cross_entropy(logits_of(image).float(), label)
-
-    loss_fn, predict = loss_of, logits_of
-    if job.mode in (COMPILED, COMPILED_GRAPH):
+    loss_fn = loss_of
+    if job.mode in (jobs.COMPILED, jobs.COMPILED_GRAPH):
         # The mode's own graphs of forward and backward, unless the whole step becomes one.
         how = "reduce-overhead" if on_gpu and not graph_mode else None
-        loss_fn, predict = torch.compile(loss_of, mode=how), torch.compile(logits_of, mode=how)
+        loss_fn = torch.compile(loss_of, mode=how)
 
     def step(index: Any) -> None:
         tx.zero_grad(set_to_none=True)
@@ -95,18 +87,6 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
             step(order[first : first + size])
             done += 1
 
-    def evaluate(state: None) -> tuple[float, int]:
-        net.eval()
-        loss = torch.zeros((), device=device)
-        correct = torch.zeros((), dtype=torch.long, device=device)
-        with torch.inference_mode():
-            for first in range(0, job.test_size, jobs.EVAL_BATCH_SIZE):
-                place = slice(first, first + jobs.EVAL_BATCH_SIZE)
-                logits = predict(test_image[place]).float()
-                loss += nn.functional.cross_entropy(logits, test_label[place], reduction="sum")
-                correct += (logits.argmax(1) == test_label[place]).sum()
-        return loss.item(), int(correct)
-
     def sync(_: object) -> None:
         if on_gpu:
             torch.cuda.synchronize()
@@ -115,7 +95,7 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     run, unit = train, 1
     if graph_mode:
         run, unit = capture(step, order, size, batches), UNROLL
-    return jobs.Workload(None, run, evaluate, sync, context, {}, unit)
+    return jobs.Workload(train=run, sync=sync, context=context, unit=unit)
 
 
 def capture(step: Callable[[Any], None], order: Any, size: int, batches: int) -> Any:
@@ -145,5 +125,6 @@ def capture(step: Callable[[Any], None], order: Any, size: int, batches: int) ->
     return train
 
 
-if __name__ == "__main__":
-    jobs.main(make)
+def run(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Does the jobs."""
+    return jobs.run_all(cases, make)

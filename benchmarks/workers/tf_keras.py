@@ -1,4 +1,4 @@
-"""Keras on TensorFlow: `fit` and `evaluate` on NumPy arrays.
+"""Keras on TensorFlow: `fit` on NumPy arrays.
 
 With or without jit_compile (which Keras 3.15 does not choose by itself on a CPU), and with one step
 or a whole epoch an execution: the documentation recommends steps_per_execution for small models.
@@ -6,6 +6,8 @@ A sample is one `fit`, long enough for what each call of it costs (0.1 s).
 """
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -16,8 +18,6 @@ from keras import layers  # pyright: ignore[reportMissingImports]
 
 from benchmarks.workers import job as jobs
 
-FIT, FIT_JIT = "fit", "fit, jit_compile"
-EPOCH, EPOCH_JIT = "fit, epoch an execution", "fit, jit_compile, epoch an execution"
 MIN_SAMPLE_S, MIN_CNN_SAMPLE_S = 1.0, 2.5
 
 
@@ -38,7 +38,7 @@ def network(model: str) -> keras.Sequential:
 
 
 def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
-    """`fit` and `evaluate`, compiled as the mode says."""
+    """`fit`, compiled as the mode says."""
     data = data.as_float()
     epoch = job.train_size // job.batch_size
     net = network(job.model)
@@ -46,8 +46,8 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
         optimizer=keras.optimizers.Adam(jobs.LEARNING_RATE, epsilon=jobs.EPSILON),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        jit_compile=job.mode in (FIT_JIT, EPOCH_JIT),
-        steps_per_execution=epoch if job.mode in (EPOCH, EPOCH_JIT) else 1,
+        jit_compile=job.mode in (jobs.FIT_JIT, jobs.EPOCH_JIT),
+        steps_per_execution=epoch if job.mode in (jobs.EPOCH, jobs.EPOCH_JIT) else 1,
     )
 
     def fit(steps: int, epochs: int) -> None:
@@ -60,15 +60,12 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
         if steps % epoch:
             fit(steps % epoch, epochs=1)
 
-    def evaluate(state: None) -> None:
-        size = jobs.EVAL_BATCH_SIZE
-        net.evaluate(data.test_image, data.test_label, batch_size=size, verbose=0)
-
     context = {"keras": keras.__version__, "tensorflow": tf.__version__}
     slow = job.model == "cnn"  # its samples are parts of an epoch
     unit, least_s = (1, MIN_CNN_SAMPLE_S) if slow else (epoch, MIN_SAMPLE_S)
-    return jobs.Workload(None, train, evaluate, lambda _: None, context, {}, unit, least_s)
+    return jobs.Workload(train=train, context=context, unit=unit, min_sample_s=least_s)
 
 
-if __name__ == "__main__":
-    jobs.main(make)
+def run(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Does the jobs."""
+    return jobs.run_all(cases, make)

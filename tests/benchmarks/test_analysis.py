@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -72,34 +73,44 @@ def test_the_roof_is_the_best_sample_and_bandwidth_is_that_of_the_nearest_size()
     assert any("span" in line for line in roofline.report(found))  # the samples spread
 
 
-def event(name, ts, dur, *, pid=1, tid=1, **args) -> dict:
-    return {"ph": "X", "name": name, "ts": ts, "dur": dur, "pid": pid, "tid": tid, "args": args}
+def line(name, *events):
+    return SimpleNamespace(name=name, events=events)
+
+
+def event(name, start_ns, duration_ns, **stats):
+    return SimpleNamespace(
+        name=name, start_ns=start_ns, duration_ns=duration_ns, stats=list(stats.items())
+    )
 
 
 def test_kernels_gaps_and_layers_of_a_gpu_s_trace():
-    names = [
-        {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "/device:GPU:0"}},
-        {"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "/host:CPU"}},
-        {"ph": "M", "name": "thread_name", "pid": 1, "tid": 1, "args": {"name": "Stream #1"}},
-        {"ph": "M", "name": "thread_name", "pid": 1, "tid": 9, "args": {"name": "XLA Ops"}},
-        {},
-    ]
-    ran = [
+    stream = line(
+        "Stream #1",
         event("gemm", 0, 30, hlo_op="dot.1"),
         event("gemm", 50, 30, hlo_op="dot.1"),
         event("add", 70, 20, hlo_op="fusion"),  # 10 of it beside the product
-        event("dot.1", 0, 30, tid=9, hlo_op="dot.1"),
-        event("cuLaunchKernel", 0, 5, pid=2),
+    )
+    device = [stream, line("XLA Ops", event("dot.1", 0, 30, hlo_op="dot.1"))]
+    planes = [
+        SimpleNamespace(name="/device:GPU:0", lines=device),
+        SimpleNamespace(name="/host:CPU", lines=[line("main", event("cuLaunchKernel", 0, 5))]),
     ]
     hlo = '%dot.1 = f32[] dot(), metadata={op_name="jit(f)/transpose(jvp(CNN))/conv1/dot"}'
     layers = trace.layers_of(hlo, ["conv1", "dense1"])
-    row = trace.summarize(names + ran, 2, layers)
+    row = trace.summarize(trace.kernels(planes), 2, layers)
     assert row["kernels_per_step"] == 1.5
     assert row["gap_share"] == pytest.approx(20 / 90)
     assert row["layer_shares"] == {"conv1": pytest.approx(0.75), "other": pytest.approx(0.25)}
     first = {"operation": "dot.1", "layer": "conv1", "per_step": 1.0, "share": 0.75}
     assert row["costliest"][0] == pytest.approx(first)
     assert "dot.1" in step.trace_tables(Results({}, [], {"trace": [ROW | row]}))[1]
+
+
+def test_kernels_of_a_cpu_are_its_thunks_without_what_holds_them():
+    thunks = line("pool", event("x", 0, 9, hlo_op="while.1"), event("x", 1, 2, hlo_op="dot.2"))
+    other = line("python", event("f", 0, 9))
+    host = SimpleNamespace(name="/host:CPU", lines=[thunks, other])
+    assert trace.kernels([host]) == [("dot.2", 1, 3)]
 
 
 ROW = {"model": "cnn", "batch_size": 100, "precision": "float32", "issued_per_step": None}
@@ -133,23 +144,22 @@ def test_layers_are_found_in_a_real_program():
     assert "logits" in trace.layers_of(hlo, ["logits"]).values()
 
 
-def peer(framework, mode, times, name=peers.TRAIN) -> list[Benchmark]:
-    fields = {"name": name, "framework": framework, "model": "mlp", "mode": mode}
+def peer(framework, mode, times) -> list[Benchmark]:
+    fields = {"name": peers.TRAIN, "framework": framework, "model": "mlp", "mode": mode}
     return [
         Benchmark(samples_s=[99.0, s], details={"round": i}, **fields) for i, s in enumerate(times)
     ]
 
 
 def test_peers_are_compared_within_rounds_and_two_speeds_are_shown():
-    ours = peer(*peers.OURS[:2], [1.0, 10.0, 1.0, 1.0, 1.0])
+    ours = peer(*peers.OURS, [1.0, 10.0, 1.0, 1.0, 1.0])
     eager = peer("pytorch", "eager", [2.0, 20.0, 2.0, 2.0])  # its last round failed
     compiled = peer("pytorch", "torch.compile", [1.0, 1.0, 4.0, 4.0, 4.0])
     alone = peer("mnist_jax", "one dispatch a step", [3.0] * 5)
     context = {"platform": "cpu", "load": [0, 0, 0], "cores": 2}
     found = Results(context, ours + eager + compiled + alone, {})
-    ratios = peers.ratios(found, peers.TRAIN, "mlp")
-    assert ratios["pytorch", "eager"] == (0.5, 0.5, 0.5)
-    assert peers.best(found, "mlp", "pytorch") == ("eager", (0.5, 0.5, 0.5))
+    assert peers.ratios(found, "mlp")["pytorch", "eager"] == (0.5, 0.5, 0.5)
+    assert peers.best(found, "mlp", "pytorch") == ("eager", 4, (0.5, 0.5, 0.5))
     assert peers.best(found, "cnn", "pytorch") is None
     table = peers.report(found)[0]
     assert "1,000 or 4,000 (0.25; 0.25 to 10.00)" in table
@@ -170,6 +180,6 @@ def test_a_seed_that_misses_the_target_counts_as_infinite():
 
 
 def test_the_clock_stops_at_the_first_epoch_that_reaches_the_target():
-    clock = time_to_accuracy.Clock()
-    clock.epochs = [(5.0, 0.8), (6.0, 0.95), (7.0, 0.9), (8.0, 0.99)]
-    assert [clock.reached_s(t, 2.0) for t in (0.9, 0.96, 0.999)] == [4.0, 6.0, None]
+    epochs = [(5.0, 0.8), (6.0, 0.95), (7.0, 0.9), (8.0, 0.99)]
+    times = [time_to_accuracy.reached(epochs, target, 2.0) for target in (0.9, 0.96, 0.999)]
+    assert times == [4.0, 6.0, None]

@@ -4,7 +4,6 @@ import json
 import sys
 import time
 
-import jax
 import pytest
 
 from benchmarks import launch
@@ -20,34 +19,26 @@ def test_the_user_s_cache_of_compiled_programs_is_not_handed_on(monkeypatch, tmp
 
 def test_the_environment_names_no_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-    found = launch.describe(jax.devices()[0])
+    found = launch.describe("auto")
     assert str(tmp_path) not in json.dumps(found)
     assert {"platform", "cpu_family_model", "instruction_set", "load"} <= found.keys()
 
 
 def test_a_failure_is_its_last_line_and_a_process_that_hangs_is_ended_with_its_children():
-    with pytest.raises(launch.ProcessError, match=r"^no such thing$"):
+    with pytest.raises(launch.ProcessError, match=r"^ModuleNotFoundError: no such thing$"):
         launch.run([sys.executable, "-c", "raise ModuleNotFoundError('no such thing')"])
+    with pytest.raises(launch.ProcessError, match=r"^cannot start /nowhere/python"):
+        launch.run(["/nowhere/python"])
     started = time.monotonic()
-    with pytest.raises(launch.ProcessError, match="not finished after 1 s"):
+    with pytest.raises(launch.OutOfTimeError, match="not finished after 1 s"):
         launch.run(["bash", "-c", "sleep 60 & sleep 60"], timeout_s=1)
     assert time.monotonic() - started < 30
-
-
-def test_flags_become_the_same_options(monkeypatch):
-    found = []
-    options = {"model": ["mlp", "cnn"], "batch_size": (1, 2), "output": None, "trace": True}
-    words = launch.command("benchmarks.step", options)[3:]
-    assert words == ["--model", "mlp", "cnn", "--batch_size", "1", "2", "--trace"]
-    monkeypatch.setattr("sys.argv", ["step", *words])
-    assert launch.main("", found.append, f"{launch.CASES} trace") == 0
-    assert (found[0].model, found[0].batch_size, found[0].trace) == (["mlp", "cnn"], [1, 2], True)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model=cn"], "unknown model 'cn'; choose from cnn, logistic, mlp; did you mean cnn?"),
+        (["--model=cn"], "invalid choice: 'cn'"),
         (["--batch_size=0"], "allowed is a whole number, 1 or more"),
         (["--mod=cnn"], "unrecognized arguments"),
     ],
@@ -76,5 +67,5 @@ def test_every_command_starts_without_tyro_and_tfds(bare):
     names = [path.stem for path in (launch.ROOT / "benchmarks").glob("*.py")]
     imports = "; ".join(f"import benchmarks.{name}" for name in names)
     launch.run([sys.executable, "-c", imports])
-    out, _ = launch.run([*launch.command("benchmarks", {}), "--help"])
+    out, _ = launch.run([sys.executable, "-m", "benchmarks", "--help"])
     assert "--budget_minutes" in out

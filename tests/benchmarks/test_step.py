@@ -1,6 +1,7 @@
 """Training steps as the benchmarks call them, on logistic regression and a network of a fork."""
 
 import argparse
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -27,11 +28,6 @@ class Tiny(nn.Module):
         return nn.Dense(self.num_classes, name="only")(x.mean(axis=(1, 2)))
 
 
-def options(**changes) -> argparse.Namespace:
-    values = {name: flag.get("default", False) for name, flag in launch.FLAGS.items()}
-    return argparse.Namespace(**values | {"model": ["logistic"], "repeats": 1} | changes)
-
-
 def make(mode: str, **changes) -> jobs.Workload:
     job = jobs.Job(model="logistic", mode=mode, **SMALL | changes)
     return ours.make(job, jobs.make_data(job))
@@ -43,14 +39,14 @@ def trained(workload: jobs.Workload, steps: int) -> np.ndarray:
 
 
 def test_all_modes_train_on_the_same_batches_to_the_same_parameters():
-    expected = trained(make(ours.MANY), 7)
+    expected = trained(make(jobs.MANY), 7)
     assert np.ptp(expected) > 0
-    for mode in (ours.ONE, ours.HOST):
+    for mode in (jobs.ONE, jobs.HOST):
         np.testing.assert_allclose(trained(make(mode), 7), expected, rtol=0, atol=1e-6)
 
 
 def test_one_dispatch_a_step_copies_nothing_to_the_device():
-    workload = make(ours.ONE)
+    workload = make(jobs.ONE)
     state = workload.train(workload.state, 2)
     with jax.transfer_guard_host_to_device("disallow"):
         jax.block_until_ready(workload.train(state, 7))
@@ -61,31 +57,37 @@ def test_on_an_accelerator_a_call_has_no_more_steps_at_a_small_batch(batch_size,
     for module in (ours, trainer):
         monkeypatch.setattr(module, "dynamic_loop_bound", lambda device: False)
     changes = {"train_size": 60_000, "what": ("eval",)}  # nothing is compiled
-    assert make(ours.MANY, batch_size=batch_size, **changes).unit == unit
+    assert make(jobs.MANY, batch_size=batch_size, **changes).unit == unit
 
 
 def test_a_planted_slow_down_does_a_tenth_of_the_steps_twice():
-    workload = make(ours.MANY, slow_down=0.1, train_size=10_000)
+    workload = make(jobs.MANY, slow_down=0.1, train_size=10_000)
     assert workload.unit == 10
     assert int(workload.train(workload.state, 50).step) == 55
 
 
 def test_seeds_train_as_many_networks():
-    workload = make(ours.MANY, seeds=3)
+    workload = make(jobs.MANY, seeds=3)
     state = workload.train(workload.state, 2)
     assert state.params["logits"]["kernel"].shape == (3, 784, 10)
 
 
-def test_a_network_of_a_fork_is_measured(monkeypatch, tmp_path, capsys):
+def test_a_network_of_a_fork_is_measured_and_a_case_that_fails_is_excluded(monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", Tiny)
-    file = tmp_path / "step.json"
-    step.measure(options(model=["tiny"], mode=["many", "one"], what=["train"], output=file))
-    many, one = results.read(file).benchmarks
+    given = launch.DEFAULTS | {"model": ["tiny"], "repeats": 1, "what": ["train"]}
+    cases = step.jobs_of(argparse.Namespace(**given))
+    cases = [dataclasses.replace(job, **SMALL) for job in cases]
+    cases.insert(1, dataclasses.replace(cases[0], devices=99))
+    found = results.parse(ours.run([dataclasses.asdict(job) for job in cases]))
+    many, one = found.benchmarks
     assert (many.model, many.details["params_bytes"]) == ("tiny", 4 * 20)
     assert many.details["compiled"] in ("afresh", "from the cache")
     # The process's peak of memory is that of its first case alone.
-    assert many.details["peak_bytes"] > 1e8 and one.details["peak_bytes"] is None
-    assert "| train_step | tiny" in capsys.readouterr().out
+    assert many.details["peak_bytes"] > 1e8 and "peak_bytes" not in one.details
+    [(name, why)] = found.context["excluded"].items()
+    assert "99 devices" in name and "devices is 99" in why
+    times, memory, *_ = step.report(found)
+    assert "| train_step | tiny" in times and "| tiny" in memory
 
 
 @pytest.mark.campaign
@@ -93,7 +95,8 @@ def test_launches_are_processes_and_a_trace_counts_the_kernels(tmp_path, monkeyp
     file = tmp_path / "step.json"
     words = f"--model logistic --mode many --repeats=1 --launches=2 --trace --output={file}"
     monkeypatch.setattr("sys.argv", ["step", *words.split()])
-    assert launch.main("", step.measure, step.FLAGS) == 0
+    flags = f"{launch.CASES} mode launches trace"
+    assert launch.main("", step.measure, flags, step.report) == 0
     found = results.read(file)
     assert [b.details["launch"] for b in found.benchmarks] == [0, 0, 1, 1]
     [row] = found.tables["trace"]

@@ -31,7 +31,7 @@ class Device:
         self.now_s += self.pending_s
         self.pending_s = 0.0
 
-    def measure(self, **options) -> timing.Timing:
+    def measure(self, **options) -> dict:
         clock = lambda: self.now_s  # noqa: E731
         return timing.measure(self.call, ["alive"], sync=self.sync, clock=clock, **options)[0]
 
@@ -39,8 +39,11 @@ class Device:
 def test_compilation_stays_in_the_warm_up():
     device = Device(5.0, 0.02)
     times = device.measure(samples=4)
-    assert times.warmup_s == pytest.approx([5.0, 0.02, 0.02])
-    assert (times.samples_s, times.steps_per_sample) == (pytest.approx([0.02] * 4), 1)
+    assert times["warmup_s"] == pytest.approx([5.0, 0.02, 0.02])
+    assert (times["samples_s"], times["details"]["steps_per_sample"]) == (
+        pytest.approx([0.02] * 4),
+        1,
+    )
     assert not any(device.collecting[-4:]) and gc.isenabled()
 
 
@@ -48,8 +51,8 @@ def test_calls_are_multiples_of_the_unit_and_lengths_are_compiled_in_the_warm_up
     device = Device(2e-4, compiles_s=5.0)
     times = device.measure(samples=3, unit=30)
     assert all(steps % 30 == 0 for steps in device.calls)
-    assert times.steps_per_sample * 2e-4 >= 0.01
-    assert times.samples_s == pytest.approx([2e-4] * 3)
+    assert times["details"]["steps_per_sample"] * 2e-4 >= 0.01
+    assert times["samples_s"] == pytest.approx([2e-4] * 3)
 
 
 @pytest.mark.parametrize(
@@ -62,21 +65,16 @@ def test_calls_are_multiples_of_the_unit_and_lengths_are_compiled_in_the_warm_up
 )
 def test_the_length_of_the_warm_up(step_times_s, options, warmed_s):
     times = Device(*step_times_s).measure(samples=1, **options)
-    assert warmed_s[0] <= sum(times.warmup_s[1:]) <= warmed_s[1]
-
-
-def test_samples_that_became_too_short_join_the_warm_up():
-    times = Device(*[0.05] * 4, 1e-4).measure(samples=3)
-    assert times.warmup_s[:4] == pytest.approx([0.05] * 4)
-    assert times.samples_s == pytest.approx([1e-4] * 3)
-    assert times.steps_per_sample * 1e-4 >= 0.01
+    assert warmed_s[0] <= sum(times["warmup_s"][1:]) <= warmed_s[1]
 
 
 def test_every_sample_is_kept_and_the_budget_ends_them():
     outlier = [0.02, 3.0, 0.02, 0.02]
-    assert Device(1.0, 0.02, 0.02, *outlier).measure(samples=4).samples_s == pytest.approx(outlier)
-    for options, count in (({}, 9), ({"budget_s": 1.0}, 2), ({"budget_s": 0, "min_samples": 5}, 5)):
-        assert len(Device(1.0, 0.5).measure(samples=9, **options).samples_s) == count
+    assert Device(1.0, 0.02, 0.02, *outlier).measure(samples=4)["samples_s"] == pytest.approx(
+        outlier
+    )
+    for options, count in (({}, 9), ({"budget_s": 1.0}, 2), ({"budget_s": 0.0}, 1)):
+        assert len(Device(1.0, 0.5).measure(samples=9, **options)["samples_s"]) == count
 
 
 def test_the_estimate_is_the_least_on_a_cpu_and_the_median_elsewhere():
@@ -99,23 +97,9 @@ def test_warnings_quote_their_numbers(samples, words):
     assert summary.median_s == pytest.approx(np.median(samples))
 
 
-def test_the_interval_covers_the_median_as_often_as_it_claims():
-    rng = np.random.default_rng(1)
-    hits = 0
-    for _ in range(400):
-        low, high = timing.interval95(rng.exponential(1.0, 9).tolist()) or (0, 0)
-        hits += low <= np.log(2) <= high
-    assert hits >= 0.93 * 400
-    assert timing.interval95([1.0] * 5) is None
-
-
 @pytest.mark.parametrize(
     ("values", "count"),
     [([1, 1.1, 2, 2.1, 2.05], 2), ([1, 1.1, 1.2, 1.3, 1.4], 1), ([1, 1, 1, 1, 5], 1), ([1], 1)],
 )
 def test_two_speeds_are_told_apart(values, count):
     assert len(timing.modes(values)) == count
-
-
-def test_ratios_are_taken_within_rounds():
-    assert timing.paired_ratio([1, 10, 100], [2, 10, 400]) == (0.5, 0.25, 1.0)
