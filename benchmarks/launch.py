@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import results
+from benchmarks import results, timing
 from benchmarks.results import Recorder, Results, say
 from benchmarks.workers.job import HOST, MANY, ONE, Job
 from mnist_jax.config import PRESETS
@@ -112,19 +112,27 @@ def measure(
     else:
         found = results.parse(json.loads(out.splitlines()[-1]))
         recorder.take_in(found, prefix, **(details or {}))
+        for b in found.benchmarks:
+            seconds = timing.estimate(b.samples_s, recorder.found.platform)
+            say(f"{b.case}: {1e3 * seconds:.4g} ms {timing.warning(b.samples_s)}")
+        for name, why in found.context.get("excluded", {}).items():
+            say(f"excluded: {name}: {why}")
     recorder.write()
 
 
 def measure_jobs(
     recorder: Recorder,
     jobs: Sequence[Job],
-    function: str = "benchmarks.workers.ours:run",
+    make: str = "",
     **options: Any,
 ) -> None:
-    """Does jobs in one process, in this order, as `measure` with these options."""
-    cases = [dataclasses.asdict(job) for job in jobs]
+    """Does jobs in one process, in this order: this project's, or what `make` makes of them."""
+    options["cases"] = [dataclasses.asdict(job) for job in jobs]
     what = "; ".join(job.name for job in jobs)
-    measure(recorder, function, what, cases=cases, **options)
+    if make:
+        measure(recorder, "benchmarks.workers.job:run_all", what, make=make, **options)
+    else:
+        measure(recorder, "benchmarks.workers.ours:run", what, **options)
 
 
 def shared_cache(folder: str | Path) -> dict[str, str]:
@@ -199,6 +207,7 @@ def _several(help: str, default: Any = None, type: Any = None, **more: Any) -> d
 
 MODES = {"many": MANY, "one": ONE, "host": HOST, "seeds": MANY}
 TIMED, PLATFORMS = ("train", "eval"), ("auto", "cpu", "gpu", "tpu")
+PARTS = ("step", "peers", "roofline", "sweep", "time_to_accuracy", "seeds", "ledger", "lowering")
 PRECISIONS, FRAMEWORKS = ("float32", "tf32", "bfloat16"), ("flax", "pytorch", "keras")
 FLAGS: dict[str, dict[str, Any]] = {
     "output": _one("result file in JSON, or the suite's folder", type=Path),
@@ -222,7 +231,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "modes": _several("only these modes of the peers; None: all"),
     "peers_python": _one("interpreter that has the peers", Path(sys.executable), Path),
     "budget_minutes": _one("time for all parts; None: 4 on a CPU, 9 elsewhere", None, float),
-    "only": _several("parts to measure; None: all"),
+    "only": _several("parts to measure; None: all", choices=PARTS),
     "files": {"nargs": "*", "metavar": "FILE", "help": "two result files or cards, A and B"},
     "run": {"nargs": 2, "metavar": "COMMAND", "help": "two commands that measure"},
     "threshold": _one("share by which B may be slower", 0.02, float),

@@ -23,17 +23,17 @@ from mnist_jax.errors import UsageError
 
 PREFIX = "peers_"
 TRAIN = PREFIX + jobs.TRAIN
-WORKERS = {"mnist_jax": "ours", "flax": "plain_flax", "pytorch": "pytorch", "keras": "tf_keras"}
+WORKERS = {
+    "mnist_jax": "",
+    "flax": "benchmarks.workers.plain_flax:make",
+    "pytorch": "benchmarks.workers.pytorch:make",
+    "keras": "benchmarks.workers.tf_keras:make",
+}
 OURS = "mnist_jax", jobs.MANY
-MODES = [
-    OURS,
-    ("mnist_jax", jobs.ONE),
-    ("flax", jobs.ONE),
-    *(("pytorch", mode) for mode in (jobs.EAGER, jobs.COMPILED)),
-]
+MODES = [OURS, ("mnist_jax", jobs.ONE), ("flax", jobs.ONE)]
+MODES += [("pytorch", mode) for mode in (jobs.EAGER, jobs.COMPILED)]
 KERAS = [("keras", mode) for mode in (jobs.FIT, jobs.EPOCH, jobs.FIT_JIT, jobs.EPOCH_JIT)]
 GRAPHS = [("pytorch", mode) for mode in (jobs.GRAPH, jobs.COMPILED_GRAPH)]
-JAX_ON_CPU = {"JAX_PLATFORMS": "cpu"}
 BUSY = 0.5  # a load per core above this, when starting, brings a warning
 
 
@@ -60,18 +60,19 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
         for framework, mode in [*wanted[shift:], *wanted[:shift]]:
             job = jobs.Job(model=model, framework=framework, mode=mode, **case)
             if model == "cnn" and platform == "cpu":  # a step lasts 0.1 s or more
-                job = dataclasses.replace(job, min_sample_s=0.3, warmup_s=(0.5, 5.0))
+                job = dataclasses.replace(job, min_sample_s=0.2, warmup_s=(0.5, 5.0))
             if job.name in recorder.found.context["excluded"]:
                 continue
-            function = f"benchmarks.workers.{WORKERS[framework]}:run"
-            process: dict[str, Any] = {
-                "prefix": PREFIX,
-                "variables": JAX_ON_CPU if platform == "cpu" else {},
-            }
-            if framework in ("pytorch", "keras"):
-                process["python"] = options.peers_python
-            process["details"] = {"round": number}
-            launch.measure_jobs(recorder, [job], function, **process)
+            own = framework in ("mnist_jax", "flax")
+            launch.measure_jobs(
+                recorder,
+                [job],
+                WORKERS[framework],
+                prefix=PREFIX,
+                python=sys.executable if own else options.peers_python,
+                variables={"JAX_PLATFORMS": "cpu"} if platform == "cpu" else {},
+                details={"round": number},
+            )
 
 
 def ratios(found: Results, model: str) -> dict[tuple[str, str], tuple[float, ...]]:

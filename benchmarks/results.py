@@ -43,11 +43,6 @@ class Benchmark:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def summary(self) -> timing.Summary:
-        """Median, spread and warnings of the samples."""
-        return timing.summarize(self.samples_s)
-
-    @property
     def case(self) -> str:
         """What was measured, in words. Launches of the same differ in their details only."""
         framework = "" if self.framework == "mnist_jax" else self.framework
@@ -104,7 +99,10 @@ class Results(NamedTuple):
 
 def write(path: Path, found: Results) -> None:
     """Writes `path`, whole or not at all; adds the UTC time to the context."""
-    entries = [dataclasses.asdict(b) | {"median_s": b.summary.median_s} for b in found.benchmarks]
+    entries = [
+        dataclasses.asdict(b) | {"median_s": float(np.median(b.samples_s))}
+        for b in found.benchmarks
+    ]
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     content = {"version": VERSION, "context": {**found.context, "date": now}}
     text = json.dumps(content | {"benchmarks": entries, "tables": found.tables}, indent=1)
@@ -208,21 +206,17 @@ class Recorder:
         self.found.tables.setdefault(table, []).append(values)
 
     def take_in(self, found: Results, prefix: str = "", **details: Any) -> None:
-        """Adds and prints other findings, each benchmark and row with these details.
+        """Adds other findings, each benchmark and row with these details.
 
         By the prefix of the benchmarks' names a suite tells its parts apart.
         """
         for b in found.benchmarks:
-            b = dataclasses.replace(b, name=prefix + b.name, details=b.details | details)
-            self.found.benchmarks.append(b)
-            seconds = timing.estimate(b.samples_s, self.found.platform)
-            say(f"{b.case}: {1e3 * seconds:.4g} ms {b.summary.warning}")
+            named = {"name": prefix + b.name, "details": b.details | details}
+            self.found.benchmarks.append(dataclasses.replace(b, **named))
         for name, rows in found.tables.items():
             self.found.tables.setdefault(name, []).extend(row | details for row in rows)
-        excluded = self.found.context["excluded"]
+        excluded = self.found.context["excluded"] | found.context.get("excluded", {})
         self.found.context.update(found.context | {"excluded": excluded})
-        for what, why in found.context.get("excluded", {}).items():
-            self.exclude(what, why)
 
     def exclude(self, what: str, why: str) -> None:
         """Notes what could not be measured."""

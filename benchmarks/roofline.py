@@ -2,17 +2,15 @@
 
     python -m benchmarks.roofline --output FILE
 
-The roof is measured: products of square matrices of several sizes, and reading and writing arrays
-of several sizes; of each the best sample counts, for a roof is what the device can sustain. A step
-takes at least its operations at the one rate and at least its bytes at the other (at the array size
-nearest to its bytes); the larger is its limit.
+The roof is measured: products of square matrices and copies of arrays, of several sizes; of each
+the best sample counts. A step takes at least its operations at the one rate and at least its bytes
+at the other (at the array size nearest to its bytes); the larger is its limit.
 
 Operations, two for a multiplication with its addition: each layer's product forward, for the
 kernel's gradient and, except in the first layer, for its input's. On a CPU a 3×3 convolution counts
 as Winograd multiplies it and, apart, by its definition. Bytes: every layer's output and its
-gradient written and read once; parameters read, their gradients written; for the update gradients
-read, parameters and Adam's two moments read and written. Transforms, sums and repeated reading are
-not in the limit. A layer's time is its share of the kernels' time in a trace of the real step.
+gradient written and read once; parameters, gradients and Adam's two moments. A layer's time is its
+share of the kernels' time in a trace of the real step.
 """
 
 import argparse
@@ -25,6 +23,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from benchmarks import launch, results, step, timing
@@ -161,7 +160,7 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     samples = max(FEWEST, options.repeats)
     launch.measure(recorder, "benchmarks.roofline:run", "roof", samples=samples, **given)
     found = recorder.found
-    for row in found.tables.get("trace", []):
+    for row in found.tables.get("trace", []) if found.cases(PRODUCT) else ():
         fields = {name: row[name] for name in ("model", "batch_size", "precision")}
         [case] = found.cases(PREFIX + step.TRAIN, **fields)
         recorder.row("roofline", **account(case, found, row["layer_shares"]))
@@ -201,10 +200,11 @@ def report(found: Results) -> list[str]:
     rows, parts = [], []
     for b in (b for b in found.benchmarks if not b.model):
         unit = "GFLOP/s" if b.name == PRODUCT else "GB/s"
-        rates = (b.details["amount"] / s / 1e9 for s in (min(b.samples_s), b.summary.median_s))
+        times_s = min(b.samples_s), np.median(b.samples_s)
+        rates = (b.details["amount"] / s / 1e9 for s in times_s)
         best, middle = (f"{rate:,.4g}" for rate in rates)
         rows.append([b.name, b.mode, b.precision, str(len(b.samples_s)), best, middle, unit])
-        if (spread := b.summary.iqr_s / b.summary.median_s) > SPREAD:
+        if (spread := timing.spread(b.samples_s)) > SPREAD:
             parts.append(
                 f"warning: half of the {len(b.samples_s)} samples of {b.name} {b.mode} span "
                 f"{spread:.0%} of the median; other work disturbs it, or the clock changes"

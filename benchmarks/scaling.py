@@ -9,7 +9,6 @@ The sum over the devices alone is of arrays like the gradients. On the virtual d
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,6 @@ from jax.sharding import PartitionSpec
 from benchmarks import launch, results, step, timing
 from benchmarks.results import Recorder, Results
 from benchmarks.workers import job as jobs
-from mnist_jax.errors import DeviceError
 from mnist_jax.models import MODELS, param_shapes
 from mnist_jax.parallel import mesh as meshes
 
@@ -58,34 +56,20 @@ def sum_alone(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     return jobs.Workload(state=start, train=train, sync=jax.block_until_ready, unit=SUMS_A_CALL)
 
 
-def run_sums(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Times `sum_alone` for each job."""
-    return jobs.run_all(cases, sum_alone)
-
-
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
-    """Measures every case.
-
-    Raises:
-        DeviceError: there are too few devices.
-    """
-    most, options.mode, options.what = recorder.found.context["devices"], ["many"], ["train"]
-    counts = options.devices or [2**i for i in range(1, most.bit_length())] or [2]
-    if max(counts) > most:
-        raise DeviceError(
-            f"{max(counts)} devices are needed; JAX finds {most}; on a CPU set "
-            f"JAX_NUM_CPU_DEVICES={max(8, *counts)} in the environment"
-        )
+    """Measures every case on one device and on more."""
+    options.mode, options.what, most = ["many"], ["train"], recorder.found.context["devices"]
+    counts = options.devices or [2**i for i in range(1, most.bit_length())]
     for job in step.jobs_of(options):
         for count in sorted({1, *counts}):
             divided = replace(job, devices=count)
-            details = {"devices": count, "base": job.batch_size}
-            launch.measure_jobs(recorder, [divided], prefix=STRONG, details=details)
+            whole = replace(divided, batch_size=count * job.batch_size)
+            own: dict[str, Any] = {"details": {"devices": count, "base": job.batch_size}}
+            launch.measure_jobs(recorder, [divided], prefix=STRONG, **own)
             if count > 1:
-                whole = replace(divided, batch_size=count * job.batch_size)
-                launch.measure_jobs(recorder, [whole], prefix=WEAK, details=details)
-                sums = "benchmarks.scaling:run_sums"
-                launch.measure_jobs(recorder, [divided], sums, prefix=SUM, details=details)
+                launch.measure_jobs(recorder, [whole], prefix=WEAK, **own)
+                sums = "benchmarks.scaling:sum_alone"
+                launch.measure_jobs(recorder, [divided], sums, prefix=SUM, **own)
 
 
 def report(found: Results) -> list[str]:

@@ -24,7 +24,7 @@ from benchmarks.results import Case, Recorder, Results
 from benchmarks.workers.job import EVALUATION, TRAIN, Job
 
 SEEDS = 16
-MEMORY = ("params", "optimizer", "temporaries", "program", "peak")
+MEMORY = ("params", "optimizer", "temporaries", "program")
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
@@ -56,7 +56,7 @@ def _times(case: Case) -> list[str]:
     b, n = case.first, len(case.launches_s)
     speeds = timing.modes(case.launches_s if n > 1 else b.samples_s)
     notes = [" or ".join(f"{1e3 * s:.4g}" for s in speeds)] * (len(speeds) > 1)
-    notes += [b.summary.warning.partition(":")[0]] if n == 1 else []
+    notes += [timing.warning(b.samples_s).partition(":")[0]] if n == 1 else []
     networks = int(b.mode.split()[0]) if b.mode[:1].isdecimal() else 1
     images = networks * b.batch_size if b.name == TRAIN else Job.test_size
     names = [b.name, b.model, str(b.batch_size), b.precision, b.mode, f"{n} × {len(b.samples_s)}"]

@@ -8,7 +8,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -98,26 +98,22 @@ def estimate(samples_s: Sequence[float], platform: str) -> float:
     return float(min(samples_s) if platform == "cpu" else np.median(samples_s))
 
 
-class Summary(NamedTuple):
-    """Median and interquartile range, and why not to trust the samples; "" if nothing says so."""
-
-    median_s: float
-    iqr_s: float
-    warning: str
-
-
-def summarize(samples_s: Sequence[float]) -> Summary:
-    """Median, spread and warnings of one or more samples."""
+def spread(samples_s: Sequence[float]) -> float:
+    """The interquartile range divided by the median."""
     low, median, high = np.quantile(samples_s, (0.25, 0.5, 0.75))
-    warnings, n = [], len(samples_s)
-    if high - low > UNSTABLE * median:
-        share = f"{(high - low) / median:.0%} of the median"
-        warnings.append(f"unstable: half of {n} samples span {low:.3g} to {high:.3g} s, {share}")
+    return float((high - low) / median)
+
+
+def warning(samples_s: Sequence[float]) -> str:
+    """Why not to trust the samples, with numbers; empty if nothing says so."""
+    found, n = [], len(samples_s)
+    if (share := spread(samples_s)) > UNSTABLE:
+        found.append(f"unstable: half of {n} samples span {share:.0%} of the median")
     if n >= FEWEST_FOR_DRIFT:
         change = np.median(samples_s[n // 2 :]) / np.median(samples_s[: n // 2]) - 1
         if abs(change) > DRIFT:
-            warnings.append(f"drift: the second half is {change:+.0%} from the first")
-    return Summary(float(median), float(high - low), "; ".join(warnings))
+            found.append(f"drift: the second half is {change:+.0%} from the first")
+    return "; ".join(found)
 
 
 def modes(values: Sequence[float]) -> list[float]:

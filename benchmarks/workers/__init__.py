@@ -6,14 +6,17 @@ This file imports the standard library only: the interpreter of a peer may lack 
 import importlib
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The function `module:function`."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def serve() -> None:
-    """Calls a function for `benchmarks.launch.ask`; the last line on stdout is its answer in JSON.
-
-    The command line holds `module:function` and its keyword arguments in JSON.
-    """
+    """Calls the function on the command line with keyword arguments in JSON; prints its answer."""
     name, arguments = sys.argv[1:]
-    module, _, function = name.partition(":")
-    answer = getattr(importlib.import_module(module), function)(**json.loads(arguments))
-    print(json.dumps(answer), flush=True)
+    print(json.dumps(load(name)(**json.loads(arguments))), flush=True)

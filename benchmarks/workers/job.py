@@ -15,12 +15,12 @@ Needs NumPy and nothing else, so that it runs in every framework's interpreter.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import timing
+from benchmarks.workers import load
 
 TRAIN, EVALUATION = "train_step", "evaluation"
 NUM_CLASSES = 10
@@ -106,13 +106,6 @@ def make_data(job: Job) -> Data:
     )
 
 
-def peak_rss_bytes() -> int | None:
-    """The most memory this process ever had resident, imports and data included; on Linux."""
-    status = Path("/proc/self/status")  # `ru_maxrss` would be the parent's where that is larger
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(x.split()[1]) * 1024 for x in lines if x.startswith("VmHWM")), None)
-
-
 @dataclasses.dataclass(kw_only=True)
 class Workload:
     """What a framework's worker makes of a job."""
@@ -125,7 +118,6 @@ class Workload:
     min_sample_s: float = 0.0  # least time in a sample, if more than the job's
     context: dict[str, Any] = dataclasses.field(default_factory=dict)  # such as versions
     details: dict[str, Any] = dataclasses.field(default_factory=dict)  # recorded with the step
-    peak_bytes: Callable[[], int | None] = peak_rss_bytes
     trace: Callable[[Any], dict[str, Any]] | None = None  # state → what a step consists of
 
 
@@ -140,9 +132,7 @@ def run(job: Job, make: Callable[[Job, Data], Workload], found: dict[str, Any]) 
     if "train" in job.what:
         own = {"sync": workload.sync, "unit": workload.unit}
         times, state = timing.measure(workload.train, state, **own, **limits)
-        # The peak of memory is the process's: it says nothing of its later jobs.
-        peak = {} if found["benchmarks"] else {"peak_bytes": workload.peak_bytes()}
-        details = times.pop("details") | workload.details | peak
+        details = times.pop("details") | workload.details
         found["benchmarks"].append({"name": TRAIN, **case, **times, "details": details})
     if "eval" in job.what and (evaluate := workload.evaluate):
 
@@ -157,9 +147,10 @@ def run(job: Job, make: Callable[[Job, Data], Workload], found: dict[str, Any]) 
 
 
 def run_all(
-    cases: Sequence[dict[str, Any]], make: Callable[[Job, Data], Workload]
+    cases: Sequence[dict[str, Any]], make: str | Callable[[Job, Data], Workload]
 ) -> dict[str, Any]:
     """Does the jobs of these fields one after the other; returns the content of a result file."""
+    make = load(make) if isinstance(make, str) else make
     found: dict[str, Any] = {"context": {"excluded": {}}, "benchmarks": [], "tables": {}}
     for job in (Job(**fields) for fields in cases):
         try:

@@ -154,10 +154,6 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
         names = trace.layers_of(program.as_text(), [layer.name for layer in layers(model)])
         return trace.of_steps(many, state, trace.STEPS_ON_CPU if dynamic else unit, names, dump)
 
-    def peak_bytes() -> int | None:
-        stats = device.memory_stats() if device.platform != "cpu" else None
-        return stats["peak_bytes_in_use"] if stats else jobs.peak_rss_bytes()
-
     train = {jobs.MANY: many, jobs.ONE: one, jobs.HOST: host}[job.mode]
     return jobs.Workload(
         state=state,
@@ -166,7 +162,6 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
         evaluate=evaluate,
         unit=unit,
         details=details,
-        peak_bytes=peak_bytes,
         trace=traced,
     )
 

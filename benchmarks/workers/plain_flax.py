@@ -4,7 +4,6 @@ Batches are taken on the host from float32 arrays; calls are queued, and a sampl
 last of them.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -75,8 +74,3 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
         return state
 
     return jobs.Workload(state=start, train=train, sync=jax.block_until_ready)
-
-
-def run(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Does the jobs."""
-    return jobs.run_all(cases, make)

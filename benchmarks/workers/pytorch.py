@@ -5,7 +5,7 @@ The graph modes replay gather, forward, backward and update from static buffers,
 replay, so the host issues nothing else. On a CPU there are no graphs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
@@ -123,8 +123,3 @@ def capture(step: Callable[[Any], None], order: Any, size: int, batches: int) ->
             graph.replay()
 
     return train
-
-
-def run(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Does the jobs."""
-    return jobs.run_all(cases, make)

@@ -6,8 +6,6 @@ A sample is one `fit`, long enough for what each call of it costs (0.1 s).
 """
 
 import os
-from collections.abc import Sequence
-from typing import Any
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -64,8 +62,3 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     slow = job.model == "cnn"  # its samples are parts of an epoch
     unit, least_s = (1, MIN_CNN_SAMPLE_S) if slow else (epoch, MIN_SAMPLE_S)
     return jobs.Workload(train=train, context=context, unit=unit, min_sample_s=least_s)
-
-
-def run(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Does the jobs."""
-    return jobs.run_all(cases, make)

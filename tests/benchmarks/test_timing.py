@@ -2,7 +2,6 @@
 
 import gc
 
-import numpy as np
 import pytest
 
 from benchmarks import timing
@@ -87,14 +86,12 @@ def test_the_estimate_is_the_least_on_a_cpu_and_the_median_elsewhere():
     ("samples", "words"),
     [
         ([1.0, 1.01, 0.99, 1.0, 1.02, 50.0], []),
-        ([1.0, 2.0, 3.0], ["unstable: half of 3 samples span 1.5 to 2.5 s, 50% of the median"]),
+        ([1.0, 2.0, 3.0], ["unstable: half of 3 samples span 50% of the median"]),
         ([1.0] * 5 + [1.07] * 5, ["drift: the second half is +7% from the first"]),
     ],
 )
 def test_warnings_quote_their_numbers(samples, words):
-    summary = timing.summarize(samples)
-    assert summary.warning == "; ".join(words)
-    assert summary.median_s == pytest.approx(np.median(samples))
+    assert timing.warning(samples) == "; ".join(words)
 
 
 @pytest.mark.parametrize(
