@@ -18,16 +18,7 @@ TITLES = {
     "lowering": "Other platforms",
 }
 VERSIONS = ("python", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras", "tensorflow")
-ENVIRONMENT = (
-    "command",
-    "date",
-    "dataset",
-    "cpu_family_model",
-    "instruction_set",
-    "load",
-    "driver",
-)
-ENVIRONMENT += ("plugins", "gpu", "variables")
+ENVIRONMENT = "command date dataset cpu_family_model instruction_set load driver plugins gpu"
 METHOD = """\
 - The clock of a step holds taking the batch, forward, backward and update; imports, making the
   data and compilation are outside. A sample lasts 0.1 s and ends when all outputs exist.
@@ -119,5 +110,9 @@ def markdown(found: Results, reports: Mapping[str, Sequence[str]]) -> str:
         lines += ["", "## Excluded", ""]
         lines += [f"- {what}: {why}" for what, why in context["excluded"].items()]
     lines += ["", "## Environment", ""]
-    lines += [f"- {name}: {context[name]}" for name in ENVIRONMENT if context.get(name)]
+    lines += [
+        f"- {name}: {context[name]}"
+        for name in [*ENVIRONMENT.split(), "variables"]
+        if context.get(name)
+    ]
     return "\n".join(lines) + "\n"

@@ -49,8 +49,8 @@ def sum_alone(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     start = jax.device_put(start, meshes.sharded(mesh))
 
     def train(state: Any, count: int) -> Any:
-        for _ in range(count // SUMS_A_CALL):
-            state = program(state)
+        for _ in range(count // SUMS_A_CALL):  # calls in flight block each other on one CPU
+            state = jax.block_until_ready(program(state))
         return state
 
     return jobs.Workload(state=start, train=train, sync=jax.block_until_ready, unit=SUMS_A_CALL)

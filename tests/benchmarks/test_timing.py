@@ -39,10 +39,8 @@ def test_compilation_stays_in_the_warm_up():
     device = Device(5.0, 0.02)
     times = device.measure(samples=4)
     assert times["warmup_s"] == pytest.approx([5.0, 0.02, 0.02])
-    assert (times["samples_s"], times["details"]["steps_per_sample"]) == (
-        pytest.approx([0.02] * 4),
-        1,
-    )
+    assert times["samples_s"] == pytest.approx([0.02] * 4)
+    assert times["details"]["steps_per_sample"] == 1
     assert not any(device.collecting[-4:]) and gc.isenabled()
 
 
