@@ -242,11 +242,9 @@ def _normalize(ink: np.ndarray, own: np.ndarray) -> np.ndarray:
 
     def resample(picture: np.ndarray, method: Resampling) -> np.ndarray:
         square = Image.fromarray(picture.astype(np.float32)).crop((x, y, x + side, y + side))
-        if widen:
-            wider = scipy.ndimage.maximum_filter(np.asarray(square), 2 * widen + 1)
-            square = Image.fromarray(wider)
+        square = scipy.ndimage.maximum_filter(np.asarray(square), 2 * widen + 1)
         window = (left, top, left + length, top + length)
-        return np.asarray(square.resize((SIZE, SIZE), method, window))
+        return np.asarray(Image.fromarray(square).resize((SIZE, SIZE), method, window))
 
     near = scipy.ndimage.binary_dilation(resample(own, Resampling.BOX) > 0.01, np.ones((3, 3)))
     image = np.where(near, resample(ink, Resampling.HAMMING), 0)
