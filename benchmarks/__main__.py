@@ -33,13 +33,8 @@ from benchmarks.results import Recorder, say
 from benchmarks.workers import job as jobs
 from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
 
-MODULES: dict[str, Any] = dict(
-    zip(
-        launch.PARTS,
-        (step, peers, roofline, sweep, time_to_accuracy, step, ledger, lowering),
-        strict=True,
-    )
-)
+PARTS = step, peers, roofline, sweep, time_to_accuracy, step, ledger, lowering
+MODULES: dict[str, Any] = dict(zip(launch.PARTS, PARTS, strict=True))
 SAME = ("platform", "device", "cpu", "git_commit", "jax")
 MINUTES_ON_CPU, MINUTES = 4.0, 9.0
 
