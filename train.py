@@ -8,6 +8,8 @@ if __name__ == "__main__":  # while JAX is imported, Ctrl-C ends the process wit
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 STARTED = time.perf_counter()
 
+import jax  # noqa: E402
+
 from mnist_jax import Config, cli, fit, reporting  # noqa: E402
 from mnist_jax.ops import malloc  # noqa: E402
 from mnist_jax.parallel import distributed, mesh  # noqa: E402
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> int:
             callbacks[-1].on_warning(warning)  # the console
         with catch_signals() as stop:
             fit(config, callbacks=callbacks, import_s=IMPORT_S, stop=stop)
-        distributed.shutdown()
+        jax.distributed.shutdown()
 
     status = cli.exit_status(train, debug="--debug" in argv)
     distributed.leave(status)

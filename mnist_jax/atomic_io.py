@@ -79,12 +79,10 @@ def read_bounded(path: Path, *, max_bytes: int) -> bytes:
         OSError: it cannot be read.
         IntegrityError: it is larger than `max_bytes`, or not a regular file.
     """
-    if path.exists() and not path.is_file():
-        raise IntegrityError(f"{path} is not a file")  # opening a pipe would block
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size > max_bytes:
-            raise IntegrityError(f"{path} is larger than {max_bytes} bytes")
-        return file.read()
+    size = path.stat().st_size
+    if size > max_bytes or not path.is_file():  # opening a pipe would block
+        raise IntegrityError(f"{path} is not a file of at most {max_bytes} bytes")
+    return path.read_bytes()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -69,9 +69,8 @@ def unknown_choice(what: str, got: object, choices: Iterable[str]) -> UsageError
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether XLA ran out of memory."""
-    messages = ("RESOURCE_EXHAUSTED", "Out of memory")  # XLA's, by platform
     is_xla = isinstance(error, jax.errors.JaxRuntimeError)
-    return is_xla and any(message in str(error) for message in messages)
+    return is_xla and any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
 
 
 def is_process_failure(error: BaseException) -> bool:

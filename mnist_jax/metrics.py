@@ -1,4 +1,4 @@
-"""Metrics as sums over examples, divided once at the end, never averages of averages."""
+"""Metrics as sums over examples, divided once at the end; the confusion matrix."""
 
 import dataclasses
 import math
@@ -51,6 +51,15 @@ class Metrics:
 
     def _mean(self, total: jax.Array) -> Any:
         return (np.asarray(total, np.float64) / np.maximum(self.count, 1)).tolist()
+
+
+def confusion_matrix(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """Confusion matrix, (classes, classes) int: a row per label, a column per predicted class.
+
+    The counts of several models, predicted: (models, images) int, are summed.
+    """
+    pairs = np.broadcast_to(label, predicted.shape) * classes + predicted
+    return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
 
 
 def finite_mask(row: Mapping[str, Any]) -> list[bool]:

@@ -202,7 +202,7 @@ class _Loop:
             self._epoch(min(epoch_steps, last_step - done))
             row = self.progress.rows[-1]
             # On an accelerator an epoch can be shorter than the write of a checkpoint.
-            may_save = distributed.on_primary(lambda row=row: self.run_dir.end_epoch(row))
+            may_save = distributed.on_primary(lambda: self.run_dir.end_epoch(self.progress.rows))
             if may_save or row["step"] == last_step:
                 self.save()
             self.notify("on_epoch_end", row)

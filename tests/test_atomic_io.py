@@ -30,7 +30,7 @@ def test_a_changed_file_is_detected(tmp_path, damage):
 def test_a_missing_digest_or_an_oversized_file_is_refused(tmp_path):
     path = tmp_path / "file"
     atomic_io.write_verified(path, b"hello")
-    with pytest.raises(IntegrityError, match="larger than 4"):
+    with pytest.raises(IntegrityError, match="at most 4 bytes"):
         atomic_io.read_bounded(path, max_bytes=4)
     atomic_io.digest_path(path).unlink()
     with pytest.raises(IntegrityError, match="no readable digest"):

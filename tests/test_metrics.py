@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax.metrics import NEVER, Metrics, finite_mask, finite_members, mean_over_members
+from mnist_jax.metrics import (
+    NEVER,
+    Metrics,
+    confusion_matrix,
+    finite_mask,
+    finite_members,
+    mean_over_members,
+)
 
 ROW = {"epoch": 1, "train/loss": [0.5, None, 0.3], "test/loss": [0.4, 0.1, None]}
 ROW |= {"test/accuracy": [0.9, 0.1, 0.8], "train_s": 2.0}
@@ -55,3 +62,8 @@ def test_a_single_network_is_one_member_and_none_has_no_mean():
 @pytest.mark.parametrize("correct", [1, 7, 59_999])
 def test_fractions_are_exact_in_float64(correct):
     assert sums(0, correct, 60_000).accuracy == correct / 60_000
+
+
+def test_confusion_of_two_models():
+    found = confusion_matrix(np.array([[0, 1, 1], [0, 0, 2]]), np.array([0, 1, 2]), 3)
+    assert found.tolist() == [[2, 0, 0], [1, 1, 0], [0, 1, 1]]

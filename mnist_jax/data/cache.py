@@ -35,11 +35,8 @@ def read(path: Path) -> tuple[Split, Split] | None:
 
 def write(path: Path, train: Split, test: Split) -> None:
     """Writes train and test to `path`, atomically."""
-    arrays = {
-        f"{split}/{field}": array
-        for split, fields in (("train", train), ("test", test))
-        for field, array in fields._asdict().items()
-    }
+    arrays = {"train/image": train.image, "train/label": train.label}
+    arrays |= {"test/image": test.image, "test/label": test.label}
     atomic_io.write_verified(path, safetensors.numpy.save(arrays))
 
 

@@ -40,31 +40,26 @@ class Source(NamedTuple):
         return hashlib.sha256("".join(self.files.values()).encode()).hexdigest()
 
 
-def _files(*sha256: str) -> dict[str, str]:
-    names = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
-    return dict(zip(names, sha256, strict=True))
-
-
 # URLs and SHA-256 are those of tensorflow-datasets.
 SOURCES: dict[str, Source] = {
     "mnist": Source(
         url="https://storage.googleapis.com/cvdf-datasets/mnist/",
-        files=_files(
-            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-        ),
+        files={
+            TRAIN_IMAGES: "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            TRAIN_LABELS: "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            TEST_IMAGES: "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            TEST_LABELS: "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
         class_names=tuple("0123456789"),
     ),
     "fashion_mnist": Source(
         url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        files=_files(
-            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-        ),
+        files={
+            TRAIN_IMAGES: "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            TRAIN_LABELS: "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            TEST_IMAGES: "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            TEST_LABELS: "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
         class_names=(
             *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
             *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -72,12 +67,12 @@ SOURCES: dict[str, Source] = {
     ),
     "kmnist": Source(
         url="http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
-        files=_files(
-            "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
-            "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
-            "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
-            "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
-        ),
+        files={
+            TRAIN_IMAGES: "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
+            TRAIN_LABELS: "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
+            TEST_IMAGES: "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
+            TEST_LABELS: "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+        },
         class_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     ),
 }
@@ -128,10 +123,7 @@ def download(name: str, folder: Path) -> None:
             response = requests.get(url, headers=headers, timeout=TIMEOUT_S)
             response.raise_for_status()
         except requests.RequestException as error:
-            cause: BaseException = error
-            while cause.__context__ is not None:  # requests and urllib3 wrap it several times
-                cause = cause.__context__
-            reason = getattr(cause, "strerror", None) or str(cause).partition(" for url")[0]
+            reason = getattr(error.args[0], "reason", error)  # of an error of urllib3
             raise UnreachableError(f"cannot download {url}: {reason}") from error
         atomic_io.write_atomically(folder / filename, response.content)
 

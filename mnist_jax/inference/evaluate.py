@@ -10,8 +10,9 @@ import scipy
 
 from mnist_jax.inference.flags import DataFlags, RunFolder, print_warnings
 from mnist_jax.inference.restore import Predictor, dataset_of, load_config, load_run
+from mnist_jax.metrics import confusion_matrix
 from mnist_jax.parallel import mesh
-from mnist_jax.runs.statistics import accuracy, confusion, percent, summarize
+from mnist_jax.runs.statistics import accuracy, percent, summarize
 
 
 def evaluate(
@@ -47,7 +48,7 @@ def evaluate(
     members = [{"seed": seed, **score(values)} for seed, values in pairs]
     # Of the logarithms: probabilities may underflow.
     log_mean = scipy.special.logsumexp(found.log_probabilities, axis=0) - np.log(len(members))
-    counts = confusion(log_mean.argmax(1), label, len(names))
+    counts = confusion_matrix(log_mean.argmax(1), label, len(names))
     return {
         "dataset": loaded.name,
         "trained_on": run.config.dataset,

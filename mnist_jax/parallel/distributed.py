@@ -84,7 +84,7 @@ def initialize(
 
 
 def leave(status: int) -> None:
-    """Exits at once where `shutdown` was not called, as after an error; otherwise returns.
+    """Exits at once if the processes are still connected, as after an error.
 
     Python's own exit would wait for processes that may not end, and JAX then aborts this one.
     """
@@ -94,11 +94,6 @@ def leave(status: int) -> None:
             # JAX aborts the others when process 0 ends: first let them report their own error.
             time.sleep(2 * is_primary())
         os._exit(status)
-
-
-def shutdown() -> None:
-    """Disconnects the processes, once all have called this; for the owner of the process."""
-    jax.distributed.shutdown()
 
 
 def is_primary() -> bool:

@@ -1,7 +1,6 @@
 """Devices: which ones run, at what precision, and how arrays are sharded over their mesh."""
 
 import contextlib
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mnist_jax.errors import DeviceError, UsageError
+from mnist_jax.errors import DeviceError, UsageError, first_line
 
 # 'highest' keeps all 24 bits of float32, also where the default is TF32 or, on TPU, bfloat16.
 MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
@@ -33,14 +33,10 @@ def select_device(platform: str) -> jax.Device:
     try:
         return jax.local_devices(backend=None if platform == "auto" else platform)[0]
     except (RuntimeError, AssertionError) as error:  # an assertion if no backend starts at all
-        found = "none"
-        with contextlib.suppress(RuntimeError, AssertionError):
-            found = ", ".join(sorted({device.platform for device in jax.devices()}))
-        variable = f" (JAX_PLATFORMS={names})" if (names := os.getenv("JAX_PLATFORMS")) else ""
-        missing = "device" if platform == "auto" else f"{platform} device"
         raise DeviceError(
-            f"no {missing}; JAX finds {found}{variable}; install JAX for it (the extras cuda12, "
-            "cuda13, tpu), or change --platform or JAX_PLATFORMS"
+            f"no device for --platform={platform} ({first_line(error) or 'JAX finds none'}); "
+            "install JAX for it (the extras cuda12, cuda13, tpu), or change --platform or "
+            "JAX_PLATFORMS"
         ) from error
 
 
@@ -76,16 +72,10 @@ def select_devices(first: jax.Device, count: int | Literal["all"] | None) -> lis
         return found if processes > 1 else [first]
     if count in ("all", len(found)):
         return found
-    if processes > 1:
+    if processes > 1 or count > len(found):
         raise DeviceError(
-            f"devices is {count}; {processes} processes use all of their {len(found)}; "
-            "leave --devices out"
-        )
-    if count > len(found):
-        more = "; JAX_NUM_CPU_DEVICES sets how many" if first.platform == "cpu" else ""
-        noun = f"{first.platform} device{'s' * (len(found) > 1)}"
-        raise DeviceError(
-            f"devices is {count}; JAX finds {len(found)} {noun}{more}; change --devices"
+            f"devices is {count}; JAX finds {len(found)} of {first.platform}; change --devices, "
+            "leave it out for several processes, or set JAX_NUM_CPU_DEVICES for a CPU"
         )
     return found[:count]
 
@@ -131,7 +121,6 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
 def to_host(tree: Any) -> Any:
     """As NumPy arrays in every process, which all must call this if there are several."""
-    from jax.experimental import multihost_utils
 
     def gather(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
@@ -159,13 +148,12 @@ def compute_dtype(precision: str, device: jax.Device) -> Dtype | None:
     Raises:
         UsageError: the device has no TF32.
     """
-    if precision == "tf32":  # in NVIDIA GPUs from compute capability 8.0 (Ampere) on
-        capability = getattr(device, "compute_capability", "") if device.platform == "gpu" else ""
-        if not re.match(r"([89]|\d\d)\.", capability):
-            raise UsageError(
-                f"precision is 'tf32', which this device ({device.device_kind}) does not have; "
-                "allowed here are bfloat16, float32; change --precision"
-            )
+    capability = getattr(device, "compute_capability", "")  # of NVIDIA GPUs; TF32 from 8.0 on
+    if precision == "tf32" and not re.match(r"([89]|\d\d)\.", capability):
+        raise UsageError(
+            f"precision is 'tf32', which this device ({device.device_kind}) does not have; "
+            "allowed here are bfloat16, float32; change --precision"
+        )
     return jnp.bfloat16 if precision == "bfloat16" else None
 
 

@@ -23,18 +23,11 @@ from mnist_jax.runs.run_dir import REPORT
 from mnist_jax.runs.statistics import percent, summary_text
 
 
-class PipeConsole(Console):
-    """A Console that raises when its reader closes the pipe; Rich's own exits with status 1."""
-
-    def on_broken_pipe(self) -> None:  # noqa: D102
-        raise BrokenPipeError
-
-
 class Display(Callback):
     """Prints a run as it happens; the last line is the accuracy."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or PipeConsole(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False, soft_wrap=True)
         columns = "{task.description}", BarColumn(bar_width=24), "{task.fields[text]}"
         hidden = not self.console.is_interactive
         self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)
@@ -65,7 +58,9 @@ class Display(Callback):
         print(f"device  {describe_devices(devices)}, {config.precision}")
         print(f"config  {describe_config(config)}")
         print(f"run     {workdir}")
-        self.console.print(layer_table(config.model, model))
+        with self.console.capture() as table:  # Rich would exit with status 1 on a closed pipe
+            self.console.print(layer_table(config.model, model))
+        print(table.get(), end="")
         if step:
             print(f"resumes after {step:,} steps")
         self.epochs = config.epochs

@@ -21,7 +21,7 @@ from mnist_jax.inference.compare import predict_all
 from mnist_jax.inference.evaluate import accuracy_text
 from mnist_jax.inference.flags import DataFlags, Runs
 from mnist_jax.inference.restore import LoadedRun, Prediction, dataset_of, load_run, load_runs
-from mnist_jax.metrics import finite_members, mean_over_members
+from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_members
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.parallel.mesh import enable_compilation_cache
 from mnist_jax.reporting import plots
@@ -206,10 +206,9 @@ def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFi
     """The confusion matrix over all members, and the most confident errors of their mean."""
     names, label, mean = dataset.class_names, dataset.test.label, prediction.mean
     members = len(prediction.seeds)
-    counts = statistics.confusion(prediction.log_probabilities.argmax(2), label, len(names))
-    errors = f"{counts.sum() - counts.trace():,} errors"
-    errors += f" of {members} networks" if members > 1 else ""
-    caption = f"Test images by true and predicted class: {errors}."
+    counts = confusion_matrix(prediction.log_probabilities.argmax(2), label, len(names))
+    errors, networks = counts.sum() - counts.trace(), f" of {members} networks" * (members > 1)
+    caption = f"Test images by true and predicted class: {errors:,} errors{networks}."
     matrix = plots.confusion_matrix(counts, names)
     figures = [ReportFigure("confusion", "Confusion matrix", matrix, caption)]
     places = statistics.most_confident_errors(mean, label, ERRORS)

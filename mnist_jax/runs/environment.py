@@ -32,7 +32,7 @@ def describe(device: jax.Device) -> dict[str, Any]:
         "device": device.device_kind,
         "devices": jax.local_device_count(device.platform),
         "processes": jax.process_count(),
-        "driver": _driver(device),
+        "driver": device.client.platform_version,
         "cpu": cpu.get("model name", platform.processor()),
         "cpu_family_model": f"{cpu.get('cpu family', '?')}/{cpu.get('model', '?')}",
         "instruction_set": next((name for flag, name in VECTORS.items() if flag in flags), None),
@@ -53,15 +53,6 @@ def _variables() -> dict[str, str]:
     return found
 
 
-def _driver(device: jax.Device) -> str | None:
-    """The runtime and driver of an accelerator, as they name themselves; None for a CPU."""
-    if device.platform == "cpu":
-        return None
-    nvidia = Path("/proc/driver/nvidia/version")
-    lines = nvidia.read_text().splitlines()[:1] if nvidia.exists() else []
-    return "; ".join(" ".join(line.split()) for line in (device.client.platform_version, *lines))
-
-
 def _cpu() -> dict[str, str]:
     """The first processor's entries in Linux's /proc/cpuinfo; empty elsewhere."""
     try:
@@ -77,9 +68,8 @@ def _git_commit() -> dict[str, Any]:
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.check_output(
-            command, stderr=subprocess.DEVNULL, text=True, timeout=10
-        ).strip()
+        done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=10)
+        return done.stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import errno
 import json
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -70,10 +69,9 @@ class RunDir:
 
     def _check_same(self, before: Config, config: Config) -> None:
         old, new = before.hyperparameters(), config.hyperparameters()
-        changed = [name for name in new if old[name] != new[name]]
+        changed = [f"{n} (was {old[n]!r}, now {new[n]!r})" for n in new if old[n] != new[n]]
         if changed:
-            different = ", ".join(f"{n} (was {old[n]!r}, now {new[n]!r})" for n in changed)
-            what = f"{self.folder} holds another run; it differs in {different}"
+            what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
             raise UsageError(f"{what}; choose another --workdir")
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
@@ -87,18 +85,15 @@ class RunDir:
             lines = b"".join(_json(row, indent=None) for row in rows)
             write_atomically(self.folder / METRICS, lines)
 
-    def end_epoch(self, row: dict[str, Any]) -> bool:
-        """Adds a line to metrics.jsonl; returns whether a checkpoint can start without a wait.
+    def end_epoch(self, rows: list[dict[str, Any]]) -> bool:
+        """Writes metrics.jsonl; returns whether a checkpoint can start without a wait.
 
         Also true if every epoch is to be saved (`checkpoint_every` 0).
         """
         may_save = self.checkpoints.every_s == 0 or not self.checkpoints.is_saving()
-        if row["epoch"] == 1:  # a run with metrics and without any checkpoint could not be resumed
+        if len(rows) == 1:  # a run with metrics and without any checkpoint could not be resumed
             self.wait_until_saved()
-        with self.writing(), (self.folder / METRICS).open("ab") as file:
-            file.write(_json(row, indent=None))
-            file.flush()
-            os.fsync(file.fileno())
+        self.write_metrics(rows)
         return may_save
 
     def restore(self, template: Any) -> tuple[Any, dict[str, Any], list[str]] | None:

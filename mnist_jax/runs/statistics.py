@@ -1,4 +1,4 @@
-"""Intervals and tests of significance for accuracies, and counts of what a model confuses."""
+"""Intervals and tests of significance for accuracies, and calibration."""
 
 import warnings
 from collections.abc import Sequence
@@ -73,15 +73,6 @@ def welch(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
         ci95 = [float(end) for end in test.confidence_interval(0.95)]
     p = float(test.pvalue) if difference else 1.0  # nan without any variance
     return {"difference": difference, "ci95": ci95, "p": p}
-
-
-def confusion(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """Confusion matrix, (classes, classes) int: a row per label, a column per predicted class.
-
-    The counts of several models, predicted: (models, images) int, are summed.
-    """
-    pairs = np.broadcast_to(label, predicted.shape) * classes + predicted
-    return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
 
 
 def most_confident_errors(probabilities: np.ndarray, label: np.ndarray, most: int) -> np.ndarray:

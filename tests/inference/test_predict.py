@@ -152,7 +152,7 @@ def test_bad_files_get_one_line_each_and_the_others_are_answered(
         (["RUN"], 2, "no picture is named"),
         (["nowhere", "PICTURE"], 2, "nowhere holds no run"),
         (["RUN", "RUN"], 3, "one holds no file that ends in .png, .jpg"),
-        (["RUN", "PICTURE", "--platform=tpu"], 6, "no tpu device"),
+        (["RUN", "PICTURE", "--platform=tpu"], 6, "no device for --platform=tpu"),
         (["RUN", "PICTURE", "--save_preprocessed=a\0b"], 2, "is not a path"),
         (["RUN", "PICTURE", "--save_preprocessed=RUN/config.json"], 6, "cannot write"),
     ],

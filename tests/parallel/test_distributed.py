@@ -170,7 +170,7 @@ def agree():
         except UsageError as error:
             print(error)
     distributed.any_signal(None)
-    distributed.shutdown()
+    jax.distributed.shutdown()
 
 distributed.leave(cli.exit_status(agree, debug=False))
 """

@@ -80,7 +80,7 @@ def test_seeds_that_the_devices_do_not_divide_are_refused():
 def test_the_number_of_devices():
     assert mesh.select_devices(DEVICE, "all") == jax.devices("cpu")
     assert mesh.select_devices(DEVICE, None) == [DEVICE]
-    with pytest.raises(DeviceError, match=r"devices is 99; JAX finds \d+ cpu devices?; JAX_NUM_"):
+    with pytest.raises(DeviceError, match=r"devices is 99; JAX finds \d+ of cpu; .*JAX_NUM_"):
         mesh.select_devices(DEVICE, 99)
 
 

@@ -97,7 +97,7 @@ def test_a_complete_run_is_not_repeated(tmp_path, capsys):
 def test_a_terminal_has_a_bar_that_close_removes(tmp_path):
     written = io.StringIO()
     terminal = {"force_terminal": True, "force_interactive": True}
-    display = console.Display(console.PipeConsole(file=written, width=100, **terminal))
+    display = console.Display(console.Console(file=written, width=100, **terminal))
     begin(display, tmp_path)
     metrics = Metrics(*map(np.array, ([30.0, np.nan], [90, 0], [100, 100], [NEVER, 3])))
     display.on_chunk_end(2, 50, 200, metrics, 2.0)

@@ -73,11 +73,6 @@ def test_calibration_bins_of_two_models():
     assert bins.confidence.tolist() == pytest.approx([0, 0, 1.15, 2.0])
 
 
-def test_confusion_of_two_models():
-    found = statistics.confusion(np.array([[0, 1, 1], [0, 0, 2]]), np.array([0, 1, 2]), 3)
-    assert found.tolist() == [[2, 0, 0], [1, 1, 0], [0, 1, 1]]
-
-
 def test_most_confident_errors_come_first():
     probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
     label = np.array([0, 0, 0, 0, 1])
