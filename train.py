@@ -37,7 +37,8 @@ def main(argv: list[str]) -> int:
             fit(config, callbacks=callbacks, import_s=IMPORT_S, stop=stop)
         jax.distributed.shutdown()
 
-    status = cli.exit_status(train, debug="--debug" in argv)
+    advice = "use a smaller --batch_size or --seeds"
+    status = cli.exit_status(train, debug="--debug" in argv, save_memory=advice)
     distributed.leave(status)
     return status
 

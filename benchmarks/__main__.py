@@ -2,10 +2,10 @@
 
     python -m benchmarks [--budget_minutes=9] [--only step roofline]
 
-Parts run in order of value, each in processes of its own, until the budget is spent; each is saved
-when it ends. The folder, by default benchmarks/results/<device>-<UTC time>, gets `results.json`,
-which `python -m benchmarks.compare` reads, and `card.md`. With --output naming a folder of the same
-device, commit and JAX, what is missing there is added.
+Parts run in order of value until the budget is spent; each is saved when it ends. The folder, by
+default benchmarks/results/<device>-<UTC time>, gets `results.json`, which `python -m
+benchmarks.compare` reads, and `card.md`. With --output naming a folder of the same device, commit
+and JAX, what is missing there is added.
 """
 
 import argparse
@@ -17,23 +17,13 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import (
-    card,
-    launch,
-    ledger,
-    lowering,
-    peers,
-    results,
-    roofline,
-    step,
-    sweep,
-    time_to_accuracy,
-)
+from benchmarks import card, launch, ledger, lowering, peers, results, roofline, step, sweep
+from benchmarks import time_to_accuracy as accuracy
 from benchmarks.results import Recorder, say
 from benchmarks.workers import job as jobs
 from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
 
-PARTS = step, peers, roofline, sweep, time_to_accuracy, step, ledger, lowering
+PARTS = step, peers, roofline, sweep, accuracy, step, ledger, lowering
 MODULES: dict[str, Any] = dict(zip(launch.PARTS, PARTS, strict=True))
 SAME = ("platform", "device", "cpu", "git_commit", "jax")
 MINUTES_ON_CPU, MINUTES = 4.0, 9.0
@@ -50,52 +40,41 @@ class Part(NamedTuple):
 def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     """The parts in order of value."""
     many: dict[str, Any] = {"mode": ["many"], "what": ["train"]}
-    seeds = many | {"mode": ["seeds"], "repeats": 3}
     known = [model for model in models if model in jobs.HIDDEN_SIZES][-1:]
-    rivals: dict[str, Any] = {"model": known, "frameworks": ["pytorch"]}
     if platform == "cpu":
-        small = [m for m in models if m != "cnn"]  # a step of the CNN takes 0.1 s or more
-        cnn = [m for m in models if m == "cnn"]
+        n, rest = 3, [m for m in models if m != "cnn"]  # a step of the CNN takes 0.1 s or more
+        steps: list[dict[str, Any]] = [
+            {"model": rest, "mode": ["many"], "launches": launches, "repeats": 4},
+            {"model": rest, "mode": ["one"], "what": ["train"], "repeats": 4},
+            many | {"model": [m for m in models if m == "cnn"]},
+        ]
+        sizes, modes, common = [1, 16, 256, 4096], [jobs.EAGER], {}
+        seconds = (70, 60, 35, 15, 20, 10, 25, 10)
+    else:
+        n, rest = 5, models[-1:]
         steps = [
-            {"model": small, "mode": ["many"], "launches": launches, "repeats": 4},
-            {"model": small, "mode": ["one"], "what": ["train"], "repeats": 4},
-            many | {"model": cnn},
+            {"model": models, "mode": ["many"], "launches": launches, "repeats": 10},
+            {"model": models, "mode": ["one", "host"], "what": ["train"], "repeats": 10},
         ]
-        sizes = [1, 16, 256, 4096]
-        return [
-            Part("step", 70, steps),
-            Part("peers", 60, [rivals | {"modes": [jobs.EAGER], "repeats": 3}]),
-            Part("roofline", 35, [{"model": models, "repeats": 5}]),
-            Part("sweep", 15, [{"model": small, "batch_size": sizes, "repeats": 3}]),
-            Part("time_to_accuracy", 20, [{"model": small, "batch_size": None, "repeats": 3}]),
-            Part("ledger", 25, [{"model": small}]),
-            Part("lowering", 10, [{"model": models}]),
-            Part("seeds", 10, [seeds | {"model": small}]),
-        ]
-    last, half = models[-1:], {"precision": ["bfloat16"]}
-    steps = [half | {"model": models, "mode": ["many"], "launches": launches, "repeats": 10}]
-    steps += [half | many | {"model": models, "mode": ["one", "host"], "repeats": 10}]
-    rivals["modes"] = [jobs.EAGER, *(mode for _, mode in peers.GRAPHS)]
-    sizes = [1, 16, 100, 1024, 4096]
-    accuracy = {"model": last, "batch_size": None, "preset": "fast", "repeats": 5}
-    return [
-        Part("step", 120, steps),
-        Part("peers", 200, [half | rivals | {"repeats": 5}]),
-        Part("roofline", 60, [half | {"model": models, "repeats": 10}]),
-        Part("sweep", 40, [half | {"model": last, "batch_size": sizes, "repeats": 5}]),
-        Part("time_to_accuracy", 40, [half | accuracy]),
-        Part("seeds", 15, [half | seeds | {"model": models}]),
-        Part("ledger", 30, [half | {"model": last}]),
-        Part("lowering", 12, [half | {"model": models}]),
+        sizes, modes = [1, 16, 100, 1024, 4096], [jobs.EAGER, *(mode for _, mode in peers.GRAPHS)]
+        common: dict[str, Any] = {"precision": ["bfloat16"], "preset": "fast"}
+        seconds = (120, 200, 60, 40, 40, 15, 30, 12)
+    runs = [
+        steps,
+        [{"model": known, "frameworks": ["pytorch"], "modes": modes, "repeats": n}],
+        [{"model": models, "repeats": 5}],
+        [{"model": rest, "batch_size": sizes, "repeats": n}],
+        [{"model": rest, "batch_size": None, "repeats": n}],
+        [many | {"model": rest, "mode": ["seeds"], "repeats": 3}],
+        [{"model": rest}],
+        [{"model": models}],
     ]
+    parts = zip(launch.PARTS, seconds, runs, strict=True)
+    return [Part(name, s, [common | flags for flags in some]) for name, s, some in parts]
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Runs the parts that fit into the budget, and writes the card after each.
-
-    Raises:
-        DeviceError: nothing could be measured.
-    """
+    """Runs the parts that fit into the budget, and writes the card after each."""
     started = time.monotonic()
     context = launch.where(options.platform)
     options.platform = platform = context["platform"]
@@ -107,9 +86,8 @@ def measure(options: argparse.Namespace) -> None:
             wanted = part.name in (options.only or MODULES) and any(x["model"] for x in part.runs)
             if part.name in recorder.found.context["parts"] or not wanted:
                 continue
-            left_s = max(0.0, deadline - time.monotonic())
-            if left_s < part.guess_s:
-                times = f"about {part.guess_s:.0f} s, and {left_s:.0f} s are left"
+            if (left_s := deadline - time.monotonic()) < part.guess_s:
+                times = f"about {part.guess_s:.0f} s, and {max(0, left_s):.0f} s are left"
                 recorder.exclude(part.name, f"it takes {times}; repeat with --output={folder}")
             else:
                 cache = launch.shared_cache(scratch)
@@ -123,11 +101,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder, Path]:
-    """A recorder of the folder's results.json, with the parts that are complete there.
-
-    Raises:
-        UsageError: those are of another device, commit or JAX.
-    """
+    """A recorder of the folder's results.json, with the parts that are complete there."""
     if folder is None:
         now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
         name = re.sub(r"[^a-z0-9]+", "-", card.device_name(context).lower()).strip("-")
@@ -137,9 +111,8 @@ def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder,
     recorder = Recorder(file, context | {"parts": {}})
     if earlier:
         for field in SAME:
-            there, here = earlier.context.get(field), context[field]
-            if there != here:
-                message = f"{file} has {field} {there!r}; here it is {here!r}"
+            if (there := earlier.context.get(field)) != context[field]:
+                message = f"{file} has {field} {there!r}; here it is {context[field]!r}"
                 raise UsageError(f"{message}; choose another --output")
         for name, entry in earlier.context["parts"].items():
             if entry["complete"]:
@@ -175,5 +148,5 @@ def write_card(folder: Path, recorder: Recorder) -> None:
 
 
 if __name__ == "__main__":
-    flags = f"output budget_minutes only model launches platform peers_python {launch.DATA}"
+    flags = f"output budget_minutes only model launches platform peers_python {launch.FORK}"
     sys.exit(launch.main(__doc__, measure, flags, launches=9))

@@ -7,29 +7,17 @@ from benchmarks import ledger, peers, roofline, step, sweep, time_to_accuracy
 from benchmarks.results import Results
 from benchmarks.workers.job import MANY
 
-TITLES = {
-    "step": "Training steps and evaluation",
-    "peers": "Beside other frameworks",
-    "roofline": "Against the device's limits",
-    "sweep": "Batch size",
-    "time_to_accuracy": "Time to accuracy",
-    "seeds": "Many networks in one program",
-    "ledger": "Where the time of train.py goes",
-    "lowering": "Other platforms",
-}
 VERSIONS = ("python", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras", "tensorflow")
-ENVIRONMENT = "command date dataset cpu_family_model instruction_set load driver plugins gpu"
 METHOD = """\
-- The clock of a step holds taking the batch, forward, backward and update; imports, making the
-  data and compilation are outside. A sample lasts 0.1 s and ends when all outputs exist.
+- The clock of a step holds taking the batch, forward, backward and update. Imports, making the data
+  and compilation are outside. Images, labels and weights are random.
 - A launch is a process. It counts by its least sample on a CPU, where other work only adds to a
   time, by its median elsewhere; a time is the median over the launches. Intervals are of launches.
 - Peers take turns with this project, with the same batches, samples and malloc settings; ratios are
-  taken within a round. Images, labels and weights are random.
-- The roof is the best sample of several sizes; operations are those of the layers' definition. A
-  layer's time is its share of the kernels in a trace of the step, taken without CUDA graphs.
-- Time to accuracy starts before the data are loaded and excludes compilation; a seed that misses
-  the target counts as infinite. `python -m benchmarks.compare` compares cards."""
+  taken within a round.
+- The roof is the best sample of several sizes. A layer's time is its share of the kernels in a
+  trace of the step, taken without CUDA graphs.
+- Time to accuracy holds loading the data, not compiling; a seed that misses counts as infinite."""
 
 
 def device_name(context: Mapping[str, Any]) -> str:
@@ -41,7 +29,7 @@ def device_name(context: Mapping[str, Any]) -> str:
 
 def headline(found: Results) -> list[str]:
     """Six lines: device, step, batch size, roof, accuracy, and the time of train.py."""
-    laws = [f"{model}: {sweep.law(cases)}" for (model, *_), cases in sweep.sweeps(found).items()]
+    laws = [f"{model}: {law}" for (model, *_), (_, law) in sweep.sweeps(found).items()]
     reached = time_to_accuracy.times_of(found).items()
     spent = [ledger.summary(row) for row in found.tables.get("ledger", [])[-2:]]
     lowered = sorted({row["platform"] for row in found.tables.get("lowering", [])})
@@ -67,13 +55,12 @@ def _device(context: Mapping[str, Any]) -> str:
 
 
 def _step(found: Results) -> list[str]:
-    """The slowest network of the first batch size in its fastest precision, many steps a call."""
-    cases = found.cases(step.TRAIN, framework="mnist_jax", mode=MANY)
-    cases = [case for case in cases if case.first.batch_size == cases[0].first.batch_size]
-    if not cases:
+    """The slowest network of the first batch size and precision, many steps a call."""
+    if not (cases := found.cases(step.TRAIN, framework="mnist_jax", mode=MANY)):
         return []
-    model = max(cases, key=lambda case: case.seconds).first.model
-    case = min((c for c in cases if c.first.model == model), key=lambda case: case.seconds)
+    size = cases[0].first.batch_size
+    case = max((c for c in cases if c.first.batch_size == size), key=lambda case: case.seconds)
+    model = case.first.model
     b, s, n = case.first, case.seconds, len(case.launches_s)
     times = f"{1e3 * s:.4g} ms a step, {s * 60_000 / b.batch_size:.3g} s an epoch of 60,000"
     speed = f"{b.batch_size / s:,.0f} images/s (n = {n})"
@@ -102,17 +89,11 @@ def markdown(found: Results, reports: Mapping[str, Sequence[str]]) -> str:
     context = found.context
     lines = [f"# {device_name(context)}", "", *headline(found)]
     for name, parts in reports.items():
-        lines += ["", f"## {TITLES[name]}"]
+        lines += ["", "## " + name.replace("_", " ").capitalize()]
         for part in filter(None, parts):
             lines += ["", part]
     lines += ["", "## Method", "", METHOD]
     if context["excluded"]:
         lines += ["", "## Excluded", ""]
         lines += [f"- {what}: {why}" for what, why in context["excluded"].items()]
-    lines += ["", "## Environment", ""]
-    lines += [
-        f"- {name}: {context[name]}"
-        for name in [*ENVIRONMENT.split(), "variables"]
-        if context.get(name)
-    ]
     return "\n".join(lines) + "\n"

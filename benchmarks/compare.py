@@ -4,14 +4,11 @@
     python -m benchmarks.compare --run 'python -m benchmarks.step --model mlp' 'COMMAND B'
     python -m benchmarks.compare --self_test
 
-A and B are result files or folders of cards. Compared is the ratio of B's time to A's, by the
-medians over their launches (processes), each with equally many samples.
-
-B is slower if its launches, divided by 1 + threshold, still rank above A's: an exact one-sided
-test, at 5 % over all comparisons together (Holm, 1979). --run starts both commands in turn, A B B A
-A B …, each with --output=FILE added, and compares launches of a round as pairs (Wilcoxon's signed
-ranks), since a machine that slows down slows both. Separate files are compared by the rank-sum test
-of Mann and Whitney, and the difference between their days is part of the result.
+A and B are result files or folders of cards. B is slower if its launches (processes, with equally
+many samples), divided by 1 + threshold, still rank above A's: an exact one-sided test, at 5 % over
+all comparisons together (Holm, 1979). --run starts both commands in turn, A B B A A B …, each with
+--output=FILE added, and compares launches of a round as pairs (Wilcoxon's signed ranks), since a
+machine that slows down slows both. Separate files are compared by Mann and Whitney's rank sums.
 
 --self_test makes --rounds comparisons of a step with itself, and as many with the same step made
 slower by --slow_down.
@@ -49,9 +46,7 @@ class Verdict(NamedTuple):
 
     ratio: float  # of B's median to A's
     ci95: tuple[float, float]  # bootstrap interval of the ratio over resampled launches
-    # Of ranks so extreme if B is not slower (for a ratio below 1, not faster) than the threshold,
-    # adjusted by Holm for all comparisons.
-    p: float
+    p: float  # by Holm, if B is not slower (for a ratio below 1, not faster) than the threshold
     word: str  # slower, faster, same, or few if there are too few launches for any verdict
 
 
@@ -81,17 +76,15 @@ def judge(
 ) -> dict[Any, Verdict]:
     """The verdict on each comparison, by the times of the launches of A and of B.
 
-    Args:
-        sides: the comparisons.
-        threshold: share by which B may be slower.
-        paired: whether launch i of A ran beside launch i of B.
-        family: judge as if there were this many comparisons, the others without difference.
+    B may be slower by the share `threshold`. `paired`: launch i of A ran beside launch i of B.
+    Judges as if there were at least `family` comparisons.
     """
     family, grown = max(family, len(sides)), 1 + threshold
     others = [1.0] * (family - len(sides))
+    both = sides.values(), [(b, a) for a, b in sides.values()]
     slower, faster = (
         holm([rank_p(a, [x / grown for x in b], paired=paired) for a, b in pairs] + others)
-        for pairs in (sides.values(), [(b, a) for a, b in sides.values()])
+        for pairs in both
     )
     found, rng = {}, np.random.default_rng(0)
     for i, (key, (a, b)) in enumerate(sides.items()):
@@ -109,24 +102,23 @@ def judge(
 
 def launches(a: Results, b: Results) -> dict[str, Sides]:
     """By what was measured, in words: the estimates of the launches, where both sides have it."""
-    first, second = ({case.first.case: case for case in side.cases()} for side in (a, b))
+    first, second = ({x.first.case: x.benchmarks for x in side.cases()} for side in (a, b))
     found: dict[str, Sides] = {}
     for name in (name for name in first if name in second):
-        sides = first[name].benchmarks, second[name].benchmarks
-        count = min(len(x.samples_s) for side in sides for x in side)
-        one, other = (
-            [timing.estimate(x.samples_s[:count], a.platform) for x in side] for side in sides
-        )
-        found[name] = one, other
+        n, both = len(first[name]), first[name] + second[name]
+        count = min(len(x.samples_s) for x in both)
+        times_s = [timing.estimate(x.samples_s[:count], a.platform) for x in both]
+        found[name] = times_s[:n], times_s[n:]
     return found
 
 
 def differences(a: Results, b: Results) -> list[str]:
     """A line for everything that only one side has, or that differs in the environment."""
-    names = [{case.first.case: None for case in side.cases()} for side in (a, b)]
     lines = []
-    for side, mine, theirs, found in (("A", *names, a), ("B", *names[::-1], b)):
-        lines += [f"only in {side}: {name}" for name in mine if name not in theirs]
+    for side, found, other in (("A", a, b), ("B", b, a)):
+        theirs = {case.first.case for case in other.cases()}
+        names = [case.first.case for case in found.cases()]
+        lines += [f"only in {side}: {name}" for name in names if name not in theirs]
         excluded = found.context.get("excluded", {}).items()
         lines += [f"excluded from {side}: {what}: {why}" for what, why in excluded]
     x, y = (side.context | side.context.get("variables", {}) for side in (a, b))
@@ -145,11 +137,7 @@ def interleaved(sides: Sequence[Callable[[Recorder], None]], count: int) -> list
 
 
 def run_command(command: str, recorder: Recorder) -> None:
-    """Runs a command that measures, and takes in its file.
-
-    Raises:
-        UsageError: it failed or wrote no result file.
-    """
+    """Runs a command that measures, and takes in its file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
         try:
@@ -161,12 +149,7 @@ def run_command(command: str, recorder: Recorder) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Compares and prints the table.
-
-    Raises:
-        UsageError: the files cannot be compared.
-        WorseError: something in B is slower than in A.
-    """
+    """Compares and prints the table; raises a WorseError if something in B is slower."""
     if options.self_test:
         self_test(options)
         return
@@ -180,8 +163,8 @@ def measure(options: argparse.Namespace) -> None:
     changed = [name for name in SAME_DEVICE if a.context.get(name) != b.context.get(name)]
     if changed and not options.across_devices:
         fields = [f"{k}: {a.context.get(k)} in A, {b.context.get(k)} in B" for k in changed]
-        message = f"the files are of two devices ({'; '.join(fields)})"
-        raise UsageError(f"{message}; add --across_devices to compare")
+        devices = "; ".join(fields)
+        raise UsageError(f"the files are of two devices ({devices}); add --across_devices")
     if not (sides := launches(a, b)):
         raise UsageError("the files have nothing in common; compare files of the same benchmark")
     verdicts = judge(sides, options.threshold, paired=bool(options.run))
@@ -193,40 +176,33 @@ def measure(options: argparse.Namespace) -> None:
     title = f"B's time divided by A's; slower: by {limit}, 5 % over all (Holm)"
     print(results.table(title, ["", "ratio", "95 %", "p", ""], rows))
     print("\n".join(differences(a, b)))
-    if few := sum(v.word == "few" for v in verdicts.values()):
-        count = f"{few} of {len(verdicts)} comparisons have too few launches for a verdict"
-        print(f"few: {count}; measure with --launches={LAUNCHES}, or use --run")
+    if any(v.word == "few" for v in verdicts.values()):
+        print(f"few: too few launches; measure with --launches={LAUNCHES}, or use --run")
     if slower := [name for name, v in verdicts.items() if v.word == "slower"]:
         count = f"{len(slower)} of {len(verdicts)}"
         raise WorseError(f"B is slower by {limit} in {count}: {'; '.join(slower)}")
 
 
 def self_test(options: argparse.Namespace) -> None:
-    """Compares a step with itself and with the same made slower, many times.
-
-    Raises:
-        WorseError: fewer slow-downs were found, or more alarms raised, than allowed.
-    """
+    """Compares a step with itself and with the same made slower, many times."""
     recorder = Recorder(options.output, launch.where("auto"))
     options.mode, options.what, planted = ["many"], ["train"], options.slow_down
     [slow, *_] = step.jobs_of(options)
     plain = dataclasses.replace(slow, slow_down=0.0)
     sides = [partial(launch.measure_jobs, jobs=[job]) for job in (plain, plain, slow)]
-    words: dict[bool, list[str]] = {True: [], False: []}
+    slower = alarms = 0
     for number in range(options.rounds):
         say(f"comparison {number + 1} of {options.rounds}")
         a, *others = interleaved(sides, options.launches)
-        for is_planted, b in zip((False, True), others, strict=True):
-            # A slow-down must be found among as many comparisons as a card makes.
-            family = CARD_CASES if is_planted else 1
-            [pair] = launches(a, b).values()
-            [verdict] = judge({"": pair}, options.threshold, paired=True, family=family).values()
-            words[is_planted].append(verdict.word)
-            samples = ([x.samples_s for x in side.benchmarks] for side in (a, b))
-            row = {"planted": is_planted, **dict(zip(("a_s", "b_s"), samples, strict=True))}
-            recorder.row("self_test", **row, **verdict._asdict())
+        # A slow-down must be found among as many comparisons as a card makes.
+        for is_planted, family, b in zip((False, True), (1, CARD_CASES), others, strict=True):
+            pairs = launches(a, b)
+            [verdict] = judge(pairs, options.threshold, paired=True, family=family).values()
+            slower += is_planted and verdict.word == "slower"
+            alarms += not is_planted and verdict.word != "same"
+            a_s, b_s = ([x.samples_s for x in side.benchmarks] for side in (a, b))
+            recorder.row("self_test", planted=is_planted, a_s=a_s, b_s=b_s, **verdict._asdict())
         recorder.write()
-    slower, alarms = words[True].count("slower"), sum(word != "same" for word in words[False])
     print(f"slow-downs of {planted:.0%} found: {slower} of {options.rounds}")
     print(f"alarms without one: {alarms} of {options.rounds}")
     if slower < round(WANTED * options.rounds) or alarms > round(ALLOWED * options.rounds):

@@ -4,13 +4,13 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,18 @@ import jax
 from benchmarks import results, timing
 from benchmarks.results import Recorder, Results, say
 from benchmarks.workers.job import HOST, MANY, ONE, Job
-from mnist_jax.config import PRESETS
-from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
+from mnist_jax.config import Config
+from mnist_jax.data import DEFAULT_DATA_DIR, Dataset, load_dataset
 from mnist_jax.errors import DeviceError, MnistJaxError
 from mnist_jax.models import MODELS
 from mnist_jax.parallel import mesh
 from mnist_jax.runs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
-SERVE = "from benchmarks import workers; workers.serve()"
+SERVE = "from benchmarks.workers import job; job.serve()"
 # What `malloc.tune_glibc` sets, as variables, so that every framework's process has the same.
-MALLOC = {
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_ARENA_MAX": "1",
-}
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_MAX_": "0"}
+MALLOC |= {"MALLOC_ARENA_MAX": "1"}
 CACHE_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu", "nvidia-cudnn-cu12")
 PLUGINS += ("nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
@@ -42,7 +39,7 @@ GPU_FIELDS += ("power.draw", "power.limit", "temperature.gpu", "utilization.gpu"
 
 
 class ProcessError(MnistJaxError):
-    """A measured process failed; the message is its last line, or the status it ended with."""
+    """A process failed; the message is its last line, or the status it ended with."""
 
 
 class OutOfTimeError(MnistJaxError):
@@ -50,30 +47,24 @@ class OutOfTimeError(MnistJaxError):
 
 
 def run(
-    command: Sequence[str],
-    variables: Mapping[str, str] | None = None,
-    *,
-    timeout_s: float = math.inf,
+    command: Sequence[str], variables: Mapping[str, str] = {}, *, timeout_s: float | None = None
 ) -> tuple[str, float]:
     """Runs a command in the repository's root; returns what it printed, and the seconds it took.
 
-    JAX's cache of compiled programs is off unless `variables` name a folder for it.
-
-    Raises:
-        ProcessError: it did not start, or did not exit with 0.
-        OutOfTimeError: it was killed, with its children, after `timeout_s`.
+    JAX's cache of compiled programs is off unless `variables` name a folder for it. After
+    `timeout_s` the process and its children are killed.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     inherited = {k: v for k, v in os.environ.items() if k not in CACHE_VARIABLES}
     pipe, started = subprocess.PIPE, time.perf_counter()
     settings: dict[str, Any] = {"cwd": ROOT, "stdout": pipe, "stderr": pipe, "text": True}
-    settings["env"] = {**inherited, **MALLOC, "PYTHONPATH": path, **(variables or {})}
+    settings["env"] = {**inherited, **MALLOC, "PYTHONPATH": path, **variables}
     try:  # a session of its own can be killed as a whole
         process = subprocess.Popen(command, **settings, start_new_session=True)
     except OSError as error:
         raise ProcessError(f"cannot start {command[0]} ({error.strerror})") from error
     try:
-        out, err = process.communicate(timeout=None if timeout_s == math.inf else timeout_s)
+        out, err = process.communicate(timeout=timeout_s)
     except BaseException as error:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -91,48 +82,36 @@ def measure(
     function: str,
     what: str,
     *,
-    variables: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] = {},
     python: str | Path = sys.executable,
     prefix: str = "",
-    details: Mapping[str, Any] | None = None,
+    details: Mapping[str, Any] = {},
     **arguments: Any,
 ) -> None:
     """Calls `module:function` in a process of its own and records the result file it returns.
 
-    The arguments are JSON. The recorder sets the time limit and, besides `variables`, the
-    environment; `prefix` and `details` are those of `Recorder.take_in`. If the process fails,
-    `what` is excluded.
+    `prefix` and `details` are those of `Recorder.take_in`. If it fails, `what` is excluded.
     """
     command = [str(python), "-c", SERVE, function, json.dumps(arguments)]
-    variables = recorder.variables | dict(variables or {})
     try:
-        out, _ = run(command, variables, timeout_s=recorder.left_s())
+        out, _ = run(command, {**recorder.variables, **variables}, timeout_s=recorder.left_s())
     except ProcessError as error:
         recorder.exclude(what, str(error))
     else:
         found = results.parse(json.loads(out.splitlines()[-1]))
-        recorder.take_in(found, prefix, **(details or {}))
+        recorder.take_in(found, prefix, **details)
         for b in found.benchmarks:
             seconds = timing.estimate(b.samples_s, recorder.found.platform)
             say(f"{b.case}: {1e3 * seconds:.4g} ms {timing.warning(b.samples_s)}")
-        for name, why in found.context.get("excluded", {}).items():
-            say(f"excluded: {name}: {why}")
     recorder.write()
 
 
-def measure_jobs(
-    recorder: Recorder,
-    jobs: Sequence[Job],
-    make: str = "",
-    **options: Any,
-) -> None:
+def measure_jobs(recorder: Recorder, jobs: Sequence[Job], make: str = "", **options: Any) -> None:
     """Does jobs in one process, in this order: this project's, or what `make` makes of them."""
     options["cases"] = [dataclasses.asdict(job) for job in jobs]
-    what = "; ".join(job.name for job in jobs)
-    if make:
-        measure(recorder, "benchmarks.workers.job:run_all", what, make=make, **options)
-    else:
-        measure(recorder, "benchmarks.workers.ours:run", what, **options)
+    options |= {"make": make} if make else {}
+    function = "benchmarks.workers.job:run_all" if make else "benchmarks.workers.ours:run"
+    measure(recorder, function, "; ".join(job.name for job in jobs), **options)
 
 
 def shared_cache(folder: str | Path) -> dict[str, str]:
@@ -141,23 +120,17 @@ def shared_cache(folder: str | Path) -> dict[str, str]:
 
 
 def where(platform: str) -> dict[str, Any]:
-    """What a time depends on: `environment.describe`, the plugins, the load, the GPU's state.
-
-    Found by a process that then releases the device.
-
-    Raises:
-        DeviceError: the platform is absent.
-    """
+    """The answer of `describe`, from a process that then releases the device."""
     question = json.dumps({"platform": platform})
     try:
         out, _ = run([sys.executable, "-c", SERVE, "benchmarks.launch:describe", question])
-        return json.loads(out.splitlines()[-1])
-    except ProcessError as error:
+    except ProcessError as error:  # the platform is absent
         raise DeviceError(str(error).rpartition("Error: ")[2]) from error
+    return json.loads(out.splitlines()[-1])
 
 
 def describe(platform: str) -> dict[str, Any]:
-    """The answer to `where`; takes the device."""
+    """What a time depends on: the environment, the plugins, the load, the GPU's state."""
     device = mesh.select_device(platform)
     found = {d.name: d.version for d in importlib.metadata.distributions() if d.name in PLUGINS}
     context = environment.describe(device) | {"plugins": found, "load": os.getloadavg()}
@@ -170,39 +143,50 @@ def gpu_state() -> dict[str, Any] | None:
     def query(kind: str, fields: Sequence[str]) -> list[list[str]]:
         words = ["nvidia-smi", f"--query-{kind}={','.join(fields)}", "--format=csv,noheader"]
         try:
-            out = subprocess.check_output(words, text=True, timeout=20, stderr=subprocess.DEVNULL)
-        except (OSError, subprocess.SubprocessError):
+            return [line.split(", ") for line in run(words, timeout_s=20)[0].splitlines()]
+        except (ProcessError, OutOfTimeError):
             return []
-        return [[cell.strip() for cell in line.split(",")] for line in out.splitlines()]
 
     if not (rows := query("gpu", GPU_FIELDS)):
         return None
-    [throttled] = query("gpu", ["clocks_event_reasons.active"])[:1] or [["unknown"]]
-    found = dict(zip(GPU_FIELDS, rows[0], strict=True)) | {"throttle_reasons": throttled[0]}
+    throttled = query("gpu", ["clocks_event_reasons.active"])  # older drivers do not know it
+    found = dict(zip(GPU_FIELDS, rows[0], strict=True))
+    found |= {"throttle_reasons": throttled[0][0] if throttled else "unknown"}
     return found | {"processes": len(query("compute-apps", ["pid"]))}
 
 
-def prepare_data(options: argparse.Namespace) -> dict[str, Any]:
-    """Prepares the data set before any clock runs; returns the flags that name it from then on."""
-    data_dir = options.data_dir.expanduser().resolve()
-    found = load_dataset(options.dataset, data_dir=data_dir, manual_dir=options.manual_dir)
+def load(options: argparse.Namespace) -> Dataset:
+    """The data set that the flags name, prepared before any clock runs."""
+    places = {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
+    found = load_dataset(options.dataset, **places)
     for warning in found.warnings:
         say(f"warning: {warning}")
-    return {"dataset": found.name, "data_dir": str(data_dir)}
+    return found
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed is a whole number, 1 or more")
-    return int(text)
+def flags_of_data(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags of fork and data set for a run of `train.py`."""
+    found = load(options)
+    name = found.name if options.dataset == "auto" else options.dataset
+    fork = {"fork": options.fork} if options.fork else {}
+    return fork | {"dataset": name, "data_dir": options.data_dir}
+
+
+def random_images(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a job that say what its images are like; MNIST's unless --dataset is given."""
+    if options.dataset == "auto":
+        return {"fork": options.fork}
+    data = load(options)
+    sizes = {"train_size": len(data.train.label), "test_size": len(data.test.label)}
+    shape = {"image_shape": data.spec.image_shape, "num_classes": data.spec.num_classes}
+    return {"fork": options.fork, **shape, **sizes}
 
 
 def _one(help: str, default: Any = None, type: Any = None, **more: Any) -> dict[str, Any]:
     return {"help": help, "default": default, "type": type, **more}
 
 
-def _several(help: str, default: Any = None, type: Any = None, **more: Any) -> dict[str, Any]:
-    return _one(help, default, type, nargs="+", **more)
+_several = partial(_one, nargs="+")
 
 
 MODES = {"many": MANY, "one": ONE, "host": HOST, "seeds": MANY}
@@ -211,22 +195,23 @@ PARTS = ("step", "peers", "roofline", "sweep", "time_to_accuracy", "seeds", "led
 PRECISIONS, FRAMEWORKS = ("float32", "tf32", "bfloat16"), ("flax", "pytorch", "keras")
 FLAGS: dict[str, dict[str, Any]] = {
     "output": _one("result file in JSON, or the suite's folder", type=Path),
-    "model": _several("networks to measure", list(MODELS), choices=MODELS),
-    "batch_size": _several("images a training step", [100], _count),
+    "model": _several("networks to measure", list(MODELS)),
+    "fork": _one("Python file that adds models or data sets"),
+    "batch_size": _several("images a training step", [100], int),
     "precision": _several("precision of products", ["float32"], choices=PRECISIONS),
     "platform": _one("device; auto: the best JAX finds", "auto", choices=PLATFORMS),
-    "repeats": _one("samples of each case, fewer above 1.5 s; or seeds", 20, _count),
-    "launches": _one("processes that measure each case", 1, _count),
-    "rounds": _one("how often everything runs", 5, _count),
+    "repeats": _one("samples of each case, fewer above 1.5 s; or seeds", 20, int),
+    "launches": _one("processes that measure each case", 1, int),
+    "rounds": _one("how often everything runs", 5, int),
     "mode": _several("how steps are called", ["many", "one"], choices=MODES),
     "what": _several("a training step, an evaluation of 10,000 images", TIMED, choices=TIMED),
     "trace": {"action": "store_true", "help": "count the kernels of a step"},
     "slow_down": _one("share of the training steps done twice", 0.0, float),
-    "devices": _several("numbers of devices; None: 2, 4, 8 and so on, and all", None, _count),
-    "dataset": _one("data set to train on; auto: mnist, or digits without it", "auto"),
+    "devices": _several("numbers of devices; None: 2, 4, 8 and so on, and all", None, int),
+    "dataset": _one("name or path of a data set; auto: mnist, or digits without it", "auto"),
     "data_dir": _one("folder of prepared data sets", DEFAULT_DATA_DIR, Path),
     "manual_dir": _one("folder with the data set's four original .gz files", type=Path),
-    "preset": _one("the recipe, with its epochs", "tutorial", choices=PRESETS),
+    "preset": _one("the recipe, with its epochs", "tutorial"),
     "frameworks": _several("peers", FRAMEWORKS, choices=FRAMEWORKS),
     "modes": _several("only these modes of the peers; None: all"),
     "peers_python": _one("interpreter that has the peers", Path(sys.executable), Path),
@@ -239,12 +224,21 @@ FLAGS: dict[str, dict[str, Any]] = {
     "self_test": {"action": "store_true", "help": "test the verdicts, on the first --model"},
 }
 DEFAULTS = {name: flag.get("default") for name, flag in FLAGS.items()}
-CASES = "output model batch_size precision platform repeats"
-DATA = "dataset data_dir manual_dir"
+FORK = "fork dataset data_dir manual_dir"
+CASES = f"output model batch_size precision platform repeats {FORK}"
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     pass
+
+
+def check(options: argparse.Namespace) -> None:
+    """Loads the fork, makes paths absolute, and refuses an unknown model or preset."""
+    given = {name: getattr(options, name) for name in ("fork", "dataset", "preset", "data_dir")}
+    for model in options.model:
+        config = Config(model=model, **given).resolve()
+        options.dataset, options.data_dir = config.dataset, str(config.data_dir.absolute())
+        options.fork = config.fork and str(config.fork.absolute())
 
 
 def main(
@@ -254,10 +248,7 @@ def main(
     report: Callable[[Results], Sequence[str]] | None = None,
     **defaults: Any,
 ) -> int:
-    """Runs a command with the flags of these names; returns the exit status.
-
-    The command takes options, which have every flag, and a recorder if there is a report to print.
-    """
+    """Runs a command with these flags and, if it has a report, a recorder; returns the status."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=_Help, allow_abbrev=False)
     for name in names.split():
         parser.add_argument(name if name == "files" else f"--{name}", **FLAGS[name])
@@ -265,13 +256,17 @@ def main(
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # this process leaves the accelerator to others
     try:
+        check(options)
         if report is None:
             command(options)
         else:
             recorder = Recorder(options.output, where(options.platform))
             options.platform = recorder.found.platform
             command(options, recorder)
-            recorder.finish(report)
+            recorder.write()
+            lost = recorder.found.context["excluded"].items()
+            lost = [f"excluded: {what}: {why}" for what, why in lost]
+            print("\n\n".join(filter(None, [*report(recorder.found), *lost])))
     except MnistJaxError as error:
         say(f"error: {error}")
         return error.exit_status

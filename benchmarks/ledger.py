@@ -1,12 +1,9 @@
 """Says where the wall time of `train.py` goes, with and without compiled programs at hand.
 
-    python -m benchmarks.ledger --model mlp --output FILE
-
-Each network is trained twice by `train.py` in processes of their own: cold, with an empty cache of
-compiled programs, and warm, with what the cold run left there. The parts are the timings in the
-run's result.json; "between" is the run's time outside of them, such as initial parameters and
-checkpoints; "start, exit" is what the process takes around the run. Without tyro, which parses the
-flags of `train.py`, the same run is started by `fit`.
+Each network is trained twice: cold, with an empty cache of compiled programs, and warm, with what
+the cold run left. The parts are the timings in the run's result.json; "between" is the run's time
+outside of them, such as checkpoints; "start, exit" is the process around the run. Without tyro,
+which parses the flags of `train.py`, the same run is started by `fit`.
 """
 
 import argparse
@@ -33,20 +30,17 @@ fit(Config(**json.loads(sys.argv[1])), import_s=time.perf_counter() - started)
 
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     """Trains every network cold and warm."""
-    given = launch.prepare_data(options)
-    given |= {"epochs": EPOCHS, "batch_size": options.batch_size[0]}
-    given |= {"precision": options.precision[0], "platform": options.platform}
+    given = launch.flags_of_data(options) | {"epochs": EPOCHS, "platform": options.platform}
+    given |= {"batch_size": options.batch_size[0], "precision": options.precision[0]}
     for model in options.model:
         with tempfile.TemporaryDirectory() as folder:
-            for cache in ("cold", "warm"):
-                place = {"model": model, "workdir": f"{folder}/{cache}"}
-                try:
-                    found = train(recorder, given | place, launch.shared_cache(folder))
-                except launch.ProcessError as error:
-                    recorder.exclude(f"{model}, {cache}", str(error))
-                    break
-                recorder.row("ledger", model=model, cache=cache, **found)
-                results.say(summary(recorder.found.tables["ledger"][-1]))
+            try:
+                for cache in ("cold", "warm"):
+                    place = {"model": model, "workdir": f"{folder}/{cache}"}
+                    row = train(recorder, given | place, launch.shared_cache(folder))
+                    recorder.row("ledger", model=model, cache=cache, **row)
+            except launch.ProcessError as error:
+                recorder.exclude(f"{model}, train.py", str(error))
 
 
 def train(recorder: Recorder, options: dict[str, Any], variables: dict[str, str]) -> dict[str, Any]:
@@ -80,4 +74,4 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(__doc__, measure, f"{launch.CASES} {launch.DATA}", report))
+    sys.exit(launch.main(__doc__, measure, launch.CASES, report))

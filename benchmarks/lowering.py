@@ -1,9 +1,6 @@
 """Says for which platforms the compiled epoch lowers, from any machine.
 
-    python -m benchmarks.lowering --output FILE
-
-`jax.export` lowers an epoch of training steps for each platform; what fails here fails there. A
-CPU's convolutions are this project's products, elsewhere they are the platform's convolutions.
+`jax.export` lowers an epoch of training steps for each platform; what fails here fails there.
 """
 
 import argparse
@@ -22,7 +19,6 @@ from benchmarks.workers import ours
 from benchmarks.workers.job import Job
 from mnist_jax.data import Split
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import IMAGE_SHAPE
 from mnist_jax.parallel import mesh as meshes
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -30,10 +26,10 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 def operations(job: Job, platform: str) -> int:
     """How many StableHLO operations stand in the module of an epoch."""
-    programs = ours.parts_of(job, meshes.make_mesh([meshes.select_device("cpu")])).programs
+    _, programs = ours.programs_of(job, meshes.make_mesh([meshes.select_device("cpu")]))
     key, shape, size = jax.random.key(0), jax.ShapeDtypeStruct, job.train_size
-    split: Any = Split(shape((size, *IMAGE_SHAPE), np.uint8), shape((size,), np.int32))  # pyright: ignore
-    state = jax.eval_shape(programs.init_state, key)
+    split: Any = Split(shape((size, *job.image_shape), np.uint8), shape((size,), np.int32))  # pyright: ignore
+    state = jax.eval_shape(programs.init_state, key, {}, None, None)
     place = shape((size,), np.int32), key, np.int32(0), np.int32(size // job.batch_size)
     program = export.export(programs.train_steps, platforms=[platform])
     module = program(state, Metrics.zeros(), split, *place).mlir_module()
@@ -50,16 +46,18 @@ def run(models: list[str], **fields: Any) -> dict[str, Any]:
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
             excluded[f"{model}, lowering for {platform}"] = why
         else:
-            rows.append({"model": model, **fields, "platform": platform, "operations": count})
-    context = {"excluded": excluded}
-    return {"context": context, "benchmarks": [], "tables": {"lowering": rows}}
+            case = {name: fields[name] for name in ("batch_size", "precision")}
+            rows.append({"model": model, **case, "platform": platform, "operations": count})
+    found = {"context": {"excluded": excluded}, "benchmarks": []}
+    return found | {"tables": {"lowering": rows}}
 
 
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     """Lowers in a process that leaves the accelerator to others."""
     fields = {"batch_size": options.batch_size[0], "precision": options.precision[0]}
-    fields |= {"models": options.model, "variables": {"JAX_PLATFORMS": "cpu"}}
-    launch.measure(recorder, "benchmarks.lowering:run", "lowering", **fields)
+    fields |= launch.random_images(options) | {"variables": {"JAX_PLATFORMS": "cpu"}}
+    function = "benchmarks.lowering:run"
+    launch.measure(recorder, function, "lowering", models=options.model, **fields)
 
 
 def report(found: Results) -> list[str]:

@@ -1,12 +1,9 @@
 """Times a training step here and in plain Flax, PyTorch and Keras, interleaved.
 
-    python -m benchmarks.peers --output FILE
-
-The same network, batches, precision and optimizer; what is inside the clock is described in
-benchmarks/workers/job.py. In each round every framework runs once, in a process of its own with all
-cores and the same malloc settings, in an order that rotates; ratios are taken within a round, so a
-machine that slows down between rounds slows both sides. Every process takes as many samples. A
-framework that is not installed, or fails, is excluded. On a GPU Keras is not measured.
+The same network, batches, precision and optimizer. In each round every framework runs once, in a
+process of its own with all cores and the same malloc settings, in an order that rotates; ratios are
+taken within a round, so a machine that slows down between rounds slows both sides. A framework that
+is not installed, or fails, is excluded. On a GPU Keras is not measured.
 """
 
 import argparse
@@ -17,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import launch, results, timing
-from benchmarks.results import Case, Recorder, Results
+from benchmarks.results import Recorder, Results
 from benchmarks.workers import job as jobs
-from mnist_jax.errors import UsageError
+from mnist_jax.errors import UsageError, unknown_choice
 
 PREFIX = "peers_"
 TRAIN = PREFIX + jobs.TRAIN
@@ -38,23 +35,19 @@ BUSY = 0.5  # a load per core above this, when starting, brings a warning
 
 
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
-    """Runs all rounds.
-
-    Raises:
-        UsageError: a precision that the frameworks do not share on this device.
-    """
+    """Runs all rounds."""
     platform, [precision, *_] = recorder.found.platform, options.precision
+    for model in options.model:
+        if model not in jobs.HIDDEN_SIZES:
+            raise unknown_choice("model", model, jobs.HIDDEN_SIZES)
     if platform == "cpu" and precision != "float32":
         raise UsageError(f"precision is {precision}; allowed on a CPU is float32")
     known = [*MODES, *(KERAS if platform == "cpu" else GRAPHS)]
     wanted = [x for x in known if x[0] in ("mnist_jax", *options.frameworks)]
     wanted = [x for x in wanted if x == OURS or x[1] in (options.modes or [x[1]])]
-    case: dict[str, Any] = {
-        "batch_size": options.batch_size[0],
-        "precision": precision,
-        "platform": platform,
-    }
-    case |= {"samples": options.repeats, "budget_s": None, "what": ["train"]}
+    case: dict[str, Any] = {"batch_size": options.batch_size[0], "precision": precision}
+    case |= {"platform": platform, "samples": options.repeats}
+    case |= {"budget_s": None, "what": ["train"]}
     for number, model in [(n, m) for n in range(options.rounds) for m in options.model]:
         shift = number % len(wanted)
         for framework, mode in [*wanted[shift:], *wanted[:shift]]:
@@ -64,22 +57,14 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
             if job.name in recorder.found.context["excluded"]:
                 continue
             own = framework in ("mnist_jax", "flax")
-            launch.measure_jobs(
-                recorder,
-                [job],
-                WORKERS[framework],
-                prefix=PREFIX,
-                python=sys.executable if own else options.peers_python,
-                variables={"JAX_PLATFORMS": "cpu"} if platform == "cpu" else {},
-                details={"round": number},
-            )
+            how: dict[str, Any] = {"python": sys.executable if own else options.peers_python}
+            how["variables"] = {"JAX_PLATFORMS": "cpu"} if platform == "cpu" else {}
+            how |= {"prefix": PREFIX, "details": {"round": number}}
+            launch.measure_jobs(recorder, [job], WORKERS[framework], **how)
 
 
 def ratios(found: Results, model: str) -> dict[tuple[str, str], tuple[float, ...]]:
-    """For each framework and mode: our time divided by its, the median, least and greatest.
-
-    Of the rounds that both have.
-    """
+    """By framework and mode: our time ÷ its in rounds that both have; median, least, greatest."""
     times = {
         (case.first.framework, case.first.mode): {
             b.details["round"]: s for b, s in zip(case.benchmarks, case.launches_s, strict=True)
@@ -96,31 +81,25 @@ def ratios(found: Results, model: str) -> dict[tuple[str, str], tuple[float, ...
 
 def best(found: Results, model: str, framework: str) -> tuple[str, int, tuple[float, ...]] | None:
     """A framework's fastest mode for a training step, its rounds, and our ratio to it."""
-    cases = found.cases(TRAIN, model=model, framework=framework)
-    compared = ratios(found, model)
+    cases, compared = found.cases(TRAIN, model=model, framework=framework), ratios(found, model)
     timed = [case for case in cases if (framework, case.first.mode) in compared]
     if not timed:
         return None
     fastest = min(timed, key=lambda case: case.seconds)
-    mode = fastest.first.mode
-    return mode, len(fastest.launches_s), compared[framework, mode]
-
-
-def cell(case: Case, ratio: tuple[float, ...] | None) -> str:
-    """Milliseconds, both if a framework has two speeds, and the ratio with its range."""
-    speeds = " or ".join(f"{1e3 * s:,.4g}" for s in timing.modes(case.launches_s))
-    return speeds + (" ({:.2f}; {:.2f} to {:.2f})".format(*ratio) if ratio else "")
+    return fastest.first.mode, len(fastest.launches_s), compared[framework, fastest.first.mode]
 
 
 def report(found: Results) -> list[str]:
     """The table, and a warning if the machine was not idle."""
     cases = found.cases(TRAIN)
     models = list(dict.fromkeys(case.first.model for case in cases))
-    compared = {model: ratios(found, model) for model in models}
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for case in cases:
         who, model = (case.first.framework, case.first.mode), case.first.model
-        rows.setdefault(who, {})[model] = cell(case, compared[model].get(who))
+        cell = " or ".join(f"{1e3 * s:,.4g}" for s in timing.modes(case.launches_s))
+        if ratio := ratios(found, model).get(who):
+            cell += " ({:.2f}; {:.2f} to {:.2f})".format(*ratio)
+        rows.setdefault(who, {})[model] = cell
     lines = [[*who, *(of.get(model, "-") for model in models)] for who, of in rows.items()]
     lines.sort(key=lambda line: line[0] != OURS[0])
     rounds = max((len(case.launches_s) for case in cases), default=0)
@@ -128,14 +107,14 @@ def report(found: Results) -> list[str]:
     parts = [results.table(title, ["framework", "mode", *models], lines)]
     load = found.context["load"][0] / found.context["cores"]
     if load > BUSY:
-        parts.append(
-            f"warning: the load was {load:.2f} a core when this began; other work slows some "
-            "frameworks more than others; repeat this on an idle machine"
-        )
+        busy = f"warning: the load was {load:.2f} a core when this began; other work slows some"
+        parts.append(f"{busy} frameworks more than others; repeat this on an idle machine")
     return parts
 
 
 if __name__ == "__main__":
-    flags = f"{launch.CASES} rounds frameworks modes peers_python"
+    flags = (
+        "output model batch_size precision platform repeats rounds frameworks modes peers_python"
+    )
     defaults = {"model": list(jobs.HIDDEN_SIZES), "repeats": 5}
     sys.exit(launch.main(__doc__, measure, flags, report, **defaults))

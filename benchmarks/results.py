@@ -3,8 +3,8 @@
     {"version": 1, "context": {...}, "benchmarks": [{"name": ..., "samples_s": [...], ...}],
      "tables": {"ledger": [{...}, ...]}}
 
-`context` holds the environment and the command, `benchmarks` what was timed, a `Benchmark` each,
-and `tables` what was counted, one object a row. Each list of samples is on one line.
+`context` holds the environment and the command, `benchmarks` a `Benchmark` for each thing timed in
+a process, and `tables` what was counted, one object a row.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +23,6 @@ import numpy as np
 from benchmarks import timing
 from mnist_jax.atomic_io import write_atomically
 from mnist_jax.errors import DataError, DeviceError
-
-VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +37,7 @@ class Benchmark:
     batch_size: int = 0
     precision: str = "float32"
     mode: str = ""  # how the framework was used, such as eager
-    # What only this kind of benchmark has, such as the number of its launch.
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)  # such as the launch's number
 
     @property
     def case(self) -> str:
@@ -99,13 +96,10 @@ class Results(NamedTuple):
 
 def write(path: Path, found: Results) -> None:
     """Writes `path`, whole or not at all; adds the UTC time to the context."""
-    entries = [
-        dataclasses.asdict(b) | {"median_s": float(np.median(b.samples_s))}
-        for b in found.benchmarks
-    ]
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    content = {"version": VERSION, "context": {**found.context, "date": now}}
-    text = json.dumps(content | {"benchmarks": entries, "tables": found.tables}, indent=1)
+    content: dict[str, Any] = {"version": 1, "context": {**found.context, "date": now}}
+    content["benchmarks"] = [dataclasses.asdict(b) for b in found.benchmarks]
+    text = json.dumps(content | {"tables": found.tables}, indent=1)
     # A list of numbers goes on one line. No JSON string holds a line break.
     lists = re.compile(r"\[\n\s+([-+.\w]+(?:,\n\s+[-+.\w]+)*)\n\s+\]")
     text = lists.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
@@ -113,33 +107,26 @@ def write(path: Path, found: Results) -> None:
 
 
 def parse(content: Mapping[str, Any]) -> Results:
-    """The content of a result file; what is derived from samples is passed over."""
+    """The content of a result file; unknown fields of a benchmark are ignored."""
     fields = [field.name for field in dataclasses.fields(Benchmark)]
     entries = [{k: b[k] for k in fields if k in b} for b in content["benchmarks"]]
     return Results(content["context"], [Benchmark(**e) for e in entries], content["tables"])
 
 
 def read(path: Path) -> Results:
-    """Reads a result file, or the `results.json` of a card's folder.
-
-    Raises:
-        DataError: there is no such file, or it is truncated, of another version or not ours.
-    """
+    """Reads a result file, or the `results.json` of a card's folder."""
     path = path / "results.json" if path.is_dir() else path
     try:
         content = json.loads(path.read_bytes())
-        if content["version"] != VERSION:
-            raise ValueError(f"version {content['version']}, not {VERSION}")
+        if content["version"] != 1:
+            raise ValueError(f"version {content['version']}, not 1")
         return parse(content)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"cannot read {path} as a result file ({error}); measure again") from error
 
 
 def interval95(values: Sequence[float]) -> Sequence[float]:
-    """Two of the values that enclose the median of their distribution in at least 95 % of cases.
-
-    Exact for independent values of any distribution (order statistics); empty for fewer than 6.
-    """
+    """The exact 95 % interval of a median by order statistics; empty for fewer than 6 values."""
     from scipy.stats import quantile_test
 
     low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
@@ -168,13 +155,9 @@ def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 class Recorder:
-    """Collects what a command measures, prints each of it as it comes, and writes the file.
+    """Collects what a command measures and writes the file.
 
-    The processes that measure have these environment variables and end at a deadline, by
-    `time.monotonic`.
-
-    Raises:
-        DeviceError: the file cannot be written.
+    The processes that measure have these environment variables and end at a `time.monotonic`.
     """
 
     def __init__(
@@ -190,8 +173,7 @@ class Recorder:
                 output.parent.mkdir(parents=True, exist_ok=True)
                 output.open("ab").close()
             except OSError as error:
-                message = f"cannot write {output} ({error.strerror}); choose another --output"
-                raise DeviceError(message) from error
+                raise DeviceError(f"cannot write --output={output} ({error.strerror})") from error
         self.output, self.variables, self.deadline = output, dict(variables or {}), deadline
         module = f"benchmarks.{Path(sys.argv[0]).stem}".removesuffix(".__main__")
         command = ["python", "-m", module, *sys.argv[1:]]
@@ -206,13 +188,10 @@ class Recorder:
         self.found.tables.setdefault(table, []).append(values)
 
     def take_in(self, found: Results, prefix: str = "", **details: Any) -> None:
-        """Adds other findings, each benchmark and row with these details.
-
-        By the prefix of the benchmarks' names a suite tells its parts apart.
-        """
+        """Adds other findings: each benchmark and row with these details, each name prefixed."""
         for b in found.benchmarks:
-            named = {"name": prefix + b.name, "details": b.details | details}
-            self.found.benchmarks.append(dataclasses.replace(b, **named))
+            own: dict[str, Any] = {"name": prefix + b.name, "details": b.details | details}
+            self.found.benchmarks.append(dataclasses.replace(b, **own))
         for name, rows in found.tables.items():
             self.found.tables.setdefault(name, []).extend(row | details for row in rows)
         excluded = self.found.context["excluded"] | found.context.get("excluded", {})
@@ -224,12 +203,6 @@ class Recorder:
         say(f"excluded: {what}: {why}")
 
     def write(self) -> None:
-        """Writes the file, if there is to be one. May be repeated as more comes in."""
+        """Writes the file, if there is to be one."""
         if self.output is not None:
             write(self.output, self.found)
-
-    def finish(self, report: Callable[[Results], Sequence[str]]) -> None:
-        """Writes the file and prints the report, with what was excluded."""
-        self.write()
-        lost = [f"excluded: {what}: {why}" for what, why in self.found.context["excluded"].items()]
-        print("\n\n".join(filter(None, [*report(self.found), *lost])))

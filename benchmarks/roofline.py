@@ -1,38 +1,41 @@
 """Says how near a training step, and each of its layers, comes to what the device can do.
 
-    python -m benchmarks.roofline --output FILE
-
 The roof is measured: products of square matrices and copies of arrays, of several sizes; of each
 the best sample counts. A step takes at least its operations at the one rate and at least its bytes
 at the other (at the array size nearest to its bytes); the larger is its limit.
 
-Operations, two for a multiplication with its addition: each layer's product forward, for the
-kernel's gradient and, except in the first layer, for its input's. On a CPU a 3×3 convolution counts
-as Winograd multiplies it and, apart, by its definition. Bytes: every layer's output and its
-gradient written and read once; parameters, gradients and Adam's two moments. A layer's time is its
-share of the kernels' time in a trace of the real step.
+Operations, two for a multiplication with its addition: each product or convolution forward, and for
+the gradients of its two factors, except of the images. On a CPU a 3×3 convolution counts as
+Winograd multiplies it and, apart, by its definition. Bytes: every layer's output and its gradient
+written and read once; parameters, gradients and Adam's two moments. A layer's time is its share of
+the kernels' time in a trace of the real step. A block of layers counts as one.
 """
 
 import argparse
 import math
 import re
 import sys
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import jaxprs_in_params
 
 from benchmarks import launch, results, step, timing
 from benchmarks.results import Case, Recorder, Results
-from mnist_jax.models import MODELS, layers, param_shapes
-from mnist_jax.ops import convolution
+from benchmarks.workers import ours
+from benchmarks.workers.job import Job
+from mnist_jax.models import count_parameters, forward, layers, variable_shapes
 from mnist_jax.parallel import mesh
 
 PREFIX, PRODUCT, COPY = "roofline_", "matrix_product", "copy"
+REST = "update and the rest"
+Product = tuple[str, int, int]  # layer, operations by definition, operations on this platform
 FEWEST = 5  # samples of a roof
 ON_CPU, ELSEWHERE = (1024, 2048), (4096, 8192)  # rows and columns of the matrices
 COPY_BYTES = (2**20, 2**25, 2**28)
@@ -55,41 +58,61 @@ class Work(NamedTuple):
     bytes: int  # to and from memory
 
 
-def works(model: nn.Module, batch_size: int, platform: str) -> dict[str, Work]:
-    """The work of each layer with a kernel or an output of its own, of the update, and of all."""
-    params, dtype = param_shapes(model), getattr(model, "dtype", None)
-    activation_bytes = jnp.dtype(dtype or jnp.float32).itemsize
-    found: dict[str, Work] = {}
-    parameters = 0
-    for layer in layers(model):
-        if layer.kind in ("Flatten", "Dropout"):  # a view; a part of its neighbour
-            continue
-        parameters += layer.parameters
-        moved = 4 * batch_size * math.prod(layer.output_shape) * activation_bytes
-        found[layer.name] = Work(0, 0, moved + 8 * layer.parameters)
-        if (kernel := params.get(layer.name, {}).get("kernel")) is None:
-            continue
-        *window, inputs, outputs = kernel.shape
-        places = math.prod(layer.output_shape[:-1])  # 1 for a dense layer
-        direct = products = places * math.prod(window)
-        if window == [3, 3] and inputs > 1 and platform == "cpu":
-            tiles = [math.ceil(n / convolution.TILE) for n in layer.output_shape[:2]]
-            products = math.prod(tiles) * convolution.SPAN**2
-        passes = 3 if any(work.flops for work in found.values()) else 2
-        each = 2 * passes * batch_size * inputs * outputs
-        found[layer.name] = Work(each * products, each * direct, moved + 8 * layer.parameters)
-    found["update"] = Work(0, 0, 28 * parameters)
+def products(jaxpr: Any, names: Sequence[str], platform: str, within: str = "") -> list[Product]:
+    """The products of a traced function, in order, each with the layer of `names` it is in."""
+    found: list[Product] = []
+    for eqn in jaxpr.eqns:
+        scopes, params = str(eqn.source_info.name_stack).split("/"), eqn.params
+        layer = within or next((name for name in names if name in scopes), "")
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            factor, size = [x.aval for x in eqn.invars][:2], eqn.outvars[0].aval.size
+            if eqn.primitive.name == "dot_general":
+                axes = params["dimension_numbers"][0][0]
+                terms = math.prod(factor[0].shape[axis] for axis in axes)
+            else:  # a kernel's window and its input features
+                features = params["dimension_numbers"].rhs_spec[0]
+                terms = factor[1].size // factor[1].shape[features]
+            found.append((layer, 2 * size * terms, 2 * size * terms))
+        elif eqn.primitive.name == "cond":  # of the platforms, the last for all others
+            inner = [products(x.jaxpr, names, platform, layer) for x in params["branches"]]
+            counts = [sum(run for *_, run in some) for some in inner]
+            pairs = zip(params.get("branches_platforms") or (), counts, strict=False)
+            run = next((n for which, n in pairs if platform in (which or ())), counts[-1])
+            found.append((layer, counts[-1], run or counts[-1]))
+        else:
+            times = params["length"] if eqn.primitive.name == "scan" else 1
+            for x in jaxprs_in_params(params):
+                inner = products(x, names, platform, layer)
+                found += [(name, times * direct, times * run) for name, direct, run in inner]
+    return found
+
+
+def works(model: Any, batch_size: int, platform: str) -> dict[str, Work]:
+    """The work of each layer, of the update with what is outside of layers, and of all ("")."""
+    (params, state), shape = variable_shapes(model), jax.ShapeDtypeStruct
+    batch = shape((batch_size, *model.image_shape), jnp.float32)
+    key, mask = jax.eval_shape(lambda: jax.random.key(0)), shape((batch_size,), bool)
+    traced = jax.make_jaxpr(partial(forward, model, train=True))
+    traced = traced(params, state, batch, mask=mask, key=key)
+    rows = [row for row in layers(model) if row.kind not in ("Flatten", "Dropout")]
+    names = [row.name for row in rows]
+    flops, direct_flops = defaultdict[str, int](int), defaultdict[str, int](int)
+    for i, (name, direct, run) in enumerate(products(traced.jaxpr, names, platform)):
+        passes = 3 if i else 2  # the images need no gradient
+        flops[name] += passes * run
+        direct_flops[name] += passes * direct
+    size = 4 * batch_size * jnp.dtype(model.dtype or jnp.float32).itemsize
+    moved = {row.name: size * math.prod(row.output_shape) + 8 * row.parameters for row in rows}
+    found = {name: Work(flops[name], direct_flops[name], moved[name]) for name in names}
+    found[REST] = Work(flops[""], direct_flops[""], 28 * count_parameters(params))
     return found | {"": Work(*(sum(part) for part in zip(*found.values(), strict=True)))}
 
 
 def time_loop(body: Any, state: Any, args: Any, samples: int, group: int) -> dict[str, Any]:
-    """The fields of a `Benchmark` of a turn of `body`, (i, state, args) → state.
-
-    `args` are inputs of the program, so that the compiler cannot compute with them beforehand.
-    """
+    """The fields of a `Benchmark` of a turn of `body`, (i, state, args) → state."""
 
     @partial(jax.jit, donate_argnums=0)
-    def turns(state: Any, args: Any) -> Any:
+    def turns(state: Any, args: Any) -> Any:  # constant args would be folded
         return lax.fori_loop(0, group, lambda i, state: body(i, state, args), state)
 
     def call(state: Any, count: int) -> Any:
@@ -160,39 +183,31 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     samples = max(FEWEST, options.repeats)
     launch.measure(recorder, "benchmarks.roofline:run", "roof", samples=samples, **given)
     found = recorder.found
-    for row in found.tables.get("trace", []) if found.cases(PRODUCT) else ():
-        fields = {name: row[name] for name in ("model", "batch_size", "precision")}
-        [case] = found.cases(PREFIX + step.TRAIN, **fields)
-        recorder.row("roofline", **account(case, found, row["layer_shares"]))
+    for job in step.jobs_of(options) if found.cases(PRODUCT) else ():
+        fields = {name: getattr(job, name) for name in ("model", "batch_size", "precision")}
+        for row in found.tables.get("trace", []):
+            if fields.items() <= row.items():
+                [case] = found.cases(PREFIX + step.TRAIN, **fields)
+                recorder.row("roofline", **fields, **account(job, case, found, row["layer_shares"]))
 
 
-def account(case: Case, found: Results, shares: dict[str, float]) -> dict[str, Any]:
-    """The row of a step: its work, its limit, and those of its layers."""
-    b, rates = case.first, roof(found, case.first.precision)
-    model = MODELS[b.model](dtype=jnp.bfloat16 if b.precision == "bfloat16" else None)
-    parts = works(model, b.batch_size, found.platform)
+def account(job: Job, case: Case, found: Results, shares: dict[str, float]) -> dict[str, Any]:
+    """What the row of a step says: its work, its limit, and those of its layers."""
+    rates, model = roof(found, job.precision), ours.model_of(job, ours.DTYPES.get(job.precision))
+    parts = works(model, job.batch_size, found.platform)
     whole = parts.pop("")
     device = found.context["device"]
     sheets = [sheet for name, sheet in DATASHEETS.items() if re.search(name, device)]
-    peak = sheets[0].get(b.precision) if sheets else None
-    parts["update and the rest"] = parts.pop("update")
+    peak = sheets[0].get(job.precision) if sheets else None
     spent = {name: shares.get(name, 0.0) * case.seconds for name in parts}
-    spent["update and the rest"] = shares.get("other", 0.0) * case.seconds
-    rate = whole.direct_flops / case.seconds
-    return {
-        "model": b.model,
-        "batch_size": b.batch_size,
-        "precision": b.precision,
-        "of_matrix_rate": rate / rates.flops_per_s,
-        "mfu": rate / peak if peak else None,
-        "parts": [
-            {"part": name, **work._asdict(), "limit_s": rates.limit_s(work), "seconds": seconds}
-            for name, work, seconds in [
-                ("a step", whole, case.seconds),
-                *((name, work, spent[name]) for name, work in parts.items()),
-            ]
-        ],
-    }
+    spent[REST] = shares.get("other", 0.0) * case.seconds
+    spent["a step"], rate = case.seconds, whole.direct_flops / case.seconds
+    rows = [
+        {"part": name, **work._asdict(), "limit_s": rates.limit_s(work), "seconds": spent[name]}
+        for name, work in [("a step", whole), *parts.items()]
+    ]
+    mfu = rate / peak if peak else None
+    return {"of_matrix_rate": rate / rates.flops_per_s, "mfu": mfu, "parts": rows}
 
 
 def report(found: Results) -> list[str]:
@@ -205,10 +220,8 @@ def report(found: Results) -> list[str]:
         best, middle = (f"{rate:,.4g}" for rate in rates)
         rows.append([b.name, b.mode, b.precision, str(len(b.samples_s)), best, middle, unit])
         if (spread := timing.spread(b.samples_s)) > SPREAD:
-            parts.append(
-                f"warning: half of the {len(b.samples_s)} samples of {b.name} {b.mode} span "
-                f"{spread:.0%} of the median; other work disturbs it, or the clock changes"
-            )
+            half = f"warning: half of the {len(b.samples_s)} samples of {b.name} {b.mode} span"
+            parts.append(f"{half} {spread:.0%} of the median; is the device idle?")
     headings = ["roof", "size", "precision", "samples", "best", "median", ""]
     parts.insert(0, results.table("The roof", headings, rows))
     for row in found.tables.get("roofline", []):

@@ -1,17 +1,13 @@
-"""Times training steps and evaluation: latency, images a second, memory.
-
-    python -m benchmarks.step --model mlp --batch_size 100 4096 --output FILE
-
-for each network, batch size, precision and mode, on random images:
+"""Times training steps and evaluation: latency, images a second, memory. The modes:
 
     many    many steps in one call of the compiled program, as training runs
     one     one dispatch a step; no step is waited for within a sample
     host    as one, with each batch gathered by NumPy and copied to the device
     seeds   many steps of 16 networks in one program
 
-What is inside the clock is described in benchmarks/workers/job.py. --launches=9 measures each case
-in nine processes: times differ more between processes than within one, and only such files can be
-compared by `python -m benchmarks.compare`. --trace counts the kernels of a step.
+--launches=9 measures each case in nine processes: times differ more between processes than within
+one, and only such files can be compared by `python -m benchmarks.compare`. --trace counts the
+kernels of a step.
 """
 
 import argparse
@@ -29,7 +25,7 @@ MEMORY = ("params", "optimizer", "temporaries", "program")
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
     """A job for each network, batch size, precision and mode."""
-    made = []
+    made, images = [], launch.random_images(options)
     for model, batch_size, precision, mode in itertools.product(
         options.model, options.batch_size, options.precision, options.mode
     ):
@@ -37,7 +33,7 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
         what = [w for w in options.what if w == "train" or mode == options.mode[0]]
         case = {"model": model, "batch_size": batch_size, "precision": precision, "what": what}
         case |= {"mode": launch.MODES[mode], "seeds": SEEDS if mode == "seeds" else None}
-        case |= {"platform": options.platform, "samples": options.repeats}
+        case |= {"platform": options.platform, "samples": options.repeats, **images}
         case |= {"trace": options.trace and mode == "many" and "train" in what}
         if what:
             made.append(Job(**case, slow_down=options.slow_down))
@@ -58,7 +54,7 @@ def _times(case: Case) -> list[str]:
     notes = [" or ".join(f"{1e3 * s:.4g}" for s in speeds)] * (len(speeds) > 1)
     notes += [timing.warning(b.samples_s).partition(":")[0]] if n == 1 else []
     networks = int(b.mode.split()[0]) if b.mode[:1].isdecimal() else 1
-    images = networks * b.batch_size if b.name == TRAIN else Job.test_size
+    images = networks * b.batch_size if b.name == TRAIN else b.details.get("images", Job.test_size)
     names = [b.name, b.model, str(b.batch_size), b.precision, b.mode, f"{n} × {len(b.samples_s)}"]
     interval = " to ".join(f"{1e3 * end:.4g}" for end in results.interval95(case.launches_s))
     times = [f"{1e3 * case.seconds:.4g}", interval, f"{images / case.seconds:,.0f}"]

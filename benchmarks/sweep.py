@@ -1,7 +1,5 @@
 """Times training steps by batch size and fits the law t = a + b·B to them.
 
-    python -m benchmarks.sweep --model mlp --output FILE
-
 a is the time of a step that does not depend on the batch, b the time of an image, 1/b the highest
 throughput; a/b is the batch at which half of it is reached.
 """
@@ -27,9 +25,7 @@ class Law(NamedTuple):
     a_s: float  # seconds a step
     b_s: float  # seconds an image
     error: float  # the largest relative difference from a measured time
-    # The smallest batch measured with 90 % of the highest throughput measured; None if that is the
-    # largest batch, since more might still be gained.
-    saturated: int | None
+    saturated: int | None  # first batch with 90 % of the highest throughput, unless the largest
     largest: int  # batch measured
 
     def __str__(self) -> str:
@@ -61,29 +57,26 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     step.measure(options, recorder, PREFIX)
 
 
-def sweeps(found: Results) -> dict[tuple[str, str], list[Case]]:
-    """The cases of each network and precision, by rising batch."""
+def sweeps(found: Results) -> dict[tuple[str, str], tuple[list[Case], Law]]:
+    """The cases of each network and precision, by rising batch, and their law."""
     grouped: dict[tuple[str, str], list[Case]] = {}
     for case in sorted(found.cases(PREFIX + step.TRAIN), key=lambda case: case.first.batch_size):
-        b = case.first
-        grouped.setdefault((b.model, b.precision), []).append(case)
-    return grouped
-
-
-def law(cases: Sequence[Case]) -> Law:
-    """The law of one sweep."""
-    return fit([case.first.batch_size for case in cases], [case.seconds for case in cases])
+        grouped.setdefault((case.first.model, case.first.precision), []).append(case)
+    return {
+        who: (some, fit([x.first.batch_size for x in some], [x.seconds for x in some]))
+        for who, some in grouped.items()
+    }
 
 
 def report(found: Results) -> list[str]:
     """A table, and the law of each sweep."""
     rows, lines = [], []
-    for (model, precision), cases in sweeps(found).items():
+    for (model, precision), (cases, law) in sweeps(found).items():
         for case in cases:
             size, s = case.first.batch_size, case.seconds
             numbers = [str(size), f"{1e3 * s:.4g}", f"{1e6 * s / size:.4g}", f"{size / s:,.0f}"]
             rows.append([model, precision, *numbers])
-        lines.append(f"- {model}, {precision}: {law(cases)}")
+        lines.append(f"- {model}, {precision}: {law}")
     headings = ["model", "precision", "batch", "ms", "µs an image", "images/s"]
     return [results.table("Training steps by batch", headings, rows), "\n".join(lines)]
 

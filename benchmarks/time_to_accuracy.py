@@ -1,11 +1,9 @@
 """Seconds from first touching the data to an accuracy on the test images, as MLPerf counts them.
 
-    python -m benchmarks.time_to_accuracy --model mlp --output FILE
-
 Each seed trains the preset's whole schedule with an evaluation after every epoch; the clock stops
-at the first epoch that reaches the target. It starts before the data set is loaded and includes
-everything but compilation, which is shown apart; seeds after the first read the compiled programs
-from a cache. The median counts a seed that never reaches the target as infinite.
+at the first that reaches the target. It starts before the data set is loaded and includes
+everything but compilation, which is shown apart. A seed that never reaches the target counts as
+infinite.
 """
 
 import argparse
@@ -54,25 +52,24 @@ def run(repeats: int, **given: Any) -> dict[str, Any]:
             clock = Clock()
             config = Config(seed=seed, workdir=Path(folder), **given)
             timings = fit(config, callbacks=[clock]).record["timings"]
-        seconds = {name: timings[name] for name in ("compile_s", "data_s", "train_s")}
+        own = {name: timings[name] for name in ("compile_s", "data_s", "train_s")}
+        own |= {"seed": seed, "epochs": clock.epochs}
         for target in TARGETS.get(model, [0.9]):
             reached_s = reached(clock.epochs, target, timings["compile_s"])
-            own = {"seed": seed, "target": target, "reached_s": reached_s, "epochs": clock.epochs}
-            rows.append(case | own | seconds)
+            rows.append(case | own | {"target": target, "reached_s": reached_s})
     return {"context": {}, "benchmarks": [], "tables": {"time_to_accuracy": rows}}
 
 
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     """Trains every network with --repeats seeds, in a process each."""
-    given: dict[str, Any] = launch.prepare_data(options)
+    given: dict[str, Any] = launch.flags_of_data(options)
     recorder.found.context["dataset"] = given["dataset"]
-    given |= {"preset": options.preset, "precision": options.precision[0]}
-    given |= {"platform": options.platform, "repeats": options.repeats}
+    given |= {name: getattr(options, name) for name in ("preset", "platform", "repeats")}
     given["batch_size"] = options.batch_size and options.batch_size[0]
+    given["precision"], function = options.precision[0], "benchmarks.time_to_accuracy:run"
     for model in options.model:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:  # all seeds but the first find the programs
             given["variables"] = launch.shared_cache(folder)
-            function = "benchmarks.time_to_accuracy:run"
             launch.measure(recorder, function, model, **given, model=model)
 
 
@@ -80,8 +77,8 @@ def times_of(found: Results) -> dict[tuple[str, str, float], list[float]]:
     """By network, preset and target: the seconds of each seed, infinite if it was not reached."""
     times: dict[tuple[str, str, float], list[float]] = {}
     for row in found.tables.get("time_to_accuracy", []):
-        reached_s = float("inf") if row["reached_s"] is None else row["reached_s"]
-        times.setdefault((row["model"], row["preset"], row["target"]), []).append(reached_s)
+        case = row["model"], row["preset"], row["target"]
+        times.setdefault(case, []).append(row["reached_s"] or float("inf"))
     return times
 
 
@@ -106,5 +103,5 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags = f"{launch.CASES} {launch.DATA} preset"
+    flags = f"{launch.CASES} preset"
     sys.exit(launch.main(__doc__, measure, flags, report, batch_size=None, repeats=3))

@@ -35,13 +35,10 @@ def measure(
     `samples_s` and `warmup_s`, the first call included, are in seconds a step.
 
     Args:
-        call: (state, steps) → state, runs that many steps; it may donate the state.
-        state: what the first call starts from.
+        call, state: (state, steps) → state, runs that many steps; and what it starts from.
         sync: waits for everything in a state, such as `jax.block_until_ready`; inside the clock.
         unit: every call runs a multiple of this many steps.
-        samples: how many samples to take.
-        budget_s: start no further sample when the samples so far last this long together; at
-            least one is taken.
+        samples, budget_s: how many to take, and how long all of them may last; at least one.
         min_sample_s: a sample lasts at least this long; the number of steps aims at twice that.
         warmup_s: the least and the most time of the warm-up after the first call. Between them it
             ends when two samples in a row agree.
@@ -55,10 +52,6 @@ def measure(
         sync(state)
         return clock() - started
 
-    def grown(steps: int, elapsed_s: float) -> int:
-        wanted = math.ceil(2 * steps * min_sample_s / max(elapsed_s, 1e-9))
-        return unit * math.ceil(min(max(wanted, steps + 1), GROWTH * steps) / unit)
-
     warmup = [timed(unit) / unit]
     steps, before_s, spent_s = unit, math.inf, 0.0
     while True:
@@ -66,7 +59,9 @@ def measure(
         spent_s += elapsed_s
         warmup.append(elapsed_s / steps)
         if elapsed_s < min_sample_s:
-            steps, before_s = grown(steps, elapsed_s), math.inf
+            wanted = math.ceil(2 * steps * min_sample_s / max(elapsed_s, 1e-9))
+            steps = unit * math.ceil(min(max(wanted, steps + 1), GROWTH * steps) / unit)
+            before_s = math.inf
             continue
         stable = abs(elapsed_s - before_s) <= STABLE * min(elapsed_s, before_s)
         if spent_s >= warmup_s[1] or (stable and spent_s >= warmup_s[0]):
@@ -74,27 +69,19 @@ def measure(
         before_s = elapsed_s
 
     taken: list[float] = []
-    collecting = gc.isenabled()
     gc.collect()
     gc.disable()
-    try:
-        while not taken or (len(taken) < samples and steps * sum(taken) < budget_s):
-            taken.append(timed(steps) / steps)
-    finally:
-        if collecting:
-            gc.enable()
+    while not taken or (len(taken) < samples and steps * sum(taken) < budget_s):
+        taken.append(timed(steps) / steps)
+    gc.enable()
     details = {"steps_per_sample": steps}
     return {"samples_s": taken, "warmup_s": warmup, "details": details}, state
 
 
 def estimate(samples_s: Sequence[float], platform: str) -> float:
-    """The one number for the samples of a process: the least on a CPU, elsewhere the median.
-
-    On a CPU other work only adds to a time, so the least sample varies least between processes
-    (Chen and Revels, "Robust benchmarking in noisy environments", 2016). A GPU is fastest before
-    it is warm, so there the least sample shows a clock rate that does not last. The card, the
-    tables and the verdicts all use this estimate.
-    """
+    """The one number for the samples of a process: the least on a CPU, elsewhere the median."""
+    # On a CPU other work only adds to a time (Chen and Revels, 2016, arXiv:1608.04295). A GPU is
+    # fastest before it is warm, at a clock rate that does not last.
     return float(min(samples_s) if platform == "cpu" else np.median(samples_s))
 
 
@@ -117,14 +104,11 @@ def warning(samples_s: Sequence[float]) -> str:
 
 
 def modes(values: Sequence[float]) -> list[float]:
-    """The median of the values, or two if they form two separate groups of at least two.
-
-    Separate: the gap is three times the width of either group and a tenth of the median.
-    """
+    """The median of the values, or two if they form two separate groups of at least two."""
     ordered = sorted(values)
     for k in range(2, len(ordered) - 1):
         low, high = ordered[:k], ordered[k:]
         gap, width = high[0] - low[-1], max(low[-1] - low[0], high[-1] - high[0])
-        if gap > 3 * width and gap > 0.1 * np.median(ordered):
+        if gap > 3 * width and gap > 0.1 * np.median(ordered):  # they are separate
             return [float(np.median(low)), float(np.median(high))]
     return [float(np.median(ordered))]

@@ -21,8 +21,8 @@ def user_path(path: str | Path) -> Path:
     Raises:
         UsageError: no file can have that name.
     """
-    expanded = Path(os.path.expanduser(path))  # noqa: PTH111  Path's raises where there is no home
     try:
+        expanded = Path(os.path.expanduser(path))  # noqa: PTH111  Path's fails without a home
         if b"\0" in os.fsencode(expanded):
             raise ValueError("it contains a null byte")
     except ValueError as error:

@@ -1,12 +1,14 @@
-"""What a run tells whoever watches it: `fit` calls these methods, and they change no number."""
+"""Hooks that `fit` calls during a run. They cannot change its numbers."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
@@ -15,13 +17,11 @@ from mnist_jax.metrics import Metrics
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What `fit` returns.
+    """What `fit` returns. With members, arrays have a leading axis of members."""
 
-    `params` are the trained parameters (their EMA if the run keeps one), with a leading axis of
-    members if `config.seeds` is set; None if the run was already complete.
-    """
-
-    params: Any = dataclasses.field(repr=False)
+    params: Any = dataclasses.field(repr=False)  # NumPy arrays; their EMA if the run keeps one
+    # The model's other collections, such as {"batch_stats": …}; often empty.
+    model_state: Any = dataclasses.field(repr=False)
     record: dict[str, Any] = dataclasses.field(repr=False)  # the content of result.json
     workdir: Path  # the run's folder
 
@@ -55,25 +55,48 @@ class Callback:
         `config` has every value filled in. `devices` are those of all processes.
         """
 
-    def on_epoch_begin(self, epoch: int, step: int, last_step: int) -> None:
-        """Epoch `epoch` (from 1) starts, or resumes after `step` of its `last_step` updates."""
+    def on_epoch_begin(self, epoch: int, batch: int, num_batches: int) -> None:
+        """Epoch `epoch` (from 1) starts, or resumes after `batch` of its `num_batches`."""
 
-    def on_chunk_end(
-        self, epoch: int, step: int, last_step: int, metrics: Metrics, train_s: float
-    ) -> None:
-        """One call of the compiled train steps ends, after `step` of the epoch's updates.
+    def on_steps(self, first: int, values: dict[str, np.ndarray]) -> None:
+        """The steps of one call of the compiled train steps; comes before `on_chunk_end`.
+
+        The values are computed only if a callback overrides this method.
 
         Args:
-            epoch, step, last_step: as in `on_epoch_begin`.
+            first: updates done before the first of these steps.
+            values: "loss" and "grad_norm", float32 (steps,), or (members, steps).
+        """
+
+    def on_chunk_end(
+        self, epoch: int, batch: int, num_batches: int, metrics: Metrics, train_s: float
+    ) -> None:
+        """One call of the compiled train steps is done.
+
+        Args:
+            epoch: the epoch, from 1.
+            batch: batches done in this epoch.
+            num_batches: batches in this epoch.
             metrics: of the epoch so far; NumPy arrays, with one value per member if there are any.
             train_s: seconds of training in this epoch so far, without compilation.
         """
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
-        """An epoch is trained, evaluated and saved; `row` is its line of metrics.jsonl."""
+        """An epoch is trained and evaluated; `row` is its line of metrics.jsonl.
+
+        Its checkpoint may still be in progress.
+        """
 
     def on_train_end(self, result: Result) -> None:
         """The run is complete, now or since an earlier call of `fit`."""
 
     def close(self) -> None:
         """`fit` ends, also after an error."""
+
+
+class PythonWarnings(Callback):
+    """Turns warnings into Python's."""
+
+    def on_warning(self, message: str) -> None:
+        """Calls `warnings.warn`."""
+        warnings.warn(message, stacklevel=2)

@@ -17,6 +17,7 @@ from mnist_jax.errors import (
     InterruptedRunError,
     MnistJaxError,
     NonFiniteError,
+    WorseError,
     first_line,
     is_out_of_memory,
     is_process_failure,
@@ -54,10 +55,12 @@ def _join_lines(kind: Any) -> None:
         field.metadata = MappingProxyType({**field.metadata, "help": texts.get(field.name)})
 
 
-def exit_status(command: Callable[[], None], *, debug: bool) -> int:
+def exit_status(
+    command: Callable[[], None], *, debug: bool, save_memory: str = "use another --platform"
+) -> int:
     """Runs `command`; returns the process's exit status, after one line on stderr if it is not 0.
 
-    With `debug` the traceback comes before the line.
+    With `debug` the traceback comes before the line. `save_memory`: the advice if memory ran out.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without × prints ?
         sys.stdout.reconfigure(errors="replace")
@@ -67,7 +70,7 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (Exception, KeyboardInterrupt) as error:
-        status, line = _status_and_line(error)
+        status, line = _status_and_line(error, save_memory)
         if debug and status < 128:
             traceback.print_exc()
         with contextlib.suppress(OSError):  # nobody reads stderr
@@ -76,25 +79,25 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
     return 0
 
 
-def _status_and_line(error: BaseException) -> tuple[int, str]:
+def _status_and_line(error: BaseException, save_memory: str) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted"
-    if isinstance(error, InterruptedRunError):
+    if isinstance(error, InterruptedRunError | WorseError):  # an outcome
         return error.exit_status, str(error)
     if isinstance(error, MnistJaxError):
         return error.exit_status, f"error: {error}"
     if isinstance(error, FloatingPointError):  # of JAX_DEBUG_NANS
         return NonFiniteError.exit_status, f"error: {first_line(error)}; --debug shows where"
     if isinstance(error, MemoryError) or is_out_of_memory(error):
-        line = f"error: out of memory ({first_line(error)}); use a smaller --batch_size or --seeds"
-        return DeviceError.exit_status, line
+        return DeviceError.exit_status, f"error: out of memory ({first_line(error)}); {save_memory}"
     if is_process_failure(error):
         return DeviceError.exit_status, (
             f"error: another process has probably ended ({first_line(error)}); its output says "
             "why; the same commands with the run's folder as --workdir resume the run"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-        return DeviceError.exit_status, f"error: {error}; free some space on the disk"
+        advice = "check the disk" if error.errno == errno.EIO else "free some space on the disk"
+        return DeviceError.exit_status, f"error: {error}; {advice}"
     if isinstance(error, ModuleNotFoundError):
         return 1, f"error: {error}; install the dependencies with: pip install ."
     return 1, (

@@ -1,43 +1,55 @@
-"""Config: what a run is made of. Its fields are the flags of `train.py`, with their help texts."""
+"""Config: the settings of a training run, checked and resolved. Its fields are in `flags`."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
 import math
+import os
 import re
 import shlex
-from collections.abc import Callable, Collection
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 
 from mnist_jax.atomic_io import user_path
-from mnist_jax.data import DATASETS, DEFAULT_DATA_DIR
+from mnist_jax.data import DATASETS
+from mnist_jax.data.augment import AUGMENTATIONS
+from mnist_jax.data.files import is_path
 from mnist_jax.errors import UsageError, unknown_choice
+from mnist_jax.flags import PRESETS, Flags
+from mnist_jax.fork import load_fork
+from mnist_jax.losses import LOSSES
 from mnist_jax.models import ACTIVATIONS, MODELS
+from mnist_jax.optimizer import OPTIMIZERS
 
-FORMAT_VERSION = 2  # of config.json and of a run's folder
+FORMAT_VERSION = 3  # of config.json and of a run's folder
 
-OFF = ("shift", "rotation", "scale", "label_smoothing", "weight_decay", "ema_decay")
-TUTORIAL = {"epochs": 10, "batch_size": 100, "learning_rate": 1e-3, "schedule": "constant"}
-FAST = {"epochs": 4, "learning_rate": 1.5e-3, "schedule": "onecycle", "shift": 2.0}
-# The values of the fields that are not given.
-PRESETS: dict[str, dict[str, Any]] = {"tutorial": TUTORIAL | dict.fromkeys(OFF, 0.0)}
-PRESETS["fast"] = PRESETS["tutorial"] | FAST
-PRESETS["best"] = PRESETS["fast"] | {"epochs": 10, "rotation": 10.0, "scale": 0.1}
-MODEL_OPTIONS = ("hidden_sizes", "dropout", "activation")  # fields that a model's class may have
-PLATFORMS = ("auto", "cpu", "gpu", "tpu")
+# Keyword arguments of the model, the optimizer or the loss, with defaults of their own.
+ARGUMENTS = ("hidden_sizes", "dropout", "activation", "momentum", "weight_decay", "label_smoothing")
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):\d{1,5}")
-
-
-def _runtime(default: Any) -> Any:
-    """A field that says where or how a run executes; it changes no number."""
-    return dataclasses.field(default=default, metadata={"runtime": True})
+GRID = ("learning_rate", "weight_decay")  # may have several values: a network for each
+PATHS = ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile", "fork", "init_from")
+PLATFORMS = ("auto", "cpu", "gpu", "tpu")
+CHOICES: dict[str, Collection[str]] = {
+    "model": MODELS,
+    "preset": PRESETS,
+    "optimizer": OPTIMIZERS,
+    "loss": LOSSES,
+    "augmentation": AUGMENTATIONS,
+    "precision": ("float32", "tf32", "bfloat16"),
+    "platform": PLATFORMS,
+    "schedule": ("constant", "cosine", "onecycle"),
+    "activation": ACTIVATIONS,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """A training run, as it was asked for. None means: take the preset's or the model's value.
+class Config(Flags):
+    """The settings of a training run. A field that is None takes the value of the preset, the
+    model, the optimizer or the loss.
 
     `resolve` fills these values in. `dataclasses.replace` changes any field, the preset and the
     model included. `python train.py --help` explains the fields.
@@ -46,141 +58,9 @@ class Config:
         UsageError: a value is not allowed; the message says what is.
     """
 
-    model: str = "cnn"
-    """The network: logistic, mlp or cnn."""
-
-    dataset: str = "auto"
-    """The images: mnist, fashion_mnist, kmnist, digits (1,797 images that come with scikit-learn),
-    or auto: mnist, or digits with a warning if MNIST cannot be downloaded."""
-
-    preset: str = "tutorial"
-    """The recipe. It sets every value of the recipe that you do not give. tutorial: Adam at a
-    constant rate for 10 epochs. fast: 4 epochs of shifted images with a one-cycle rate. best: 10
-    epochs, images also rotated and scaled."""
-
-    epochs: int | None = None
-    """Passes over the training images. None: the preset's (10; fast 4)."""
-
-    batch_size: int | None = None
-    """Images per training step; fewer in an epoch's last batch. None: the preset's (100)."""
-
-    learning_rate: float | None = None
-    """Adam's step size; with a schedule, its highest value. None: the preset's (0.001; fast and
-    best 0.0015)."""
-
-    schedule: str | None = None
-    """The learning rate over the run: constant, cosine (decays to 0) or onecycle (rises for the
-    first 30 % of the steps, then decays). None: the preset's."""
-
-    normalize: bool = True
-    """Scale pixels from 0..255 to 0..1."""
-
-    shift: float | None = None
-    """Shift each training image by up to this many pixels along each axis, at random. None: the
-    preset's (0; fast and best 2)."""
-
-    rotation: float | None = None
-    """Rotate each training image at random, by up to this many degrees. None: the preset's (0; best
-    10)."""
-
-    scale: float | None = None
-    """Scale each axis of a training image by up to this fraction, at random. None: the preset's (0;
-    best 0.1)."""
-
-    label_smoothing: float | None = None
-    """Fraction of each training label that is spread over all classes; 0 or more, below 1. None:
-    the preset's (0)."""
-
-    weight_decay: float | None = None
-    """Decoupled weight decay of the kernels, as in AdamW. None: the preset's (0)."""
-
-    ema_decay: float | None = None
-    """Evaluate an exponential moving average (EMA) of the parameters with this decay, such as
-    0.999. 0: evaluate the parameters themselves. None: the preset's (0)."""
-
-    validation: int = 0
-    """Hold out this many training images, the same for every seed, and report on them too."""
-
-    seed: int = 1234
-    """Seed of initial weights, image order, augmentation and dropout; 0 to 4294967295."""
-
-    seeds: int | None = None
-    """Train this many networks in one program, with consecutive seeds from --seed on, and report
-    their mean. None: one network."""
-
-    hidden_sizes: tuple[int, ...] | None = None
-    """Units of each hidden dense layer, such as --hidden_sizes 256 128. None: the model's own."""
-
-    dropout: float | None = None
-    """Dropout rate of the hidden layers; 0 or more, below 1. None: the model's own."""
-
-    activation: str | None = None
-    """Activation after each hidden layer of the MLP: relu or sigmoid. None: the model's own."""
-
-    precision: str = "float32"
-    """Precision of matrix products: float32, tf32 (NVIDIA GPUs from Ampere on) or bfloat16 (layers
-    compute in bfloat16, parameters stay float32)."""
-
-    deterministic: bool = False
-    """Give the same bits from the same seed on a GPU too, at some cost in speed. A CPU and a TPU
-    always do."""
-
-    max_steps: int | None = None
-    """End the run after this many steps, within an epoch or not. None: after the last epoch."""
-
-    data_dir: Path = _runtime(DEFAULT_DATA_DIR)
-    """Folder for prepared and decoded data sets."""
-
-    manual_dir: Path | None = _runtime(None)
-    """Folder with the data set's four original .gz files, for a machine without a network."""
-
-    workdir: Path | None = _runtime(None)
-    """Folder for the run's files. Give the folder of an interrupted run to resume it. None:
-    runs/<dataset>-<model>-<UTC time>."""
-
-    platform: str = _runtime("auto")
-    """Platform to run on: cpu, gpu, tpu, or auto, the best that JAX finds."""
-
-    devices: int | Literal["all"] | None = _runtime(None)
-    """Number of devices, or all. Each batch is split over them; with --seeds, the networks are.
-    None: one device, or all devices of all processes if there are several."""
-
-    coordinator: str | None = _runtime(None)
-    """Train in several processes, which connect to process 0 at this HOST:PORT. auto: take the
-    address from Slurm, Open MPI, Kubernetes or a TPU pod. None: a single process."""
-
-    num_processes: int | None = _runtime(None)
-    """Number of processes, with --coordinator=HOST:PORT."""
-
-    process_id: int | None = _runtime(None)
-    """Index of this process, from 0. Process 0 writes the run's folder and prints."""
-
-    steps_per_call: int | Literal["auto"] = _runtime("auto")
-    """Training steps per call of the compiled program. auto: about one second of steps on a CPU, an
-    epoch on an accelerator. It does not change the result."""
-
-    checkpoint_every: float = _runtime(60.0)
-    """Seconds between checkpoints within an epoch. The run also saves after each epoch, unless a
-    save is still in progress. 0: save after every call and every epoch."""
-
-    compilation_cache: Path | None = _runtime(Path("~/.cache/mnist_jax/compiled"))
-    """Folder for train.py's compilation cache, which makes the next start faster. None: no cache.
-    From Python, set jax_compilation_cache_dir yourself."""
-
-    tensorboard: bool = _runtime(False)
-    """Also write TensorBoard logs into the run's folder."""
-
-    report: bool = _runtime(False)
-    """Write report.html, a page with figures of the run, into the run's folder at the end."""
-
-    profile: Path | None = _runtime(None)
-    """Write a profiler trace of one call of the training program into this folder, for TensorBoard
-    or Perfetto, and list the ten costliest operations. None: no trace."""
-
-    debug: bool = _runtime(False)
-    """Show the traceback of an error."""
-
     def __post_init__(self):
+        if self.fork is not None:
+            load_fork(self.fork)
         for name, value in vars(self).items():
             if value is None and getattr(Config, name) is None:
                 continue
@@ -190,50 +70,143 @@ class Config:
                 allowed, legal = RULES[name]
                 if not allowed(value):
                     raise UsageError(f"{name} is {value!r}; allowed is {legal}; change --{name}")
-            if name in MODEL_OPTIONS and name not in _model_defaults(self.model):
-                raise UsageError(f"the model {self.model!r} has no {name}; leave --{name} out")
+        self._check_arguments()
         if self.seed + (self.seeds or 1) > 2**32:
             raise UsageError(f"seeds is {self.seeds}; seed + seeds may be up to 4294967296")
         explicit = self.coordinator not in (None, "auto")
-        if {self.num_processes is not None, self.process_id is not None} != {explicit}:
+        if [self.num_processes is not None, self.process_id is not None] != [explicit, explicit]:
             raise UsageError(
                 "--coordinator=HOST:PORT, --num_processes and --process_id belong together; give "
                 "all three or none"
             )
-        if (index := self.process_id or 0) > (last := (self.num_processes or 1) - 1):
-            raise UsageError(f"process_id is {index}; allowed is 0 to {last}")
+        last = (self.num_processes or 1) - 1
+        if (self.process_id or 0) > last:
+            raise UsageError(f"process_id is {self.process_id}; allowed is 0 to {last}")
+
+    def _check_arguments(self) -> None:
+        """Each argument that is given must belong to a component of the run."""
+        known = {name for part in self.components().values() for name in keyword_defaults(part)}
+        given = [name for name in ARGUMENTS if getattr(self, name) is not None]
+        flags = {field.name for field in dataclasses.fields(self)}
+        for name in (*given, *self.option_values()):
+            if name in flags and name not in given:
+                raise UsageError(f"{name} is a flag; give --{name}, not --options {name}=…")
+            if name not in known:
+                parts = ", ".join(
+                    f"the {kind} {getattr(self, kind)!r}" for kind in self.components()
+                )
+                flag = f"--{name}" if name in flags else f"{name} of --options"
+                raise UsageError(f"{name} is an argument of none of {parts}; leave {flag} out")
+
+    def components(self) -> dict[str, Callable[..., Any]]:
+        """The model's class, and the functions of the optimizer, the loss and so on, by field."""
+        found: dict[str, Callable[..., Any]] = {
+            "model": MODELS[self.model],
+            "optimizer": OPTIMIZERS[self.optimizer],
+            "loss": LOSSES[self.loss],
+        }
+        if self.augmentation is not None:
+            found["augmentation"] = AUGMENTATIONS[self.augmentation]
+        if self.dataset in DATASETS:
+            found["dataset"] = DATASETS[self.dataset]
+        return found
+
+    def option_values(self) -> dict[str, Any]:
+        """`options` by name; a value is a Python literal, or else a string."""
+        values: dict[str, Any] = {}
+        for name, _, text in (word.partition("=") for word in self.options):
+            try:
+                values[name] = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                values[name] = text
+        return values
+
+    def arguments(self, kind: str) -> dict[str, Any]:
+        """The keyword arguments of a component, such as "model", that fields and options set."""
+        if kind not in self.components():
+            return {}
+        part, config = self.components()[kind], self.resolve()
+        values = {name: getattr(config, name) for name in ARGUMENTS} | self.option_values()
+        names = keyword_defaults(part)
+        return {n: v for n, v in values.items() if n in names and v is not None}
 
     def resolve(self) -> "Config":
-        """The same run with every value filled in: from the preset, the model, and ~ in paths."""
-        values = PRESETS[self.preset] | _model_defaults(self.model)
+        """The same run with every value filled in, and ~ expanded in paths."""
+        parts = self.components()
+        values = dict(PRESETS[self.preset])
+        for part in parts.values():
+            own = keyword_defaults(part)
+            values |= {name: own[name] for name in ARGUMENTS if name in own}
         values |= {name: value for name, value in vars(self).items() if value is not None}
         for name, value in values.items():
+            if value is None:
+                continue
             if name in PATHS:
                 values[name] = user_path(value)
             elif isinstance(value, np.generic):  # as from np.logspace
                 values[name] = value.item()
-            elif isinstance(value, list):
-                values[name] = tuple(value)
+            elif name == "dataset" and value not in ("auto", *DATASETS) and is_path(value):
+                values[name] = str(user_path(value).absolute())
+            elif isinstance(value, list | tuple):
+                values[name] = tuple(v.item() if isinstance(v, np.generic) else v for v in value)
         return dataclasses.replace(self, **values)
 
-    def model_options(self) -> dict[str, Any]:
-        """The arguments of the model's class."""
-        config = self.resolve()
-        return {name: getattr(config, name) for name in _model_defaults(self.model)}
+    def optimizer_arguments(self) -> dict[str, Any]:
+        """The arguments of `make_optimizer`, besides the number of steps.
 
-    def all_seeds(self) -> range:
-        """The seeds of all networks of the run."""
-        return range(self.seed, self.seed + (self.seeds or 1))
+        Of several values the largest: each network then has its own in the optimizer's state.
+        """
+        config, values = self.resolve(), self.arguments("optimizer")
+        values |= {"learning_rate": config.learning_rate, "schedule": config.schedule}
+        largest = {n: max(v) for n, v in values.items() if n in GRID and isinstance(v, tuple)}
+        return {"name": self.optimizer, **values, **largest}
+
+    def members(self) -> list[dict[str, Any]]:
+        """What distinguishes each network of the run: its values in the grid, and its seed."""
+        seeds = range(self.seed, self.seed + (self.seeds or 1))
+        rows = itertools.product(*self.grid.values(), seeds)
+        return [dict(zip((*self.grid, "seed"), row, strict=True)) for row in rows]
+
+    def member_labels(self) -> list[str]:
+        """A name for each network of the run, such as "learning_rate 0.001, seed 1234"."""
+        return [member_label(member) for member in self.members()]
+
+    def recipes(self) -> dict[str, list[int]]:
+        """The indices of the networks that share their values in the grid, by their label.
+
+        Without a grid the label is "".
+        """
+        found: dict[str, list[int]] = {}
+        for index, member in enumerate(self.members()):
+            values = {name: value for name, value in member.items() if name != "seed"}
+            found.setdefault(member_label(values), []).append(index)
+        return found
+
+    @property
+    def grid(self) -> dict[str, Sequence[float]]:
+        """The hyperparameters with several values."""
+        values = {name: getattr(self, name) for name in GRID}
+        return {name: v for name, v in values.items() if isinstance(v, tuple | list)}
+
+    @property
+    def num_members(self) -> int | None:
+        """The number of networks that are trained in one program; None for a single one."""
+        return len(self.members()) if self.grid or self.seeds is not None else None
 
     def hyperparameters(self) -> dict[str, Any]:
-        """The values that can change a number in the run, as JSON can hold them."""
+        """The values that can change a number in the run, as JSON can hold them.
+
+        A fork is there with the SHA-256 of its file.
+        """
         runtime = {f.name for f in dataclasses.fields(self) if "runtime" in f.metadata}
-        values = self.resolve().to_json().items()
-        return {name: value for name, value in values if name not in runtime | {"version"}}
+        values = self.resolve().to_json()
+        if self.fork is not None:
+            values["fork"] = load_fork(self.fork)
+        return {name: v for name, v in values.items() if name not in runtime | {"version"}}
 
     def defaults(self) -> "Config":
         """This model and preset with nothing else given."""
-        return Config(model=self.model, preset=self.preset).resolve()
+        return Config(model=self.model, preset=self.preset, fork=self.fork).resolve()
 
     def command_line(self) -> str:
         """The shortest shell command that trains the same, in a folder of its own."""
@@ -244,7 +217,7 @@ class Config:
         # Some runtime fields decide which data and which kind of device are used.
         for name in (*self.hyperparameters(), "data_dir", "manual_dir", "platform"):
             value = getattr(config, name)
-            if value == getattr(default, name):
+            if value is None or (value == getattr(default, name) and name != "fork"):
                 continue
             if isinstance(value, bool):
                 words.append(f"--{name}" if value else f"--no_{name}")
@@ -256,33 +229,34 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON can hold them, with the format's version."""
-        values = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        values = json.loads(json.dumps(dataclasses.asdict(self), default=os.fspath))
         return {"version": FORMAT_VERSION, **values}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """The resolved Config that `to_json` turned into `values`.
+        """The resolved Config that `to_json` turned into `values`; ignores unknown fields.
 
         Raises:
             UsageError: the values are of another format version, or one is not allowed.
-            TypeError: a field is unknown.
         """
-        given = dict(values)
-        if (version := given.pop("version", 1)) != FORMAT_VERSION:
+        if (version := values.get("version", 1)) != FORMAT_VERSION:
             raise UsageError(
                 f"the run has format version {version!r} and this program reads {FORMAT_VERSION}; "
                 "use the version of mnist_jax that made it, or train again"
             )
-        return cls(**given).resolve()
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names}).resolve()
 
 
-PATHS = ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile")
+def member_label(member: dict[str, Any]) -> str:
+    """The name of one of `Config.members`."""
+    return ", ".join(f"{name} {value}" for name, value in member.items())
 
 
-def _model_defaults(model: str) -> dict[str, Any]:
-    """The model's own values of the options that its class has."""
-    fields = dataclasses.fields(MODELS[model])
-    return {field.name: field.default for field in fields if field.name in MODEL_OPTIONS}
+def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters of a function, or the fields of a module's class, that have a default."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _is_int(value: Any, least: int, most: float = math.inf) -> bool:
@@ -295,34 +269,45 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float | np.floating) or _is_int(value, -(2**63), 2**63)
 
 
-CHOICES: dict[str, Collection[str]] = {
-    "model": MODELS,
-    "dataset": ("auto", *DATASETS),
-    "preset": PRESETS,
-    "precision": ("float32", "tf32", "bfloat16"),
-    "platform": PLATFORMS,
-    "schedule": ("constant", "cosine", "onecycle"),
-    "activation": ACTIVATIONS,
-}
+OPTION = re.compile(r"[a-zA-Z_]\w*=.+", re.DOTALL)
+SWITCHES = ("normalize", "deterministic", "tensorboard", "log_steps", "report", "debug")
+SWITCHES += ("allow_code_change",)
 Rule = tuple[Callable[[Any], Any], str]  # a test of a value, and what it allows in words
 COUNT: Rule = (lambda n: _is_int(n, 1), "a whole number, 1 or more")
 INDEX: Rule = (lambda n: _is_int(n, 0), "a whole number, 0 or more")
 FRACTION: Rule = (lambda x: _is_number(x) and 0 <= x < 1, "0 or more and less than 1")
 AMOUNT: Rule = (lambda x: _is_number(x) and 0 <= x < math.inf, "any finite number from 0")
 SWITCH: Rule = (lambda x: isinstance(x, bool), "true or false")
+
+
+def _each(allowed: Callable[[Any], Any], legal: str) -> Rule:
+    """A rule for one value, or for several different ones."""
+
+    def all_allowed(value: Any) -> bool:
+        values = value if isinstance(value, tuple | list) else (value,)
+        return bool(values) and all(map(allowed, values)) and len(set(values)) == len(values)
+
+    return all_allowed, f"{legal}, or several different ones"
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("epochs", "batch_size", "max_steps", "num_processes"), COUNT),
     **dict.fromkeys(("validation", "process_id"), INDEX),
-    **dict.fromkeys(("shift", "rotation", "scale", "weight_decay"), AMOUNT),
-    **dict.fromkeys(("label_smoothing", "ema_decay", "dropout"), FRACTION),
-    **dict.fromkeys(("normalize", "deterministic", "tensorboard", "report", "debug"), SWITCH),
+    **dict.fromkeys(("shift", "rotation", "scale", "checkpoint_every"), AMOUNT),
+    **dict.fromkeys(("label_smoothing", "ema_decay", "dropout", "momentum"), FRACTION),
+    **dict.fromkeys(SWITCHES, SWITCH),
     "coordinator": (lambda a: a == "auto" or ADDRESS.fullmatch(a), "auto or HOST:PORT"),
     "seed": (lambda n: _is_int(n, 0, 2**32 - 1), "0 to 4294967295"),
     "seeds": (lambda n: _is_int(n, 1, 100_000), "a whole number, 1 to 100000"),
-    "learning_rate": (lambda x: AMOUNT[0](x) and x > 0, "any finite number above 0"),
+    "learning_rate": _each(lambda x: AMOUNT[0](x) and x > 0, "any finite number above 0"),
+    "weight_decay": _each(*AMOUNT),
     "steps_per_call": (lambda n: n == "auto" or _is_int(n, 1), f"'auto' or {COUNT[1]}"),
     "devices": (lambda n: n == "all" or _is_int(n, 1), f"'all' or {COUNT[1]}"),
-    "checkpoint_every": (lambda s: _is_number(s) and s >= 0, "any number of seconds from 0"),
+    "data_dir": (lambda path: path is not None, "a folder"),
+    "options": (
+        lambda words: isinstance(words, tuple | list) and all(OPTION.fullmatch(w) for w in words),
+        "words such as gamma=3",
+    ),
     "hidden_sizes": (
         lambda v: isinstance(v, tuple | list) and all(_is_int(n, 1, 1_000_000) for n in v),
         "whole numbers, 1 to 1000000",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,6 +72,12 @@ def finite_members(row: Mapping[str, Any]) -> dict[str, list[float]]:
     """A line of metrics.jsonl with each metric as a list over the members that are finite."""
     values, finite = {name: np.ravel(value) for name, value in row.items()}, finite_mask(row)
     return {name: (v[finite] if "/" in name else v).tolist() for name, v in values.items()}
+
+
+def select_members(row: Mapping[str, Any], indices: Sequence[int]) -> dict[str, Any]:
+    """A line of metrics.jsonl of some members; of a single network as it is."""
+    lists = {name: value for name, value in row.items() if isinstance(value, list)}
+    return {**row, **{name: [value[i] for i in indices] for name, value in lists.items()}}
 
 
 def mean_over_members(row: Mapping[str, Any], name: str) -> float:

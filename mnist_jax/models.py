@@ -1,9 +1,11 @@
-"""The networks: logistic regression, an MLP and a CNN, from images (batch, 28, 28, 1) to logits.
+"""The networks: logistic regression, an MLP and a CNN, from images to logits.
 
 Kernels are Glorot-uniform (Glorot and Bengio, 2010) and biases zero at the start, as in Keras. A
 new network is a class with a line in `MODELS`; flags set its hidden_sizes, dropout and activation.
 """
 
+import dataclasses
+import inspect
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from mnist_jax.data.split import NUM_CLASSES
-from mnist_jax.errors import UsageError
+from mnist_jax.errors import UsageError, first_line
 from mnist_jax.ops.convolution import conv_general_dilated, max_pool_2x2
 from mnist_jax.ops.dense import dot_general
 
@@ -48,6 +50,7 @@ class LogisticRegression(nn.Module):
     """A linear map from pixels to classes: 7,850 parameters."""
 
     num_classes: int = NUM_CLASSES
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE
     dtype: Dtype | None = None
 
     @nn.compact
@@ -61,6 +64,7 @@ class MLP(nn.Module):
     """Fully connected layers with an activation between them: 244,522 parameters."""
 
     num_classes: int = NUM_CLASSES
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE
     hidden_sizes: tuple[int, ...] = (256, 128, 64, 32)
     dropout: float = 0.0
     activation: str = "relu"
@@ -81,6 +85,7 @@ class CNN(nn.Module):
     """Two pairs of convolutions, then two hidden layers with dropout: 5,259,594 parameters."""
 
     num_classes: int = NUM_CLASSES
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE
     hidden_sizes: tuple[int, ...] = (512, 256)
     dropout: float = 0.5
     dtype: Dtype | None = None
@@ -103,43 +108,106 @@ class CNN(nn.Module):
 
 
 MODELS: dict[str, type[nn.Module]] = {"logistic": LogisticRegression, "mlp": MLP, "cnn": CNN}
-"""The networks by name. A class has the fields `num_classes` and `dtype`, takes `train`, keeps no
-state besides parameters, and draws random numbers from the stream "dropout" only."""
+"""The networks by name: Flax modules with the fields `num_classes`, `image_shape` and `dtype`.
+
+A module takes `train`, and `mask` (batch,), False for padding, if it wants it. Random numbers come
+from the stream "dropout". Collections besides "params", such as "batch_stats", are the model's
+state: training updates them. What the module sows into "losses" is added to the loss."""
+
+NOT_STATE = ("params", "losses", "intermediates")
 
 
-def init_params(model: nn.Module, key: jax.Array) -> Any:
-    """Initial float32 parameters as nested dicts: `{layer: {"kernel": …, "bias": …}}`."""
-    return model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))["params"]
+def make_model(
+    name: str,
+    *,
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE,
+    num_classes: int = NUM_CLASSES,
+    dtype: Dtype | None = None,
+    **options: Any,
+) -> nn.Module:
+    """The network of that name for images of a shape (height, width, channels).
+
+    Raises:
+        UsageError: it cannot be trained on these images: it lacks a field, or returns no logits.
+    """
+    fields: dict[str, Any] = {"image_shape": image_shape, "num_classes": num_classes}
+    fields |= {"dtype": dtype, **options}
+    have = {field.name for field in dataclasses.fields(MODELS[name])}
+    if missing := ", ".join(sorted(fields.keys() - have)):
+        raise UsageError(f"the model {name!r} has no field {missing}; add it to the class")
+    try:
+        model = MODELS[name](**fields)
+        params, state = variable_shapes(model)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        x = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+        mask = jax.ShapeDtypeStruct((2,), bool)
+        run = partial(forward, model, train=True)
+        logits, new_state, _ = jax.eval_shape(run, params, state, x, mask=mask, key=key)
+    except Exception as error:  # of any kind: the code is the user's
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        where = f"the model {name!r} fails on images {list(image_shape)}"
+        raise UsageError(f"{where}: {problem}; --debug shows where") from error
+    if logits.shape != (2, num_classes):
+        shapes = f"shape {logits.shape} for two images; logits have shape {(2, num_classes)}"
+        raise UsageError(f"the model {name!r} returns {shapes}")
+    if jax.tree.structure(new_state) != jax.tree.structure(state):
+        raise UsageError(f"the model {name!r} changes the structure of its state in training")
+    return model
+
+
+def init_variables(model: nn.Module, key: jax.Array) -> tuple[Any, Any]:
+    """Initial parameters, `{layer: {"kernel": …, "bias": …}}`, and model state; float32."""
+    variables = model.init(key, jnp.zeros((1, *model.image_shape)), train=False)
+    state = {name: value for name, value in variables.items() if name not in NOT_STATE}
+    return variables.get("params", {}), state
+
+
+def variable_shapes(model: nn.Module) -> tuple[Any, Any]:
+    """`init_variables` with a `jax.ShapeDtypeStruct` at each leaf; computes nothing."""
+    return jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
 
 
 def param_shapes(model: nn.Module) -> Any:
-    """The tree of `init_params` with a `jax.ShapeDtypeStruct` at each leaf; computes nothing."""
-    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    """The shapes and dtypes of the parameters; computes nothing."""
+    return variable_shapes(model)[0]
 
 
-def check_model(name: str, model: nn.Module) -> None:
-    """Traces the model to check that it can be trained here; computes nothing.
+def forward(
+    model: nn.Module,
+    params: Any,
+    model_state: Any,
+    x: jax.Array,
+    *,
+    train: bool = False,
+    mask: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, Any, jax.Array | float]:
+    """Applies the network.
 
-    Raises:
-        UsageError: it has state besides its parameters, or does not return logits.
+    Args:
+        model: the network.
+        params, model_state: from `init_variables`.
+        x: (batch, height, width, channels) float32.
+        train: with dropout, and with the statistics of this batch.
+        mask: (batch,) bool, False for padding; for modules that take it.
+        key: for dropout.
+
+    Returns the logits, (batch, num_classes) of at least float32; the new model state; and the sum
+    of what the module sowed into "losses".
     """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    x = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
-    variables = jax.eval_shape(model.init, key, x)
-    if others := sorted(variables.keys() - {"params"}):
-        raise UsageError(
-            f"the model {name!r} has the state {', '.join(others)}; only params is allowed; "
-            "replace nn.BatchNorm by nn.LayerNorm or nn.GroupNorm"
-        )
-
-    def apply(variables: Any, x: jax.Array, key: jax.Array) -> Any:
-        return model.apply(variables, x, train=True, rngs={"dropout": key})
-
-    logits = jax.eval_shape(apply, variables, x, key)
-    expected = (1, getattr(model, "num_classes", NUM_CLASSES))
-    if logits.shape != expected:
-        shapes = f"shape {logits.shape} for one image; logits have shape {expected}"
-        raise UsageError(f"the model {name!r} returns {shapes}")
+    arguments: dict[str, Any] = {"train": train}
+    if "mask" in inspect.signature(type(model).__call__).parameters:
+        arguments["mask"] = mask
+    logits, new = model.apply(
+        {"params": params, **model_state},
+        x,
+        rngs=None if key is None else {"dropout": key},
+        mutable=[*model_state, "losses"] if train else ["losses"],
+        **arguments,
+    )
+    sown = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(new.get("losses", {})))
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return logits, {name: new.get(name, model_state[name]) for name in model_state}, sown
 
 
 def count_parameters(params: Any) -> int:

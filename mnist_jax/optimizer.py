@@ -1,83 +1,92 @@
-"""The optimizer of a Config: an optax chain with its learning-rate schedule, and the EMA."""
+"""The optimizers by name, learning-rate schedules, and the EMA of the parameters."""
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mnist_jax.config import Config
 
-
-def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
+def adam(
+    learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
     """Adam (Kingma and Ba, 2015) with Keras's default epsilon of 1e-7.
 
-    Weight decay is decoupled from the gradient and applies to kernels alone (Loshchilov and Hutter,
-    2019).
-
-    Args:
-        config: resolved.
-        steps: updates in all epochs of the run, the length of a schedule.
+    Weight decay is decoupled from the gradient and applies to kernels alone, as in AdamW
+    (Loshchilov and Hutter, 2019).
     """
-    parts = [optax.scale_by_adam(eps=1e-7)]
-    if config.weight_decay:
+    parts = [optax.scale_by_adam(eps=1e-7), optax.scale_by_learning_rate(learning_rate)]
+    if not isinstance(weight_decay, float) or weight_decay:  # an array, or not 0
         is_kernel = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
-        parts.append(optax.add_decayed_weights(config.weight_decay, mask=is_kernel))
-    parts.append(optax.scale_by_learning_rate(learning_rate_schedule(config, steps)))
-    if config.ema_decay:
-        parts.append(params_ema(config.ema_decay))
+        parts.insert(1, optax.add_decayed_weights(weight_decay, mask=is_kernel))
     return optax.chain(*parts)
 
 
-def learning_rate_schedule(config: Config, steps: int) -> optax.ScalarOrSchedule:
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": adam,
+    "adamw": optax.adamw,
+    "sgd": optax.sgd,
+    "lion": optax.lion,
+    "muon": optax.contrib.muon,
+}
+"""The optimizers by name: functions of a learning rate, or a schedule, and keyword arguments, as in
+optax. The flags weight_decay and momentum, and --options, set these keyword arguments."""
+
+
+def make_optimizer(
+    name: str, learning_rate: float, *, schedule: str, steps: int, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer whose learning rate and weight decay are part of its state.
+
+    So one compiled program serves every learning rate, and `vmap` trains with several.
+
+    Args:
+        name: in `OPTIMIZERS`.
+        learning_rate: with a schedule, its highest value.
+        schedule: constant, cosine or onecycle; see `learning_rate_schedule`.
+        steps: updates in all epochs of the run, the length of the schedule.
+        options: keyword arguments of the optimizer.
+    """
+
+    def make(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
+        rate = learning_rate_schedule(schedule, learning_rate, steps)
+        in_state = {} if weight_decay is None else {"weight_decay": weight_decay}
+        return OPTIMIZERS[name](rate, **{**options, **in_state})
+
+    # Without weight decay its 0 stays a constant, so that the program does not add it.
+    decay = options.get("weight_decay") or None
+    tx = optax.inject_hyperparams(make)(learning_rate=learning_rate, weight_decay=decay)
+    return optax.with_extra_args_support(tx)
+
+
+def learning_rate_schedule(name: str, learning_rate: Any, steps: int) -> optax.ScalarOrSchedule:
     """The learning rate as a function of the number of updates done, or a constant.
 
     onecycle: from `learning_rate` / 25 up to `learning_rate` in the first 30 % of the steps, then
     down to 1/10,000 of the start value, along cosines (Smith and Topin, 2018). cosine: half a
     cosine down to 0 (Loshchilov and Hutter, 2017).
     """
-    assert config.learning_rate is not None, "the config is resolved"
-    if config.schedule == "onecycle":
-        return optax.cosine_onecycle_schedule(steps, config.learning_rate)
-    if config.schedule == "cosine":
-        return optax.cosine_decay_schedule(config.learning_rate, steps)
-    return config.learning_rate
+    if name == "onecycle":
+        return optax.cosine_onecycle_schedule(steps, learning_rate)
+    if name == "cosine":
+        return optax.cosine_decay_schedule(learning_rate, steps)
+    return learning_rate
 
 
-class EmaState(NamedTuple):
-    """State of `params_ema`."""
-
-    num_updates: jax.Array  # int32 scalar, updates so far
-    ema: Any  # a tree like the parameters, their weighted sum without bias correction
+def update_ema(ema: Any, params: Any, decay: float) -> Any:
+    """The exponential moving average of the parameters after an update, without bias correction."""
+    return optax.incremental_update(params, ema, 1 - decay)
 
 
-def params_ema(decay: float) -> optax.GradientTransformation:
-    """Keeps an exponential moving average of the parameters; put it last in a chain.
+@partial(jax.jit, static_argnames="decay")
+def ema_params(ema: Any, step: Any, decay: float) -> Any:
+    """The bias-corrected EMA after `step` updates. It is compiled: all callers get the same bits.
 
-    It changes no update. `ema_params` reads the average.
+    The correction is that of Adam's moments: divide by 1 - decay^step.
     """
-
-    def init(params: Any) -> EmaState:
-        return EmaState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, EmaState]:
-        new = optax.apply_updates(params, updates)
-        ema = optax.incremental_update(new, state.ema, 1 - decay)
-        return updates, EmaState(state.num_updates + 1, ema)
-
-    return optax.GradientTransformation(init, update)
-
-
-def ema_params(params: Any, opt_state: Any, decay: float) -> Any:
-    """The parameters to evaluate: their bias-corrected EMA if there is one, else `params`.
-
-    The correction is that of Adam's moments: divide by 1 - decay^count.
-    """
-    if not decay:
-        return params
-    state = next(part for part in opt_state if isinstance(part, EmaState))
-    count = jnp.maximum(jnp.max(state.num_updates), 1)  # the same for all members of an ensemble
+    count = jnp.maximum(jnp.max(step), 1)  # the same for all members of an ensemble
     correction = -jnp.expm1(count * math.log(decay))  # 1 - decay^count, also for a decay near 1
-    return jax.tree.map(lambda leaf: leaf / correction, state.ema)
+    return jax.tree.map(lambda leaf: leaf / correction, ema)

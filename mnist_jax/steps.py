@@ -9,7 +9,9 @@ the number of steps per call changes nothing.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, TypedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,28 +21,26 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from mnist_jax.config import Config
-from mnist_jax.data.augment import Augmentation
+from mnist_jax.data.augment import AUGMENTATIONS, Augmentation
+from mnist_jax.data.batches import Batch, take_batch
 from mnist_jax.data.split import Split
+from mnist_jax.errors import UsageError
+from mnist_jax.losses import LOSSES, cross_entropy
 from mnist_jax.metrics import NEVER, Metrics
-from mnist_jax.models import init_params
+from mnist_jax.models import forward, init_variables
+from mnist_jax.optimizer import ema_params, update_ema
 
-INIT, SHUFFLE, DROPOUT, AUGMENT = range(4)  # the purpose of a key
+INIT, SHUFFLE, DROPOUT, AUGMENT, TRANSFORM = range(5)  # the purpose of a key
 
 
 class TrainState(NamedTuple):
-    """What training changes."""
+    """The state of training."""
 
     step: jax.Array  # int32 scalar, updates done
     params: Any
+    model_state: Any  # the model's other collections, such as {"batch_stats": …}; often empty
     opt_state: optax.OptState
-
-
-class Batch(TypedDict):
-    """Examples of one step. The last batch of an epoch is padded to the batch size and masked."""
-
-    image: jax.Array  # (batch, 28, 28, 1) uint8, 0..255
-    label: jax.Array  # (batch,) int32, 0..9
-    mask: jax.Array  # (batch,) bool, False for padding
+    ema: Any  # the sum behind the EMA of the parameters, a tree like them; None without an EMA
 
 
 def derive_key(root_key: jax.Array, purpose: int, place: jax.Array | int) -> jax.Array:
@@ -48,12 +48,61 @@ def derive_key(root_key: jax.Array, purpose: int, place: jax.Array | int) -> jax
     return jax.random.fold_in(jax.random.fold_in(root_key, purpose), place)
 
 
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """Options of a step besides the model and the optimizer."""
+
+    normalize: bool = True  # scale pixels to 0..1
+    augmentation: Augmentation = Augmentation()  # of the training images
+    transform: Callable[[Batch, jax.Array], Batch] | None = None  # of a training batch, after that
+    # (logits, batch) → (batch,) float32; training minimises its mean.
+    loss: Callable[[jax.Array, Batch], jax.Array] = cross_entropy
+    ema_decay: float = 0.0  # 0: no EMA
+
+
+def make_step_config(config: Config) -> StepConfig:
+    """The StepConfig of a resolved Config."""
+    transform = None
+    if config.augmentation is not None:
+        transform = partial(AUGMENTATIONS[config.augmentation], **config.arguments("augmentation"))
+    return StepConfig(
+        config.normalize,
+        Augmentation(config.shift or 0.0, config.rotation or 0.0, config.scale or 0.0),
+        transform,
+        partial(LOSSES[config.loss], **config.arguments("loss")),
+        config.ema_decay or 0.0,
+    )
+
+
 def init_state(
-    root_key: jax.Array, *, model: nn.Module, tx: optax.GradientTransformation
+    root_key: jax.Array,
+    hyperparams: dict[str, jax.Array] | None = None,
+    params: Any = None,
+    model_state: Any = None,
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    step_config: StepConfig = StepConfig(),
 ) -> TrainState:
-    """Initial parameters and optimizer state, at step 0."""
-    params = init_params(model, derive_key(root_key, INIT, 0))
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    """The state at step 0.
+
+    Args:
+        root_key: the run's key.
+        hyperparams: values in the optimizer's state to replace, such as its learning_rate.
+        params, model_state: to start from; None for the model's own initial values.
+        model, tx, step_config: as in `train_step`.
+    """
+    initial = init_variables(model, derive_key(root_key, INIT, 0))
+    params = initial[0] if params is None else params
+    model_state = initial[1] if model_state is None else model_state
+    opt_state = optax.tree.set(tx.init(params), **(hyperparams or {}))
+    ema = jax.tree.map(jnp.zeros_like, params) if step_config.ema_decay else None
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema)
+
+
+def eval_params(state: TrainState, ema_decay: float) -> Any:
+    """The parameters to evaluate: their EMA if there is one."""
+    return ema_params(state.ema, state.step, ema_decay) if ema_decay else state.params
 
 
 def to_input(image: jax.Array, *, normalize: bool) -> jax.Array:
@@ -64,59 +113,56 @@ def to_input(image: jax.Array, *, normalize: bool) -> jax.Array:
     return image / 255 if normalize else image
 
 
-@dataclasses.dataclass(frozen=True)
-class StepConfig:
-    """What a step does besides the model and the optimizer."""
-
-    normalize: bool = True  # scale pixels to 0..1
-    augmentation: Augmentation = Augmentation()  # of the training images
-    # Fraction of a training label that is spread evenly over all classes (Szegedy et al., 2016,
-    # section 7).
-    label_smoothing: float = 0.0
-
-
-def make_step_config(config: Config) -> StepConfig:
-    """The StepConfig of a resolved Config."""
-    augmentation = Augmentation(config.shift or 0.0, config.rotation or 0.0, config.scale or 0.0)
-    return StepConfig(config.normalize, augmentation, config.label_smoothing or 0.0)
+def train_input(batch: Batch, root_key: jax.Array, step: jax.Array, config: StepConfig) -> Batch:
+    """The batch as the network trains on it: float32 images, distorted and transformed."""
+    image = to_input(batch["image"], normalize=config.normalize)
+    if config.augmentation:
+        image = config.augmentation(image, derive_key(root_key, AUGMENT, step))
+    batch = {**batch, "image": image}
+    if config.transform is not None:
+        batch = config.transform(batch, derive_key(root_key, TRANSFORM, step))
+    return batch
 
 
 def loss_fn(
     params: Any,
+    model_state: Any,
     batch: Batch,
-    keys: tuple[jax.Array, jax.Array] | None = None,
+    key: jax.Array,
     *,
     model: nn.Module,
     step_config: StepConfig = StepConfig(),
-) -> tuple[jax.Array, Metrics]:
-    """Mean softmax cross-entropy over the unmasked rows. Training differentiates this value.
+) -> tuple[jax.Array, tuple[Metrics, Any]]:
+    """What training differentiates: the mean loss over the unmasked rows, plus sown losses.
 
     Args:
-        params, batch: the model's parameters and the examples.
-        keys: for dropout and for augmentation, when training; None when evaluating.
+        params, model_state: of the model.
+        batch: from `train_input`.
+        key: for dropout.
         model: a module that returns logits (batch, num_classes).
-        step_config: what happens to images and labels.
+        step_config: has the loss.
 
-    Returns the loss in nats, a scalar, and the batch's metrics.
+    Returns the scalar, and with it the batch's metrics and the new model state.
     """
-    x = to_input(batch["image"], normalize=step_config.normalize)  # (batch, 28, 28, 1)
-    if keys is not None and step_config.augmentation:
-        x = step_config.augmentation(x, keys[1])
-    logits: Any = model.apply(
-        {"params": params},
-        x,
-        train=keys is not None,
-        rngs=None if keys is None else {"dropout": keys[0]},
-    )  # (batch, num_classes)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     mask, label = batch["mask"], batch["label"]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)  # (batch,)
-    if keys is not None and step_config.label_smoothing:
-        smoothing = step_config.label_smoothing
-        uniform = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
-        losses = (1 - smoothing) * losses + smoothing * uniform
+    logits, model_state, sown = forward(
+        model, params, model_state, batch["image"], train=True, mask=mask, key=key
+    )
+    losses = step_config.loss(logits, batch)
+    if losses.shape != mask.shape:
+        shapes = f"{losses.shape}; it has a value for each example, {mask.shape}"
+        raise UsageError(f"the loss has shape {shapes}")
+    loss, metrics = _metrics(logits, label, mask, losses)
+    return loss + sown, (metrics, model_state)
+
+
+def _metrics(
+    logits: jax.Array, label: jax.Array, mask: jax.Array, losses: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """The mean of the losses, and the metrics of a batch."""
     loss_sum = jnp.sum(jnp.where(mask, losses, 0))
     count = jnp.sum(mask, dtype=jnp.int32)
+    label = jnp.argmax(label, axis=-1) if label.ndim == logits.ndim else label
     correct = jnp.sum(mask & (jnp.argmax(logits, axis=-1) == label), dtype=jnp.int32)
     metrics = Metrics(loss_sum, correct, count, jnp.full((), NEVER, jnp.int32))
     return loss_sum / jnp.maximum(count, 1), metrics
@@ -130,30 +176,53 @@ def train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     step_config: StepConfig = StepConfig(),
-) -> tuple[TrainState, Metrics]:
-    """One update, and the metrics of its batch before the update.
+) -> tuple[TrainState, Metrics, dict[str, jax.Array]]:
+    """One update; the metrics of its batch before the update; and its loss and gradient norm.
 
     `first_nonfinite` of the metrics is this step if the loss or any gradient is NaN or infinite.
+    An optimizer that takes it (`optax.GradientTransformationExtraArgs`) is called with `grad_fn`, a
+    function from parameters to gradients on this batch.
     """
-    keys = tuple(derive_key(root_key, purpose, state.step) for purpose in (DROPOUT, AUGMENT))
-    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params, batch, keys, model=model, step_config=step_config
+    batch = train_input(batch, root_key, state.step, step_config)
+    key = derive_key(root_key, DROPOUT, state.step)
+
+    def objective(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        return loss_fn(params, state.model_state, batch, key, model=model, step_config=step_config)
+
+    def grad_fn(params: Any, *_: Any) -> Any:
+        return jax.grad(objective, has_aux=True)(params)[0]
+
+    (loss, (metrics, model_state)), grads = jax.value_and_grad(objective, has_aux=True)(
+        state.params
     )
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = optax.with_extra_args_support(tx).update(
+        grads, state.opt_state, state.params, grad_fn=grad_fn
+    )
     params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if step_config.ema_decay:
+        ema = update_ema(ema, params, step_config.ema_decay)
     step = state.step + 1
     finite = jnp.isfinite(loss)
     for leaf in jax.tree.leaves(grads):  # a finite loss can have infinite gradients
         finite &= jnp.all(jnp.isfinite(leaf))
     metrics = dataclasses.replace(metrics, first_nonfinite=jnp.where(finite, NEVER, step))
-    return TrainState(step, params, opt_state), metrics
+    values = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    return TrainState(step, params, model_state, opt_state, ema), metrics, values
 
 
 def eval_step(
-    params: Any, batch: Batch, *, model: nn.Module, step_config: StepConfig = StepConfig()
+    params: Any,
+    model_state: Any,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    step_config: StepConfig = StepConfig(),
 ) -> Metrics:
-    """The metrics of a batch, without dropout and augmentation."""
-    return loss_fn(params, batch, model=model, step_config=step_config)[1]
+    """Cross-entropy in nats and accuracy of a batch, without dropout and augmentation."""
+    x = to_input(batch["image"], normalize=step_config.normalize)
+    logits = forward(model, params, model_state, x)[0]
+    return _metrics(logits, batch["label"], batch["mask"], cross_entropy(logits, batch))[1]
 
 
 def epoch_permutation(root_key: jax.Array, epoch: jax.Array | int, *, size: int) -> jax.Array:
@@ -165,38 +234,6 @@ def epoch_permutation(root_key: jax.Array, epoch: jax.Array | int, *, size: int)
     """
     bits = jax.random.bits(derive_key(root_key, SHUFFLE, epoch), (size,), jnp.uint32)
     return jnp.argsort(bits).astype(jnp.int32)
-
-
-def num_batches(size: int, batch_size: int) -> int:
-    """Batches in an epoch, including the last and smaller one."""
-    return -(-size // batch_size)
-
-
-def take_batch(
-    split: Split,
-    order: jax.Array | None,
-    i: jax.Array | int,
-    *,
-    batch_size: int,
-    sharding: NamedSharding | None = None,
-) -> Batch:
-    """Batch `i` of a split in this `order` (None: as stored), padded and masked.
-
-    With `sharding` each device gets the same number of rows, which takes more padding if the device
-    count does not divide the batch size. Random draws depend on a row's place in the batch, not on
-    its device.
-    """
-    size = split.label.shape[0]
-    parts = 1 if sharding is None else sharding.num_devices
-    rows = jnp.arange(-(-batch_size // parts) * parts, dtype=jnp.int32)
-    place = i * batch_size + rows
-    mask = place < size
-    if len(rows) > batch_size:
-        mask &= rows < batch_size
-    place = jnp.minimum(place, size - 1)
-    index = place if order is None else order[place]
-    batch: Batch = {"image": split.image[index], "label": split.label[index], "mask": mask}
-    return batch if parts == 1 else lax.with_sharding_constraint(batch, sharding)
 
 
 def train_steps(
@@ -213,7 +250,8 @@ def train_steps(
     batch_size: int,
     step_config: StepConfig = StepConfig(),
     sharding: NamedSharding | None = None,
-) -> tuple[TrainState, Metrics]:
+    log_size: int = 0,
+) -> tuple[TrainState, Metrics, dict[str, jax.Array]]:
     """Trains on batches first … first + steps - 1 of an epoch, in one loop on the device.
 
     With a traced `steps`, one program serves any number of steps. With a Python int the loop has a
@@ -229,21 +267,28 @@ def train_steps(
         model, tx, batch_size, step_config: as in `train_step` and `take_batch`.
         sharding: of a batch's rows over several devices; everything else is replicated, and XLA
             sums the gradients over the devices.
+        log_size: 0, or at least `steps`.
+
+    Returns the new state, the metrics, and each step's loss and gradient norm, (log_size,) float32;
+    empty if `log_size` is 0.
     """
 
     def body(i, carry):
-        state, metrics = carry
+        state, metrics, log = carry
         batch = take_batch(split, order, first + i, batch_size=batch_size, sharding=sharding)
-        state, step_metrics = train_step(
+        state, step_metrics, values = train_step(
             state, batch, root_key, model=model, tx=tx, step_config=step_config
         )
-        return state, metrics.merge(step_metrics)
+        log = {name: log[name].at[i].set(values[name]) for name in log}
+        return state, metrics.merge(step_metrics), log
 
-    return lax.fori_loop(0, steps, body, (state, metrics))
+    log = {name: jnp.zeros(log_size) for name in ("loss", "grad_norm") if log_size}
+    return lax.fori_loop(0, steps, body, (state, metrics, log))
 
 
 def eval_steps(
     params: Any,
+    model_state: Any,
     metrics: Metrics,
     split: Split,
     first: jax.Array | int,
@@ -258,6 +303,7 @@ def eval_steps(
 
     def body(i, metrics):
         batch = take_batch(split, None, first + i, batch_size=batch_size, sharding=sharding)
-        return metrics.merge(eval_step(params, batch, model=model, step_config=step_config))
+        found = eval_step(params, model_state, batch, model=model, step_config=step_config)
+        return metrics.merge(found)
 
     return lax.fori_loop(0, steps, body, metrics)

@@ -1,5 +1,6 @@
 """Trainer: the step functions compiled for a mesh, with the data on its devices, and timed."""
 
+import inspect
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -14,10 +15,10 @@ from jax.sharding import Mesh
 from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
+from mnist_jax.data.batches import num_batches
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import count_parameters, param_shapes
 from mnist_jax.ops import malloc
-from mnist_jax.optimizer import ema_params
 from mnist_jax.parallel import distributed
 from mnist_jax.parallel import mesh as meshes
 from mnist_jax.parallel.ensemble import over_devices, over_members
@@ -42,10 +43,10 @@ class Steps(NamedTuple):
     `dynamic_loop_bound`, otherwise a Python int. `train_steps` donates the state.
     """
 
-    init_state: Any
-    epoch_permutation: Any
-    train_steps: Any
-    eval_steps: Any
+    init_state: Any  # (root_key, hyperparams, params, model_state) → TrainState
+    epoch_permutation: Any  # (root_key, epoch) → (train_size,) int32
+    train_steps: Any  # as `steps.train_steps`
+    eval_steps: Any  # as `steps.eval_steps`
 
 
 def make_steps(
@@ -58,35 +59,36 @@ def make_steps(
     step_config: steps.StepConfig,
     members: bool = False,
     donate: bool = True,
+    log_size: int = 0,
 ) -> Steps:
     """The compiled functions of a run; each compiles when it is first called.
 
     Args:
         model, tx, mesh: the network, the optimizer, and the result of `mesh.make_mesh`.
         train_size, batch_size: numbers of training images, in the split and per step.
-        step_config: what else a step does.
+        step_config: the other options of a step.
         members: whether states, metrics, orders and keys are stacked by member.
         donate: whether `train_steps` may overwrite its state.
+        log_size: steps of a call whose values are returned; see `steps.train_steps`.
     """
     device = mesh.devices.flat[0]
+    how = {"model": model, "tx": tx, "step_config": step_config}
+    sharding = None if members else sharded(mesh)
+    init_state = partial(steps.init_state, **how)
+    epoch_permutation = partial(steps.epoch_permutation, size=train_size)
     train_steps = partial(
-        steps.train_steps,
-        model=model,
-        tx=tx,
-        batch_size=batch_size,
-        step_config=step_config,
-        sharding=None if members else sharded(mesh),
+        steps.train_steps, **how, batch_size=batch_size, sharding=sharding, log_size=log_size
     )
-    options = {
-        "static_argnums": () if dynamic_loop_bound(device) else 6,
-        "donate_argnums": 0 if donate else (),
-    }
     jit = _jit(mesh, model, members)
-    quick = meshes.quick_to_compile(device)
+    stacked = ["state", "metrics", "order", "root_key"]
     return Steps(
-        jit(partial(steps.init_state, model=model, tx=tx), [True], compiler_options=quick),
-        jit(partial(steps.epoch_permutation, size=train_size), [True, False]),
-        jit(train_steps, [True, True, False, True, True, False, False], **options),
+        jit(
+            init_state,
+            ["root_key", "hyperparams", "params", "model_state"],
+            compiler_options=meshes.quick_to_compile(device),
+        ),
+        jit(epoch_permutation, ["root_key"]),
+        jit(train_steps, stacked, donate_argnums=0 if donate else ()),
         make_eval_steps(model, mesh, step_config=step_config, members=members),
     )
 
@@ -102,20 +104,28 @@ def make_eval_steps(
         step_config=step_config,
         sharding=None if members else sharded(mesh),
     )
-    static = () if dynamic_loop_bound(mesh.devices.flat[0]) else 4
-    is_stacked = [True, True, False, False, False]
-    return _jit(mesh, model, members)(eval_steps, is_stacked, static_argnums=static)
+    return _jit(mesh, model, members)(eval_steps, ["params", "model_state", "metrics"])
 
 
 def _jit(mesh: Mesh, model: nn.Module, members: bool) -> Any:
-    """`jax.jit` for one network, whose results are replicated, or for all members."""
+    """`jax.jit` for one network, whose results are replicated, or for all members.
 
-    def jit(function: Any, is_stacked: list[bool], **options: Any) -> Any:
+    The function it returns takes the names of the arguments that are stacked by member. An argument
+    `steps` is static on an accelerator.
+    """
+    device = mesh.devices.flat[0]
+
+    def jit(function: Any, stacked: list[str], **options: Any) -> Any:
+        parameters = inspect.signature(function).parameters.values()
+        names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        if "steps" in names and not dynamic_loop_bound(device):
+            options["static_argnums"] = names.index("steps")
         if not members:
             return jax.jit(function, out_shardings=replicated(mesh), **options)
-        sequential = members_run_sequentially(model, mesh.devices.flat[0])
-        stacked = over_members(function, is_stacked, sequential=sequential)
-        return jax.jit(over_devices(stacked, is_stacked, mesh), **options)
+        sequential = members_run_sequentially(model, device)
+        is_stacked = [name in stacked for name in names]
+        function = over_members(function, is_stacked, sequential=sequential)
+        return jax.jit(over_devices(function, is_stacked, mesh), **options)
 
     return jit
 
@@ -146,16 +156,19 @@ class Trainer:
         dataset: Dataset,
         config: Config,
         mesh: Mesh,
+        *,
+        log: bool = False,
     ):
         assert config.batch_size is not None, "the config is resolved"
         device = mesh.devices.flat[0]
         self.config = config
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
         self.dynamic = dynamic_loop_bound(device)
-        train_size = len(dataset.train.label)
-        self.steps_per_epoch = steps.num_batches(train_size, config.batch_size)
+        self.train_size = len(dataset.train.label)
+        self.steps_per_epoch = num_batches(self.train_size, config.batch_size)
+        self._members = config.num_members
         self._per_run = replicated(mesh)  # the sharding of what the members share
-        self._per_member = replicated(mesh) if config.seeds is None else sharded(mesh)
+        self._per_member = replicated(mesh) if self._members is None else sharded(mesh)
         key_data = put(_key_data(config), self._per_member)
         self.keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
         # The only transfer of images: they stay on the devices, as uint8.
@@ -165,19 +178,31 @@ class Trainer:
             model,
             tx,
             mesh,
-            train_size=train_size,
+            train_size=self.train_size,
             batch_size=config.batch_size,
             step_config=steps.make_step_config(config),
-            members=config.seeds is not None,
+            members=self._members is not None,
+            log_size=self.steps_per_epoch if log else 0,
         )
         self._options = meshes.compiler_options(device, deterministic=config.deterministic)
-        self._ema = jax.jit(partial(ema_params, decay=config.ema_decay or 0.0))
         self._compiled: dict[Any, Any] = {}
         self._steps_per_call: dict[Any, int] = {}  # by program, from the time of its last call
 
-    def init(self) -> steps.TrainState:
-        """The initial state."""
-        return self._compile(self._steps.init_state, self.keys)(self.keys)
+    def init(self, params: Any = None, model_state: Any = None) -> steps.TrainState:
+        """The initial state; from these NumPy arrays, stacked by member, if they are given."""
+        args = self.keys, *put((self._grid(), params, model_state), self._per_member)
+        return self._compile(self._steps.init_state, *args)(*args)
+
+    def state_shapes(self) -> steps.TrainState:
+        """Shapes and dtypes of the state; computes nothing."""
+        return jax.eval_shape(self._steps.init_state, self.keys, self._grid(), None, None)
+
+    def _grid(self) -> dict[str, np.ndarray]:
+        """The hyperparameters that differ between members, (members,) float32 each."""
+        members = self.config.members()
+        values = {n: np.array([m[n] for m in members], np.float32) for n in self.config.grid}
+        # A weight decay of 0 alone is not in the optimizer's state.
+        return {name: array for name, array in values.items() if array.any()}
 
     def put_state(self, state: steps.TrainState) -> steps.TrainState:
         """A state of NumPy arrays, on the devices."""
@@ -185,7 +210,7 @@ class Trainer:
 
     def eval_params(self, state: steps.TrainState) -> Any:
         """The parameters that are evaluated: their EMA if the run keeps one."""
-        return self._ema(state.params, state.opt_state) if self.config.ema_decay else state.params
+        return steps.eval_params(state, self.config.ema_decay or 0.0)
 
     def permutation(self, epoch: int) -> jax.Array:
         """The order of an epoch's training images; epochs count from 0."""
@@ -194,26 +219,29 @@ class Trainer:
 
     def train(
         self, state: steps.TrainState, metrics: Metrics, order: jax.Array, first: int, end: int
-    ) -> tuple[steps.TrainState, Metrics, int]:
+    ) -> tuple[steps.TrainState, Metrics, int, dict[str, np.ndarray]]:
         """One call of `steps.train_steps`, from batch `first` of the epoch to `end` at most.
 
         Returns the new state (the old one is donated), the epoch's metrics so far as NumPy arrays,
-        and the next batch.
+        the next batch, and the log: values (steps,) or (members, steps), if there is one.
         """
         args = state, put(metrics, self._per_member), self.train_split, order, self.keys
         program = self._steps.train_steps
-        (state, metrics), done = self._call("train_s", program, args, first, end - first)
-        return state, to_host(metrics), first + done
+        (state, metrics, log), done = self._call("train_s", program, args, first, end - first)
+        log = {name: values[..., :done] for name, values in to_host(log).items()}
+        return state, to_host(metrics), first + done, log
 
     def evaluate(self, state: steps.TrainState, name: str) -> Iterator[Metrics]:
         """The metrics of a split ("test" or "validation") after each call, as NumPy arrays."""
-        metrics, first, split = Metrics.zeros(self.config.seeds), 0, self.eval_splits[name]
-        params, program = self.eval_params(state), self._steps.eval_steps
-        end = steps.num_batches(len(split.label), EVAL_BATCH_SIZE)
+        metrics, first, split = Metrics.zeros(self._members), 0, self.eval_splits[name]
+        params = self.eval_params(state)
+        end = num_batches(len(split.label), EVAL_BATCH_SIZE)
         while first < end:
-            args = params, put(metrics, self._per_member), split
-            found, done = self._call("eval_s", program, args, first, end - first)
-            metrics, first = to_host(found), first + done
+            args = params, state.model_state, put(metrics, self._per_member), split
+            program = self._steps.eval_steps
+            result, done = self._call("eval_s", program, args, first, end - first)
+            metrics = to_host(result)
+            first += done
             yield metrics
 
     def _call(self, name: str, program: Any, args: tuple, first: int, most: int) -> tuple[Any, int]:
@@ -257,7 +285,7 @@ class Trainer:
 
 def _key_data(config: Config) -> np.ndarray:
     """The root key's data, (2,) uint32, or (members, 2)."""
-    seeds = jax.device_put(np.array(config.all_seeds(), np.uint32))
+    seeds = jax.device_put(np.array([member["seed"] for member in config.members()], np.uint32))
     keys = jax.vmap(partial(jax.random.key, impl="threefry2x32"))(seeds)
     data = to_host(jax.random.key_data(keys))  # (members, 2)
-    return data[0] if config.seeds is None else data
+    return data[0] if config.num_members is None else data

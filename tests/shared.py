@@ -1,6 +1,7 @@
 """What tests read of a run's folder."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,3 +14,10 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def rows_without_times(folder: Path) -> list[dict[str, Any]]:
     """The same for runs that computed the same."""
     return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows_of(folder)]
+
+
+def write_forks(folder: Path) -> None:
+    """Writes the files of docs/forking.md: the Python blocks that begin with a file's name."""
+    page = (Path(__file__).parents[1] / "docs" / "forking.md").read_text()
+    for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL):
+        (folder / name).write_text(code)

@@ -16,6 +16,7 @@ import train
 from mnist_jax import Config, cli
 from mnist_jax.__main__ import COMMANDS
 from mnist_jax.__main__ import main as other_commands
+from mnist_jax.errors import WorseError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,6 +42,7 @@ def test_flags_reach_the_config_in_either_spelling():
     assert (config.model, config.batch_size, config.learning_rate) == ("mlp", 50, 0.01)
     assert config.normalize is False
     assert parse("--hidden_sizes", "64", "32", "--model=mlp").hidden_sizes == (64, 32)
+    assert parse("--learning_rate", "0.1", "0.01").learning_rate == (0.1, 0.01)
     assert parse("--steps_per_call=7").steps_per_call == 7
     assert parse("--steps_per_call=auto").steps_per_call == "auto"
 
@@ -68,11 +70,11 @@ def test_help_explains_every_flag(capsys, monkeypatch):
         train.main(["--help"])
     assert not caught.value.code
     out = capsys.readouterr().out
-    assert "with scikit-learn), or auto: mnist" in out  # the source breaks the line here
+    assert "with scikit-learn), one that --fork" in out  # the source breaks the line here
     out = " ".join(out.split())
     for field in dataclasses.fields(Config):
         assert f"--{field.name.replace('_', '-')}" in out.replace("_", "-")
-    assert "Adam's step size" in out
+    assert "The optimizer's step size" in out
 
 
 def test_the_overview_names_every_command(capsys):
@@ -103,6 +105,9 @@ def test_a_run_prints_a_line_per_epoch_and_ends_with_the_accuracy(capsys, data_d
     ("more", "status", "message"),
     [
         (["--model=cn"], 2, "unknown model 'cn'"),
+        (["--dataset=fashion"], 2, "did you mean fashion_mnist?"),
+        (["--options", "gama=3"], 2, "gama is an argument of none of the model 'logistic', the "),
+        (["--momentum=0.9"], 2, "none of the model 'logistic', the optimizer 'adam', the loss "),
         (["--epochs=0"], 2, "epochs is 0"),
         (["--batch_size=1438"], 2, "allowed is 1 to 1437"),
         (["--validation=1437"], 2, "validation is 1437"),
@@ -128,7 +133,9 @@ def test_an_error_is_one_line_with_its_status(capsys, data_dir, tmp_path, more, 
     [
         (RuntimeError("one\ntwo"), 1, "RuntimeError: one; this is a bug in mnist_jax; --debug"),
         (ModuleNotFoundError("No module named 'x'"), 1, "'x'; install the dependencies with: pip"),
-        (MemoryError("cannot allocate 1 TB"), 6, "use a smaller --batch_size"),
+        (MemoryError("cannot allocate 1 TB"), 6, "use another --platform"),
+        (WorseError("b is worse"), 7, "b is worse"),
+        (OSError(5, "Input/output error"), 6, "Input/output error; check the disk"),
         (OSError(28, "No space left on device"), 6, "free some space"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

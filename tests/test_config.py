@@ -31,8 +31,9 @@ def test_replace_takes_the_new_presets_and_models_values():
     assert fast.resolve().epochs == 4
     mlp = dataclasses.replace(Config(), model="mlp")
     options = {"hidden_sizes": (256, 128, 64, 32), "dropout": 0.0, "activation": "relu"}
-    assert mlp.model_options() == options
-    assert Config(model="logistic").model_options() == {}
+    assert mlp.arguments("model") == options
+    assert Config(model="logistic").arguments("model") == {}
+    assert Config(optimizer="adamw").resolve().weight_decay == 1e-4
 
 
 def test_resolve_changes_nothing_that_is_resolved():
@@ -48,13 +49,18 @@ def test_resolve_changes_nothing_that_is_resolved():
         ("model", "cn", "did you mean cnn"),
         ("model", "", "choose from cnn, logistic, mlp"),
         ("model", None, "choose from"),
-        ("dataset", "fashion", "did you mean fashion_mnist"),
         ("preset", "tutorials", "did you mean tutorial"),
         ("precision", "float", "did you mean float32"),
         ("platform", "cuda", "choose from auto, cpu, gpu, tpu"),
         ("schedule", "onecicle", "did you mean onecycle"),
         ("activation", "rellu", "did you mean relu"),
-        ("activation", "sigmoid", "the model 'cnn' has no activation"),
+        ("activation", "sigmoid", "none of the model 'cnn', .*; leave --activation out"),
+        ("options", ("gamma",), "words such as gamma=3"),
+        ("options", ("dropout=0.1",), "give --dropout, not --options"),
+        ("optimizer", "adem", "did you mean adam"),
+        ("loss", "mse", "choose from cross_entropy"),
+        ("augmentation", "mixup", "choose from"),
+        ("fork", Path("nowhere.py"), "cannot read the fork nowhere.py"),
         ("epochs", 0, "1 or more"),
         ("epochs", 1.5, "whole number"),
         ("epochs", "3", "whole number"),
@@ -65,7 +71,10 @@ def test_resolve_changes_nothing_that_is_resolved():
         ("learning_rate", math.inf, "above 0"),
         ("learning_rate", 10**400, "above 0"),
         ("learning_rate", "fast", "above 0"),
+        ("learning_rate", (0.1, 0.1), "or several different ones"),
+        ("learning_rate", (), "or several different ones"),
         ("weight_decay", 10**400, "from 0"),
+        ("weight_decay", (0.1, -1), "from 0"),
         ("shift", math.inf, "any finite number from 0"),
         ("label_smoothing", 1.0, "less than 1"),
         ("ema_decay", -0.1, "less than 1"),
@@ -80,6 +89,8 @@ def test_resolve_changes_nothing_that_is_resolved():
         ("steps_per_call", True, "whole number"),
         ("steps_per_call", -5, "1 or more"),
         ("checkpoint_every", -1.0, "from 0"),
+        ("checkpoint_every", math.inf, "any finite number from 0"),
+        ("data_dir", None, "a folder"),
         ("devices", 0, "'all' or a whole number"),
         ("coordinator", "localhost", "auto or HOST:PORT"),
         ("coordinator", "localhost:1", "give all three or none"),
@@ -113,10 +124,25 @@ def test_hyperparameters_are_what_can_change_a_number():
         assert Config(model="mlp", **other).hyperparameters() != there.hyperparameters()
 
 
-def test_json_round_trip():
-    config = Config(model="mlp", hidden_sizes=(3,), workdir=Path("a"), seeds=2).resolve()
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hidden_sizes": (3,), "workdir": Path("a"), "seeds": 2},
+        {"hidden_sizes": tuple(np.array([16, 8])), "learning_rate": tuple(np.logspace(-3, -1, 3))},
+    ],
+)
+def test_json_round_trip(fields):
+    config = Config(model="mlp", **fields).resolve()
     values = json.loads(json.dumps(config.to_json()))
     assert Config.from_json(values) == config
+
+
+def test_members_are_the_grid_times_the_seeds():
+    config = Config(learning_rate=(0.1, 0.2), weight_decay=[0.01], seed=5, seeds=2)
+    rows = [(0.1, 0.01, 5), (0.1, 0.01, 6), (0.2, 0.01, 5), (0.2, 0.01, 6)]
+    assert [tuple(member.values()) for member in config.members()] == rows
+    assert config.member_labels()[1] == "learning_rate 0.1, weight_decay 0.01, seed 6"
+    assert (Config().num_members, Config(seeds=1).num_members, config.num_members) == (None, 1, 4)
 
 
 def test_numpy_numbers_and_lists_become_python_values():
@@ -134,6 +160,7 @@ def test_numpy_numbers_and_lists_become_python_values():
         ({"normalize": False, "seeds": 3}, "--model=cnn --no_normalize --seeds=3"),
         ({"preset": "best", "epochs": 4}, "--model=cnn --preset=best --epochs=4"),
         ({"dropout": 0.0, "ema_decay": 0.99}, "--model=cnn --ema_decay=0.99 --dropout=0.0"),
+        ({"learning_rate": (0.1, 0.2)}, "--model=cnn --learning_rate 0.1 0.2"),
         ({"data_dir": Path("a b;c")}, "--model=cnn '--data_dir=a b;c'"),
         ({"workdir": Path("x"), "steps_per_call": 7, "report": True}, "--model=cnn"),
     ],

@@ -1,4 +1,6 @@
-"""The optimizer that a config describes: schedule, weight decay, EMA of the parameters."""
+"""The optimizers that a config describes, their schedules, and the EMA of the parameters."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +9,18 @@ import optax
 import pytest
 
 from mnist_jax import Config
-from mnist_jax.optimizer import ema_params, make_optimizer
+from mnist_jax.optimizer import ema_params, make_optimizer, update_ema
+
+PARAMS = {"kernel": jnp.full((2, 2), 8.0), "bias": jnp.full(2, 8.0)}
 
 
-def learning_rates(config: Config, steps: int) -> np.ndarray:
+def optimizer_of(steps: int = 1, **fields: Any) -> optax.GradientTransformation:
+    return make_optimizer(**Config(**fields).optimizer_arguments(), steps=steps)
+
+
+def learning_rates(steps: int, **fields: Any) -> np.ndarray:
     """The sizes of Adam's updates under a constant gradient."""
-    tx = make_optimizer(config.resolve(), steps)
+    tx = optimizer_of(steps, **fields)
 
     def update(state, _):
         updates, state = tx.update({"w": jnp.ones(())}, state, {"w": jnp.zeros(())})
@@ -23,7 +31,7 @@ def learning_rates(config: Config, steps: int) -> np.ndarray:
 
 def test_schedules():
     rates = {
-        name: learning_rates(Config(schedule=name, learning_rate=0.5), 100)
+        name: learning_rates(100, schedule=name, learning_rate=0.5)
         for name in ("constant", "cosine", "onecycle")
     }
     np.testing.assert_allclose(rates["constant"], 0.5, rtol=1e-3)
@@ -35,29 +43,41 @@ def test_schedules():
     assert rates["onecycle"][-1] < 0.001
 
 
-def test_the_tutorials_optimizer_is_keras_adam():
-    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
-    grads = jax.tree.map(lambda leaf: 1e-7 * leaf, params)  # as small as epsilon
-    tx, adam = make_optimizer(Config().resolve(), 1), optax.adam(1e-3, eps=1e-7)
-    ours, theirs = (t.update(grads, t.init(params), params)[0] for t in (tx, adam))
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+@pytest.mark.parametrize(
+    ("fields", "theirs"),
+    [
+        ({}, optax.adam(1e-3, eps=1e-7)),  # Keras's
+        ({"optimizer": "adamw"}, optax.adamw(1e-3)),
+        ({"optimizer": "adamw", "weight_decay": 0.1}, optax.adamw(1e-3, weight_decay=0.1)),
+        ({"optimizer": "sgd"}, optax.sgd(1e-3)),
+        ({"optimizer": "sgd", "momentum": 0.9}, optax.sgd(1e-3, momentum=0.9)),
+        ({"optimizer": "lion"}, optax.lion(1e-3)),
+        ({"optimizer": "muon"}, optax.contrib.muon(1e-3)),
+    ],
+)
+def test_an_optimizer_of_a_name_is_that_of_optax(fields, theirs):
+    grads = jax.tree.map(lambda leaf: 1e-8 * leaf, PARAMS)  # as small as epsilon
+    params = [PARAMS, PARAMS]
+    for i, tx in enumerate((optimizer_of(**fields), theirs)):
+        state = tx.init(PARAMS)
+        for _ in range(2):
+            updates, state = tx.update(grads, state, params[i])
+            params[i] = optax.apply_updates(params[i], updates)
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    assert not np.array_equal(params[0]["kernel"], PARAMS["kernel"]) or "sgd" in fields.values()
 
 
-def test_weight_decay_applies_to_kernels_only():
-    params = {"kernel": jnp.full((2, 2), 8.0), "bias": jnp.full(2, 8.0)}
-    tx = make_optimizer(Config(weight_decay=0.1, learning_rate=0.5).resolve(), 1)
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+def test_weight_decay_of_adam_applies_to_kernels_only():
+    tx = optimizer_of(weight_decay=0.1, learning_rate=0.5)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["kernel"], -0.5 * 0.1 * 8.0)
     np.testing.assert_array_equal(updates["bias"], 0)
 
 
 def test_the_ema_is_the_weighted_mean_of_the_parameters_after_each_update():
-    tx, params = make_optimizer(Config(ema_decay=0.75).resolve(), 5), {"w": jnp.array([1.0, -2.0])}
-    state, seen = tx.init(params), []
-    for _ in range(5):
-        updates, state = tx.update({"w": jnp.array([0.3, -0.1])}, state, params)
-        params = optax.apply_updates(params, updates)
-        seen.append(np.asarray(params["w"]))
+    seen = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    ema = {"w": jnp.zeros(2)}
+    for params in seen:
+        ema = update_ema(ema, {"w": params}, 0.75)
     expected = np.average(seen, axis=0, weights=0.75 ** np.arange(5)[::-1])
-    np.testing.assert_allclose(ema_params(params, state, 0.75)["w"], expected, rtol=1e-5)
-    assert ema_params(params, state, 0.0) is params
+    np.testing.assert_allclose(ema_params(ema, 5, 0.75)["w"], expected, rtol=1e-5)

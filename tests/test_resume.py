@@ -1,6 +1,7 @@
 """A run that is interrupted anywhere ends with the bits of one that is not."""
 
 import itertools
+import json
 import signal
 import threading
 
@@ -141,6 +142,29 @@ def test_another_config_is_refused_with_what_differs(config):
         fit(config(dropout=0.1))
     with pytest.raises(UsageError, match=r"differs in deterministic \(was False, now True\)"):
         fit(config(deterministic=True))
+
+
+def test_another_code_is_refused_or_recorded(config):
+    folder = interrupted(config())
+
+    def edit(digest: str) -> None:
+        values = json.loads((folder / "environment.json").read_text())
+        (folder / "environment.json").write_text(json.dumps({**values, "code_sha256": digest}))
+
+    edit("one")
+    before = {path: path.read_bytes() for path in folder.glob("*.json*")}
+    with pytest.raises(UsageError, match=r"code of mnist_jax has changed .*--allow_code_change"):
+        fit(config())
+    assert {path: path.read_bytes() for path in before} == before
+    assert train(config(allow_code_change=True), events=2)[0] is None
+    edit("two")
+    result, callback = train(config(allow_code_change=True))
+    assert result is not None
+    [warning] = callback.warnings
+    assert "resumes in another environment: code_sha256 (was two, now " in warning
+    environment = json.loads((folder / "environment.json").read_text())
+    assert [then["code_sha256"] for then in environment["earlier"]] == ["one", "two"]
+    assert environment["code_sha256"] == result.record["environment"]["code_sha256"]
 
 
 def test_a_partial_line_of_metrics_is_removed(config, tmp_path):

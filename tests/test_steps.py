@@ -12,7 +12,9 @@ import optax
 import pytest
 
 from mnist_jax import models, steps
+from mnist_jax.data.batches import Batch, num_batches
 from mnist_jax.data.split import Split
+from mnist_jax.losses import cross_entropy
 from mnist_jax.metrics import NEVER, Metrics
 
 ROOT = jax.random.key(0)
@@ -33,7 +35,7 @@ def make_split(size: int = SIZE, seed: int = 0) -> Split:
     return Split(image, rng.integers(0, 10, size).astype(np.int32))
 
 
-def make_batch(split: Split, index=slice(None)) -> steps.Batch:
+def make_batch(split: Split, index=slice(None)) -> Batch:
     label = split.label[index]
     return {"image": split.image[index], "label": label, "mask": np.ones(len(label), bool)}
 
@@ -49,9 +51,16 @@ def compiled(model: nn.Module, tx: optax.GradientTransformation = TX) -> Any:
     return jit(partial(steps.train_steps, model=model, tx=tx, batch_size=BATCH_SIZE))
 
 
+def loss_of(params: Any, batch: Batch, key: jax.Array = ROOT, **options: Any) -> Any:
+    """`loss_fn` of a model without state on a batch of pixels: the loss and the metrics."""
+    batch = steps.train_input(batch, ROOT, jnp.int32(0), steps.StepConfig())
+    loss, (metrics, _) = steps.loss_fn(params, {}, batch, key, **options)
+    return loss, metrics
+
+
 @functools.cache
 def value_and_grad(model: nn.Module) -> Any:
-    return jit(jax.value_and_grad(partial(steps.loss_fn, model=model), has_aux=True))
+    return jit(jax.value_and_grad(partial(loss_of, model=model), has_aux=True))
 
 
 def order_of(epoch: int, size: int = SIZE) -> jax.Array:
@@ -83,7 +92,7 @@ def test_pixels_become_float32_and_other_dtypes_stay(normalize, largest):
 
 def test_the_loss_is_the_mean_cross_entropy_and_metrics_are_its_sums():
     split, params = make_split(), initial(LOGISTIC).params
-    loss, metrics = steps.loss_fn(params, make_batch(split), model=LOGISTIC)
+    loss, metrics = loss_of(params, make_batch(split), model=LOGISTIC)
     logits = split.image.reshape(SIZE, -1) / 255.0 @ np.float64(params["logits"]["kernel"])
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(SIZE), split.label]
     assert loss == pytest.approx(losses.mean(), rel=1e-5)
@@ -96,19 +105,23 @@ def test_the_loss_is_the_mean_cross_entropy_and_metrics_are_its_sums():
 
 def test_labels_are_smoothed_in_training_only_and_the_returned_loss_is_differentiated():
     params, batch = initial(LOGISTIC).params, make_batch(make_split())
-    options: Any = {"model": LOGISTIC, "step_config": steps.StepConfig(label_smoothing=0.3)}
-    loss = partial(steps.loss_fn, **options)
+    step_config = steps.StepConfig(loss=partial(cross_entropy, label_smoothing=0.3))
+    options: Any = {"model": LOGISTIC, "step_config": step_config}
     target = optax.smooth_labels(jax.nn.one_hot(batch["label"], 10), 0.3)
 
     def smoothed(params):
         logits = LOGISTIC.apply({"params": params}, batch["image"] / np.float32(255))
         return optax.softmax_cross_entropy(logits, target).mean()
 
-    np.testing.assert_allclose(loss(params, batch, (ROOT, ROOT))[0], smoothed(params), rtol=1e-5)
-    assert loss(params, batch)[0] == steps.loss_fn(params, batch, model=LOGISTIC)[0]
-    state, _ = steps.train_step(initial(LOGISTIC, SGD), batch, ROOT, tx=SGD, **options)
+    np.testing.assert_allclose(loss_of(params, batch, **options)[0], smoothed(params), rtol=1e-5)
+    assert_equal(
+        steps.eval_step(params, {}, batch, **options), loss_of(params, batch, model=LOGISTIC)[1]
+    )
+    state, _, values = steps.train_step(initial(LOGISTIC, SGD), batch, ROOT, tx=SGD, **options)
     moved = jax.tree.map(jnp.subtract, params, state.params)
     assert_close(moved, jax.grad(smoothed)(params))
+    norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(moved)))
+    assert_close(values, {"loss": smoothed(params), "grad_norm": norm})
 
 
 def test_in_bfloat16_the_loss_and_the_gradients_are_float32():
@@ -152,11 +165,11 @@ def test_three_steps_equal_adam_by_hand():
     x, m, v = np.c_[x, np.ones(SIZE)], np.zeros_like(w), np.zeros_like(w)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         params = {"logits": {"kernel": jnp.asarray(w[:-1]), "bias": jnp.asarray(w[-1])}}
-        state = steps.TrainState(jnp.int32(0), params, tx.init(params))
+        state = steps.TrainState(jnp.int32(0), params, {}, tx.init(params), None)
         batch: Any = {**make_batch(split), "image": split.image / 255.0}
         step = jit(partial(steps.train_step, model=LOGISTIC, tx=tx))
         for t in range(1, 4):
-            state, _ = step(state, batch, ROOT)
+            state, *_ = step(state, batch, ROOT)
             exp = np.exp(x @ w)
             g = x.T @ (exp / exp.sum(1, keepdims=True) - target) / SIZE
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
@@ -166,6 +179,53 @@ def test_three_steps_equal_adam_by_hand():
     assert state.step == 3
 
 
+# --- A model with a state, an objective of its own, and other transformations
+
+
+class Normed(models.LogisticRegression):
+    """Has batch statistics, and adds the mean of its scaled pixels to the loss."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False, mask: Any = None) -> jax.Array:
+        mask = None if mask is None else mask[:, None]
+        x = nn.BatchNorm(not train, momentum=0.5)(x.reshape(len(x), -1), mask=mask)
+        self.sow("losses", "mean", self.param("scale", nn.initializers.ones, ()) * 3.0)
+        return nn.Dense(10, kernel_init=nn.initializers.zeros)(x)
+
+
+def test_a_model_has_a_state_and_losses_of_its_own_and_padding_is_not_in_them():
+    split, start = make_split(5), initial(Normed(), SGD)
+    index, mask = np.array([0, 1, 2, 3, 4, 0, 0, 0]), np.arange(8) < 5
+    step = jit(partial(steps.train_step, model=Normed(), tx=SGD))
+    state, metrics, values = step(start, make_batch(split), ROOT)
+    assert values["loss"] == pytest.approx(np.log(10) + 3, rel=1e-6)
+    assert metrics.loss == pytest.approx(np.log(10), rel=1e-6)
+    assert state.params["scale"] == 1 - 3
+    (statistics,) = state.model_state["batch_stats"].values()
+    mean = split.image.reshape(5, -1).mean(0) / 255
+    assert_close(statistics["mean"], 0.5 * mean)  # half of the way from 0
+    padded: Batch = {**make_batch(split, index), "mask": mask}
+    assert_close(step(start, padded, ROOT), (state, metrics, values))
+    evaluated = steps.eval_step(start.params, state.model_state, padded, model=Normed())
+    assert evaluated.loss == pytest.approx(np.log(10), rel=1e-6)
+
+
+def test_an_optimizer_may_call_for_the_gradient_elsewhere():
+    """With `grad_fn`, as in sharpness-aware minimisation (Foret et al., 2021)."""
+
+    def update(grads, state, params, *, grad_fn, **_):
+        above = jax.tree.map(lambda p, g: p + g / 2, params, grads)
+        return jax.tree.map(jnp.negative, grad_fn(above)), state
+
+    tx = optax.GradientTransformationExtraArgs(SGD.init, update)
+    start, batch = initial(LOGISTIC, tx), make_batch(make_split())
+    state, *_ = steps.train_step(start, batch, ROOT, model=LOGISTIC, tx=tx)
+    grads = value_and_grad(LOGISTIC)(start.params, batch)[1]
+    above = jax.tree.map(lambda p, g: p + g / 2, start.params, grads)
+    there = value_and_grad(LOGISTIC)(above, batch)[1]
+    assert_close(state.params, jax.tree.map(jnp.subtract, start.params, there))
+
+
 # --- Random keys
 
 
@@ -173,7 +233,7 @@ def test_keys_differ_by_root_purpose_and_place():
     keys = [
         steps.derive_key(jax.random.key(seed), purpose, place)
         for seed in (0, 1)
-        for purpose in (steps.INIT, steps.SHUFFLE, steps.DROPOUT, steps.AUGMENT)
+        for purpose in (steps.INIT, steps.SHUFFLE, steps.DROPOUT, steps.TRANSFORM)
         for place in range(4)
     ]
     assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 32
@@ -182,56 +242,18 @@ def test_keys_differ_by_root_purpose_and_place():
 def test_dropout_is_determined_by_the_step_and_the_root_key():
     batch, start = make_batch(make_split()), initial(DROPOUT)
     step = jit(partial(steps.train_step, model=DROPOUT, tx=TX))
-    loss, losses = jit(partial(steps.loss_fn, model=DROPOUT)), set()
+    loss, losses = jit(partial(loss_of, model=DROPOUT)), set()
     for place in (0, 1, 7):
         state = start._replace(step=jnp.int32(place))
-        new, metrics = step(state, batch, ROOT)
-        assert_equal((new, metrics), step(state, batch, ROOT))
-        keys = [steps.derive_key(ROOT, use, place) for use in (steps.DROPOUT, steps.AUGMENT)]
-        assert_close(metrics, loss(state.params, batch, tuple(keys))[1])
+        new, metrics, values = step(state, batch, ROOT)
+        assert_equal((new, metrics, values), step(state, batch, ROOT))
+        key = steps.derive_key(ROOT, steps.DROPOUT, place)
+        assert_close(metrics, loss(state.params, batch, key)[1])
         assert new.step == place + 1
         losses.add(float(metrics.loss_sum))
     losses.add(float(step(start, batch, jax.random.key(1))[1].loss_sum))
-    losses.add(float(loss(start.params, batch)[1].loss_sum))  # no dropout
+    losses.add(float(loss_of(start.params, batch, model=MLP)[1].loss_sum))  # no dropout
     assert len(losses) == 5
-
-
-# --- The batches of an epoch
-
-
-@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (12, 4), (3, 4), (7, 1)])
-def test_an_epoch_visits_every_example_once(size, batch_size):
-    split, order, visited = make_split(size), order_of(3, size), []
-    count = steps.num_batches(size, batch_size)
-    assert (count - 1) * batch_size < size <= count * batch_size
-    for i in range(count):
-        batch = jax.device_get(steps.take_batch(split, order, i, batch_size=batch_size))
-        assert batch["image"].shape == (batch_size, 28, 28, 1)
-        assert np.all(batch["mask"]) or i == count - 1
-        index = batch["image"][batch["mask"]][:, 0, 0, 0]
-        np.testing.assert_array_equal(batch["label"][batch["mask"]], split.label[index])
-        np.testing.assert_array_equal(batch["image"][batch["mask"]], split.image[index])
-        visited += index.tolist()
-    assert visited == order.tolist()
-    assert sorted(visited) == list(range(size))
-
-
-def test_the_order_is_determined_by_epoch_and_seed():
-    def orders():
-        keys = [jax.random.key(seed, impl="threefry2x32") for seed in (0, 1)]
-        return [steps.epoch_permutation(k, e, size=100).tolist() for k in keys for e in (0, 1, 2)]
-
-    found = orders()
-    assert len({tuple(order) for order in [*found, range(100)]}) == 7
-    with jax.enable_x64(True):
-        assert orders() == found
-
-
-def test_orders_are_uniformly_random():
-    epochs, size = 1_200, 6
-    orders = np.asarray(jax.vmap(lambda epoch: order_of(epoch, size))(jnp.arange(epochs)))
-    counts, expected = np.stack([np.sum(orders == n, axis=0) for n in range(size)]), epochs / size
-    assert np.sum((counts - expected) ** 2 / expected) < 52.6  # χ², 25 degrees, p = 0.001
 
 
 # --- Many steps
@@ -245,10 +267,10 @@ def test_an_epoch_equals_single_steps_over_unpadded_batches_and_a_static_loop():
     state, metrics = initial(MLP), Metrics.zeros()
     for start in range(0, SIZE, BATCH_SIZE):
         index = np.asarray(order)[start : start + BATCH_SIZE]
-        state, batch_metrics = step(state, make_batch(split, index), ROOT)
+        state, batch_metrics, _ = step(state, make_batch(split, index), ROOT)
         metrics = metrics.merge(batch_metrics)
     assert metrics.count == SIZE
-    assert_close(epoch, (state, metrics), atol=1e-5)
+    assert_close(epoch, (state, metrics, {}), atol=1e-5)
     static = partial(steps.train_steps, model=MLP, tx=TX, batch_size=BATCH_SIZE, steps=3)
     assert_close(jit(static)(*arguments), epoch, atol=1e-5)
 
@@ -270,7 +292,7 @@ def test_the_step_is_traced_once_although_the_last_batch_is_smaller():
     Traced.seen.clear()
     for epoch in range(2):
         for first, count in ((0, 2), (2, 1)):
-            carry = compiled(model)(*carry, split, order_of(epoch), ROOT, first, count)
+            *carry, _ = compiled(model)(*carry, split, order_of(epoch), ROOT, first, count)
     assert Traced.seen == [BATCH_SIZE]
 
 
@@ -288,12 +310,19 @@ def test_ten_images_with_random_labels_are_learned(model, epochs, learning_rate)
     state = start = initial(model, tx)
     for epoch in range(epochs):
         arguments = state, Metrics.zeros(), split, order_of(epoch), ROOT, 0, 3
-        state, _ = compiled(model, tx)(*arguments)
+        state, *_ = compiled(model, tx)(*arguments)
     evaluate = jit(partial(steps.eval_step, model=model))
-    first, last = (evaluate(s.params, make_batch(split)) for s in (start, state))
+    first, last = (evaluate(s.params, {}, make_batch(split)) for s in (start, state))
     assert first.loss > 2
     assert last.loss < 0.03
     assert last.correct == SIZE
+
+
+def test_values_that_are_not_logged_are_not_computed():
+    program = partial(steps.train_steps, model=LOGISTIC, tx=SGD, batch_size=BATCH_SIZE)
+    arguments = initial(LOGISTIC, SGD), Metrics.zeros(), make_split(), order_of(0), ROOT, 0, 3
+    texts = [jit(partial(program, log_size=n)).lower(*arguments).compile() for n in (3, 0)]
+    assert ["sqrt" in text.as_text() for text in texts] == [True, False]
 
 
 # --- Evaluation
@@ -303,11 +332,11 @@ def test_ten_images_with_random_labels_are_learned(model, epochs, learning_rate)
 def test_evaluation_counts_every_image_once_without_dropout(size, batch_size):
     split, params = make_split(size), initial(DROPOUT).params
     program = jit(partial(steps.eval_steps, model=DROPOUT, batch_size=batch_size))
-    count = steps.num_batches(size, batch_size)
-    metrics = program(params, Metrics.zeros(), split, 0, count)
+    count = num_batches(size, batch_size)
+    metrics = program(params, {}, Metrics.zeros(), split, 0, count)
     assert metrics.count == size
-    assert_close(metrics, steps.eval_step(params, make_batch(split), model=MLP))
+    assert_close(metrics, steps.eval_step(params, {}, make_batch(split), model=MLP))
     in_calls = Metrics.zeros()
     for first in range(count):
-        in_calls = program(params, in_calls, split, first, 1)
+        in_calls = program(params, {}, in_calls, split, first, 1)
     assert_equal(in_calls, metrics)

@@ -8,6 +8,7 @@ import pytest
 import small
 
 from mnist_jax import Config, Dataset, models, steps
+from mnist_jax.data.batches import Batch
 from mnist_jax.parallel.mesh import make_mesh
 from mnist_jax.trainer import Trainer
 
@@ -19,9 +20,9 @@ def test_arrays_of_another_dtype_get_a_program_of_their_own():
     mesh = make_mesh(jax.devices()[:1])
     trainer = Trainer(model, optax.sgd(0.1), dataset, Config(batch_size=10).resolve(), mesh)
     state = trainer.init()
-    batch: steps.Batch = {**split._asdict(), "mask": np.ones(20, bool)}
+    batch: Batch = {**split._asdict(), "mask": np.ones(20, bool)}
     for dtype in (jnp.float32, jnp.bfloat16):
         params = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), state.params)
         (metrics,) = trainer.evaluate(state._replace(params=params), "test")
-        expected = steps.eval_step(params, batch, model=model)
+        expected = steps.eval_step(params, {}, batch, model=model)
         assert metrics.loss == pytest.approx(expected.loss, rel=1e-3)

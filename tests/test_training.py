@@ -12,8 +12,8 @@ import optax
 import pytest
 from shared import rows_of
 
-from mnist_jax import MODELS, Callback, fit, steps
-from mnist_jax.errors import NonFiniteError
+from mnist_jax import MODELS, Callback, fit, load_run, steps
+from mnist_jax.errors import CheckpointError, NonFiniteError, UsageError
 from mnist_jax.models import LogisticRegression
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.results import params_sha256
@@ -51,6 +51,53 @@ def test_initial_parameters_have_the_same_bits_when_fully_optimized(name):
     full = jax.jit(lambda key: steps.init_state(key, model=model, tx=tx))
     for ours, theirs in zip(*map(jax.tree.leaves, (quick(key), full(key))), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}, {"ema_decay": 0.9, "seeds": 2}])
+def test_the_parameters_come_back_from_a_complete_run(config, fields):
+    result, again = fit(config(**fields)), fit(config(**fields))
+    assert again.record == result.record
+    jax.tree.map(np.testing.assert_array_equal, again.params, result.params)
+    members = load_run(result.workdir).members
+    digests = [params_sha256(member["params"]) for member in members]
+    assert np.ravel(result.record["params_sha256"]).tolist() == digests
+    if "seeds" not in fields:
+        assert params_sha256(result.params) == digests[0]
+    else:
+        own = [jax.tree.map(lambda x, m=m: x[m], result.params) for m in range(2)]
+        assert list(map(params_sha256, own)) == digests
+
+
+MLP = {"model": "mlp", "hidden_sizes": (8,)}
+
+
+@pytest.fixture
+def source(config, tmp_path):
+    """A run to start from."""
+    return fit(config(ema_decay=0.9, workdir=tmp_path / "source", **MLP))
+
+
+def test_a_run_starts_from_given_parameters(config, tmp_path, source):
+    frozen = {**MLP, "learning_rate": 1e-30, "max_steps": 1}
+    own = fit(config(**frozen), init_params=source.params).record
+    folder = {"init_from": source.workdir, "workdir": tmp_path / "folder"}
+    two = fit(config(seeds=2, **folder, **frozen)).record
+    digest = source.record["params_sha256"]
+    assert (own["params_sha256"], two["params_sha256"]) == (digest, [digest] * 2)
+    assert own["test_correct"] == source.record["test_correct"]
+
+
+def test_parameters_of_another_shape_are_refused_before_a_folder_is_made(config, source):
+    wide = {**MLP, "hidden_sizes": (9,)}
+    with pytest.raises(UsageError, match=r"initial dense1/bias has shape \(8,\); it needs \(9,\)"):
+        fit(config(**wide), init_params=source.params)
+    with pytest.raises(UsageError, match="the initial parameters are not those of the model"):
+        fit(config(), init_params=source.params)
+    with pytest.raises(CheckpointError, match=r"bias is float32\[8\], expected float32\[9\]"):
+        fit(config(init_from=source.workdir, **wide))
+    with pytest.raises(UsageError, match="holds no run"):
+        fit(config(init_from=source.workdir.parent, **MLP))
+    assert not config().workdir.exists()
 
 
 RECIPE = {"preset": "best", "dropout": 0.2, "ema_decay": 0.9, "label_smoothing": 0.1}
@@ -198,8 +245,9 @@ def test_bfloat16_trains_on_a_cpu_with_float32_parameters_and_a_warning(config):
 def test_callbacks_see_a_run_in_order(config):
     watch = mock.create_autospec(Callback, instance=True)
     result = fit(config(epochs=1, steps_per_call=8), callbacks=[watch])
-    names = ["fit_begin", "data_loaded", "train_begin", "epoch_begin", "chunk_end", "chunk_end"]
-    names = [f"on_{name}" for name in (*names, "epoch_end", "train_end")]
+    names = ["fit_begin", "data_loaded", "train_begin", "epoch_begin"]
+    names += ["steps", "chunk_end"] * 2 + ["epoch_end", "train_end"]
+    names = [f"on_{name}" for name in names]
     assert [name for name, _, _ in watch.method_calls] == [*names, "close"]
     watch.on_epoch_begin.assert_called_once_with(1, 0, 15)
     chunks = [call.args for call in watch.on_chunk_end.call_args_list]
@@ -208,6 +256,35 @@ def test_callbacks_see_a_run_in_order(config):
     assert 0 < chunks[0][-1] < chunks[1][-1]  # the time adds up
     watch.on_epoch_end.assert_called_once_with(*rows_of(result.workdir))
     watch.on_train_end.assert_called_once_with(result)
+
+
+class Log(Callback):
+    """Keeps the values of every step, (steps,) or (members, steps) each."""
+
+    def __init__(self):
+        self.loss, self.grad_norm = [], []
+
+    def on_steps(self, first, values):
+        assert first == sum(found.shape[-1] for found in self.loss)
+        self.loss.append(values["loss"])
+        self.grad_norm.append(values["grad_norm"])
+
+
+@pytest.mark.parametrize("fields", [{}, {"seeds": 2}])
+def test_on_steps_gets_each_steps_values_once_and_in_order(config, tmp_path, fields):
+    plain, found = fit(config(**fields)), []
+    for n in (1, 4, "auto"):
+        log = Log()
+        result = fit(config(steps_per_call=n, workdir=tmp_path / f"{n}", **fields), callbacks=[log])
+        assert result.record["params_sha256"] == plain.record["params_sha256"]
+        found.append((np.concatenate(log.loss, -1), np.concatenate(log.grad_norm, -1)))
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+    loss, grad_norm = found[0]
+    assert loss.shape == grad_norm.shape == (*fields.values(), 30)
+    mean = np.average(loss[..., 15:], axis=-1, weights=[100] * 14 + [37])
+    np.testing.assert_allclose(mean, rows_of(plain.workdir)[1]["train/loss"], rtol=1e-5)
+    assert np.all(grad_norm > 0)
 
 
 def test_params_sha256_depends_on_names_shapes_dtypes_and_values():

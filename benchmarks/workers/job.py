@@ -3,27 +3,26 @@
 Inside the clock of `train`: taking a batch from the training images in memory in an order drawn
 before (Keras draws its own), dropout, forward, backward, update. Of `eval`, which only this project
 has: loss and number of correct answers over every test image. Outside: imports, making the data,
-compilation.
-
-Images are random, never zeros. This project does two things more than the others: it takes uint8
-and normalises each batch inside the clock, where the others are given float32 in 0..1; and it sums
-loss and correct answers while training, as only Keras does too.
+compilation. This project does two things more than the others: it takes uint8 and normalises each
+batch inside the clock, and it sums loss and correct answers while training, as only Keras does too.
 
 Needs NumPy and nothing else, so that it runs in every framework's interpreter.
 """
 
 import dataclasses
+import importlib
+import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import timing
-from benchmarks.workers import load
 
 TRAIN, EVALUATION = "train_step", "evaluation"
-NUM_CLASSES = 10
+NUM_CLASSES, IMAGE_SHAPE = 10, (28, 28, 1)
 HIDDEN_SIZES = {"logistic": (), "mlp": (256, 128, 64, 32), "cnn": (512, 256)}
 LEARNING_RATE, EPSILON, DROPOUT = 1e-3, 1e-7, 0.5
 EVAL_BATCH_SIZE = 250
@@ -34,6 +33,17 @@ EAGER, COMPILED = "eager", "torch.compile"
 GRAPH, COMPILED_GRAPH = "CUDA graph of the step", "torch.compile, CUDA graph of the step"
 FIT, FIT_JIT = "fit", "fit, jit_compile"
 EPOCH, EPOCH_JIT = "fit, epoch an execution", "fit, jit_compile, epoch an execution"
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The function `module:function`."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def serve() -> None:
+    """Calls the function on the command line with keyword arguments in JSON; prints its answer."""
+    print(json.dumps(load(sys.argv[1])(**json.loads(sys.argv[2]))), flush=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +57,9 @@ class Job:
     batch_size: int = 100
     precision: str = "float32"
     platform: str = "auto"
+    fork: str | None = None  # the file that adds the model
+    image_shape: Sequence[int] = IMAGE_SHAPE
+    num_classes: int = NUM_CLASSES
     seeds: int | None = None  # networks in one program; None for one without an axis of members
     devices: int = 1  # what a batch is divided among
     slow_down: float = 0.0  # share of the steps that are done twice
@@ -62,8 +75,8 @@ class Job:
         """The fields by which what was measured is found again."""
         mode = f"{self.seeds} seeds, {self.mode}" if self.seeds else self.mode
         mode += f", {self.devices} devices" if self.devices > 1 else ""
-        case = {"framework": self.framework, "model": self.model, "batch_size": self.batch_size}
-        return case | {"precision": self.precision, "mode": mode}
+        names = ("framework", "model", "batch_size", "precision")
+        return {name: getattr(self, name) for name in names} | {"mode": mode}
 
     @property
     def name(self) -> str:
@@ -72,7 +85,7 @@ class Job:
 
 
 class Data(NamedTuple):
-    """Random images (n, 28, 28, 1) uint8 in 0..255, random labels (n,) int32, a random order."""
+    """Random images (n, height, width, channels) uint8, labels (n,) int32, a random order."""
 
     image: np.ndarray
     label: np.ndarray
@@ -81,11 +94,8 @@ class Data(NamedTuple):
     test_label: np.ndarray
 
     def as_float(self) -> "Data":
-        """The same with images in float32, 0 to 1."""
-        image, test_image = self.image.astype(np.float32), self.test_image.astype(np.float32)
-        image /= 255  # in place: one copy less at the peak of memory
-        test_image /= 255
-        return self._replace(image=image, test_image=test_image)
+        """The same with training images in float32, 0 to 1."""
+        return self._replace(image=np.divide(self.image, 255, dtype=np.float32))
 
     def batch_index(self, i: int, batch_size: int) -> np.ndarray:
         """Which images batch `i` takes, epoch after epoch; all batches are full."""
@@ -98,11 +108,11 @@ def make_data(job: Job) -> Data:
     rng = np.random.default_rng(0)
     n, m = job.train_size, job.test_size
     return Data(
-        rng.integers(0, 256, (n, 28, 28, 1), np.uint8),
-        rng.integers(0, NUM_CLASSES, n, np.int32),
+        rng.integers(0, 256, (n, *job.image_shape), np.uint8),
+        rng.integers(0, job.num_classes, n, np.int32),
         rng.permutation(n).astype(np.int32),
-        rng.integers(0, 256, (m, 28, 28, 1), np.uint8),
-        rng.integers(0, NUM_CLASSES, m, np.int32),
+        rng.integers(0, 256, (m, *job.image_shape), np.uint8),
+        rng.integers(0, job.num_classes, m, np.int32),
     )
 
 
@@ -127,8 +137,8 @@ def run(job: Job, make: Callable[[Job, Data], Workload], found: dict[str, Any]) 
     found["context"].update(workload.context)
     state, case = workload.state, job.case()
     limits: dict[str, Any] = {"samples": job.samples, "warmup_s": job.warmup_s}
-    limits["budget_s"] = math.inf if job.budget_s is None else job.budget_s
-    limits["min_sample_s"] = max(job.min_sample_s, workload.min_sample_s)
+    limits |= {"budget_s": math.inf if job.budget_s is None else job.budget_s}
+    limits |= {"min_sample_s": max(job.min_sample_s, workload.min_sample_s)}
     if "train" in job.what:
         own = {"sync": workload.sync, "unit": workload.unit}
         times, state = timing.measure(workload.train, state, **own, **limits)
@@ -141,7 +151,8 @@ def run(job: Job, make: Callable[[Job, Data], Workload], found: dict[str, Any]) 
                 workload.sync(evaluate(state))
 
         times, _ = timing.measure(repeat, None, sync=lambda _: None, **limits)
-        found["benchmarks"].append({"name": EVALUATION, **case, **times})
+        details = times.pop("details") | {"images": job.test_size}
+        found["benchmarks"].append({"name": EVALUATION, **case, **times, "details": details})
     if job.trace and workload.trace:
         found["tables"].setdefault("trace", []).append(case | workload.trace(state))
 

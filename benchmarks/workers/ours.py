@@ -9,12 +9,12 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks import launch
 from benchmarks.workers import job as jobs
@@ -22,49 +22,48 @@ from benchmarks.workers import trace
 from mnist_jax import steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
-from mnist_jax.errors import DeviceError
+from mnist_jax.data.batches import num_batches
+from mnist_jax.errors import DeviceError, UsageError
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import MODELS, layers
+from mnist_jax.models import layers, make_model
 from mnist_jax.ops import malloc
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel import mesh as meshes
 from mnist_jax.trainer import EVAL_BATCH_SIZE, Steps, dynamic_loop_bound, make_steps
 
 STEPS_PER_CALL = 600  # where the length of a loop is part of the program
+DTYPES = {"bfloat16": jnp.bfloat16}  # of layers, by precision; of others that of the parameters
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
 EVENTS: list[str] = []  # of JAX in this process
 jax.monitoring.register_event_listener(lambda event, **_: EVENTS.append(event))
 
 
-class Parts(NamedTuple):
-    """What a job's training is made of."""
-
-    config: Config
-    model: nn.Module
-    tx: optax.GradientTransformation
-    step_config: steps.StepConfig
-    programs: Steps
-
-
-def parts_of(job: jobs.Job, mesh: jax.sharding.Mesh) -> Parts:
-    """The package's own training with the preset tutorial."""
+def config_of(job: jobs.Job) -> Config:
+    """The preset tutorial with the job's model, batch size and precision. Loads its fork."""
     fields: dict[str, Any] = {"batch_size": job.batch_size, "precision": job.precision}
-    config = Config(model=job.model, seeds=job.seeds, **fields).resolve()
-    dtype = meshes.compute_dtype(job.precision, mesh.devices.flat[0])
-    model = MODELS[job.model](dtype=dtype, **config.model_options())
-    tx, own = make_optimizer(config, 1), steps.make_step_config(config)
+    fork = Path(job.fork) if job.fork else None
+    return Config(fork=fork, model=job.model, seeds=job.seeds, **fields).resolve()
+
+
+def model_of(job: jobs.Job, dtype: Any) -> nn.Module:
+    """The job's network, computing in that dtype."""
+    fields: dict[str, Any] = {"image_shape": tuple(job.image_shape), "dtype": dtype}
+    fields |= config_of(job).arguments("model")
+    return make_model(job.model, num_classes=job.num_classes, **fields)
+
+
+def programs_of(job: jobs.Job, mesh: jax.sharding.Mesh) -> tuple[dict[str, Any], Steps]:
+    """Model, tx and step_config of the package's own training, and its programs."""
+    config = config_of(job)
+    model = model_of(job, meshes.compute_dtype(job.precision, mesh.devices.flat[0]))
+    tx = make_optimizer(**config.optimizer_arguments(), steps=1)
+    how: dict[str, Any] = {"model": model, "tx": tx, "step_config": steps.make_step_config(config)}
     sizes: dict[str, Any] = {"train_size": job.train_size, "batch_size": job.batch_size}
-    members = job.seeds is not None
-    programs = make_steps(model, tx, mesh, **sizes, step_config=own, members=members)
-    return Parts(config, model, tx, own, programs)
+    return how, make_steps(mesh=mesh, **how, **sizes, members=job.seeds is not None)
 
 
 def compile_steps(program: Any, device: jax.Device, *args: Any) -> tuple[Any, dict[str, Any]]:
-    """The compiled program, and its memory and time of compilation.
-
-    Raises:
-        DeviceError: a CPU has less memory than it needs; the system would end the process.
-    """
+    """The compiled program, and its memory and time of compilation."""
     hits, started = EVENTS.count(CACHE_HIT), time.perf_counter()
     compiled = program.lower(*args).compile()
     compile_s = time.perf_counter() - started
@@ -73,7 +72,7 @@ def compile_steps(program: Any, device: jax.Device, *args: Any) -> tuple[Any, di
     sizes = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
     size = sizes - found.alias_size_in_bytes  # a donated argument counts once
     room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if device.platform == "cpu" and size > room:
+    if device.platform == "cpu" and size > room:  # the system would end the process
         message = f"out of memory: the program needs {size / 1e9:.1f} GB of {room / 1e9:.1f}"
         raise DeviceError(f"{message}; choose a smaller --batch_size")
     memory = {"temporaries_bytes": found.temp_size_in_bytes, "program_bytes": size}
@@ -87,23 +86,24 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
     first = meshes.select_device(job.platform)
     mesh = meshes.make_mesh(meshes.select_devices(first, job.devices), job.seeds)
     device, dynamic = mesh.devices.flat[0], dynamic_loop_bound(mesh.devices.flat[0])
-    config, model, tx, step_config, programs = parts_of(job, mesh)
+    how, programs = programs_of(job, mesh)
     put = partial(meshes.put, sharding=meshes.replicated(mesh))
-    keys, order = jax.random.key(config.seed), data.order
+    keys, order = jax.random.key(0), data.order
     if job.seeds is not None:
-        keys = jax.vmap(jax.random.key)(np.array(config.all_seeds(), np.uint32))
+        keys = jax.vmap(jax.random.key)(np.arange(job.seeds))
         order = np.stack([np.roll(order, i) for i in range(job.seeds)])
     keys = jax.random.wrap_key_data(put(jax.random.key_data(keys)))
     split, test = put((Split(data.image, data.label), Split(data.test_image, data.test_label)))
     order, metrics = put((order, Metrics.zeros(job.seeds)))
-    epoch = max(1, job.train_size // job.batch_size)
+    if not (epoch := job.train_size // job.batch_size):
+        raise UsageError(f"batch_size is {job.batch_size}; allowed is 1 to {job.train_size}")
     firsts = put([np.int32(i) for i in range(min(epoch, 1000))])  # no copy inside the clock
     longest = epoch if dynamic else min(epoch, STEPS_PER_CALL)
     # Of ten steps a tenth can be done twice, of fewer none.
     unit = longest if job.mode == jobs.MANY and not dynamic else 10 if job.slow_down else 1
     # Several calls in flight at once block each other on the devices of one CPU.
     settle = jax.block_until_ready if mesh.size > 1 and dynamic else (lambda x: x)
-    state = programs.init_state(keys)
+    state = programs.init_state(keys, {}, None, None)
     details = {
         f"{name}_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
         for name, tree in (("params", state.params), ("optimizer", state.opt_state))
@@ -123,47 +123,44 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
     def many(state: Any, count: int) -> Any:
         for done in range(0, count, longest):
             length = [put(np.int32(slowed(min(longest, count - done))))] if dynamic else []
-            state, _ = settle(program(state, *args[1:], *length))
+            state, *_ = settle(program(state, *args[1:], *length))
         return state
 
     def one(state: Any, count: int) -> Any:
         sums = metrics
         for i in range(slowed(count)):
             place = order, keys, firsts[i % len(firsts)]
-            state, sums = settle(program(state, sums, split, *place, *[single] * dynamic))
+            state, sums, _ = settle(program(state, sums, split, *place, *[single] * dynamic))
         return state
 
-    step = partial(steps.train_step, model=model, tx=tx, step_config=step_config)
-    step = jax.jit(step, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0)
+    def step(*args: Any) -> Any:
+        return steps.train_step(*args, **how)[0]
+
     mask = np.ones(job.batch_size, bool)
 
     def host(state: Any, count: int) -> Any:
         for i in range(count):
             index = data.batch_index(i, job.batch_size)
             batch = {"image": data.image[index], "label": data.label[index], "mask": mask}
-            state, _ = step(state, jax.device_put(batch, device), keys)
+            state = step(state, jax.device_put(batch, device), keys)
         return state
 
-    batches = steps.num_batches(job.test_size, EVAL_BATCH_SIZE)
+    batches = num_batches(job.test_size, EVAL_BATCH_SIZE)
     batches = put(np.int32(batches)) if dynamic else batches
 
     def evaluate(state: Any) -> Any:
-        return settle(programs.eval_steps(state.params, metrics, test, firsts[0], batches))
+        return settle(
+            programs.eval_steps(state.params, state.model_state, metrics, test, firsts[0], batches)
+        )
 
     def traced(state: Any) -> dict[str, Any]:
-        names = trace.layers_of(program.as_text(), [layer.name for layer in layers(model)])
+        names = trace.layers_of(program.as_text(), [layer.name for layer in layers(how["model"])])
         return trace.of_steps(many, state, trace.STEPS_ON_CPU if dynamic else unit, names, dump)
 
-    train = {jobs.MANY: many, jobs.ONE: one, jobs.HOST: host}[job.mode]
-    return jobs.Workload(
-        state=state,
-        train=train,
-        sync=jax.block_until_ready,
-        evaluate=evaluate,
-        unit=unit,
-        details=details,
-        trace=traced,
-    )
+    own = {"train": {jobs.MANY: many, jobs.ONE: one, jobs.HOST: host}[job.mode], "trace": traced}
+    own |= {"sync": jax.block_until_ready, "evaluate": evaluate}
+    return jobs.Workload(state=state, unit=unit, details=details, **own)
 
 
 def run(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from flax import linen as nn
 from flax.training.train_state import TrainState
 
 from benchmarks.workers import job as jobs
-
-PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
+from mnist_jax.parallel.mesh import MATMUL_PRECISION
 
 
 class Net(nn.Module):
@@ -56,7 +55,7 @@ def train_step(state: TrainState, image: Any, label: Any, key: jax.Array) -> Tra
 
 def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     """The network with `optax.adam`."""
-    jax.config.update("jax_default_matmul_precision", PRECISION[job.precision])
+    jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION[job.precision])
     data = data.as_float()
     net = Net(job.model, jnp.bfloat16 if job.precision == "bfloat16" else None)
     key = jax.random.key(0)

@@ -42,7 +42,7 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     device = torch.device("cuda" if on_gpu else "cpu")
     context: dict[str, str] = {"torch": torch.__version__}
     if on_gpu:
-        context |= {"torch_device": torch.cuda.get_device_name(), "torch_cuda": torch.version.cuda}
+        context |= {"torch_cuda": torch.version.cuda}
         context["torch_cudnn"] = str(torch.backends.cudnn.version())
         torch.backends.cudnn.benchmark = True
         tf32 = job.precision == "tf32"  # cuDNN rounds factors to TF32 by default, cuBLAS does not
@@ -66,11 +66,10 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
             logits = net(image)
         return nn.functional.cross_entropy(logits.float(), label)
 
-    loss_fn = loss_of
-    if job.mode in (jobs.COMPILED, jobs.COMPILED_GRAPH):
-        # The mode's own graphs of forward and backward, unless the whole step becomes one.
-        how = "reduce-overhead" if on_gpu and not graph_mode else None
-        loss_fn = torch.compile(loss_of, mode=how)
+    # The mode's own graphs of forward and backward, unless the whole step becomes one.
+    how = "reduce-overhead" if on_gpu and not graph_mode else None
+    is_compiled = job.mode in (jobs.COMPILED, jobs.COMPILED_GRAPH)
+    loss_fn = torch.compile(loss_of, mode=how) if is_compiled else loss_of
 
     def step(index: Any) -> None:
         tx.zero_grad(set_to_none=True)
@@ -87,15 +86,12 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
             step(order[first : first + size])
             done += 1
 
-    def sync(_: object) -> None:
-        if on_gpu:
-            torch.cuda.synchronize()
-
     net.train()
-    run, unit = train, 1
+    sync = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None)
     if graph_mode:
-        run, unit = capture(step, order, size, batches), UNROLL
-    return jobs.Workload(train=run, sync=sync, context=context, unit=unit)
+        run = capture(step, order, size, batches)
+        return jobs.Workload(train=run, sync=sync, context=context, unit=UNROLL)
+    return jobs.Workload(train=train, sync=sync, context=context)
 
 
 def capture(step: Callable[[Any], None], order: Any, size: int, batches: int) -> Any:

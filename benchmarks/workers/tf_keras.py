@@ -1,8 +1,7 @@
 """Keras on TensorFlow: `fit` on NumPy arrays.
 
 With or without jit_compile (which Keras 3.15 does not choose by itself on a CPU), and with one step
-or a whole epoch an execution: the documentation recommends steps_per_execution for small models.
-A sample is one `fit`, long enough for what each call of it costs (0.1 s).
+or a whole epoch an execution. A sample is one `fit`, long enough for what each costs (0.1 s).
 """
 
 import os

@@ -36,15 +36,7 @@ def of_steps(
     layers: Mapping[str, str],
     dump: Path | None,
 ) -> dict[str, Any]:
-    """What a step consists of, from `steps` steps under the profiler.
-
-    Args:
-        train: (state, steps) → state, compiled and warm.
-        state: what it starts from.
-        steps: how many.
-        layers: from `layers_of`.
-        dump: where XLA has written its lists of thunks; None if it has not.
-    """
+    """What a step consists of, by the profiler; `dump` has XLA's lists of thunks, if not None."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(train(state, steps))
@@ -102,28 +94,19 @@ def summarize(found: Sequence[Kernel], steps: int, layers: Mapping[str, str]) ->
         {
             "operation": name,
             "layer": layers.get(name, ""),
-            "per_step": len(shares) / steps,
-            "share": sum(shares),
+            "per_step": len(x) / steps,
+            "share": sum(x),
         }
-        for name, shares in costliest
+        for name, x in costliest
     ]
-    return {
-        "steps": steps,
-        "kernels_per_step": len(found) / steps,
-        "gap_share": 1 - busy_ns(found) / span_ns,
-        "costliest": rows,
-        "layer_shares": by_layer,
-    }
+    whole = {"steps": steps, "kernels_per_step": len(found) / steps}
+    whole["gap_share"] = 1 - busy_ns(found) / span_ns
+    return whole | {"costliest": rows, "layer_shares": by_layer}
 
 
 def issued_per_step(thunks: str) -> int | None:
-    """What the host issues for a turn of the loop over steps, in XLA's list of thunks.
-
-    A command buffer (CUDA graph) counts once. None if the list holds no loop.
-    """
-    _, found, body = thunks.partition("body:\n")
-    if not found:
-        return None
-    indents = [len(line) - len(line.lstrip()) for line in body.splitlines()]
-    inside = itertools.takewhile(lambda indent: indent >= indents[0], indents)
-    return list(inside).count(indents[0])
+    """What the host issues in a turn of the loop over steps; a CUDA graph counts once."""
+    body = thunks.partition("body:\n")[2].splitlines()
+    indents = [len(line) - len(line.lstrip()) for line in body]
+    inside = list(itertools.takewhile(lambda indent: indent >= indents[0], indents))
+    return inside.count(indents[0]) if inside else None

@@ -5,45 +5,25 @@
 Every source but the first leaves a decoded cache for the next start.
 """
 
+import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mnist_jax.atomic_io import user_path
 from mnist_jax.data import cache, digits, tfds_folder
+from mnist_jax.data.dataset import Dataset, DataSpec
+from mnist_jax.data.files import is_path, load_files
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
 from mnist_jax.data.split import Split
 from mnist_jax.errors import DataError, UsageError, unknown_choice
 
-__all__ = ["DATASETS", "DEFAULT_DATA_DIR", "Dataset", "Split", "class_names", "load_dataset"]
-
-DATASETS = (*SOURCES, "digits")
-"""Names of the data sets. `load_dataset` also takes "auto"."""
+__all__ = ["DATASETS", "DEFAULT_DATA_DIR", "DataSpec", "Dataset", "Split", "load_dataset"]
 
 DEFAULT_DATA_DIR = Path("~/.cache/mnist_jax")
-
-
-def class_names(name: str) -> tuple[str, ...]:
-    """Class names of a data set, by label; "auto" and "digits" have those of MNIST."""
-    return SOURCES[name if name in SOURCES else "mnist"].class_names
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Training and test images, and where they came from."""
-
-    name: str  # one of `DATASETS`, never "auto"
-    train: Split
-    test: Split
-    source: str  # where the arrays came from, in a few words
-    warnings: tuple[str, ...]  # what the user should know, such as a substitution
-    class_names: tuple[str, ...]
-    validation: Split | None = None  # held out of `train`
-
-    def eval_splits(self) -> dict[str, Split]:
-        """The splits a run is evaluated on, by name."""
-        held_out = {} if self.validation is None else {"validation": self.validation}
-        return {**held_out, "test": self.test}
 
 
 def load_dataset(
@@ -51,27 +31,36 @@ def load_dataset(
     *,
     data_dir: str | Path = DEFAULT_DATA_DIR,
     manual_dir: str | Path | None = None,
+    **options: Any,
 ) -> Dataset:
     """Loads a data set. Prints nothing.
 
     Args:
-        name: one of `DATASETS`, or "auto": MNIST, or scikit-learn's digits with a warning if
-            MNIST cannot be downloaded and no copy of it is there. No other name is replaced.
+        name: in `DATASETS`; the path of an .npz file or of a folder, see `load_files`; or "auto":
+            MNIST, or scikit-learn's digits with a warning if MNIST cannot be downloaded and no copy
+            of it is there. No other name is replaced.
         data_dir: folder for decoded caches, tfds folders and downloads; made when absent.
         manual_dir: folder with the four original .gz files. They are checked even if another
             source comes first. "auto" then means MNIST.
+        options: keyword arguments of a data set that a fork added.
 
     Raises:
-        UsageError: an unknown name, or a `manual_dir` for the digits.
+        UsageError: an unknown name, or a `manual_dir` for a data set that takes none.
         DataError: the data set cannot be loaded, or a copy of it is damaged.
     """
-    if name not in ("auto", *DATASETS):
-        raise unknown_choice("dataset", name, ("auto", *DATASETS))
-    if manual_dir is not None and name == "digits":
-        raise UsageError(f"digits take no --manual_dir; {', '.join(SOURCES)} do; leave it out")
-    data_dir, manual_dir = user_path(data_dir), user_path(manual_dir) if manual_dir else None
+    if name not in (known := ("auto", *DATASETS)):
+        if not is_path(name):
+            raise unknown_choice("dataset", name, (*known, "a path"))
+        return load_files(user_path(name))
+    load = DATASETS["mnist" if name == "auto" else name]
+    folders = {"data_dir": user_path(data_dir)}
+    if manual_dir is not None:
+        folders["manual_dir"] = user_path(manual_dir)
+    takes = inspect.signature(load).parameters
+    if manual_dir is not None and "manual_dir" not in takes:
+        raise UsageError(f"{name} takes no --manual_dir; {', '.join(SOURCES)} do; leave it out")
     try:
-        return _load("mnist" if name == "auto" else name, data_dir, manual_dir)
+        return load(**{key: value for key, value in folders.items() if key in takes}, **options)
     except UnreachableError as error:
         if name != "auto":
             raise DataError(
@@ -79,10 +68,14 @@ def load_dataset(
                 "or use --dataset=digits"
             ) from error
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error}"
-        return replace(_load("digits", data_dir, None), warnings=(warning,))
+        return replace(DATASETS["digits"](**folders), warnings=(warning,))
 
 
-def _load(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
+def _load_digits(data_dir: Path) -> Dataset:
+    return _load("digits", data_dir, None)
+
+
+def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
     """Reads the decoded cache, or else another source, and writes the cache."""
     if manual_dir is not None:
         read_originals(name, manual_dir)  # an error even if the cache is there
@@ -93,7 +86,19 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
                 dataset = _read_source(name, data_dir, manual_dir)
                 cache.write(path, dataset.train, dataset.test)
                 return dataset
-    return Dataset(name, *splits, f"decoded cache {path}", (), class_names(name))
+    return Dataset(name, *splits, f"decoded cache {path}", (), _class_names(name))
+
+
+def _class_names(name: str) -> tuple[str, ...]:
+    return SOURCES[name if name in SOURCES else "mnist"].class_names
+
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    **{name: partial(_load, name) for name in SOURCES},
+    "digits": _load_digits,
+}
+"""Functions that load a data set, by name. A fork's function returns `Dataset.from_arrays(…)`; it
+may take data_dir, manual_dir, and options, as keyword arguments."""
 
 
 def _read_source(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
@@ -114,7 +119,7 @@ def _read_source(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
             tfds_folder.prepare(name, data_dir, *splits)
         except ImportError as error:  # array_record does not exist for Windows
             warnings = (f"{folder} is not prepared: {error}; the original files were read",)
-    return Dataset(name, *splits, description, warnings, class_names(name))
+    return Dataset(name, *splits, description, warnings, _class_names(name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
 """Small random distortions of the training images, inside the compiled step."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ class Augmentation:
         return bool(self.shift or self.rotation or self.scale)
 
     def __call__(self, images: jax.Array, key: jax.Array) -> jax.Array:
-        """Distorts images, (batch, height, width, 1) float; pixels from outside are 0.
+        """Distorts images, (batch, height, width, channels) float; pixels from outside are 0.
 
         The inverse map gives the position of each output pixel in the input, which is
         interpolated bilinearly. The draws depend on the key and an image's index in the batch.
@@ -36,7 +38,14 @@ class Augmentation:
         sine, cosine = jnp.sin(angle)[:, None, None], jnp.cos(angle)[:, None, None]
         from_y = (cosine * y + sine * x) * stretch_y[:, None, None] + (height - 1) / 2
         from_x = (cosine * x - sine * y) * stretch_x[:, None, None] + (width - 1) / 2
-        return _bilinear(images[..., 0], from_y, from_x)[..., None]
+        channels = jnp.moveaxis(images, -1, 0)
+        return jnp.stack([_bilinear(channel, from_y, from_x) for channel in channels], axis=-1)
+
+
+AUGMENTATIONS: dict[str, Callable[..., Any]] = {}
+"""Transforms of a training batch by name, after the distortions above: functions of a batch and a
+key, to a batch. The image is float32; the label may become a distribution, (batch, classes)
+float32. `--options` set keyword arguments."""
 
 
 def _bilinear(images: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:

@@ -51,5 +51,8 @@ def lock(data_dir: Path, name: str) -> AbstractContextManager[object]:
     try:
         (data_dir / "decoded").mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(data_dir / f".{name}.lock").acquire(timeout=LOCK_TIMEOUT_S)
-    except OSError as error:  # filelock's timeout is one, too
+    except filelock.Timeout as error:
+        problem = f"another process has been preparing {name} for {LOCK_TIMEOUT_S} s"
+        raise DataError(f"{problem}; wait for it or end it") from error
+    except OSError as error:
         raise DataError(f"cannot write {data_dir}: {error}; choose another --data_dir") from error

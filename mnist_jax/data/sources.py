@@ -136,7 +136,7 @@ def parse(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
     """
 
     def split(images: str, labels: str) -> Split:
-        image, label = _read_idx(images, contents[images]), _read_idx(labels, contents[labels])
+        image, label = read_idx(images, contents[images]), read_idx(labels, contents[labels])
         if image.shape != (*label.shape, 28, 28):
             raise DataError(f"{images} has shape {image.shape}; {labels} has {label.shape}")
         if label.max(initial=0) >= NUM_CLASSES:
@@ -146,16 +146,19 @@ def parse(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
     return split(TRAIN_IMAGES, TRAIN_LABELS), split(TEST_IMAGES, TEST_LABELS)
 
 
-def _read_idx(filename: str, data: bytes) -> np.ndarray:
-    """Decodes a gzipped IDX file of unsigned bytes.
+def read_idx(filename: str, data: bytes) -> np.ndarray:
+    """Decodes an IDX file of unsigned bytes, gzipped if its name ends in .gz.
 
     It holds a magic number (0x08 for bytes, then the number of dimensions), each dimension, and the
     values, row-major; the integers are 32-bit big-endian.
+
+    Raises:
+        DataError: the file has another format, or ends early.
     """
     try:
-        raw = gzip.decompress(data)
+        raw = gzip.decompress(data) if filename.endswith(".gz") else data
         dimensions = struct.unpack_from(">I", raw)[0] - 0x0800
         shape = struct.unpack_from(f">{dimensions}I", raw, 4)
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise DataError(f"{filename} is not a gzipped IDX file ({error})") from error
+        raise DataError(f"{filename} is not an IDX file ({error})") from error

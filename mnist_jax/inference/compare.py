@@ -25,7 +25,7 @@ def predict_all(
     found = [Predictor(run, platform)(dataset.test.image) for run in runs]
     return Prediction(
         np.concatenate([prediction.log_probabilities for prediction in found]),
-        [seed for prediction in found for seed in prediction.seeds],
+        [member for prediction in found for member in prediction.members],
         [warning for prediction in found for warning in prediction.warnings],
     )
 
@@ -53,14 +53,17 @@ def compare(a: Prediction, b: Prediction, label: np.ndarray) -> dict[str, Any]:
 
     Returns:
         images, `mcnemar` and the difference of each side's mean probabilities; seeds, `welch` of
-        the members' accuracies, None if a side has one member; better and worse, whether the
-        second is so significantly: by seeds if not None, else by images.
+        the members' accuracies, None if a side has one member or a grid of recipes; better and
+        worse, whether the second is so significantly: by seeds if not None, else by images.
     """
     right_a, right_b = (side.mean.argmax(1) == label for side in (a, b))
     difference = float(right_b.mean() - right_a.mean())
     images = {"difference": difference, **statistics.mcnemar(right_a, right_b)}
     members = [(side.log_probabilities.argmax(2) == label).mean(1) for side in (a, b)]
-    seeds = statistics.welch(*members) if min(map(len, members)) > 1 else None
+    have_seeds = all(len(x) > 1 for x in members) and not any(
+        set(member) - {"seed"} for side in (a, b) for member in side.members
+    )
+    seeds = statistics.welch(*members) if have_seeds else None
     test = seeds or images
     significant = test["p"] < SIGNIFICANT
     better, worse = (significant and sign * test["difference"] > 0 for sign in (1, -1))
@@ -107,14 +110,16 @@ class Compare(DataFlags):
         print_warnings((*dataset.warnings, *a.warnings, *b.warnings))
         found = compare(a, b, dataset.test.label)
         images, seeds = found["images"], found["seeds"]
-        print(f"seeds in the first run: {len(a.seeds)}, in the second: {len(b.seeds)}")
+        print(f"networks in the first run: {len(a.members)}, in the second: {len(b.members)}")
         only = f"only the first is right on {images['only_a']}, only the second on"
         print(f"images  {_test(images)} (McNemar); {only} {images['only_b']}")
         if seeds:
             low, high = (f"{100 * end:+.2f}" for end in seeds["ci95"])
             print(f"seeds   {_test(seeds)} (Welch), 95 % interval {low} to {high} points")
-        else:
-            print("Single networks say nothing about the recipes: another seed may reverse it.")
+        elif 1 in (len(a.members), len(b.members)):
+            print(
+                "A run with one network says nothing about the recipe: another seed may reverse it."
+            )
         first, second = self.folders
         if found["worse"]:
             raise WorseError(f"{second} is significantly worse than {first}")

@@ -19,11 +19,10 @@ import numpy as np
 from waitress.server import create_server
 from werkzeug.wrappers import Request, Response
 
-from mnist_jax.data import class_names
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.inference.flags import PlatformFlags, RunFolder, open_runs, print_warnings
 from mnist_jax.inference.preprocess import to_mnist
-from mnist_jax.inference.restore import Predictor
+from mnist_jax.inference.restore import Predictor, check_pictures
 from mnist_jax.models import IMAGE_SHAPE
 from mnist_jax.runs.results import accuracy_line
 from mnist_jax.runs.run_dir import read_result
@@ -126,15 +125,16 @@ class Draw(PlatformFlags):
         """Prints the page's address once the model is compiled, and serves until Ctrl-C."""
         with listen(self.host, self.port) as listening:
             (run,) = open_runs([self.folder])
+            check_pictures(run)
             predictor = Predictor(run, self.platform)
             print_warnings(predictor(np.zeros((1, *IMAGE_SHAPE), np.uint8)).warnings)  # compiles
             result = read_result(run.folder)
-            accuracy = accuracy_line(result) if result else "not complete"
-            text = f"{run.config.model} trained on {run.config.dataset}, {accuracy}"
+            accuracy = accuracy_line(result).replace("\n", "; ") if result else "not complete"
+            text = f"{run.config.model} trained on {run.data.name}, {accuracy}"
             address, port = listening.getsockname()
             here = "127.0.0.1" if address == "0.0.0.0" else address
             print(f"{text}\ndraw at http://{here}:{port}  (Ctrl-C to quit)", flush=True)
-            model = {"model": text, "classes": class_names(run.config.dataset), "side": SIDE}
+            model = {"model": text, "classes": run.data.class_names, "side": SIDE}
             app = application(predictor, model, self.host)
             logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # requests may wait
             create_server(app, sockets=[listening], max_request_body_size=SIDE**2 + 1).run()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import scipy
 
+from mnist_jax.config import GRID, member_label
 from mnist_jax.inference.flags import DataFlags, RunFolder, print_warnings
 from mnist_jax.inference.restore import Predictor, dataset_of, load_config, load_run
 from mnist_jax.metrics import confusion_matrix
@@ -32,8 +33,8 @@ def evaluate(
         A dict that JSON can hold: dataset and trained_on (names), correct, count, accuracy, ci95
         (Wilson) and loss (mean cross-entropy in nats) of the model, or of the mean of the members'
         probabilities; confusion, a row per label and a column per predicted class; classes, their
-        names; members (seed, correct, count, accuracy, ci95, loss); single, `statistics.summarize`
-        of the members' accuracies; warnings.
+        names; members (seed, values of a grid, correct, count, accuracy, ci95, loss); single,
+        `statistics.summarize` of the members' accuracies, None for a grid; warnings.
     """
     run = load_run(workdir)
     loaded = dataset_of(run, name=dataset, data_dir=data_dir, manual_dir=manual_dir)
@@ -44,19 +45,19 @@ def evaluate(
         loss = -log_probabilities[np.arange(len(label)), label].mean()
         return {**accuracy(log_probabilities.argmax(1), label), "loss": float(loss)}
 
-    pairs = zip(found.seeds, found.log_probabilities, strict=True)
-    members = [{"seed": seed, **score(values)} for seed, values in pairs]
+    pairs = zip(found.members, found.log_probabilities, strict=True)
+    members = [{**member, **score(values)} for member, values in pairs]
     # Of the logarithms: probabilities may underflow.
     log_mean = scipy.special.logsumexp(found.log_probabilities, axis=0) - np.log(len(members))
     counts = confusion_matrix(log_mean.argmax(1), label, len(names))
     return {
         "dataset": loaded.name,
-        "trained_on": run.config.dataset,
+        "trained_on": run.data.name,
         **score(log_mean),
         "confusion": counts.tolist(),
         "classes": list(names),
         "members": members,
-        "single": summarize([member["accuracy"] for member in members]),
+        "single": None if run.config.grid else summarize([m["accuracy"] for m in members]),
         "warnings": [*run.warnings, *loaded.warnings, *found.warnings],
     }
 
@@ -73,7 +74,7 @@ def table_lines(found: dict[str, Any]) -> list[str]:
     rows = [["label", *map(str, range(len(found["classes"]))), "accuracy"]]
     for label, (name, counts) in enumerate(zip(found["classes"], found["confusion"], strict=True)):
         title = name if name == str(label) else f"{label} {name}"
-        accuracy = percent(counts[label] / sum(counts))
+        accuracy = percent(counts[label] / sum(counts) if any(counts) else None)
         rows.append([title, *(str(count or ".") for count in counts), accuracy])
     first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
     return ["  ".join([name.ljust(first), *map(str.rjust, cells, rest)]) for name, *cells in rows]
@@ -94,7 +95,7 @@ class Evaluate(DataFlags):
 
     def run(self) -> None:
         """Prints the result, warnings on stderr."""
-        print_warnings(mesh.enable_compilation_cache(load_config(self.folder).compilation_cache))
+        print_warnings(mesh.enable_compilation_cache(load_config(self.folder)[0].compilation_cache))
         chosen = {"dataset": self.dataset, "platform": self.platform}
         found = evaluate(self.folder, **chosen, **self.folders_of_data())
         print_warnings(found["warnings"])
@@ -106,9 +107,11 @@ class Evaluate(DataFlags):
             print(f"trained on {found['trained_on']}")
         if many := len(found["members"]) > 1:
             for member in found["members"]:
-                print(f"seed {member['seed']}  {accuracy_text(member)}, loss {member['loss']:.4f}")
-            mean, sd = percent(found["single"]["mean"]), percent(found["single"]["sd"], "")
-            print(f"single    {mean} mean of {len(found['members'])} members, sd {sd}")
+                name = member_label({n: v for n, v in member.items() if n in ("seed", *GRID)})
+                print(f"{name}  {accuracy_text(member)}, loss {member['loss']:.4f}")
+            if single := found["single"]:
+                mean, sd = percent(single["mean"]), percent(single["sd"], "")
+                print(f"single    {mean} mean of {single['n']} members, sd {sd}")
         print(f"{'ensemble' if many else 'accuracy'}  {accuracy_text(found)}")
         heading = "rows: labels; columns: predicted classes"
         print(f"loss      {found['loss']:.4f}", "", heading, *table_lines(found), sep="\n")

@@ -13,11 +13,9 @@ import safetensors.numpy
 from jax import export as jax_export
 
 from mnist_jax import atomic_io
-from mnist_jax.data import class_names
-from mnist_jax.errors import DeviceError, NonFiniteError, UsageError
-from mnist_jax.inference.flags import RunFolder, print_warnings
+from mnist_jax.errors import NonFiniteError, UsageError
+from mnist_jax.inference.flags import RunFolder, print_warnings, write_output
 from mnist_jax.inference.restore import LoadedRun, load_run, logits_fn
-from mnist_jax.models import IMAGE_SHAPE
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.checkpoint import names_of
 from mnist_jax.runs.statistics import percent
@@ -31,60 +29,59 @@ def export(
 ) -> dict[str, Any]:
     """Writes a saved model to `output` and its description to `<output>.json`; returns the latter.
 
-    member: seed of the network, needed if the run has several.
+    member: number of the network, from 0, needed if the run has several.
 
     Raises:
         UsageError: there is no such member.
         NonFiniteError: the parameters are not finite.
         DeviceError: a file cannot be written.
     """
-    config, seeds = run.config, run.config.all_seeds()
-    seed = seeds[0] if member is None and len(seeds) == 1 else member
-    if seed is None or seed not in seeds:
-        which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    config, names = run.config, run.config.member_labels()
+    place = 0 if member is None and len(names) == 1 else member
+    if place is None or not 0 <= place < len(names):
+        which = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
         raise UsageError(f"member is {member}; the run has {which}; choose one with --member")
-    place = seeds.index(seed)
-    params = run.members[place]
-    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
-        raise NonFiniteError(f"seed {seed} of {run.folder} is not finite; export another")
+    variables = run.members[place]
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(variables)):
+        raise NonFiniteError(f"{names[place]} of {run.folder} is not finite; export another")
     if file_format == "stablehlo":
-        data, content = to_stablehlo(run, params), "probabilities"
+        data, content = to_stablehlo(run, variables), "probabilities"
     else:
-        data, scaled = safetensors.numpy.save(names_of(params)), " / 255" * config.normalize
+        state = {name: tree for name, tree in variables.items() if name != "params"}
+        data = safetensors.numpy.save(names_of(variables["params"]) | names_of(state))
+        scaled = " / 255" if config.normalize else ""
         content = f"logits of float32 images{scaled}; apply softmax"
-    classes = class_names(config.dataset)
     rows = [row for row in run.rows if row["step"] == run.step]
     accuracy = float(np.atleast_1d(rows[-1]["test/accuracy"])[place]) if rows else None
     description = {
         "version": 1,
         "format": file_format,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "input": {"shape": ["b", *IMAGE_SHAPE], "dtype": "uint8", "content": "light on black"},
-        "output": {"shape": ["b", len(classes)], "dtype": "float32", "content": content},
-        "classes": classes,
-        "seed": seed,
+        "input": {"shape": ["b", *run.data.image_shape], "dtype": "uint8"},
+        "output": {"shape": ["b", run.data.num_classes], "dtype": "float32", "content": content},
+        "classes": run.data.class_names,
+        **config.members()[place],
         "step": run.step,
         "test_accuracy": accuracy,
         "config": config.hyperparameters(),  # without fields that hold paths
         "jax": jax.__version__,
     }
     text = json.dumps(description, indent=1) + "\n"
-    try:
-        atomic_io.write_atomically(output, data)
-        atomic_io.write_atomically(Path(f"{output}.json"), text.encode())
-    except OSError as error:
-        raise DeviceError(f"cannot write {output}; choose another --output ({error})") from error
+    write_output(output, data)
+    write_output(Path(f"{output}.json"), text.encode())
     return description
 
 
-def to_stablehlo(run: LoadedRun, params: Any) -> bytes:
+def to_stablehlo(run: LoadedRun, variables: Any) -> bytes:
     """A program that holds the parameters, to be read by `jax.export.deserialize`.
 
-    (b, 28, 28, 1) uint8 → probabilities (b, classes) float32, in the run's precision.
+    (b, *image_shape) uint8 → probabilities (b, classes) float32, in the run's precision.
     """
     logits = logits_fn(run)
-    images = jax.ShapeDtypeStruct((*jax_export.symbolic_shape("b"), *IMAGE_SHAPE), jnp.uint8)
-    program = jax.jit(lambda image: jax.nn.softmax(logits(params, image)))
+    images = jax.ShapeDtypeStruct(
+        (*jax_export.symbolic_shape("b"), *run.data.image_shape), jnp.uint8
+    )
+    program = jax.jit(lambda image: jax.nn.softmax(logits(variables, image)))
     # Without source locations, which would put this machine's paths into the file.
     option = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, option)
@@ -112,7 +109,7 @@ class Export:
     """The file. None: model.<format> in the run's folder."""
 
     member: int | None = None
-    """Seed of the network to export, from a run with --seeds=K."""
+    """Number of the network to export, from 0, in a run that has several."""
 
     def run(self) -> None:
         """Prints what was written, and the network's test accuracy."""
@@ -121,5 +118,6 @@ class Export:
         found = export(run, self.format, output, self.member)
         print_warnings(run.warnings)
         print(f"{output}  {output.stat().st_size:,} bytes, described in {output.name}.json")
-        which = f"{run.config.model} on {run.config.dataset}, seed {found['seed']}"
+        name = run.config.member_labels()[self.member or 0]
+        which = f"{run.config.model} on {run.data.name}, {name}"
         print(f"{which}, test accuracy {percent(found['test_accuracy'])}")

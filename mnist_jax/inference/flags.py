@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from mnist_jax.atomic_io import write_atomically
+from mnist_jax.errors import DeviceError
 from mnist_jax.inference.restore import LoadedRun, load_runs
 from mnist_jax.parallel import mesh
 
@@ -57,3 +59,12 @@ def open_runs(folders: Sequence[Path]) -> list[LoadedRun]:
     print_warnings(warning for run in runs for warning in run.warnings)
     print_warnings(mesh.enable_compilation_cache(runs[0].config.compilation_cache))
     return runs
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Writes the file that --output names; raises DeviceError."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        problem = f"cannot write {path} ({error.strerror})"
+        raise DeviceError(f"{problem}; choose another --output") from error

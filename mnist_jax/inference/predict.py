@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from mnist_jax.atomic_io import user_path
-from mnist_jax.data import class_names
 from mnist_jax.errors import DataError, DeviceError, UsageError, printable
 from mnist_jax.inference.flags import (
     PlatformFlags,
@@ -22,11 +21,11 @@ from mnist_jax.inference.flags import (
     print_warnings,
 )
 from mnist_jax.inference.preprocess import read_digit
-from mnist_jax.inference.restore import Predictor, load_run
+from mnist_jax.inference.restore import Predictor, check_pictures, load_run
 from mnist_jax.runs.statistics import percent
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-Metavar = arg(metavar="PICTURE [PICTURE ...]")
+Metavar = arg(metavar="PICTURE [PICTURE ...]", help_behavior_hint="(required)")
 
 
 def predict(
@@ -44,11 +43,11 @@ def predict(
     Args:
         workdir: the run's folder.
         images: one or several picture files, prepared by `preprocess.read_digit`; or an array
-            (n, 28, 28, 1) uint8 of images like those of the data set, which is used as it is.
+            (n, height, width, channels) uint8 of images like those of the data set, used as it is.
         platform: cpu, gpu, tpu or auto; None for the run's own.
 
     Returns:
-        (n, classes) float32, the classes in the order of `data.class_names`.
+        (n, classes) float32, the classes in the order of `LoadedRun.data.class_names`.
 
     Raises:
         UsageError: `images` is something else, or the folder holds no run.
@@ -56,11 +55,13 @@ def predict(
     """
     run = load_run(workdir)
     if not isinstance(images, np.ndarray):
+        check_pictures(run)
         paths = [images] if isinstance(images, str | Path) else images
         images = np.array([read_digit(path).image for path in paths], np.uint8)
-    if images.shape != (len(images) or 1, 28, 28, 1) or images.dtype != np.uint8:
-        got = f"images is {images.dtype}{list(images.shape)}"
-        raise UsageError(f"{got}; allowed are paths of pictures, or an array uint8[n, 28, 28, 1]")
+    shape = run.data.image_shape
+    if images.shape[1:] != shape or not images.size or images.dtype != np.uint8:
+        allowed = f"paths of pictures, or an array uint8 (n, {', '.join(map(str, shape))})"
+        raise UsageError(f"images is {images.dtype}{list(images.shape)}; allowed are {allowed}")
     return Predictor(run, platform)(images).mean.astype(np.float32)
 
 
@@ -105,7 +106,8 @@ class Predict(PlatformFlags):
             raise UsageError("no picture is named; name files, or folders of them")
         paths = [path for given in self.pictures for path in list_pictures(user_path(given))]
         (run,) = open_runs([self.folder])
-        names = class_names(run.config.dataset)
+        names = run.data.class_names
+        check_pictures(run)
         predictor = Predictor(run, self.platform)
         failed, shown = 0, set()
         for number, path in enumerate(paths, 1):
@@ -129,7 +131,8 @@ class Predict(PlatformFlags):
             (probabilities,) = prediction.mean.tolist()
             print((_json if self.json else _line)(path, probabilities, names), flush=True)
         if failed:
-            raise DataError(f"{failed} of {len(paths)} have no answer; the lines above say why")
+            count = f"{failed} of {len(paths)}"
+            raise DataError(f"pictures without an answer: {count}; the lines above say why")
 
 
 def _save(image: np.ndarray, folder: Path, name: str) -> None:

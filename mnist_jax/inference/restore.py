@@ -1,5 +1,6 @@
 """Saved runs: read back from their folders, and applied to images."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,14 +14,13 @@ import scipy
 
 from mnist_jax import steps
 from mnist_jax.atomic_io import user_path
-from mnist_jax.config import Config
-from mnist_jax.data import Dataset, load_dataset
-from mnist_jax.errors import CheckpointError, NonFiniteError, UsageError
-from mnist_jax.models import IMAGE_SHAPE, MODELS, param_shapes
-from mnist_jax.optimizer import EmaState, ema_params
+from mnist_jax.config import Config, member_label
+from mnist_jax.data import Dataset, DataSpec, load_dataset
+from mnist_jax.errors import DataError, NonFiniteError, UsageError
+from mnist_jax.models import IMAGE_SHAPE, forward, make_model
 from mnist_jax.parallel import mesh
 from mnist_jax.parallel.ensemble import member_of
-from mnist_jax.runs.checkpoint import fill, load_newest
+from mnist_jax.runs.checkpoint import load_saved, variables_of
 from mnist_jax.runs.run_dir import read_config, read_result
 from mnist_jax.trainer import EVAL_BATCH_SIZE
 
@@ -32,8 +32,10 @@ class LoadedRun(NamedTuple):
 
     folder: Path
     config: Config  # resolved
+    data: DataSpec
     model: nn.Module  # computes in the run's precision
-    members: list[Any]  # parameters to evaluate, NumPy arrays: a tree for each network of the run
+    # The variables to evaluate of each network of the run: {"params": …} and its model state.
+    members: list[dict[str, Any]]
     step: int  # updates done
     epoch: int  # completed epochs
     rows: list[dict[str, Any]]  # the lines of metrics.jsonl
@@ -44,63 +46,64 @@ class LoadedRun(NamedTuple):
         """`mesh.use_device` with the run's precision; platform: None for the run's own."""
         return mesh.use_device(platform or self.config.platform, self.config.precision)
 
+    def apply(self, image: jax.Array) -> jax.Array:
+        """Log probabilities (n, classes) float32 of images; a pure function, for a teacher.
+
+        Images are (n, *image_shape): uint8, or float32 as the network sees them. Several members
+        vote with the mean of their probabilities.
+        """
+        logits = logits_fn(self)
+        found = [jax.nn.log_softmax(logits(variables, image)) for variables in self.members]
+        return jax.nn.logsumexp(jnp.stack(found), axis=0) - math.log(len(found))
+
 
 def load_run(folder: str | Path) -> LoadedRun:
-    """Reads a run, complete or not; changes nothing in its folder.
+    """Reads a run, complete or not; changes nothing in its folder. Runs its fork, if it has one.
 
     Raises:
         UsageError: the folder holds no run.
         CheckpointError: its config or checkpoints cannot be used.
     """
     folder = user_path(folder)
-    config = load_config(folder)
-    dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
-    model = MODELS[config.model](dtype=dtype, **config.model_options())
-    found = load_newest(folder / "checkpoints")
-    if found is None:
-        raise CheckpointError(f"{folder} holds no checkpoint yet; resume the run, or name another")
-    arrays, rest, warnings = found
-    members, step = _members(config, model, arrays), int(np.max(arrays["state/step"]))
+    config, data = load_config(folder)
+    model = make_model(
+        config.model,
+        image_shape=data.image_shape,
+        num_classes=data.num_classes,
+        dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
+        **config.arguments("model"),
+    )
+    arrays, rest, warnings = load_saved(folder)
+    params, model_state = variables_of(arrays, config, model)
+    variables = {"params": params, **model_state}
+    count = config.num_members
+    members = [variables] if count is None else [member_of(variables, m) for m in range(count)]
+    step = int(np.max(arrays["state/step"]))
     if read_result(folder) is None:
         warnings.append(f"{folder} is not complete: it has done {step:,} steps")
     rows, seconds = rest["rows"], rest["seconds"]
-    return LoadedRun(folder, config, model, members, step, rest["epoch"], rows, seconds, warnings)
+    return LoadedRun(
+        folder, config, data, model, members, step, rest["epoch"], rows, seconds, warnings
+    )
 
 
-def _members(config: Config, model: nn.Module, arrays: dict[str, np.ndarray]) -> list[Any]:
-    """The parameters of each network in a checkpoint, or their EMA; reads no other state."""
-    shapes = param_shapes(model)
-    if config.seeds is not None:
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((config.seeds, *x.shape), x.dtype), shapes
-        )
-    if config.ema_decay:
-        count = next(name for name in arrays if name.endswith("/num_updates"))
-        ema = fill(shapes, arrays, count.removesuffix("num_updates") + "ema/")
-        state = EmaState(jnp.asarray(arrays[count]), ema)
-        params = mesh.to_host(ema_params(None, (state,), config.ema_decay))
-    else:
-        params = fill(shapes, arrays, "state/params/")
-    return [params] if config.seeds is None else [member_of(params, m) for m in range(config.seeds)]
-
-
-def load_config(folder: str | Path) -> Config:
-    """The resolved Config of the run in a folder.
+def load_config(folder: str | Path) -> tuple[Config, DataSpec]:
+    """The resolved Config of the run in a folder, and its data set's shape and classes.
 
     Raises:
         UsageError: the folder holds no run.
         CheckpointError: config.json is damaged or has another format version.
     """
-    config = read_config(user_path(folder))
-    if config is None:
+    found = read_config(user_path(folder))
+    if found is None:
         raise UsageError(f"{folder} holds no run; name a folder that train.py made")
-    return config
+    return found
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[LoadedRun]:
     """Reads runs of one data set; errors are those of `load_run`, and UsageError for other runs."""
     runs = [load_run(folder) for folder in folders]
-    names = sorted({run.config.dataset for run in runs})
+    names = sorted({run.data.name for run in runs})
     if not names:
         raise UsageError("no run is named; name one or more run folders")
     if len(names) > 1:
@@ -116,27 +119,46 @@ def dataset_of(
     manual_dir: str | Path | None = None,
 ) -> Dataset:
     """The data set of a run, or another one by name; errors are those of `load_dataset`."""
-    name, data_dir = name or run.config.dataset, data_dir or run.config.data_dir
-    return load_dataset(name, data_dir=data_dir, manual_dir=manual_dir)
+    config = run.config
+    name, is_own = name or config.dataset, name in (None, config.dataset)
+    options = config.arguments("dataset") if is_own else {}
+    data_dir = data_dir or config.data_dir
+    dataset = load_dataset(name, data_dir=data_dir, manual_dir=manual_dir, **options)
+    spec = dataset.spec
+    if (spec.image_shape, spec.num_classes) != (run.data.image_shape, run.data.num_classes):
+        kinds = [f"{list(s.image_shape)} in {s.num_classes} classes" for s in (spec, run.data)]
+        raise UsageError(f"{name} has images {kinds[0]}; {run.folder} is for {kinds[1]}")
+    if is_own and spec.sha256 != run.data.sha256:
+        raise DataError(f"the data {name} have changed since the run {run.folder} began")
+    return dataset
 
 
 def logits_fn(run: LoadedRun) -> Callable[[Any, jax.Array], jax.Array]:
-    """A pure function: one member's parameters, images (n, 28, 28, 1) uint8 → logits float32."""
+    """A pure function: one member's variables, images (n, *image_shape) uint8 → logits float32."""
     normalize = run.config.normalize
 
-    def logits(params: Any, image: jax.Array) -> jax.Array:
+    def logits(variables: Any, image: jax.Array) -> jax.Array:
         x = steps.to_input(image, normalize=normalize)
-        found: Any = run.model.apply({"params": params}, x, train=False)
-        return found.astype(jnp.float32)
+        state = {name: value for name, value in variables.items() if name != "params"}
+        return forward(run.model, variables["params"], state, x)[0].astype(jnp.float32)
 
     return logits
+
+
+def check_pictures(run: LoadedRun) -> None:
+    """Raises UsageError if the run's images are not 28×28×1, as pictures become."""
+    if run.data.image_shape != IMAGE_SHAPE:
+        raise UsageError(
+            f"{run.folder} is for images {list(run.data.image_shape)}; pictures become "
+            f"{list(IMAGE_SHAPE)}; use predict(RUN, array) in Python"
+        )
 
 
 class Prediction(NamedTuple):
     """The answers of a run's members to images."""
 
     log_probabilities: np.ndarray  # (members, n, classes) float64
-    seeds: list[int]  # of these members
+    members: list[dict[str, Any]]  # what distinguishes these, as `Config.members`
     warnings: list[str]  # members that are excluded because their outputs are not finite
 
     @property
@@ -149,6 +171,10 @@ class Prediction(NamedTuple):
         """(n, classes) float64: the mean of the members' probabilities."""
         return self.probabilities.mean(0)
 
+    def accuracy(self, label: np.ndarray) -> float:
+        """The mean of the members' accuracies on images with these labels, (n,) int."""
+        return float((self.log_probabilities.argmax(2) == label).mean())
+
 
 class Predictor:
     """A run's members, compiled. Any thread may call it.
@@ -159,30 +185,35 @@ class Predictor:
     def __init__(self, run: LoadedRun, platform: str | None = None):
         self._run, self._platform = run, platform
         self._logits = jax.jit(logits_fn(run))
+        self._placed: Any = None  # the variables of a single member, on the device
 
     def __call__(self, images: np.ndarray) -> Prediction:
-        """The members' answers to images (n, 28, 28, 1) uint8, n ≥ 1.
+        """The members' answers to images (n, *image_shape) uint8, n ≥ 1.
 
         Raises:
             DeviceError: the platform is absent.
             NonFiniteError: the outputs of every member are NaN or infinite.
         """
-        run, seeds, found, warnings = self._run, [], [], []
+        run, members, found, warnings = self._run, [], [], []
         with run.use_device(self._platform) as device:
             suitable = CPU_BATCH_SIZE if device.platform == "cpu" else EVAL_BATCH_SIZE
             size = min(suitable, len(images))
             padding = -len(images) % size  # one shape, one program
             batches = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
-            batches = batches.reshape(-1, size, *IMAGE_SHAPE)
-            for seed, params in zip(run.config.all_seeds(), run.members, strict=True):
-                params = jax.device_put(params, device)  # one member at a time fits any memory
-                logits = jax.device_get([self._logits(params, batch) for batch in batches])
+            batches = batches.reshape(-1, size, *run.data.image_shape)
+            for member, variables in zip(run.config.members(), run.members, strict=True):
+                # Of several members one at a time, which fits any memory.
+                variables = self._placed or jax.device_put(variables, device)
+                if len(run.members) == 1:
+                    self._placed = variables
+                logits = jax.device_get([self._logits(variables, batch) for batch in batches])
                 logits = np.concatenate(logits)[: len(images)].astype(np.float64)
                 if np.all(np.isfinite(logits)):
-                    seeds.append(seed)
+                    members.append(member)
                     found.append(scipy.special.log_softmax(logits, axis=1))
                 else:
-                    warnings.append(f"seed {seed} of {run.folder} is not finite; it is excluded")
+                    name = member_label(member)
+                    warnings.append(f"{name} of {run.folder} is not finite; it is excluded")
         if not found:
             raise NonFiniteError(f"{'; '.join(warnings)}; no network is left")
-        return Prediction(np.stack(found), seeds, warnings)
+        return Prediction(np.stack(found), members, warnings)

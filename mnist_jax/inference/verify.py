@@ -70,8 +70,8 @@ def _accuracy(
     test = dataset_of(run, data_dir=data_dir, manual_dir=manual_dir).test
     prediction = Predictor(run, platform)(test.image)
     correct = (prediction.log_probabilities.argmax(2) == test.label).sum(1)
-    counts = zip(run.config.all_seeds(), np.atleast_1d(record["test_correct"]), strict=True)
-    recorded = np.array([count for seed, count in counts if seed in prediction.seeds])
+    counts = zip(run.config.members(), np.atleast_1d(record["test_correct"]), strict=True)
+    recorded = np.array([count for member, count in counts if member in prediction.members])
     found = f"{', '.join(map(str, correct))} of {record['test_count']} test images"
     if (correct == recorded).all():
         return f"{found}, as recorded"

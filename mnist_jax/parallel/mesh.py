@@ -90,8 +90,8 @@ def make_mesh(devices: Sequence[jax.Device], members: int | None = None) -> Mesh
     if members is not None and members % count:
         nearest = [n for n in (members // count * count, -(-members // count) * count) if n]
         raise UsageError(
-            f"seeds is {members}, which {count} devices do not divide; change --seeds to "
-            f"{' or '.join(map(str, nearest))}, or --devices"
+            f"{count} devices do not divide {members} networks; train "
+            f"{' or '.join(map(str, nearest))}, or change --devices"
         )
     # Auto: XLA propagates shardings from that of the batch. Not `jax.make_mesh`, which on a TPU
     # accepts only device counts that fill its topology.

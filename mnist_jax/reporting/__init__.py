@@ -19,11 +19,11 @@ def make_callbacks(config: Config) -> list[Callback]:
         callbacks.append(Profiler(config.profile))
     if config.tensorboard:
         try:
-            from mnist_jax.reporting.tensorboard import TensorBoard
+            from mnist_jax.reporting.tensorboard import TensorBoard, TensorBoardSteps
         except ModuleNotFoundError as error:
             message = "--tensorboard needs tensorboardX; pip install '.[tensorboard]'"
             raise UsageError(message) from error
-        callbacks.append(TensorBoard())
+        callbacks.append(TensorBoardSteps() if config.log_steps else TensorBoard())
     if config.report:
         from mnist_jax.reporting.report import ReportWriter
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
-from mnist_jax.metrics import NEVER, Metrics, mean_over_members
+from mnist_jax.metrics import NEVER, Metrics, mean_over_members, select_members
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.runs.results import accuracy_line
 from mnist_jax.runs.run_dir import REPORT
@@ -32,7 +32,7 @@ class Display(Callback):
         hidden = not self.console.is_interactive
         self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)
         self.task = self.bar.add_task("loading the data", total=None, text="")
-        self.epochs = 0
+        self.config: Config | None = None  # None until training begins
 
     def on_fit_begin(self, config: Config) -> None:
         """Shows the bar."""
@@ -63,7 +63,7 @@ class Display(Callback):
         print(table.get(), end="")
         if step:
             print(f"resumes after {step:,} steps")
-        self.epochs = config.epochs
+        self.config = config
         splits = ("train", *["validation"] * (config.validation > 0), "test")
         heads = "".join(f"{name:>18}" for name in splits)
         print("loss, accuracy" + heads[7 - 2 * len(str(config.epochs)) :] + f"{'time':>10}")
@@ -71,38 +71,46 @@ class Display(Callback):
         self.bar.start()
 
     def on_chunk_end(
-        self, epoch: int, step: int, last_step: int, metrics: Metrics, train_s: float
+        self, epoch: int, batch: int, num_batches: int, metrics: Metrics, train_s: float
     ) -> None:
         """Moves the bar."""
         if self.bar.disable:
             return
+        config = self.config
+        assert config is not None, "training has begun"
         finite = np.ravel(metrics.first_nonfinite) == NEVER
-        means = (np.ravel(x)[finite].mean() for x in (metrics.loss, metrics.accuracy))
-        rate, left_s = np.sum(metrics.count) / train_s, (last_step - step) * train_s / step
-        text = f"{step}/{last_step}{_cell(*means)}  {rate:,.0f} images/s  {left_s:.0f} s left"
-        name = f"epoch {epoch}/{self.epochs}"
-        self.bar.update(self.task, total=last_step, completed=step, description=name, text=text)
+        means = [np.ravel(x)[finite].mean() for x in (metrics.loss, metrics.accuracy)]
+        cell = "" if config.grid else _cell(*means)
+        rate, left_s = np.sum(metrics.count) / train_s, (num_batches - batch) * train_s / batch
+        text = f"{batch}/{num_batches}{cell}  {rate:,.0f} images/s  {left_s:.0f} s left"
+        name = f"epoch {epoch}/{config.epochs}"
+        self.bar.update(self.task, total=num_batches, completed=batch, description=name, text=text)
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
-        """Prints one line."""
-        means = {name: mean_over_members(row, name) for name in row}
+        """Prints one line; of a grid one for each recipe."""
+        config = self.config
+        assert config is not None, "training has begun"
         found = [name for name in ("train", "validation", "test") if f"{name}/loss" in row]
-        cells = "".join(_cell(means[f"{s}/loss"], means[f"{s}/accuracy"]) for s in found)
-        number = f"{row['epoch']:>{len(str(self.epochs))}}/{self.epochs}"
-        print(f"epoch {number}{cells}{row['train_s'] + row['eval_s']:>8.1f} s")
+        number = f"{row['epoch']:>{len(str(config.epochs))}}/{config.epochs}"
+        for label, indices in config.recipes().items():
+            part = select_members(row, indices)
+            means = {name: mean_over_members(part, name) for name in part}
+            cells = "".join(_cell(means[f"{s}/loss"], means[f"{s}/accuracy"]) for s in found)
+            line = f"epoch {number}{cells}{row['train_s'] + row['eval_s']:>8.1f} s  {label}"
+            print(line.rstrip())
 
     def on_train_end(self, result: Result) -> None:
         """Prints the summary, with the accuracy last."""
         self.bar.stop()
         record, folder = result.record, result.workdir
-        if result.params is None:
+        if self.config is None:
             print(f"{folder} holds this run, complete: nothing to do")
         else:
             times = (f"{name[:-2]} {s:.1f} s" for name, s in record["timings"].items())
             print("time    " + "  ".join(times))
             for name, found in record.get("statistics", {}).items():
                 print(f"{name.removesuffix('_accuracy'):11} {summary_text(found)}")
-            if "statistics" not in record:
+            if "members" not in record:
                 print(f"params  sha256 {record['params_sha256']}")
         print(f"files   {folder}")
         make_report = f"python -m mnist_jax report {shlex.quote(str(folder))}"
@@ -120,11 +128,12 @@ def _cell(loss: float, accuracy: float) -> str:
 
 
 def describe_devices(devices: Sequence[jax.Device]) -> str:
-    """Such as `cpu (cpu)`, or `8 × gpu (NVIDIA H100) of 2 processes`."""
+    """Such as `cpu`, or `8 × gpu (NVIDIA H100) of 2 processes`."""
     processes = len({device.process_index for device in devices})
     count = f"{len(devices)} × " if len(devices) > 1 else ""
     where = f" of {processes} processes" if processes > 1 else ""
-    return f"{count}{devices[0].platform} ({devices[0].device_kind}){where}"
+    name, kind = devices[0].platform, devices[0].device_kind
+    return f"{count}{name}{f' ({kind})' * (kind != name)}{where}"
 
 
 def describe_config(config: Config) -> str:

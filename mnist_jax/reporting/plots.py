@@ -52,8 +52,14 @@ def svg(figure: Figure) -> bytes:
 
 @styled
 def samples(images: np.ndarray, names: Sequence[str], *, columns: int = 10) -> Figure:
-    """Images (n, 28, 28, 1) uint8, dark on white, each under its name."""
-    return _grid(images[..., 0], names, columns=columns, cmap="gray_r", vmin=0, vmax=255)[0]
+    """Images (n, height, width, channels) uint8, each under its name.
+
+    In colour if there are three channels; else dark on white.
+    """
+    tiles = images.mean(-1)
+    if images.shape[-1] == 3:
+        tiles = np.insert(images, 3, 255, axis=-1) / 255  # opaque
+    return _grid(tiles, names, columns=columns, cmap="gray_r", vmin=0, vmax=255)[0]
 
 
 @styled
@@ -69,15 +75,19 @@ def weights(tiles: np.ndarray, names: Sequence[str] = (), *, columns: int = 8) -
 def _grid(
     tiles: np.ndarray, names: Sequence[str], *, columns: int, **colours: Any
 ) -> tuple[Figure, Any]:
-    """Draws tiles (n, height, width) in rows, as one image: much faster than many axes."""
-    n, height, width = tiles.shape
+    """Draws tiles (n, height, width), or with RGBA (…, 4), in rows.
+
+    They are one image: much faster than many axes.
+    """
+    n, height, width, *channels = tiles.shape
     columns = min(columns, n)
     rows = -(-n // columns)
     pixels_per_point = columns * width / WIDTH / 72 * 1.1
     lines = max((name.count("\n") + 1 for name in names), default=0)
     gap, title = max(1, round(3 * pixels_per_point)), round(12 * pixels_per_point * lines)
     step_y, step_x = height + gap + title, width + gap
-    canvas = np.full((rows * step_y - gap, columns * step_x - gap), np.nan)  # NaN: not drawn
+    shape = rows * step_y - gap, columns * step_x - gap, *channels
+    canvas = np.full(shape, 0.0 if channels else np.nan)  # transparent; NaN is not drawn
     figure = Figure((WIDTH, WIDTH * canvas.shape[0] / canvas.shape[1] + 0.1))
     axes = figure.add_subplot()
     axes.axis("off")
@@ -156,7 +166,8 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     Correct answers are blue, errors the redder the more frequent.
     """
     classes = len(counts)
-    figure = Figure((WIDTH, WIDTH))
+    side = WIDTH * max(1, classes / 20)  # inches: three digits of 8 points fit a cell
+    figure = Figure((side, side))
     axes = figure.add_subplot()
     correct = np.eye(classes, dtype=bool)
     most = max(1, int(counts[~correct].max()))

@@ -26,16 +26,16 @@ class Profiler(Callback):
             raise DeviceError(f"cannot write --profile={folder}: {error.strerror}") from error
         self.folder, self.calls, self.tracing = folder, 0, False
 
-    def on_epoch_begin(self, epoch: int, step: int, last_step: int) -> None:
+    def on_epoch_begin(self, epoch: int, batch: int, num_batches: int) -> None:
         """Starts the trace if the first call ended an epoch, so that no evaluation is in it."""
         self._trace(self.calls == 1)
 
     def on_chunk_end(
-        self, epoch: int, step: int, last_step: int, metrics: Metrics, train_s: float
+        self, epoch: int, batch: int, num_batches: int, metrics: Metrics, train_s: float
     ) -> None:
         """Starts the trace after the first call, ends it after the second."""
         self.calls += 1
-        self._trace(self.calls == 1 and step < last_step)
+        self._trace(self.calls == 1 and batch < num_batches)
 
     def on_train_end(self, result: Result) -> None:
         """Prints the ten costliest operations; on a CPU their times are summed over threads."""

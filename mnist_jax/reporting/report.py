@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 
 from mnist_jax import atomic_io
 from mnist_jax.callbacks import Callback, Result
-from mnist_jax.config import Config
+from mnist_jax.config import Config, member_label
 from mnist_jax.data import Dataset
-from mnist_jax.errors import DeviceError, MnistJaxError
+from mnist_jax.errors import MnistJaxError
 from mnist_jax.inference.compare import predict_all
 from mnist_jax.inference.evaluate import accuracy_text
-from mnist_jax.inference.flags import DataFlags, Runs
+from mnist_jax.inference.flags import DataFlags, Runs, write_output
 from mnist_jax.inference.restore import LoadedRun, Prediction, dataset_of, load_run, load_runs
-from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_members
+from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_members, select_members
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.parallel.mesh import enable_compilation_cache
 from mnist_jax.reporting import plots
@@ -84,6 +84,11 @@ class ReportFigure(NamedTuple):
     caption: str
 
     @property
+    def is_wide(self) -> bool:
+        """Whether it needs the page's full width."""
+        return self.figure.get_figwidth() > plots.WIDTH
+
+    @property
     def uri(self) -> str:
         """The figure as a data URI."""
         return f"data:image/svg+xml;base64,{base64.b64encode(plots.svg(self.figure)).decode()}"
@@ -108,19 +113,22 @@ def write_page(path: Path, content: Mapping[str, Any]) -> None:
     loader = jinja2.PackageLoader("mnist_jax", "reporting")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
     html = environment.get_template("page.html").render(content)
-    try:
-        atomic_io.write_atomically(path, html.encode("utf-8", "replace"))
-    except OSError as error:
-        raise DeviceError(f"cannot write {path} ({error.strerror}); choose another file") from error
+    write_output(path, html.encode("utf-8", "replace"))
 
 
 def run_page(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> dict[str, Any]:
     """The content of the page of one run."""
     config, record, label = run.config, read_result(run.folder) or {}, dataset.test.label
     predicted = prediction.log_probabilities.argmax(2)  # (members, images)
-    if config.seeds is None:
+    results = []
+    if config.num_members is None:
         found = statistics.accuracy(predicted[0], label)
         accuracy, sentence = percent(found["accuracy"]), accuracy_text(found)
+    elif config.grid:
+        found = [side.accuracy(label) for side in by_recipe(config, prediction).values()]
+        accuracy = f"{percent(min(found), '')} to {percent(max(found))}"
+        sentence = f"{accuracy} from the worst to the best of {len(found)} recipes"
+        results = [_result_table(_recipes({"": run}))]
     else:
         found = statistics.summarize((predicted == label).mean(1).tolist())
         accuracy, sentence = percent(found["mean"]), summary_text(found)
@@ -141,14 +149,15 @@ def run_page(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> dict[s
     environment |= environment.pop("variables", {})
     versions = [(name, _text(value)) for name, value in environment.items()]
     return {
-        "title": f"{config.model} on {config.dataset}{'' if record else ', not complete'}",
+        "title": f"{config.model} on {run.data.name}{'' if record else ', not complete'}",
         "accuracy": accuracy,
         "summary": [f"Test images: {sentence}.", training, f"Folder: {run.folder}"],
         "warnings": list(dict.fromkeys(warnings)),
+        "results": results,
         "figures": run_figures(run, dataset, prediction),
         "details": [
             Table("Layers", ("layer", "kind", "output shape", "parameters"), shapes),
-            _epoch_table(run.rows),
+            _epoch_table(_recipes({"": run})),
             Table("Time", ("part", "seconds"), times),
             _config_table(configs, [config.command_line()]),
             Table("Environment", (), versions, numbers=False),
@@ -159,29 +168,61 @@ def run_page(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> dict[s
 def comparison_page(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     """The content of the page of several runs, from the numbers in their folders."""
     named = {f"{i} {run.config.model}": run for i, run in enumerate(runs, start=1)}
+    recipes = _recipes(named)
     commands = [run.config.command_line() for run in runs]
     return {
-        "title": f"{len(runs)} runs on {runs[0].config.dataset}",
+        "title": f"{len(runs)} runs on {runs[0].data.name}",
         "summary": [f"{name}: {run.folder}" for name, run in named.items()],
         "warnings": list(dict.fromkeys(warning for run in runs for warning in run.warnings)),
-        "results": [_result_table(named)],
-        "figures": comparison_figures({name: run.rows for name, run in named.items() if run.rows}),
+        "results": [_result_table(recipes)],
+        "figures": comparison_figures({name: rows for name, (_, rows) in recipes.items() if rows}),
         "details": [_config_table({name: run.config for name, run in named.items()}, commands)],
     }
 
 
 def run_figures(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> list[ReportFigure]:
-    """Curves, confusion matrix, errors, weights and calibration of one run."""
-    figures = [curves_figure({run.config.model: run.rows})] if run.rows else []
-    figures += confusion_figures(dataset, prediction)
-    figures += weights_figures(run, prediction.seeds[0], dataset.class_names)
+    """Curves, confusion matrix, errors, weights and calibration of one run.
+
+    Of a grid all but the curves are of the recipe with the highest test accuracy.
+    """
+    curves = {name: rows for name, (_, rows) in _recipes({"": run}).items()}
+    label, prediction = max(
+        by_recipe(run.config, prediction).items(),
+        key=lambda item: item[1].accuracy(dataset.test.label),
+    )
+    figures = confusion_figures(dataset, prediction)
+    figures += weights_figures(run, prediction.members[0], dataset.class_names)
     bins = statistics.calibration_bins(prediction.probabilities, dataset.test.label)
-    diagram = plots.reliability(bins, len(prediction.seeds))
+    diagram = plots.reliability(bins, len(prediction.members))
     caption = (
         "Accuracy by predicted probability, with 95 % intervals. Below the dashed line the model "
         "is overconfident. The calibration error is the mean distance from it, weighted by images."
     )
-    return [*figures, ReportFigure("reliability", "Calibration", diagram, caption)]
+    figures.append(ReportFigure("reliability", "Calibration", diagram, caption))
+    if label:
+        figures = [f._replace(heading=f"{f.heading}, {label} (the best)") for f in figures]
+    return [curves_figure(curves), *figures] if run.rows else figures
+
+
+def by_recipe(config: Config, prediction: Prediction) -> dict[str, Prediction]:
+    """The answers of the finite members of each recipe, by its label; "" without a grid."""
+    members, found = config.members(), {}
+    for label, indices in config.recipes().items():
+        own = [members[i] for i in indices]
+        if chosen := [i for i, m in enumerate(prediction.members) if m in own]:
+            log_probabilities = prediction.log_probabilities[chosen]
+            kept = [prediction.members[i] for i in chosen]
+            found[label] = Prediction(log_probabilities, kept, prediction.warnings)
+    return found
+
+
+def _recipes(runs: Mapping[str, LoadedRun]) -> dict[str, tuple[LoadedRun, plots.Rows]]:
+    """Each recipe's run and lines of metrics.jsonl, by the run's name and the recipe's label."""
+    return {
+        f"{name} {label}".strip(): (run, [select_members(row, indices) for row in run.rows])
+        for name, run in runs.items()
+        for label, indices in run.config.recipes().items()
+    }
 
 
 def comparison_figures(runs: Mapping[str, plots.Rows]) -> list[ReportFigure]:
@@ -205,7 +246,7 @@ def curves_figure(runs: Mapping[str, plots.Rows]) -> ReportFigure:
 def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFigure]:
     """The confusion matrix over all members, and the most confident errors of their mean."""
     names, label, mean = dataset.class_names, dataset.test.label, prediction.mean
-    members = len(prediction.seeds)
+    members = len(prediction.members)
     counts = confusion_matrix(prediction.log_probabilities.argmax(2), label, len(names))
     errors, networks = counts.sum() - counts.trace(), f" of {members} networks" * (members > 1)
     caption = f"Test images by true and predicted class: {errors:,} errors{networks}."
@@ -225,15 +266,18 @@ def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFi
     return figures
 
 
-def weights_figures(run: LoadedRun, seed: int, names: Sequence[str]) -> list[ReportFigure]:
+def weights_figures(
+    run: LoadedRun, member: dict[str, Any], names: Sequence[str]
+) -> list[ReportFigure]:
     """The first layer's weights for each class or for some units, if the layer takes pixels."""
-    params = run.members[run.config.all_seeds().index(seed)]
+    params = run.members[run.config.members().index(member)]["params"]
+    height, width, _ = run.data.image_shape
     layer = next((layer.name for layer in layers(run.model) if layer.parameters), "")
     kernel = np.asarray(params.get(layer, {}).get("kernel", 0.0))
     if kernel.ndim == 4 and kernel.shape[2] == 1:  # (height, width, 1, units)
         tiles = np.moveaxis(kernel[:, :, 0], 2, 0)
-    elif kernel.ndim == 2 and len(kernel) == 28 * 28:  # (pixels, units)
-        tiles = kernel.T.reshape(-1, 28, 28)
+    elif kernel.ndim == 2 and len(kernel) == height * width:  # (pixels, units)
+        tiles = kernel.T.reshape(-1, height, width)
     else:
         return []
     if layer == "logits":
@@ -241,16 +285,16 @@ def weights_figures(run: LoadedRun, seed: int, names: Sequence[str]) -> list[Rep
     else:
         figure = plots.weights(tiles[:UNITS])
         caption = f"{min(UNITS, len(tiles))} of {len(tiles)} units of {layer}"
-    caption += "" if run.config.seeds is None else f", seed {seed}"
+    caption += "" if run.config.num_members is None else f", {member_label(member)}"
     caption += ". Blue is positive, red negative; the largest 0.5 % are clipped."
     return [ReportFigure("weights", "Weights of the first layer", figure, caption)]
 
 
-def _result_table(runs: Mapping[str, LoadedRun]) -> Table:
-    """The last evaluation of each run, its size and its time."""
+def _result_table(recipes: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
+    """The last evaluation of each run or recipe, its size and its time."""
     rows = []
-    for name, run in runs.items():
-        accuracies = finite_members(run.rows[-1])["test/accuracy"] if run.rows else []
+    for name, (run, lines) in recipes.items():
+        accuracies = finite_members(lines[-1])["test/accuracy"] if lines else []
         found = statistics.summarize(accuracies)
         accuracy = percent(found["mean"]), percent(found["sd"]), found["n"]
         size = f"{run.step:,}", f"{count_parameters(param_shapes(run.model)):,}"
@@ -261,14 +305,16 @@ def _result_table(runs: Mapping[str, LoadedRun]) -> Table:
     return Table("Results", (*columns, "training, s", "total, s"), rows)
 
 
-def _epoch_table(rows: plots.Rows) -> Table:
-    """Loss and accuracy of each epoch; of an ensemble the means."""
-    names = [name for name in (rows[0] if rows else {}) if "/" in name]
-    shown = []
-    for row in rows:
-        means = {name: mean_over_members(row, name) for name in names}
-        cells = (percent(x) if "accuracy" in name else f"{x:.4f}" for name, x in means.items())
-        shown.append((row["epoch"], *cells, f"{row['train_s']:.1f}"))
+def _epoch_table(recipes: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
+    """Loss and accuracy of each epoch of each recipe; of several seeds the means."""
+    shown, names = [], []
+    for label, (_, rows) in recipes.items():
+        for row in rows:
+            names = [name for name in row if "/" in name]
+            means = {name: mean_over_members(row, name) for name in names}
+            cells = (percent(x) if "accuracy" in name else f"{x:.4f}" for name, x in means.items())
+            epoch = f"{row['epoch']} {label}".strip()
+            shown.append((epoch, *cells, f"{row['train_s']:.1f}"))
     return Table("Epochs", ("epoch", *(name.replace("/", " ") for name in names), "s"), shown)
 
 

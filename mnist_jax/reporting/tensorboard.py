@@ -4,14 +4,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from mnist_jax.callbacks import Callback, Result
-from mnist_jax.config import Config
+from mnist_jax.config import Config, member_label
 from mnist_jax.data import Dataset
 from mnist_jax.inference.compare import predict_all
 from mnist_jax.inference.restore import load_run
-from mnist_jax.metrics import mean_over_members
+from mnist_jax.metrics import mean_over_members, select_members
 from mnist_jax.reporting import plots, report
 
 SAMPLES = 60  # training images shown
@@ -28,28 +29,44 @@ class TensorBoard(Callback):
         # TensorBoard drops what a stopped run wrote after the checkpoint that this one resumes.
         purge_step = step + 1 if step else None
         self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
-        self._dataset = dataset
+        self._dataset, self._config = dataset, config
         if step == 0:
             names = [dataset.class_names[i] for i in dataset.train.label[:SAMPLES]]
             figure = plots.samples(dataset.train.image[:SAMPLES], names)
             self._writer.add_figure("train", figure, 0)
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
-        """Writes each number of the row; of an ensemble the mean of its finite members."""
-        for name in row:
-            if math.isfinite(value := mean_over_members(row, name)):
-                self._writer.add_scalar(name, value, row["step"])
+        """Writes each number of the row; for seeds the mean of the finite ones, for a grid each."""
+        for label, indices in self._config.recipes().items():
+            part = select_members(row, indices)
+            for name in part:
+                tag = f"{name}/{label}" if label and "/" in name else name
+                if math.isfinite(value := mean_over_members(part, name)):
+                    self._writer.add_scalar(tag, value, row["step"])
         self._writer.flush()
 
     def on_train_end(self, result: Result) -> None:
         """Adds the confusion matrix of the test images."""
         if self._writer is not None:
             run = load_run(result.workdir)
-            prediction = predict_all([run], self._dataset)
-            figure = report.confusion_figures(self._dataset, prediction)[0].figure
-            self._writer.add_figure("confusion", figure, run.step)
+            found = report.by_recipe(run.config, predict_all([run], self._dataset))
+            for label, prediction in found.items():
+                figure = report.confusion_figures(self._dataset, prediction)[0].figure
+                self._writer.add_figure(f"confusion/{label}".rstrip("/"), figure, run.step)
 
     def close(self) -> None:
         """Closes the files."""
         if self._writer is not None:
             self._writer.close()
+
+
+class TensorBoardSteps(TensorBoard):
+    """Also writes the loss and the gradient norm of every step, of each member."""
+
+    def on_steps(self, first: int, values: dict[str, np.ndarray]) -> None:  # noqa: D102
+        names = [f"/{member_label(member)}" for member in self._config.members()]
+        for tag, array in values.items():
+            for name, row in zip(names, np.atleast_2d(array), strict=True):
+                tag_of_member = f"step/{tag}{name if len(names) > 1 else ''}"
+                for step, value in enumerate(row.tolist(), first + 1):
+                    self._writer.add_scalar(tag_of_member, value, step)

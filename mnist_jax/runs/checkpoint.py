@@ -16,15 +16,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from mnist_jax import atomic_io
-from mnist_jax.config import FORMAT_VERSION
+from mnist_jax.config import FORMAT_VERSION, Config
 from mnist_jax.errors import CheckpointError
 from mnist_jax.metrics import Metrics
+from mnist_jax.models import variable_shapes
+from mnist_jax.optimizer import ema_params
 from mnist_jax.steps import TrainState
 
 KEPT = 3  # newest checkpoints; older ones are removed
@@ -98,12 +100,11 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
     damaged = []
     for path in _paths(folder):
         try:
-            arrays = safetensors.numpy.load(atomic_io.read_verified(path))
+            data = atomic_io.read_verified(path)
         except (atomic_io.IntegrityError, OSError) as error:
             damaged.append(f"the checkpoint {path} is damaged ({error})")
             continue
-        with safetensors.safe_open(path, "np") as file:
-            rest = json.loads(file.metadata()["rest"])
+        arrays, rest = safetensors.numpy.load(data), json.loads(_metadata(data)["rest"])
         if damaged:
             damaged[-1] += f"; {path.name} is used instead"
         return arrays, rest, damaged
@@ -111,6 +112,54 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
         problem = "; ".join(damaged)
         raise CheckpointError(f"{problem}; restore one, or remove {folder.parent} to start again")
     return None
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file: 8 bytes, little-endian, tell the length of its JSON."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]).get("__metadata__", {})
+
+
+def load_saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
+    """`load_newest` of a run's folder; raises CheckpointError if there is no checkpoint."""
+    if (found := load_newest(folder / "checkpoints")) is not None:
+        return found
+    if (folder / "result.json").exists():
+        problem = f"{folder} is complete, but its checkpoints are gone; restore checkpoints/"
+        raise CheckpointError(f"{problem}, or train again in another --workdir")
+    raise CheckpointError(f"{folder} holds no checkpoint yet; resume the run, or name another")
+
+
+def load_variables(folder: Path, config: Config, model: nn.Module) -> tuple[Any, Any]:
+    """The parameters to evaluate (their EMA if the run keeps one) and the model state of a run.
+
+    NumPy arrays, stacked by member if the run has members; the optimizer's state is not read.
+
+    Raises:
+        CheckpointError: there is no intact checkpoint, or it is of another model.
+    """
+    return variables_of(load_saved(folder)[0], config, model)
+
+
+def stacked_shapes(config: Config, model: nn.Module) -> tuple[Any, Any]:
+    """Shapes and dtypes of the parameters and the model state, stacked by member if there are."""
+    shapes, members = variable_shapes(model), config.num_members
+    axes = () if members is None else (members,)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axes, *x.shape), x.dtype), shapes)
+
+
+def variables_of(
+    arrays: dict[str, np.ndarray], config: Config, model: nn.Module
+) -> tuple[Any, Any]:
+    """As `load_variables`, from the arrays of a checkpoint."""
+    params, model_state = stacked_shapes(config, model)
+    model_state = fill(model_state, arrays, "state/model_state/")
+    if not config.ema_decay:
+        return fill(params, arrays, "state/params/"), model_state
+    ema = fill(params, arrays, "state/ema/")
+    with jax.ensure_compile_time_eval():  # a loss may load its teacher while JAX traces it
+        found = ema_params(ema, arrays["state/step"], config.ema_decay)
+    return jax.device_get(found), model_state
 
 
 def _paths(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
-"""Where a number was made: versions, device, machine and commit."""
+"""The environment of a run: versions, device, machine, code and commit."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -39,6 +40,7 @@ def describe(device: jax.Device) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "system": platform.platform(),
         "variables": _variables(),
+        "code_sha256": _code_sha256(),
         **_git_commit(),
     }
 
@@ -61,6 +63,14 @@ def _cpu() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _code_sha256() -> str:
+    """SHA-256 over the package's Python files."""
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _git_commit() -> dict[str, Any]:

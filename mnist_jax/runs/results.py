@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnist_jax.config import Config
+from mnist_jax.config import Config, member_label
+from mnist_jax.data import DataSpec
 from mnist_jax.metrics import Metrics, finite_mask
 from mnist_jax.models import count_parameters
 from mnist_jax.parallel.ensemble import member_of
@@ -36,24 +37,35 @@ def evaluation(found: Mapping[str, Metrics]) -> dict[str, Any]:
     return values
 
 
-def diverged_warning(seed: int) -> str:
+def diverged_warning(member: str) -> str:
     """The warning for a member whose loss or gradient became NaN or infinite."""
-    return f"seed {seed} diverged: its loss is not finite; the statistics exclude it"
+    return f"{member} diverged: its loss is not finite; the statistics exclude it"
 
 
 def record(
     config: Config,
+    data: DataSpec,
     progress: Progress,
+    params: Any,
     warnings: Sequence[str],
     devices: Sequence[jax.Device],
     environment: dict[str, Any],
 ) -> dict[str, Any]:
-    """The content of result.json; `progress` is the final one, with NumPy arrays."""
-    params = progress.state.params
+    """The content of result.json.
+
+    Args:
+        config: resolved.
+        data: of the data set.
+        progress: the final one, with NumPy arrays.
+        params: those that were evaluated, NumPy arrays.
+        warnings: of the run.
+        devices: of all processes.
+        environment: from `environment.describe`.
+    """
     common = {
         "model": config.model,
-        "dataset": config.dataset,
-        "parameters": count_parameters(params) // (config.seeds or 1),
+        "dataset": data.name,
+        "parameters": count_parameters(params) // (config.num_members or 1),
         "epochs": progress.epoch,
         "steps": progress.step,
         "seed": config.seed,
@@ -64,31 +76,41 @@ def record(
         "config": config.to_json(),
         "environment": environment,
     }
-    if config.seeds is None:
+    if config.num_members is None:
         return {**common, "params_sha256": params_sha256(params)}
-    finite = finite_mask(progress.rows[-1])
-    diverged = [seed for seed, ok in zip(config.all_seeds(), finite, strict=True) if not ok]
-    return {
-        **common,
+    finite, labels = finite_mask(progress.rows[-1]), config.member_labels()
+    diverged = [label for label, ok in zip(labels, finite, strict=True) if not ok]
+    members = range(config.num_members)
+    common |= {
         "seeds": config.seeds,
-        "params_sha256": [params_sha256(member_of(params, m)) for m in range(config.seeds)],
-        "statistics": {
-            name: summarize(np.array(values)[finite].tolist())
-            for name, values in progress.evaluation.items()
-            if name.endswith("_accuracy")
-        },
-        "diverged_seeds": diverged,
+        "members": config.members(),
+        "params_sha256": [params_sha256(member_of(params, m)) for m in members],
+        "diverged": diverged,
         "warnings": [*warnings, *map(diverged_warning, diverged)],
     }
+    if config.grid:  # other recipes have no common mean
+        return common
+    statistics = {
+        name: summarize(np.array(values)[finite].tolist())
+        for name, values in progress.evaluation.items()
+        if name.endswith("_accuracy")
+    }
+    return {**common, "statistics": statistics}
 
 
 def accuracy_line(record: dict[str, Any]) -> str:
-    """The last line of a run: `test accuracy: 92.55 % (9255/10000)`."""
+    """The last line of a run: `test accuracy: 92.55 % (9255/10000)`. For a grid, a line each."""
     correct, count = record["test_correct"], record["test_count"]
     if "statistics" in record:
         summary = record["statistics"]["test_accuracy"]
         sd = "" if summary["sd"] is None else f", sd {percent(summary['sd'], '')}"
         return f"test accuracy: {percent(summary['mean'])} mean of {summary['n']} seeds{sd}"
+    if "members" in record:
+        lines = [
+            f"test accuracy: {percent(c / count)} ({c}/{count}) {member_label(member)}"
+            for c, member in zip(correct, record["members"], strict=True)
+        ]
+        return "\n".join(lines)
     return f"test accuracy: {percent(correct / count)} ({correct}/{count})"
 
 

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import errno
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,13 +15,16 @@ from filelock import FileLock, Timeout
 from mnist_jax import atomic_io
 from mnist_jax.atomic_io import IntegrityError, write_atomically
 from mnist_jax.config import Config
+from mnist_jax.data import DataSpec
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
 from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill, load_newest
+from mnist_jax.runs.environment import PACKAGES
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
+FORK = "fork.py"  # a copy of the fork's file, so that the folder can be read on its own
 RESULT = "result.json"
 REPORT = "report.html"
-MANIFEST = "manifest.sha256"  # digests of the four JSON files, for `sha256sum --check`
+MANIFEST = "manifest.sha256"  # digests of the four JSON files and the fork, for `sha256sum --check`
 
 
 class RunDir:
@@ -29,6 +33,7 @@ class RunDir:
     Args:
         folder: created if absent; may hold the same run, interrupted or complete.
         config: resolved.
+        data: the data set's shape and classes.
 
     The attribute `result` is the content of result.json if the run is complete, else None.
 
@@ -38,7 +43,7 @@ class RunDir:
         DeviceError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, config: Config):
+    def __init__(self, folder: Path, config: Config, data: DataSpec):
         self.folder = folder
         self.result: dict[str, Any] | None = None
         self.checkpoints = CheckpointManager(folder / "checkpoints", config.checkpoint_every)
@@ -54,10 +59,10 @@ class RunDir:
                     for leftover in place.glob(".*.tmp"):  # of a write that was interrupted
                         leftover.unlink()
             if (before := read_config(folder)) is not None:
-                self._check_same(before, config)
+                self._check_same(before, config, data)
                 self.result = read_result(folder)
             if self.result is None:
-                self.write_json(CONFIG, config.to_json())
+                self._write_config(config, data)
         except BaseException:
             self.close()
             raise
@@ -67,12 +72,42 @@ class RunDir:
         self.checkpoints.close()
         self._lock.release()
 
-    def _check_same(self, before: Config, config: Config) -> None:
-        old, new = before.hyperparameters(), config.hyperparameters()
-        changed = [f"{n} (was {old[n]!r}, now {new[n]!r})" for n in new if old[n] != new[n]]
+    def _check_same(self, before: tuple[Config, DataSpec], config: Config, data: DataSpec) -> None:
+        old, new = _identity(*before), _identity(config, data)
+        changed = [f"{n} (was {old.get(n)!r}, now {new[n]!r})" for n in new if old.get(n) != new[n]]
         if changed:
+            command = f"{before[0].command_line()} --workdir={shlex.quote(str(self.folder))}"
             what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
-            raise UsageError(f"{what}; choose another --workdir")
+            raise UsageError(f"{what}; choose another --workdir, or resume it with: {command}")
+
+    def _write_config(self, config: Config, data: DataSpec) -> None:
+        if config.fork is not None and config.fork != self.folder / FORK:
+            with self.writing():
+                write_atomically(self.folder / FORK, config.fork.read_bytes())
+        self.write_json(CONFIG, {**config.to_json(), "data": data._asdict()})
+
+    def write_environment(self, record: dict[str, Any], allow_code_change: bool) -> list[str]:
+        """Writes environment.json, with those of earlier starts; returns a warning of changes.
+
+        Raises:
+            UsageError: the code has changed since the run began, and that is not allowed.
+        """
+        path, warnings = self.folder / ENVIRONMENT, []
+        before = atomic_io.read_json(path) if path.exists() else record
+        names = ("python", *PACKAGES, "cpu", "device", "instruction_set", "code_sha256")
+        changed = [name for name in names if before.get(name) != record[name]]
+        if "code_sha256" in changed and not allow_code_change:
+            raise UsageError(
+                f"the code of mnist_jax has changed since {self.folder} began; use the former "
+                "code, or resume with --allow_code_change"
+            )
+        if changed:
+            facts = ", ".join(f"{n} (was {before.get(n)}, now {record[n]})" for n in changed)
+            warnings.append(f"the run resumes in another environment: {facts}")
+            earlier = before.pop("earlier", [])
+            record = {**record, "earlier": [*earlier, before]}
+        self.write_json(ENVIRONMENT, record if changed else before)
+        return warnings
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Writes one of the run's JSON files."""
@@ -126,9 +161,10 @@ class RunDir:
         """Writes the digests of all files, and then result.json, which marks the run complete."""
         result = _json(record)
         with self.writing():
-            names = CONFIG, ENVIRONMENT, METRICS
-            contents = {name: (self.folder / name).read_bytes() for name in names}
+            paths = [self.folder / name for name in (CONFIG, ENVIRONMENT, METRICS, FORK)]
+            contents = {path.name: path.read_bytes() for path in paths if path.exists()}
             digests = atomic_io.digest_lines({**contents, RESULT: result})
+            (self.folder / REPORT).unlink(missing_ok=True)  # of the run when it was incomplete
             write_atomically(self.folder / MANIFEST, digests)
             write_atomically(self.folder / RESULT, result)
         self.result = record
@@ -157,19 +193,32 @@ def _json(value: Any, indent: int | None = 1) -> bytes:
     return (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode()
 
 
-def read_config(folder: Path) -> Config | None:
-    """The Config of the run in a folder; None if there is no config.json.
+def _identity(config: Config, data: DataSpec) -> dict[str, Any]:
+    """What two processes must share to work on one run."""
+    return {**config.hyperparameters(), "the data": list(data)}
+
+
+def read_config(folder: Path) -> tuple[Config, DataSpec] | None:
+    """The Config of the run in a folder, and its data set; None if there is no config.json.
+
+    Runs the fork of the run, if it has one.
 
     Raises:
-        UsageError: the run has an older format version.
+        UsageError: the run has an older format version, or needs a name that no fork gives.
         CheckpointError: config.json is damaged.
     """
     path = folder / CONFIG
     try:
-        return Config.from_json(atomic_io.read_json(path))
+        values = atomic_io.read_json(path)
+        if values.get("fork") is not None:
+            values["fork"] = folder / FORK
+        config = Config.from_json(values)
+        data = DataSpec(*(values["data"][name] for name in DataSpec._fields))
+        shape, names = tuple(data.image_shape), tuple(data.class_names)
+        return config, data._replace(image_shape=shape, class_names=names)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, IntegrityError, TypeError) as error:
+    except (OSError, IntegrityError, KeyError, TypeError, ValueError) as error:
         problem = f"{path} is not the config of a run ({error})"
         raise CheckpointError(f"{problem}; choose another folder") from error
 
@@ -202,10 +251,10 @@ def check_idle(folder: Path) -> None:
                 pass
 
 
-def default_folder(config: Config) -> Path:
+def default_folder(dataset: str, model: str) -> Path:
     """runs/<dataset>-<model>-<UTC time>, with a number behind it if that exists."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    first = Path("runs") / f"{config.dataset}-{config.model}-{now}"
+    first = Path("runs") / f"{dataset}-{model}-{now}"
     folder, number = first, 1
     while folder.exists():
         number += 1

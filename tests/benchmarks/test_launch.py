@@ -1,8 +1,11 @@
 """Processes, what is said of the machine, and commands on a machine without tyro and tfds."""
 
+import argparse
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import launch
@@ -30,8 +33,7 @@ def test_a_failure_is_its_last_line_and_a_process_that_hangs_is_ended_with_its_c
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model=cn"], "invalid choice: 'cn'"),
-        (["--batch_size=0"], "allowed is a whole number, 1 or more"),
+        (["--batch_size=x"], "invalid int value: 'x'"),
         (["--mod=cnn"], "unrecognized arguments"),
     ],
 )
@@ -41,6 +43,31 @@ def test_wrong_flags_end_with_2(words, message, monkeypatch, capsys):
         launch.main("", print, launch.CASES)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model=cn"], "error: unknown model 'cn'; choose from"),
+        (["--fork=nowhere.py"], "error: cannot read the fork"),
+        (["--dataset=nowhere.npz"], "error: cannot read"),
+    ],
+)
+def test_what_is_not_there_is_one_line(words, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["step", *words])
+    assert launch.main("", launch.random_images, launch.CASES) in (2, 3)
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_random_images_are_like_those_of_the_data_set(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x, y = np.zeros((30, 8, 9, 3), np.uint8), np.arange(30) % 5
+    np.savez("own.npz", x_train=x, y_train=y, x_test=x[:10], y_test=y[:10])
+    options = argparse.Namespace(**launch.DEFAULTS | {"dataset": "own.npz"})
+    launch.check(options)
+    assert Path(options.dataset).is_absolute()
+    sizes = {"image_shape": (8, 9, 3), "num_classes": 5, "train_size": 30, "test_size": 10}
+    assert launch.random_images(options) == {"fork": None, **sizes}
 
 
 BLOCKED = ("tyro", "docstring_parser", "typeguard", "tensorflow_datasets")

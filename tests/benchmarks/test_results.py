@@ -1,6 +1,5 @@
 """The result file: what is written is read again, and what is no such file is refused."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,6 @@ def test_what_is_written_is_read_and_each_list_of_samples_is_on_one_line(tmp_pat
     assert found.benchmarks == [ONE]
     assert found.tables == {"ledger": [{"model": "mlp", "words": ["a", "b"]}]}
     assert found.context["excluded"] == {"the CNN": "out of memory"}
-    assert json.loads(file.read_text())["benchmarks"][0]["median_s"] == pytest.approx(1.75e-3)
     assert [case.seconds for case in found.cases("train_step", model="mlp")] == [1.5e-3]
 
 
@@ -70,7 +68,7 @@ def test_fewer_than_six_launches_have_no_interval():
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path):
     for place in (tmp_path, tmp_path / "file" / "x"):
         (tmp_path / "file").touch()
-        with pytest.raises(DeviceError, match="choose another --output"):
+        with pytest.raises(DeviceError, match="cannot write --output="):
             Recorder(place, {})
 
 

@@ -3,29 +3,45 @@
 import argparse
 import dataclasses
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import launch, results, step
+from benchmarks import launch, results, roofline, step
+from benchmarks.results import Benchmark, Results
 from benchmarks.workers import job as jobs
 from benchmarks.workers import ours
 from mnist_jax import trainer
-from mnist_jax.models import MODELS
 
 SMALL = {"train_size": 500, "test_size": 250, "samples": 1, "budget_s": 0.0, "min_sample_s": 0.0}
 
 
-class Tiny(nn.Module):
-    """A network of a fork."""
+FORK = """
+import flax.linen as nn
+from mnist_jax import MODELS
 
-    num_classes: int = 10
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, train, mask):
+        x = nn.Conv(4, (5, 5), strides=2)(x)  # (batch, 14, 14, 4)
+        norm = nn.BatchNorm(use_running_average=not train)
+        return nn.LayerNorm()(norm(x, mask=mask[:, None, None, None]))
+
+class Tiny(nn.Module):
+    num_classes: int
+    image_shape: tuple
     dtype: object = None
 
     @nn.compact
-    def __call__(self, x, *, train=False):
-        return nn.Dense(self.num_classes, name="only")(x.mean(axis=(1, 2)))
+    def __call__(self, x, *, train=False, mask=None):
+        mask = jnp.ones(len(x), bool) if mask is None else mask
+        x = Block(name="block")(x, train, mask).mean(axis=(1, 2))
+        x = nn.Dense(self.num_classes, name="only")(x)
+        return x @ jnp.ones((10, 10))
+
+import jax.numpy as jnp
+MODELS["tiny"] = Tiny
+"""
 
 
 def make(mode: str, **changes) -> jobs.Workload:
@@ -72,21 +88,34 @@ def test_seeds_train_as_many_networks():
     assert state.params["logits"]["kernel"].shape == (3, 784, 10)
 
 
-def test_a_network_of_a_fork_is_measured_and_a_case_that_fails_is_excluded(monkeypatch):
-    monkeypatch.setitem(MODELS, "tiny", Tiny)
-    given = launch.DEFAULTS | {"model": ["tiny"], "repeats": 1, "what": ["train"]}
-    cases = step.jobs_of(argparse.Namespace(**given))
-    cases = [dataclasses.replace(job, **SMALL) for job in cases]
+def test_a_network_of_a_fork_is_measured_and_a_case_that_fails_is_excluded(tmp_path):
+    (tmp_path / "tiny.py").write_text(FORK)
+    given = launch.DEFAULTS | {"model": ["tiny"], "repeats": 1, "what": ["train"], "trace": True}
+    options = argparse.Namespace(**given | {"fork": f"{tmp_path}/tiny.py"})
+    cases = [dataclasses.replace(job, **SMALL) for job in step.jobs_of(options)]
     cases.insert(1, dataclasses.replace(cases[0], devices=99))
     found = results.parse(ours.run([dataclasses.asdict(job) for job in cases]))
     many, one = found.benchmarks
-    assert (many.model, many.details["params_bytes"]) == ("tiny", 4 * 20)
+    sizes = 5 * 5 * 4 + 4 + 2 * 4 + 2 * 4 + 5 * 10
+    assert (many.model, many.details["params_bytes"]) == ("tiny", 4 * sizes)
     assert many.details["compiled"] in ("afresh", "from the cache")
     assert many.details["program_bytes"] > 500 * 784 and one.mode == "one dispatch a step"
     [(name, why)] = found.context["excluded"].items()
     assert "99 devices" in name and "devices is 99" in why
     times, memory, *_ = step.report(found)
     assert "| train_step | tiny" in times and "| tiny" in memory
+
+    roof = [(roofline.PRODUCT, 1e9), (roofline.COPY, 1e6)]
+    roof = [Benchmark(name=n, samples_s=[1.0], details={"amount": x}) for n, x in roof]
+    found = Results({"platform": "cpu", "device": "cpu"}, [*found.benchmarks, *roof], found.tables)
+    [shares] = [row["layer_shares"] for row in found.tables["trace"]]
+    row = roofline.account(cases[0], found.cases(mode=many.mode)[0], found, shares)
+    parts = {part["part"]: part for part in row["parts"]}
+    assert list(parts) == ["a step", "block", "only", roofline.REST]
+    assert parts["block"]["flops"] == 2 * 2 * 100 * 14 * 14 * 4 * 25  # no gradient of the images
+    assert parts["only"]["flops"] == 3 * 2 * 100 * 4 * 10
+    assert parts[roofline.REST]["flops"] == 3 * 2 * 100 * 10 * 10
+    assert parts["block"]["seconds"] > 0
 
 
 @pytest.mark.campaign

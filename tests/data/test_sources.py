@@ -64,12 +64,12 @@ STORED[1000] ^= 1  # only the checksum of gzip shows it
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (sources.TRAIN_IMAGES, b"not gzip", "not a gzipped IDX file"),
-        (sources.TRAIN_IMAGES, gzip.compress(IMAGES)[:-20], "not a gzipped IDX file"),
-        (sources.TRAIN_IMAGES, bytes(STORED), "not a gzipped IDX file"),
-        (sources.TRAIN_IMAGES, gzip.compress(b""), "not a gzipped IDX file"),
-        (sources.TRAIN_IMAGES, gzip.compress(IMAGES[:-1]), "not a gzipped IDX file"),
-        (sources.TRAIN_IMAGES, gzip.compress(IMAGES + b"\0"), "not a gzipped IDX file"),
+        (sources.TRAIN_IMAGES, b"not gzip", "is not an IDX file"),
+        (sources.TRAIN_IMAGES, gzip.compress(IMAGES)[:-20], "is not an IDX file"),
+        (sources.TRAIN_IMAGES, bytes(STORED), "is not an IDX file"),
+        (sources.TRAIN_IMAGES, gzip.compress(b""), "is not an IDX file"),
+        (sources.TRAIN_IMAGES, gzip.compress(IMAGES[:-1]), "is not an IDX file"),
+        (sources.TRAIN_IMAGES, gzip.compress(IMAGES + b"\0"), "is not an IDX file"),
         (sources.TRAIN_IMAGES, gzip.compress(LABELS), r"has shape \(60,\)"),
         (sources.TRAIN_LABELS, gzip.compress(IMAGES), r"has \(60, 28, 28\)"),
         (sources.TRAIN_LABELS, gzip.compress(LABELS[:-1] + b"\x0a"), "labels up to 10"),

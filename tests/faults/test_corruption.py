@@ -34,8 +34,9 @@ def config(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 def read(config: Config) -> list:
     """What `fit` and the commands read of a complete run."""
+    before = (config.workdir / "environment.json").stat()
     again = fit(config)
-    assert again.params is None  # it did not start again
+    assert (config.workdir / "environment.json").stat() == before  # it did not start again
     run = load_run(config.workdir)
     if run.warnings:
         raise CheckpointError(*run.warnings)

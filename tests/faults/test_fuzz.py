@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 
 import train
 from mnist_jax import Config, __main__
-from mnist_jax.data import sources
+from mnist_jax.data import DataSpec, sources
 from mnist_jax.errors import DataError, MnistJaxError
 from mnist_jax.inference import preprocess
 from mnist_jax.inference.restore import load_config
@@ -171,7 +171,9 @@ DEEP = st.sampled_from([b"[" * n + b"]" * n for n in (100, 900, 99_999)] + [b"9"
 
 def test_configs(fuzz, tmp_path):
     """config.json is the only file of a run that is read without a digest."""
+    spec = DataSpec("digits", (28, 28, 1), tuple("0123456789"))
     valid = Config(model="mlp", seeds=2, data_dir=tmp_path).resolve().to_json()
+    valid["data"] = spec._asdict()
     names = st.sampled_from(sorted(valid)) | st.text(max_size=9)
     values = st.dictionaries(names, JSON, min_size=1, max_size=2)
     contents = values.map(lambda changed: json.dumps({**valid, **changed}).encode())
@@ -179,11 +181,12 @@ def test_configs(fuzz, tmp_path):
     def use(content):
         (tmp_path / "config.json").write_bytes(content)
         try:
-            config = load_config(tmp_path)
+            config, data = load_config(tmp_path)
         except MnistJaxError as error:
             assert "\n" not in str(error)
         else:
             config.resolve().hyperparameters()
+            assert len(data) == 4
 
     fuzz("configs", mostly(contents, DEEP, mutated(json.dumps(valid).encode())), use, 150, 8000)
 

@@ -119,4 +119,8 @@ def test_an_incomplete_run_gives_a_warning(words, runs, copied, split, tmp_path,
     assert (status, err.count("\n")) == (0, 1)
     assert re.match(f"warning: {cut} .*45 steps", err)
     shutil.rmtree(cut / "checkpoints")
-    assert command("evaluate", cut)[0] == 4
+    status, _, err = command("evaluate", cut)
+    assert (status, "holds no checkpoint yet" in err) == (4, True)
+    shutil.rmtree((whole := copied("many")) / "checkpoints")
+    status, _, err = command("evaluate", whole)
+    assert (status, "is complete, but its checkpoints are gone" in err) == (4, True)

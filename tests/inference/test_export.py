@@ -14,9 +14,10 @@ import safetensors.numpy
 from jax import export as jax_export
 
 from mnist_jax import Config, fit, load_dataset
+from mnist_jax.data import DataSpec
 from mnist_jax.inference import export
 from mnist_jax.inference.restore import LoadedRun, Predictor
-from mnist_jax.models import MODELS, param_shapes
+from mnist_jax.models import make_model, param_shapes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "running.md").read_text()
 LOADING = next(c for c in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "deserial" in c)
@@ -26,12 +27,13 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (7, 28, 28, 1), np.uint8)
 def untrained(folder: Path, **fields) -> LoadedRun:
     config = Config(**fields).resolve()
     dtype = jax.numpy.bfloat16 if config.precision == "bfloat16" else None
-    model = MODELS[config.model](dtype=dtype, **config.model_options())
+    model = make_model(config.model, dtype=dtype, **config.arguments("model"))
+    data = DataSpec("digits", (28, 28, 1), tuple("0123456789"))
     normal = np.random.default_rng(0).normal
     params = jax.tree.map(
         lambda leaf: normal(scale=0.03, size=leaf.shape).astype(leaf.dtype), param_shapes(model)
     )
-    return LoadedRun(folder, config, model, [params], 0, 0, [], {}, [])
+    return LoadedRun(folder, config, data, model, [{"params": params}], 0, 0, [], {}, [])
 
 
 def loaded(file: Path) -> jax_export.Exported:
@@ -105,24 +107,31 @@ def test_one_of_many_seeds_is_chosen_if_it_is_finite(copied, edit_params, comman
     folder = copied("many")
     record = json.loads((folder / "result.json").read_text())
     status, _, err = command("export", folder)
-    assert (status, "the run has seeds 1234 to 1236; choose" in err) == (2, True)
+    assert (
+        status,
+        "member is None; the run has 0 (seed 1234), 1 (seed 1235), 2 (seed 1236); choose" in err,
+    ) == (2, True)
     files = []
     for place, seed in enumerate((1234, 1235, 1236)):
-        assert command("export", folder, f"--member={seed}")[0] == 0
+        assert command("export", folder, f"--member={place}")[0] == 0
         files.append((folder / "model.safetensors").read_bytes())
         found = json.loads((folder / "model.safetensors.json").read_text())
         assert (found["seed"], found["test_accuracy"]) == (seed, record["test_accuracy"][place])
     assert len(set(files)) == 3
     edit_params(folder, lambda name, array: array[1].fill(np.nan))
-    status, _, err = command("export", folder, "--member=1235")
+    status, _, err = command("export", folder, "--member=1")
     assert (status, "seed 1235 of" in err) == (5, True)
 
 
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        ("--member=7", 2, "member is 7; the run has seed 5"),
-        ("--output={run}/nowhere/x", 6, "No such file or directory"),
+        ("--member=7", 2, "member is 7; the run has 0 (seed 5)"),
+        (
+            "--output={run}/nowhere/x",
+            6,
+            "nowhere/x (No such file or directory); choose another --output",
+        ),
     ],
 )
 def test_mistakes(copied, command, words, status, message):

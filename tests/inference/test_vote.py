@@ -9,18 +9,19 @@ import pytest
 from mnist_jax.inference import compare
 from mnist_jax.inference.restore import Prediction, dataset_of, load_runs
 
-RECIPES = "Single networks say nothing about the recipes: another seed may reverse it."
+RECIPES = "A run with one network says nothing about the recipe: another seed may reverse it."
 
 
 def prediction(*members) -> Prediction:
-    return Prediction(np.log(np.maximum(members, 1e-9)), list(range(len(members))), [])
+    seeds = [{"seed": seed} for seed in range(len(members))]
+    return Prediction(np.log(np.maximum(members, 1e-9)), seeds, [])
 
 
 def test_predictions_are_those_of_the_training_s_evaluation(runs, data_dir):
     some = load_runs([runs / "many", runs / "one"])
     dataset = dataset_of(some[0], data_dir=data_dir)
     found = compare.predict_all(some, dataset)
-    assert found.seeds == [1234, 1235, 1236, 5]
+    assert [member["seed"] for member in found.members] == [1234, 1235, 1236, 5]
     records = [json.loads((runs / n / "result.json").read_text()) for n in ("many", "one")]
     correct = (found.log_probabilities.argmax(2) == dataset.test.label).sum(1).tolist()
     assert correct == [*records[0]["test_correct"], records[1]["test_correct"]]
@@ -56,6 +57,8 @@ def test_seeds_decide_where_each_side_has_several():
     assert (found["better"], found["worse"]) == (False, False)
     found = compare.compare(side(50), side(62), label)
     assert (found["seeds"], found["better"], found["worse"]) == (None, True, False)
+    grid = side(50, 90)._replace(members=[{"learning_rate": x, "seed": 0} for x in (0.1, 0.2)])
+    assert compare.compare(grid, grid, label)["seeds"] is None  # other recipes, not other seeds
 
 
 def test_ensemble_command(runs, command):
@@ -69,7 +72,7 @@ def test_ensemble_command(runs, command):
 def test_compare_command(runs, command):
     many, worse, one = (str(runs / name) for name in ("many", "worse", "one"))
     status, out, err = command("compare", many, worse)
-    assert (status, err) == (7, f"error: {worse} is significantly worse than {many}\n")
+    assert (status, err) == (7, f"{worse} is significantly worse than {many}\n")
     assert RECIPES not in out
     status, out, _ = command("compare", worse, many)
     assert (status, out.splitlines()[-1]) == (0, f"{many} is significantly better than {worse}")

@@ -20,13 +20,14 @@ import numpy as np
 
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, Split
+from mnist_jax.data.batches import num_batches
 from mnist_jax.errors import InterruptedRunError
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel.mesh import make_mesh, put, replicated, sharded, to_host, use_device
 from mnist_jax.signals import Stop
-from mnist_jax.steps import make_step_config, num_batches
+from mnist_jax.steps import make_step_config
 from mnist_jax.trainer import Trainer, make_steps
 from mnist_jax.training import fit
 
@@ -59,8 +60,8 @@ class Training:
         mesh = make_mesh(jax.devices()[:count])
         self.sharding = replicated(mesh)
         self.steps = make_steps(
-            MODELS[config.model](**config.model_options()),
-            make_optimizer(config, 100),
+            MODELS[config.model](**config.arguments("model")),
+            make_optimizer(**config.optimizer_arguments(), steps=100),
             mesh,
             train_size=SIZE,
             batch_size=BATCH_SIZE,
@@ -88,12 +89,12 @@ class Training:
         """The state and the metrics after so many epochs."""
         state, metrics, count = self.state, self.metrics, num_batches(SIZE, BATCH_SIZE)
         for epoch in range(epochs):
-            state, metrics = self.compiled(*self.arguments(state, epoch, 0, count))
+            state, metrics, _ = self.compiled(*self.arguments(state, epoch, 0, count))
         return to_host(state), to_host(metrics)
 
     def evaluate(self, params: Any) -> Metrics:
         numbers = put((np.int32(0), np.int32(2)), self.sharding)
-        arguments = put(params, self.sharding), self.metrics, self.data, *numbers
+        arguments = put(params, self.sharding), {}, self.metrics, self.data, *numbers
         return to_host(self.steps.eval_steps(*arguments))
 
     def first_gradients(self) -> list[np.ndarray]:
@@ -162,7 +163,7 @@ def shardings() -> list[int]:
     config, mesh = Config(model="logistic", batch_size=100).resolve(), make_mesh(jax.devices())
     split = make_split()
     dataset = Dataset("mnist", split, split, "", (), ())
-    model, tx = MODELS["logistic"](), make_optimizer(config, 100)
+    model, tx = MODELS["logistic"](), make_optimizer(**config.optimizer_arguments(), steps=100)
     trainer = Trainer(model, tx, dataset, config, mesh)
     whole = trainer.init()
     logits = whole.params["logits"]

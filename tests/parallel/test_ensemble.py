@@ -55,9 +55,44 @@ def test_the_record_holds_each_member_and_their_statistics(config):
     assert accuracy_line(record) == f"test accuracy: {percent}"
 
 
+@pytest.mark.parametrize(
+    ("fields", "grid", "same_bits"),
+    [
+        (
+            {"model": "mlp", "hidden_sizes": (128,), "epochs": 1, "ema_decay": 0.9, "seeds": 2},
+            {"learning_rate": (0.001, 0.01)},
+            True,
+        ),
+        (
+            {"optimizer": "adamw", "schedule": "cosine", "epochs": 1},
+            {"learning_rate": (0.01, 0.1), "weight_decay": (0.1,)},
+            False,
+        ),
+        ({"epochs": 1}, {"weight_decay": [0.0]}, False),
+    ],
+)
+def test_each_member_of_a_grid_equals_the_run_of_its_values(
+    config, tmp_path, fields, grid, same_bits
+):
+    result = fit(config(**fields, **grid))
+    together, row = result.record, rows_of(result.workdir)[-1]
+    for i, member in enumerate(together["members"]):
+        run = fit(config(**fields | {"seeds": None} | member, workdir=tmp_path / str(i)))
+        if same_bits:
+            assert together["params_sha256"][i] == run.record["params_sha256"]
+        for name in ("train/loss", "test/loss"):
+            assert row[name][i] == pytest.approx(rows_of(run.workdir)[-1][name], rel=1e-4)
+    assert len({*together["params_sha256"]}) == len(together["members"])
+    assert "statistics" not in together  # other recipes have no common mean
+    lines, labels = accuracy_line(together).splitlines(), config(**fields, **grid).member_labels()
+    assert [line.partition(") ")[2] for line in lines] == labels
+
+
 class Fragile(nn.Module):
     """Multiplies its logits by a parameter that is infinite for about half of the seeds."""
 
+    num_classes: int = 10
+    image_shape: tuple[int, int, int] = (28, 28, 1)
     dtype: Any = None
 
     @nn.compact
@@ -72,7 +107,7 @@ def test_a_member_that_diverges_is_named_and_excluded(config, monkeypatch):
     result = fit(config(model="fragile", seeds=6, steps_per_call=5), callbacks=[watch])
     record, row = result.record, rows_of(result.workdir)[0]
     warnings = [call.args[0] for call in watch.on_warning.call_args_list]
-    diverged = record["diverged_seeds"]
+    diverged = [int(label.removeprefix("seed ")) for label in record["diverged"]]
     assert 0 < len(diverged) < 6
     assert [loss is None for loss in row["train/loss"]] == [
         seed in diverged for seed in range(1234, 1240)

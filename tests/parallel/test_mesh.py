@@ -72,8 +72,8 @@ def test_arrays_of_another_sharding_get_a_program_of_their_own(found_on_eight):
 
 
 def test_seeds_that_the_devices_do_not_divide_are_refused():
-    for seeds, nearest in ((10, "to 8 or 16,"), (3, "to 8,")):
-        with pytest.raises(UsageError, match=f"seeds is {seeds}, which 8 .* --seeds {nearest}"):
+    for seeds, nearest in ((10, "train 8 or 16,"), (3, "train 8,")):
+        with pytest.raises(UsageError, match=f"8 .* do not divide {seeds} .* {nearest}"):
             mesh.make_mesh([DEVICE] * 8, seeds)
 
 

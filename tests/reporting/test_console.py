@@ -39,12 +39,12 @@ def test_a_run_is_shown_in_lines_that_end_with_the_accuracy(tmp_path, capsys):
     begin(display, tmp_path, step=30, seed=7, preset="fast")
     display.on_epoch_end(ROW)
     display.on_epoch_end({**ROW, "epoch": 10})
-    display.on_train_end(Result({}, RECORD, tmp_path))
+    display.on_train_end(Result({}, {}, RECORD, tmp_path))
     out, err = capsys.readouterr()
     assert err == "warning: a data set was replaced\n"
     lines = out.splitlines()
     assert lines[0] == "data    digits: 5 train, 5 test images, scikit-learn"
-    assert lines[1] == "device  cpu (cpu), float32"
+    assert lines[1] == "device  cpu, float32"
     assert re.match("config  preset fast, epochs 10, batch_size .*, seed 7", lines[2])
     assert re.search(r"total .* 7,850", out)
     assert lines[lines.index("resumes after 30 steps") + 1 :] == [
@@ -72,20 +72,39 @@ def test_an_epoch_with_validation_fits_80_columns(tmp_path, capsys):
 
 def test_members_are_shown_by_their_mean_and_statistics(tmp_path, capsys):
     display = console.Display()
+    begin(display, tmp_path, seeds=3)
     row = {"train/loss": [1.0, None, 2.0], "train/accuracy": [0.8, 0.1, 0.6]}
     display.on_epoch_end({**ROW, **row, "test/loss": [1.0] * 3, "test/accuracy": [0.5] * 3})
     assert "1.5000  70.00 %" in capsys.readouterr().out  # without the diverged one
     found = {"n": 2, "mean": 0.5, "sd": 0.01, "ci95": [0.4, 0.6], "best": 0.51, "worst": 0.49}
-    record = RECORD | {"statistics": {"test_accuracy": found}}
-    display.on_train_end(Result({}, record, tmp_path))
+    record = RECORD | {"members": [], "statistics": {"test_accuracy": found}}
+    display.on_train_end(Result({}, {}, record, tmp_path))
     out = capsys.readouterr().out
     assert "test        50.00 % mean of 2 seeds, sd 1.00, 95 % interval 40.00 to 60.00; best" in out
     assert out.endswith("test accuracy: 50.00 % mean of 2 seeds, sd 1.00\n")
 
 
+def test_a_grid_has_a_line_for_each_recipe_and_no_mean(tmp_path, capsys):
+    display = console.Display()
+    begin(display, tmp_path, learning_rate=(0.1, 0.2), seeds=2)
+    values = {"loss": [1.0, 3.0, 5.0, 7.0], "accuracy": [0.9, 0.7, 0.5, 0.3]}
+    row = {f"{split}/{name}": x for split in ("train", "test") for name, x in values.items()}
+    display.on_epoch_end(ROW | row)
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.rpartition(" s  ")[2] for line in lines] == [
+        "learning_rate 0.1",
+        "learning_rate 0.2",
+    ]
+    assert (
+        ["80.00 %" in line for line in lines]
+        == ["2.0000" in line for line in lines]
+        == [True, False]
+    )
+
+
 def test_a_complete_run_is_not_repeated(tmp_path, capsys):
     (tmp_path / "report.html").touch()
-    console.Display().on_train_end(Result(None, RECORD, tmp_path))
+    console.Display().on_train_end(Result({}, {}, RECORD, tmp_path))
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path} holds this run, complete: nothing to do",
         f"files   {tmp_path}",

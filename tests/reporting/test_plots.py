@@ -1,5 +1,7 @@
 """What the figures show: numbers, names and limits, not pixels."""
 
+import itertools
+
 import matplotlib
 import numpy as np
 import pytest
@@ -42,6 +44,25 @@ def test_samples_are_dark_on_white_in_rows_under_their_names():
     assert np.isnan(canvas[-1, -1])  # the place of a thirteenth
     assert shown.get_clim() == (0, 255)
     assert to_hex(shown.cmap(0.0)) == "#ffffff" and to_hex(shown.cmap(1.0)) == "#000000"
+
+
+def test_samples_with_three_channels_are_in_colour():
+    images = np.zeros((3, 32, 32, 3), np.uint8) + np.array([255, 0, 51], np.uint8)
+    canvas = plots.samples(images, ["a", "b", "c"], columns=2).axes[0].images[0].get_array()
+    assert canvas.shape[2] == 4
+    np.testing.assert_allclose(canvas[31, 16], [1, 0, 0.2, 1])
+    assert canvas[-1, -1, 3] == 0  # nothing is drawn there
+
+
+def test_the_numbers_of_many_classes_do_not_overlap():
+    names = list(map(str, range(47)))
+    figure = plots.confusion_matrix(np.full((47, 47), 800), names)
+    figure.draw_without_rendering()
+    texts = figure.axes[0].texts
+    boxes = [
+        text.get_window_extent() for text in sorted(texts, key=lambda t: t.get_position()[::-1])
+    ]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes[:47]))
 
 
 def test_curves_are_named_after_the_splits_of_one_run_or_after_several_runs():

@@ -34,7 +34,7 @@ def test_the_second_call_is_traced_and_its_costliest_operations_are_printed(tmp_
         call()
         profiler.on_chunk_end(1, step, 6, METRICS, 0.1)
     profiler.on_epoch_begin(2, 0, 6)
-    profiler.on_train_end(Result(None, {}, tmp_path))
+    profiler.on_train_end(Result({}, {}, {}, tmp_path))
     profiler.close()
     assert traced(tmp_path / "trace") == {"sort"}
     out = capsys.readouterr().out.splitlines()
@@ -57,7 +57,7 @@ def test_a_run_of_one_call_has_no_trace(tmp_path, capsys):
     profiler = Profiler(tmp_path)
     profiler.on_epoch_begin(1, 0, 2)
     profiler.on_chunk_end(1, 2, 2, METRICS, 0.1)
-    profiler.on_train_end(Result(None, {}, tmp_path))
+    profiler.on_train_end(Result({}, {}, {}, tmp_path))
     assert "no trace, because the train steps were called less" in capsys.readouterr().out
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from mnist_jax import Config, __main__, cli, fit, models, reporting
 from mnist_jax.atomic_io import digest_lines
+from mnist_jax.data import DataSpec
 from mnist_jax.errors import InterruptedRunError
 from mnist_jax.inference.restore import LoadedRun, load_config
 from mnist_jax.reporting import report
@@ -26,11 +27,13 @@ from mnist_jax.signals import Stop
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, data_dir):
-    """A run of one seed and one of three."""
+    """A run of one seed, one of three, and a grid."""
     folder = tmp_path_factory.mktemp("runs")
     base = {"dataset": "digits", "data_dir": data_dir, "model": "logistic"}
     fit(Config(epochs=3, validation=100, workdir=folder / "one", **base))
     fit(Config(epochs=2, seeds=3, learning_rate=0.01, workdir=folder / "many", **base))
+    rates = {"learning_rate": (1e-5, 0.01), "seeds": 2}
+    fit(Config(epochs=2, **rates, workdir=folder / "grid", **base))
     return folder
 
 
@@ -79,7 +82,8 @@ def test_a_page_says_what_the_run_was(folders, data_dir, capsys):
         assert text in page.text
     assert "not complete" not in page.text
     assert (
-        page.config().resolve().hyperparameters() == load_config(folders / "one").hyperparameters()
+        page.config().resolve().hyperparameters()
+        == load_config(folders / "one")[0].hyperparameters()
     )
 
 
@@ -90,6 +94,27 @@ def test_a_page_of_several_seeds_has_their_statistics(folders, data_dir, capsys)
     assert f"mean of 3 seeds, sd {100 * found['sd']:.2f}, 95 % interval" in page.text
     assert "errors of 3 networks" in page.text and ", seed 1234" in page.text
     assert page.config().seeds == 3
+
+
+def test_a_page_of_a_grid_has_a_row_for_each_recipe_and_no_mean(
+    folders, data_dir, capsys, tmp_path
+):
+    page = run_command(capsys, data_dir, folders / "grid")
+    low, high = np.reshape(result(folders / "grid")["test_accuracy"], (2, 2)).mean(1) * 100
+    for text in (
+        f"{low:.2f} to {high:.2f} % from the worst to the best of 2 recipes",
+        f"learning_rate 1e-05 {low:.2f} % ",
+        f"learning_rate 0.01 {high:.2f} % ",
+        "Confusion matrix, learning_rate 0.01 (the best)",
+        "errors of 2 networks",
+        "2 learning_rate 0.01 ",  # the second epoch
+    ):
+        assert text in page.text
+    assert f"{(low + high) / 2:.2f} %" not in page.text
+    both = run_command(
+        capsys, data_dir, folders / "one", folders / "grid", f"--output={tmp_path / 'both.html'}"
+    )
+    assert f"2 logistic learning_rate 1e-05 {low:.2f} % " in both.text
 
 
 def test_several_runs_stand_side_by_side(folders, data_dir, capsys, tmp_path, monkeypatch):
@@ -150,6 +175,9 @@ def test_a_run_that_is_not_complete_has_a_page(config, data_dir, tmp_path, capsy
     assert "Learning curves" not in page.text
     page = run_command(capsys, data_dir, folder, folder, f"--output={tmp_path / 'two.html'}")
     assert "1 logistic - - 0 5 7,850" in page.text
+    assert (folder / "report.html").exists()
+    fit(run, callbacks=reporting.make_callbacks(run))
+    assert f"report  python -m mnist_jax report {folder}" in capsys.readouterr().out
 
 
 def test_mistakes_of_this_command(folders, data_dir, capsys):
@@ -183,11 +211,14 @@ def test_training_writes_it(config, data_dir, capsys):
 
 def test_the_first_layer_is_shown_if_it_takes_pixels():
     class NoLayer(nn.Module):
+        image_shape: tuple = (28, 28, 1)
+
         @nn.compact
         def __call__(self, x, *, train=False):
             return x.reshape(len(x), -1) @ self.param("w", nn.initializers.zeros, (784, 10))
 
     config = Config(model="mlp", seed=5, seeds=2)
+    data = DataSpec("digits", (28, 28, 1), tuple("0123456789"))
     for kind, captions in (
         (models.LogisticRegression, ["Pixel weights of each class, seed 6."]),
         (models.MLP, ["64 of 256 units of dense1, seed 6."]),
@@ -196,8 +227,8 @@ def test_the_first_layer_is_shown_if_it_takes_pixels():
     ):
         shapes = models.param_shapes(model := kind())
         params = jax.tree.map(lambda x: np.arange(x.size, dtype=float).reshape(x.shape), shapes)
-        run = LoadedRun(Path(), config, model, [None, params], 0, 0, [], {}, [])
-        figures = report.weights_figures(run, 6, tuple("0123456789"))
+        run = LoadedRun(Path(), config, data, model, [{}, {"params": params}], 0, 0, [], {}, [])
+        figures = report.weights_figures(run, {"seed": 6}, data.class_names)
         assert [figure.caption.partition(" Blue")[0] for figure in figures] == captions
         if kind is models.MLP:  # unit 0 at the top left, its pixels row by row
             canvas = figures[0].figure.axes[0].images[0].get_array()

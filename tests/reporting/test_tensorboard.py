@@ -50,23 +50,29 @@ def test_a_resumed_run_appends_and_drops_what_came_after_its_checkpoint(tmp_path
     folder.mkdir()
     (folder / "events.of_the_first_process").touch()
     writer = TensorBoard()
-    writer.on_train_begin(None, None, None, None, tmp_path, 30)  # type: ignore[arg-type]
+    writer.on_train_begin(Config(), None, None, None, tmp_path, 30)  # type: ignore[arg-type]
     writer.on_epoch_end({"step": 45, "train/loss": 1.0})
     writer.close()
     assert len(list(folder.iterdir())) == 2
     assert events(tmp_path) == [("", 31, None), ("step", 45, 45.0), ("train/loss", 45, 1.0)]
 
 
-def test_members_are_written_as_the_mean_of_the_finite(tmp_path):
+def test_seeds_are_written_as_the_mean_of_the_finite_and_recipes_apart(tmp_path):
     writer = TensorBoard()
-    writer.on_train_begin(None, None, None, None, tmp_path, 1)  # type: ignore[arg-type]
+    writer.on_train_begin(Config(seeds=3), None, None, None, tmp_path, 1)  # type: ignore[arg-type]
     row = {"step": 15, "train/loss": [1.0, None, 2.0], "train/accuracy": [0.75, 0.1, 0.25]}
     writer.on_epoch_end(row)
     writer.on_epoch_end({**row, "step": 30, "train/loss": [None] * 3})
     writer.close()
+    grid, writer = Config(learning_rate=(0.1, 0.2)), TensorBoard()
+    writer.on_train_begin(grid, None, None, None, tmp_path / "grid", 1)  # type: ignore[arg-type]
+    writer.on_epoch_end({"step": 45, "train/loss": [1.0, 2.0]})
+    writer.close()
     found = {(name, step): value for name, step, value in events(tmp_path)}
     assert (found["train/loss", 15], found["train/accuracy", 15]) == (1.5, 0.5)
     assert ("train/loss", 30) not in found
+    apart = [event for event in events(tmp_path / "grid") if event[0].startswith("train")]
+    assert apart == [(f"train/loss/learning_rate_{x}", 45, 10 * x) for x in (0.1, 0.2)]
 
 
 def test_a_missing_tensorboardx_is_refused_before_a_folder_is_made(monkeypatch):

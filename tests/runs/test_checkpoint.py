@@ -19,7 +19,8 @@ def make_progress(step: int, *, epoch: int = 0) -> Progress:
     rng = np.random.default_rng(step)
     params = {"a": rng.normal(size=(3, 4)).astype(np.float32), "b": np.zeros(0, np.float32)}
     moments = (rng.integers(0, 9, 5), np.array(True))
-    state = TrainState(np.array(step, np.int32), params, moments)
+    model_state = {"batch_stats": {"mean": rng.normal(size=3).astype(np.float32)}}
+    state = TrainState(np.array(step, np.int32), params, model_state, moments, None)
     rows = [{"epoch": 1, "step": step - 2, "train/loss": 0.123456789}]
     return Progress(state, Metrics.zeros(), epoch, 2, 0.5, rows, {"test_accuracy": 0.5})
 

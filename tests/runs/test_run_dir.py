@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from mnist_jax import Config, __main__, fit, load_run
+from mnist_jax.data import DataSpec
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
 from mnist_jax.runs.run_dir import RunDir, check_idle, read_result
+
+DATA = DataSpec("digits", (28, 28, 1), tuple("0123456789"))
 
 
 @pytest.fixture
@@ -26,34 +29,34 @@ def folder(config) -> Path:
 
 def test_a_folder_in_use_is_refused(config, tmp_path):
     folder = tmp_path / "run"
-    with closing(RunDir(folder, config)):
-        for second in (lambda: RunDir(folder, config), lambda: check_idle(folder)):
+    with closing(RunDir(folder, config, DATA)):
+        for second in (lambda: RunDir(folder, config, DATA), lambda: check_idle(folder)):
             with pytest.raises(UsageError, match="is in use by another process"):
                 second()
     check_idle(folder)
-    RunDir(folder, config).close()
+    RunDir(folder, config, DATA).close()
 
 
 def test_a_folder_with_something_else_is_left_alone(config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty and holds no run; choose another"):
-        RunDir(tmp_path / "run", config)
+        RunDir(tmp_path / "run", config, DATA)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(config, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DeviceError, match=r"cannot write .*file/run \(Not a directory\)"):
-        RunDir(tmp_path / "file" / "run", config)
+        RunDir(tmp_path / "file" / "run", config, DATA)
 
 
 def test_what_an_interrupted_write_left_is_removed(config, tmp_path):
-    RunDir(tmp_path / "run", config).close()
+    RunDir(tmp_path / "run", config, DATA).close()
     (tmp_path / "run" / "checkpoints").mkdir()
     for name in (".metrics.jsonl.abc.tmp", "checkpoints/.epoch-0000.abc.tmp"):
         (tmp_path / "run" / name).write_text("half")
-    RunDir(tmp_path / "run", config).close()
+    RunDir(tmp_path / "run", config, DATA).close()
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
@@ -83,8 +86,9 @@ def test_a_damaged_result_is_an_error_and_can_be_written_again(config, folder):
         b"{",
         b"[]",
         b"\xff\xfe",
-        b'{"version": 2, "modle": "cnn"}',
-        b'{"version": 2, "seed": []}',
+        b'{"version": 3, "modle": "cnn"}',
+        b'{"version": 3, "seed": []}',
+        b'{"version": 3, "data": []}',
     ],
 )
 def test_a_damaged_config_is_an_error_and_stays(config, folder, content):
@@ -95,13 +99,20 @@ def test_a_damaged_config_is_an_error_and_stays(config, folder, content):
     assert (folder / "config.json").read_bytes() == content
 
 
-@pytest.mark.parametrize("version", [None, 1, 3])
+def test_an_unknown_key_of_a_newer_version_is_read(config, folder):
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "colour": "blue"}))
+    assert load_run(folder).config == config
+    assert fit(config).record == read_result(folder)
+
+
+@pytest.mark.parametrize("version", [None, 2, 4])
 def test_another_format_version_is_refused_in_one_line(config, folder, version, capsys):
     values = json.loads((folder / "config.json").read_text())
     del values["version"]
     values |= {} if version is None else {"version": version}
     (folder / "config.json").write_text(json.dumps(values))
-    message = rf"the run has format version {version or 1} and this program reads 2; .*train again"
+    message = rf"the run has format version {version or 1} and this program reads 3; .*train again"
     for use in (lambda: fit(config), lambda: load_run(folder)):
         with pytest.raises(UsageError, match=message):
             use()

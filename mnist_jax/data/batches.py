@@ -1,0 +1,50 @@
+"""Batches of a split, taken on the device."""
+
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding
+
+from mnist_jax.data.split import Split
+
+
+class Batch(TypedDict):
+    """Examples of one step. The last batch of an epoch is padded to the batch size and masked."""
+
+    image: jax.Array  # (batch, height, width, channels) uint8 in 0..255
+    label: jax.Array  # (batch,) int32; or, in a loss, (batch, classes) float32
+    mask: jax.Array  # (batch,) bool, False for padding
+
+
+def num_batches(size: int, batch_size: int) -> int:
+    """Batches in an epoch, including the last and smaller one."""
+    return -(-size // batch_size)
+
+
+def take_batch(
+    split: Split,
+    order: jax.Array | None,
+    i: jax.Array | int,
+    *,
+    batch_size: int,
+    sharding: NamedSharding | None = None,
+) -> Batch:
+    """Batch `i` of a split in this `order` (None: as stored), padded and masked.
+
+    With `sharding` each device gets the same number of rows, which takes more padding if the device
+    count does not divide the batch size. Random draws depend on a row's place in the batch, not on
+    its device.
+    """
+    size = split.label.shape[0]
+    parts = 1 if sharding is None else sharding.num_devices
+    rows = jnp.arange(-(-batch_size // parts) * parts, dtype=jnp.int32)
+    place = i * batch_size + rows
+    mask = place < size
+    if len(rows) > batch_size:
+        mask &= rows < batch_size
+    place = jnp.minimum(place, size - 1)
+    index = place if order is None else order[place]
+    batch: Batch = {"image": split.image[index], "label": split.label[index], "mask": mask}
+    return batch if parts == 1 else lax.with_sharding_constraint(batch, sharding)

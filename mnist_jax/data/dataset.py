@@ -1,0 +1,130 @@
+"""Dataset: training and test images in memory, checked where they enter."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mnist_jax.data.split import Split, hold_out
+from mnist_jax.errors import DataError
+
+MAX_CLASSES = 100_000  # without names for them; a larger label is a mistake
+
+
+class DataSpec(NamedTuple):
+    """What a run's folder records of its data set."""
+
+    name: str
+    image_shape: tuple[int, int, int]  # height, width, channels
+    class_names: tuple[str, ...]  # by label
+    sha256: str | None = None  # of the arrays, if they are the user's own
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images, and where they came from."""
+
+    name: str
+    train: Split
+    test: Split
+    source: str  # where the arrays came from, in a few words
+    warnings: tuple[str, ...]  # what the user should know, such as a substitution
+    class_names: tuple[str, ...]
+    validation: Split | None = None  # held out by `hold_out`; `train` does not contain it
+    sha256: str | None = None  # of the arrays, if they are the user's own
+
+    @classmethod
+    def from_arrays(
+        cls,
+        name: str,
+        x_train: Any,
+        y_train: Any,
+        x_test: Any,
+        y_test: Any,
+        class_names: Sequence[str] = (),
+        *,
+        source: str = "arrays",
+    ) -> "Dataset":
+        """A data set of your own arrays.
+
+        Args:
+            name: for the run's folder and its tables.
+            x_train, x_test: images (n, height, width) or (n, height, width, channels), of whole
+                numbers 0..255, or of floats 0..1, which are rounded to multiples of 1/255.
+            y_train, y_test: labels (n,), whole numbers from 0.
+            class_names: by label; by default the numbers up to the largest training label.
+            source: where the arrays came from, in a few words.
+
+        Raises:
+            DataError: the arrays are not so.
+        """
+        train, test = _split("training", x_train, y_train), _split("test", x_test, y_test)
+        if train.image.shape[1:] != test.image.shape[1:]:
+            shapes = f"{train.image.shape[1:]} and {test.image.shape[1:]}"
+            raise DataError(f"{name}: training and test images differ in shape: {shapes}")
+        count = len(class_names) or min(int(train.label.max()) + 1, MAX_CLASSES)
+        if (largest := max(train.label.max(), test.label.max())) >= count:
+            allowed = f"{count} classes: allowed are 0 to {count - 1}"
+            raise DataError(f"{name}: a label is {largest}, and there are {allowed}")
+        names = tuple(class_names) or tuple(map(str, range(count)))
+        digest = hashlib.sha256()
+        for array in (*train, *test):
+            digest.update(f"{array.dtype} {array.shape}\n".encode())
+            digest.update(array.tobytes())
+        return cls(name, train, test, source, (), names, sha256=digest.hexdigest())
+
+    @property
+    def spec(self) -> DataSpec:
+        """Name, shape and classes."""
+        shape: Any = self.train.image.shape[1:]
+        return DataSpec(self.name, shape, self.class_names, self.sha256)
+
+    def hold_out(self, count: int) -> "Dataset":
+        """Returns the data set with `count` training images moved to `validation`."""
+        train, validation = hold_out(self.train, count)
+        return replace(self, train=train, validation=validation)
+
+    def eval_splits(self) -> dict[str, Split]:
+        """The splits a run is evaluated on, by name."""
+        held_out = {} if self.validation is None else {"validation": self.validation}
+        return {**held_out, "test": self.test}
+
+
+def _split(part: str, images: Any, labels: Any) -> Split:
+    """Images as uint8 (n, height, width, channels), labels as int32 (n,)."""
+    try:
+        image, label = np.asarray(images), np.asarray(labels)
+    except ValueError as error:
+        raise DataError(f"the {part} images or labels differ in shape ({error})") from error
+    if image.ndim == 3:
+        image = image[..., np.newaxis]
+    if image.ndim != 4 or not image.size or image.dtype.kind not in "uif":
+        kind = f"{image.dtype}{list(image.shape)}"
+        raise DataError(
+            f"the {part} images are {kind}; allowed are numbers (n, height, width, channels)"
+        )
+    top = 1 if image.dtype.kind == "f" else 255
+    if not (image.min() >= 0 and image.max() <= top):  # also for NaN
+        span = f"from {image.min()} to {image.max()}"
+        raise DataError(f"the {part} images have values {span}; allowed are 0 to {top}")
+    if image.dtype.kind == "f":
+        image = np.rint(image * 255)
+    if label.shape == (len(image), 1):
+        label = label[:, 0]
+    if label.shape != (len(image),) or label.dtype.kind not in "ui":
+        kind = f"{label.dtype}{list(label.shape)}"
+        raise DataError(
+            f"the {part} labels are {kind}; allowed are whole numbers ({len(image)},), one for "
+            "each image"
+        )
+    if not 0 <= label.min() <= label.max() < 2**31:
+        span = f"from {label.min()} to {label.max()}"
+        raise DataError(f"the {part} labels are {span}; labels are whole numbers from 0")
+    return Split(image.astype(np.uint8), label.astype(np.int32))

@@ -1,0 +1,63 @@
+"""A data set from the user's own files: an .npz file, or a folder of four IDX files."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from mnist_jax.data.dataset import Dataset
+from mnist_jax.data.sources import read_idx
+from mnist_jax.errors import DataError
+
+NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+
+def is_path(name: str) -> bool:
+    """Whether a data set's name is the path of files."""
+    return "/" in name or name.endswith(".npz") or Path(name).is_dir()
+
+
+def load_files(path: Path) -> Dataset:
+    """Reads `x_train, y_train, x_test, y_test` from an .npz file, or four IDX files in a folder.
+
+    The names of the IDX files end in images-idx3-ubyte or labels-idx1-ubyte, with or without .gz;
+    those of the test files contain "test" or "t10k". Pickled objects are never loaded.
+
+    Raises:
+        DataError: the path holds no such data.
+    """
+    try:
+        arrays = _read_folder(path) if path.is_dir() else _read_npz(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    x_train, y_train, x_test, y_test = arrays
+    return Dataset.from_arrays(path.stem, x_train, y_train, x_test, y_test, source=str(path))
+
+
+def _read_npz(path: Path) -> list[np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if missing := [name for name in NAMES if name not in file]:
+                have = ", ".join(file) or "nothing"
+                raise DataError(f"{path} has no {', '.join(missing)}; it has {have}")
+            return [file[name] for name in NAMES]
+    except (ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is not an .npz file of plain arrays ({error})") from error
+
+
+def _read_folder(folder: Path) -> list[np.ndarray]:
+    arrays = []
+    for is_test in (False, True):
+        for ending in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+            found = [
+                file
+                for file in sorted(folder.iterdir())
+                if file.name.removesuffix(".gz").endswith(ending)
+                and any(word in file.name for word in ("test", "t10k")) == is_test
+            ]
+            if len(found) != 1:
+                part = f"{'test' if is_test else 'train'}…{ending}[.gz]"
+                raise DataError(f"{folder} has {len(found)} files named {part}; one is needed")
+            arrays.append(read_idx(found[0].name, found[0].read_bytes()))
+    return arrays

@@ -1,0 +1,189 @@
+"""The flags of `train.py`: their types, defaults and help texts; and the presets."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from mnist_jax.data import DEFAULT_DATA_DIR
+
+OFF = ("shift", "rotation", "scale", "ema_decay")
+TUTORIAL = {"epochs": 10, "batch_size": 100, "learning_rate": 1e-3, "schedule": "constant"}
+FAST = {"epochs": 4, "learning_rate": 1.5e-3, "schedule": "onecycle", "shift": 2.0}
+# The values of the fields that are not given.
+PRESETS: dict[str, dict[str, Any]] = {"tutorial": TUTORIAL | dict.fromkeys(OFF, 0.0)}
+PRESETS["fast"] = PRESETS["tutorial"] | FAST
+PRESETS["best"] = PRESETS["fast"] | {"epochs": 10, "rotation": 10.0, "scale": 0.1}
+
+
+def _runtime(default: Any) -> Any:
+    """A field that says where or how a run executes; it changes no number."""
+    return dataclasses.field(default=default, metadata={"runtime": True})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The fields of `Config`. A flag's help text is the string below it."""
+
+    model: str = "cnn"
+    """The network: logistic, mlp, cnn, or one that --fork adds."""
+
+    dataset: str = "auto"
+    """The images: mnist, fashion_mnist, kmnist, digits (1797 images that come with scikit-learn),
+    one that --fork adds, the path of an .npz file or of a folder with four IDX files, or auto:
+    mnist, or digits with a warning if MNIST cannot be downloaded."""
+
+    preset: str = "tutorial"
+    """A named set of values for the flags that you do not give. tutorial: Adam at a
+    constant rate for 10 epochs. fast: 4 epochs of shifted images with a one-cycle rate. best: 10
+    epochs, images also rotated and scaled."""
+
+    epochs: int | None = None
+    """Passes over the training images. None: the preset's (10; fast 4)."""
+
+    batch_size: int | None = None
+    """Images per training step; fewer in an epoch's last batch. None: the preset's (100)."""
+
+    optimizer: str = "adam"
+    """The optimizer: adam, adamw, sgd, lion, muon, or one that --fork adds."""
+
+    learning_rate: float | tuple[float, ...] | None = None
+    """The optimizer's step size; with a schedule, its highest value. Several values train a network
+    for each, in one program. None: the preset's (0.001; fast and best 0.0015)."""
+
+    schedule: str | None = None
+    """The learning rate over the run: constant, cosine (decays to 0) or onecycle (rises for the
+    first 30 % of the steps, then decays). None: the preset's."""
+
+    normalize: bool = True
+    """Scale pixels from 0..255 to 0..1."""
+
+    shift: float | None = None
+    """Shift each training image by up to this many pixels along each axis, at random. None: the
+    preset's (0; fast and best 2)."""
+
+    rotation: float | None = None
+    """Rotate each training image at random, by up to this many degrees. None: the preset's (0; best
+    10)."""
+
+    scale: float | None = None
+    """Scale each axis of a training image by up to this fraction, at random. None: the preset's (0;
+    best 0.1)."""
+
+    augmentation: str | None = None
+    """A further transform of the training batches that --fork adds, such as mixup. None: none."""
+
+    loss: str = "cross_entropy"
+    """What training minimises: cross_entropy, or a loss that --fork adds."""
+
+    label_smoothing: float | None = None
+    """Fraction of each training label that is spread over all classes; 0 or more, below 1. None:
+    the loss's own (0)."""
+
+    momentum: float | None = None
+    """Momentum of the optimizer sgd. None: the optimizer's own (0)."""
+
+    weight_decay: float | tuple[float, ...] | None = None
+    """Decoupled weight decay of the kernels, as in AdamW. Several values train a network for each.
+    None: the optimizer's own (adamw 0.0001, lion 0.001, others 0)."""
+
+    ema_decay: float | None = None
+    """Evaluate an exponential moving average (EMA) of the parameters with this decay, such as
+    0.999. 0: evaluate the parameters themselves. None: the preset's (0)."""
+
+    validation: int = 0
+    """Hold out this many training images, the same for every seed, and report on them too."""
+
+    seed: int = 1234
+    """Seed of initial weights, image order, augmentation and dropout; 0 to 4294967295."""
+
+    seeds: int | None = None
+    """Train this many networks in one program, with consecutive seeds from --seed on, and report
+    their mean. None: one network."""
+
+    hidden_sizes: tuple[int, ...] | None = None
+    """Units of each hidden dense layer, such as --hidden_sizes 256 128. None: the model's own."""
+
+    dropout: float | None = None
+    """Dropout rate of the hidden layers; 0 or more, below 1. None: the model's own."""
+
+    activation: str | None = None
+    """Activation after each hidden layer of the MLP: relu or sigmoid. None: the model's own."""
+
+    init_from: Path | None = None
+    """Start from the parameters of a saved run, in this folder. None: random parameters."""
+
+    fork: Path | None = None
+    """A Python file that adds models, optimizers, losses, augmentations or data sets. None: no
+    such file."""
+
+    options: tuple[str, ...] = ()
+    """Keyword arguments for what --fork adds, such as --options gamma=3 depth=18."""
+
+    precision: str = "float32"
+    """Precision of matrix products: float32, tf32 (NVIDIA GPUs from Ampere on) or bfloat16 (layers
+    compute in bfloat16, parameters stay float32)."""
+
+    deterministic: bool = False
+    """Give the same bits from the same seed on a GPU too, at some cost in speed. A CPU and a TPU
+    always do."""
+
+    max_steps: int | None = None
+    """End the run after this many steps, within an epoch or not. None: after the last epoch."""
+
+    data_dir: Path = _runtime(DEFAULT_DATA_DIR)
+    """Folder for prepared and decoded data sets."""
+
+    manual_dir: Path | None = _runtime(None)
+    """Folder with the data set's four original .gz files, for a machine without a network."""
+
+    workdir: Path | None = _runtime(None)
+    """Folder for the run's files. Give the folder of an interrupted run to resume it. None:
+    runs/<dataset>-<model>-<UTC time>."""
+
+    platform: str = _runtime("auto")
+    """Platform to run on: cpu, gpu, tpu, or auto, the best that JAX finds."""
+
+    devices: int | Literal["all"] | None = _runtime(None)
+    """Number of devices, or all. Each batch is split over them; with --seeds, the networks are.
+    None: one device, or all devices of all processes if there are several."""
+
+    coordinator: str | None = _runtime(None)
+    """Train in several processes, which connect to process 0 at this HOST:PORT. auto: take the
+    address from Slurm, Open MPI, Kubernetes or a TPU pod. None: a single process."""
+
+    num_processes: int | None = _runtime(None)
+    """Number of processes, with --coordinator=HOST:PORT."""
+
+    process_id: int | None = _runtime(None)
+    """Index of this process, from 0. Process 0 writes the run's folder and prints."""
+
+    steps_per_call: int | Literal["auto"] = _runtime("auto")
+    """Training steps per call of the compiled program. auto: about one second of steps on a CPU, an
+    epoch on an accelerator. It does not change the result."""
+
+    checkpoint_every: float = _runtime(60.0)
+    """Seconds between checkpoints within an epoch. The run also saves after each epoch, unless a
+    save is still in progress. 0: save after every call and every epoch."""
+
+    compilation_cache: Path | None = _runtime(Path("~/.cache/mnist_jax/compiled"))
+    """Folder for train.py's compilation cache, which makes the next start faster. None: no cache.
+    From Python, set jax_compilation_cache_dir yourself."""
+
+    tensorboard: bool = _runtime(False)
+    """Also write TensorBoard logs into the run's folder."""
+
+    log_steps: bool = _runtime(False)
+    """With --tensorboard: also log the loss and the gradient norm of every step."""
+
+    report: bool = _runtime(False)
+    """Write report.html, a page with figures of the run, into the run's folder at the end."""
+
+    profile: Path | None = _runtime(None)
+    """Write a profiler trace of one call of the training program into this folder, for TensorBoard
+    or Perfetto, and list the ten costliest operations. None: no trace."""
+
+    allow_code_change: bool = _runtime(False)
+    """Resume a run although the code of mnist_jax has changed since it began."""
+
+    debug: bool = _runtime(False)
+    """Show the traceback of an error."""

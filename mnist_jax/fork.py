@@ -1,0 +1,58 @@
+"""A fork's file: Python that adds models, optimizers, losses, data sets and so on by name."""
+
+import hashlib
+import sys
+import traceback
+import types
+from pathlib import Path
+from typing import Any
+
+from mnist_jax.atomic_io import user_path
+from mnist_jax.data import DATASETS
+from mnist_jax.data.augment import AUGMENTATIONS
+from mnist_jax.errors import UsageError, first_line
+from mnist_jax.flags import PRESETS
+from mnist_jax.losses import LOSSES
+from mnist_jax.models import MODELS
+from mnist_jax.optimizer import OPTIMIZERS
+
+REGISTRIES: tuple[dict[str, Any], ...] = (
+    *(MODELS, OPTIMIZERS, LOSSES, AUGMENTATIONS, DATASETS, PRESETS),
+)
+_added: dict[str, list[dict[str, Any]]] = {}  # by a file's SHA-256: its entries in each registry
+
+
+def load_fork(path: str | Path) -> str:
+    """Runs a file that adds names to the registries; returns its SHA-256.
+
+    A content runs once in a process; loading it again restores its names.
+
+    Raises:
+        UsageError: the file cannot be read, or running it raises an exception.
+    """
+    path = user_path(path)
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read the fork {path}: {error.strerror}") from error
+    digest = hashlib.sha256(source).hexdigest()
+    if digest not in _added:
+        before = [dict(registry) for registry in REGISTRIES]
+        module = types.ModuleType(f"fork_{digest[:8]}")
+        module.__file__ = str(path)
+        sys.modules[module.__name__] = module  # dataclasses look their module up
+        try:
+            exec(compile(source, path, "exec"), module.__dict__)
+        except (Exception, SystemExit) as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+            line = lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            raise UsageError(f"the fork {path} fails in line {line}: {problem}") from error
+        _added[digest] = [
+            {name: value for name, value in after.items() if old.get(name) is not value}
+            for after, old in zip(REGISTRIES, before, strict=True)
+        ]
+    for registry, entries in zip(REGISTRIES, _added[digest], strict=True):
+        registry.update(entries)
+    return digest

@@ -1,0 +1,168 @@
+"""TrainLoop: the epochs of a run, from its newest checkpoint to its last step."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mnist_jax.callbacks import Callback
+from mnist_jax.errors import InterruptedRunError, NonFiniteError
+from mnist_jax.metrics import NEVER, Metrics
+from mnist_jax.parallel import distributed
+from mnist_jax.parallel.mesh import to_host
+from mnist_jax.runs import results
+from mnist_jax.runs.checkpoint import Progress
+from mnist_jax.runs.run_dir import RunDir
+from mnist_jax.signals import Stop
+from mnist_jax.trainer import Trainer
+
+
+@dataclasses.dataclass
+class TrainLoop:
+    """Trains, evaluates, saves and reports, epoch after epoch, until the last step or a signal."""
+
+    trainer: Trainer
+    run_dir: RunDir  # used in process 0 only
+    callbacks: Sequence[Callback]
+    stop: Stop
+    timings: dict[str, float]  # import_s and data_s
+    started: float  # a time of `time.perf_counter`
+    progress: Progress = dataclasses.field(init=False)
+    earlier: dict[str, float] = dataclasses.field(default_factory=dict)  # timings before a resume
+    diverged: set[int] = dataclasses.field(default_factory=set)  # members that a warning has named
+
+    def restore(self, params: Any = None, model_state: Any = None) -> None:
+        """Continues from the newest checkpoint; a new run saves its initial state.
+
+        A new run starts from these parameters and model state, NumPy arrays, if they are given.
+        """
+        members = self.trainer.config.num_members
+        shapes = {"state": self.trainer.state_shapes(), "metrics": Metrics.zeros(members)}
+        arrays = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+        def load() -> tuple[dict[str, Any], list[str]] | None:
+            nonlocal arrays
+            if (checkpoint := self.run_dir.restore(arrays)) is None:
+                return None
+            arrays, metadata, warnings = checkpoint
+            return metadata, warnings
+
+        loaded = distributed.on_primary(load)
+        if loaded is None:
+            state = self.trainer.init(params, model_state)
+            self.progress = Progress(state, Metrics.zeros(members))
+            self.save()  # writes while the training program compiles
+        else:
+            metadata, warnings = loaded
+            arrays = distributed.broadcast_arrays(arrays)
+            state = self.trainer.put_state(arrays["state"])
+            self.progress = Progress(state, arrays["metrics"], **metadata)
+            self.earlier = self.progress.seconds
+            self._warn(warnings)
+        distributed.on_primary(lambda: self.run_dir.write_metrics(self.progress.rows))
+        self.stop.armed = True
+
+    def _warn(self, warnings: list[str]) -> None:
+        for callback in self.callbacks:
+            for warning in warnings:
+                callback.on_warning(warning)
+
+    def run(self, last_step: int) -> Progress:
+        """Trains up to `last_step` updates; returns the progress with NumPy arrays."""
+        steps_per_epoch = self.trainer.steps_per_epoch
+        while (done := self.progress.epoch * steps_per_epoch) < last_step:
+            self._epoch(min(steps_per_epoch, last_step - done))
+            row = self.progress.rows[-1]
+            # On an accelerator an epoch can be shorter than the write of a checkpoint.
+            may_save = distributed.on_primary(lambda: self.run_dir.end_epoch(self.progress.rows))
+            if may_save or row["step"] == last_step:
+                self.save()
+            for callback in self.callbacks:
+                callback.on_epoch_end(row)
+        distributed.on_primary(lambda: self.run_dir.wait_until_saved())
+        return dataclasses.replace(self.progress, state=to_host(self.progress.state))
+
+    def _epoch(self, num_batches: int) -> None:
+        """Trains on the first batches of an epoch; evaluates on the test and validation images."""
+        progress, trainer = self.progress, self.trainer
+        epoch, eval_s = progress.epoch + 1, trainer.seconds["eval_s"]
+        for callback in self.callbacks:
+            callback.on_epoch_begin(epoch, progress.batch, num_batches)
+        order = trainer.permutation(progress.epoch)
+        while progress.batch < num_batches:
+            first_step, train_s = progress.step, trainer.seconds["train_s"]
+            state, metrics, batch, log = trainer.train(
+                progress.state, progress.metrics, order, progress.batch, num_batches
+            )
+            self._check_finite(metrics)
+            progress.state, progress.metrics, progress.batch = state, metrics, batch
+            progress.train_s += trainer.seconds["train_s"] - train_s
+            for callback in self.callbacks:
+                if log:
+                    callback.on_steps(first_step, log)
+                callback.on_chunk_end(epoch, batch, num_batches, metrics, progress.train_s)
+            self._between_calls()
+        evaluated = {"train": progress.metrics}
+        for name in trainer.eval_splits:
+            for metrics in trainer.evaluate(progress.state, name):
+                evaluated[name] = metrics
+                self._between_calls()
+        step = progress.epoch * trainer.steps_per_epoch + num_batches
+        if not np.any(np.isfinite(evaluated["test"].loss_sum)):
+            raise NonFiniteError(f"the test loss is not finite after step {step}")
+        row = {
+            "epoch": epoch,
+            "step": step,
+            **results.metrics_row(evaluated),
+            "train_s": progress.train_s,
+            "eval_s": trainer.seconds["eval_s"] - eval_s,
+            "images_per_s": int(np.sum(progress.metrics.count)) / progress.train_s,
+        }
+        progress.rows.append(row)
+        progress.evaluation = results.evaluation(evaluated)
+        progress.epoch, progress.batch, progress.train_s = epoch, 0, 0.0
+        progress.metrics = Metrics.zeros(self.trainer.config.num_members)
+
+    def _check_finite(self, metrics: Metrics) -> None:
+        """Ends the run if the losses or gradients of all members were NaN or infinite."""
+        diverged = np.ravel(metrics.first_nonfinite) != NEVER
+        if diverged.all():
+            step = int(np.max(metrics.first_nonfinite))  # of the last member to diverge
+            raise NonFiniteError(
+                f"the loss or its gradient is not finite at step {step} (learning_rate "
+                f"{self.trainer.config.learning_rate}); a smaller --learning_rate usually helps; "
+                "JAX_DISABLE_JIT=1 JAX_DEBUG_NANS=1 shows the operation"
+            )
+        for member in set(np.flatnonzero(diverged).tolist()) - self.diverged:
+            self.diverged.add(member)
+            self._warn([results.diverged_warning(self.trainer.config.member_labels()[member])])
+
+    def _between_calls(self) -> None:
+        """Saves if a checkpoint is due; ends the run after a signal."""
+        signal = distributed.any_signal(self.stop.signal)
+        due = distributed.on_primary(lambda: self.run_dir.checkpoints.is_due())
+        if due or signal is not None:
+            self.save()
+        if signal is not None:
+            folder = distributed.on_primary(lambda: self.run_dir.wait_until_saved())
+            raise InterruptedRunError(
+                f"interrupted at step {self.progress.step}; to resume, run the same command with "
+                f"--workdir={folder}",
+                signal,
+            )
+
+    def save(self) -> None:
+        """Starts to write a checkpoint."""
+        progress = self.progress
+        progress.seconds = self.seconds()
+        host = dataclasses.replace(progress, state=to_host(progress.state))
+        distributed.on_primary(lambda: self.run_dir.save(host))
+
+    def seconds(self) -> dict[str, float]:
+        """The timings of this process and of those before it."""
+        total = {"total_s": time.perf_counter() - self.started}
+        now = {**self.timings, **self.trainer.seconds, **total}
+        return {name: self.earlier.get(name, 0.0) + value for name, value in now.items()}

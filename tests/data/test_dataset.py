@@ -1,0 +1,249 @@
+"""Data of the user's own: arrays, .npz files and IDX folders, and what is refused."""
+
+import gzip
+import re
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small
+
+from mnist_jax import LOSSES, MODELS, OPTIMIZERS, Config, Dataset, cli, fit, load_dataset
+from mnist_jax.errors import DataError, UsageError, printable
+from mnist_jax.models import LogisticRegression
+
+rng = np.random.default_rng(0)
+X, Y = rng.integers(0, 256, (47, 32, 32, 3), np.uint8), np.arange(47)
+GOOD = {"x_train": X, "y_train": Y, "x_test": X[:5], "y_test": Y[:5]}
+
+
+def write_idx(folder, arrays, ending=""):
+    """The arrays as four IDX files; images (n, height, width)."""
+    folder.mkdir()
+    names = [f"letters-{name.removesuffix('.gz')}{ending}" for name in small.NAMES]
+    for name, array in zip(names, arrays, strict=True):
+        data = small.idx(np.asarray(array, np.uint8))
+        (folder / name).write_bytes(gzip.compress(data, mtime=0) if ending else data)
+    return names
+
+
+@pytest.mark.parametrize(("classes", "count"), [((), 47), (tuple(map(str, range(50))), 50)])
+def test_arrays_decide_shape_and_classes(classes, count):
+    data = Dataset.from_arrays("mine", *GOOD.values(), class_names=classes)
+    assert (data.spec.image_shape, data.spec.num_classes) == ((32, 32, 3), count)
+    assert (data.train.image.dtype, data.train.label.dtype) == (np.uint8, np.int32)
+    np.testing.assert_array_equal(data.train.image, X)
+
+
+def test_floats_from_0_to_1_and_grey_images_are_pixels():
+    grey = X[..., 0]
+    data = Dataset.from_arrays("mine", grey / 255, Y[:, None], grey.astype(np.int64), list(Y))
+    for split in data.train, data.test:
+        np.testing.assert_array_equal(split.image, grey[..., None])
+        np.testing.assert_array_equal(split.label, Y)
+
+
+def test_the_digest_is_that_of_the_content():
+    first, again = (Dataset.from_arrays("mine", *GOOD.values()).sha256 for _ in range(2))
+    other = Dataset.from_arrays("mine", **GOOD | {"y_test": Y[:5][::-1]}).sha256
+    assert first == again != other
+
+
+@pytest.mark.parametrize("kind", ["npz", "idx", "idx.gz"])
+def test_files_are_read_as_the_arrays(tmp_path, kind):
+    arrays = [X[..., 0], Y, X[:5, ..., 0], Y[:5]]
+    path = tmp_path / ("mine.npz" if kind == "npz" else "mine")
+    if kind == "npz":
+        np.savez(path, **dict(zip(GOOD, arrays, strict=True)))
+    else:
+        write_idx(path, arrays, kind.removeprefix("idx"))
+    data = load_dataset(str(path))
+    assert data.sha256 == Dataset.from_arrays("mine", *arrays).sha256
+    assert (data.name, data.source) == ("mine", str(path))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"y_train": Y[:-1]}, r"training labels are int64\[46\]; allowed .* \(47,\)"),
+        ({"y_test": Y[:4]}, r"test labels are int64\[4\]; allowed .* \(5,\)"),
+        ({"y_train": Y + 0.0}, "training labels are float64"),
+        ({"y_train": np.full(47, "a")}, "training labels are <U1"),
+        ({"y_train": Y - 1}, "training labels are from -1 to 45; .* from 0"),
+        ({"y_train": Y + 2**33}, "training labels are from 8589934592"),
+        ({"y_train": Y + 2**30}, "mine: a label is 1073741870, .* 0 to 99999"),
+        ({"y_test": Y[:5] + 43}, "mine: a label is 47, and there are 47 classes: .* 0 to 46"),
+        ({"class_names": ("a", "b")}, "mine: a label is 46, and there are 2 classes"),
+        (
+            {"x_train": X / 128},
+            "training images have values from 0.0 to 1.99.*; .* 0 to 1",
+        ),
+        ({"x_train": X - 1.0}, "training images have values from -1.0"),
+        ({"x_test": np.full((5, 32, 32, 3), np.nan)}, "test images have values from nan"),
+        ({"x_train": X.astype(int) * 2}, "training images .* to 510; allowed are 0 to 255"),
+        ({"x_train": X[:, 0, 0]}, r"training images are uint8\[47, 3\]; .* \(n, height, width"),
+        ({"x_train": X[:0], "y_train": Y[:0]}, r"training images are uint8\[0, 32, 32, 3\]"),
+        ({"x_train": X.astype(str)}, "training images are <U"),
+        ({"x_test": X[:5, :28]}, r"images differ in shape: \(32, 32, 3\) and \(28, 32, 3\)"),
+        ({"x_train": [*X[:-1], X[-1, :28]]}, "training images or labels differ in shape"),
+        ({"x_train": np.array([*X[:-1], None], object)}, "training images are object"),
+    ],
+)
+def test_arrays_that_are_no_data_set_are_refused(changed, message):
+    with pytest.raises(DataError, match=message) as error:
+        Dataset.from_arrays("mine", **GOOD | changed)
+    assert printable(str(error.value)) == str(error.value)  # one line
+
+
+def npz(**arrays):
+    return lambda path: np.savez(path.with_suffix(".npz"), **arrays)
+
+
+def one_array(path):
+    np.save(path.with_suffix(".npy"), X)
+    path.with_suffix(".npy").rename(path.with_suffix(".npz"))
+
+
+def damaged_npz(path):
+    np.savez_compressed(path.with_suffix(".npz"), **GOOD)
+    data = bytearray(path.with_suffix(".npz").read_bytes())
+    data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)
+    path.with_suffix(".npz").write_bytes(data)
+
+
+def idx_without(which, keep=0):
+    """Four IDX files, of which one is cut to `keep` bytes, or absent."""
+
+    def write(path):
+        file = path / write_idx(path, [X[..., 0], Y, X[:5, ..., 0], Y[:5]])[which]
+        file.write_bytes(file.read_bytes()[:keep]) if keep else file.unlink()
+
+    return write
+
+
+def twice(path):
+    for name in write_idx(path, [X[..., 0], Y, X[:5, ..., 0], Y[:5]]):
+        (path / f"more-{name}").write_bytes((path / name).read_bytes())
+
+
+def gzip_cut(path):
+    file = path / write_idx(path, [X[..., 0], Y, X[:5, ..., 0], Y[:5]], ".gz")[0]
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+PICKLED = np.array([{"a": 1}] * 47, object)
+FILES = {
+    "absent": (lambda path: None, "cannot read .*: No such file"),
+    "text": (lambda path: path.with_suffix(".npz").write_text("hello"), "not an .npz file"),
+    "one array": (one_array, "not an .npz file"),
+    "other names": (npz(images=X, y_train=Y), "no x_train, x_test, y_test; it has images, y_train"),
+    "no arrays": (npz(), "no x_train.*; it has nothing"),
+    "pickled": (npz(**GOOD | {"x_train": PICKLED}), "not an .npz file of plain arrays"),
+    "damaged": (damaged_npz, "not an .npz file of plain arrays"),
+    "labels": (npz(**GOOD | {"y_train": Y - 1}), "training labels are from -1"),
+    "empty folder": (lambda path: path.mkdir(), "has 0 files named train…images-idx3-ubyte"),
+    "three files": (idx_without(3), "has 0 files named test…labels-idx1-ubyte"),
+    "eight files": (twice, "has 2 files named train…images-idx3-ubyte"),
+    "cut images": (idx_without(0, 1000), "letters-train-images-idx3-ubyte is not an IDX file"),
+    "cut header": (idx_without(1, 6), "letters-train-labels-idx1-ubyte is not an IDX file"),
+    "cut gzip": (gzip_cut, "letters-train-images-idx3-ubyte.gz is not an IDX file"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_no_data_set_end_a_run_in_one_line(tmp_path, capsys, name):
+    make, message = FILES[name]
+    make(tmp_path / "mine")
+    [path] = tmp_path.iterdir() if list(tmp_path.iterdir()) else [tmp_path / "mine.npz"]
+    config = Config(model="logistic", dataset=str(path), workdir=tmp_path / "run")
+    assert cli.exit_status(lambda: fit(config), debug=False) == 3
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert re.search(message, line), line
+    assert not (tmp_path / "run").exists()
+
+
+class Part(nn.Module):
+    """Logits of this many classes, whatever the data."""
+
+    num_classes: int = 10
+    image_shape: tuple[int, int, int] = (28, 28, 1)
+    dtype: jnp.dtype | None = None
+    width: int = 5
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(self.width)(x.reshape(len(x), -1))
+
+
+class Fieldless(nn.Module):
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+class Failing(LogisticRegression):
+    def __call__(self, x, *, train=False):
+        return x @ jnp.zeros((3, 3))
+
+
+class Forgetful(LogisticRegression):
+    """A part of its state exists in training only."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        self.variable("counts", "all", jnp.zeros, ())
+        if train:
+            self.variable("counts", "train", jnp.zeros, ())
+        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+class TrainLess(LogisticRegression):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Part, r"'odd' returns shape \(2, 5\) for two images; logits have shape \(2, 10\)"),
+        (Fieldless, "'odd' has no field dtype, image_shape; add"),
+        (Failing, "'odd' fails on images .28, 28, 1.: TypeError: dot_general"),
+        (TrainLess, "'odd' fails .*: TypeError: .*'train'"),
+        (Forgetful, "'odd' changes the structure of its state in training"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_ends_a_run_in_one_line(
+    config, monkeypatch, capsys, model, message
+):
+    monkeypatch.setitem(MODELS, "odd", model)
+    run = config(model="odd")
+    assert cli.exit_status(lambda: fit(run), debug=False) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(f"error: the model {message}", line), line
+    assert not run.workdir.exists()
+
+
+def test_a_loss_needs_a_value_for_each_example(config, monkeypatch):
+    monkeypatch.setitem(LOSSES, "odd", lambda logits, batch: logits**2)
+    with pytest.raises(UsageError, match=r"the loss has shape \(100, 10\); .* \(100,\)"):
+        fit(config(loss="odd"))
+
+
+def test_the_state_of_another_optimizer_is_refused(config, monkeypatch, capsys):
+    """A name registered in Python can mean another optimizer when the run is resumed."""
+    monkeypatch.setitem(OPTIMIZERS, "mine", optax.sgd)
+    fit(config(optimizer="mine", max_steps=3))
+    run = config(optimizer="mine", max_steps=3)
+    (run.workdir / "result.json").unlink()  # as if it had been interrupted
+    monkeypatch.setitem(OPTIMIZERS, "mine", optax.adam)
+    before = {path: path.read_bytes() for path in run.workdir.rglob("*.*") if path.is_file()}
+    assert cli.exit_status(lambda: fit(run), debug=False) == 4
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search("error: the checkpoint has no array state/opt_state/.*", line), line
+    assert before == {p: p.read_bytes() for p in run.workdir.rglob("*.*") if p.is_file()}
