@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mnist_jax.callbacks import Callback
+from mnist_jax.compiled_steps import Trainer
 from mnist_jax.errors import InterruptedRunError, NonFiniteError
 from mnist_jax.metrics import NEVER, Metrics
 from mnist_jax.parallel import distributed
@@ -17,7 +18,6 @@ from mnist_jax.runs import results
 from mnist_jax.runs.checkpoint import Progress
 from mnist_jax.runs.run_dir import RunDir
 from mnist_jax.signals import Stop
-from mnist_jax.trainer import Trainer
 
 
 @dataclasses.dataclass

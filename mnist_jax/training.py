@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from mnist_jax.callbacks import Callback, PythonWarnings, Result
+from mnist_jax.compiled_steps import Trainer
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.data.batches import num_batches
@@ -26,7 +27,6 @@ from mnist_jax.runs.checkpoint import load_variables, stacked_shapes
 from mnist_jax.runs.run_dir import RunDir, default_folder, read_config
 from mnist_jax.signals import Stop
 from mnist_jax.train_loop import TrainLoop
-from mnist_jax.trainer import Trainer
 
 
 def fit(

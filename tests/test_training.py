@@ -13,11 +13,11 @@ import pytest
 from shared import rows_of
 
 from mnist_jax import MODELS, Callback, fit, load_run, steps
+from mnist_jax.compiled_steps import make_steps
 from mnist_jax.errors import CheckpointError, NonFiniteError, UsageError
 from mnist_jax.models import LogisticRegression
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.results import params_sha256
-from mnist_jax.trainer import make_steps
 
 
 def test_a_run_learns_and_leaves_its_files(config):
@@ -127,7 +127,7 @@ def test_the_number_of_steps_per_call_changes_no_bit(config, tmp_path, fields):
 def test_loops_of_static_length_give_the_same_result(config, tmp_path, monkeypatch, steps_per_call):
     """As on an accelerator: an epoch and a partial one, each compiled with its own length."""
     leaves = jax.tree.leaves(fit(config(model="mlp", max_steps=20)).params)
-    monkeypatch.setattr("mnist_jax.trainer.dynamic_loop_bound", lambda device: False)
+    monkeypatch.setattr("mnist_jax.compiled_steps.dynamic_loop_bound", lambda device: False)
     calls = {"steps_per_call": steps_per_call, "workdir": tmp_path / "static"}
     result = fit(config(model="mlp", max_steps=20, **calls))
     assert result.record["steps"] == 20

@@ -1,4 +1,4 @@
-"""This project: the programs of `mnist_jax.trainer.make_steps`, called as `Trainer` calls them.
+"""This project: the programs of `compiled_steps.make_steps`, called as `Trainer` calls them.
 
 The images lie on the device as uint8; the state is donated and the metrics are summed.
 """
@@ -20,6 +20,7 @@ from benchmarks import launch
 from benchmarks.workers import job as jobs
 from benchmarks.workers import trace
 from mnist_jax import steps
+from mnist_jax.compiled_steps import EVAL_BATCH_SIZE, Steps, dynamic_loop_bound, make_steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
 from mnist_jax.data.batches import num_batches
@@ -29,7 +30,6 @@ from mnist_jax.models import layers, make_model
 from mnist_jax.ops import malloc
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel import mesh as meshes
-from mnist_jax.trainer import EVAL_BATCH_SIZE, Steps, dynamic_loop_bound, make_steps
 
 STEPS_PER_CALL = 600  # where the length of a loop is part of the program
 DTYPES = {"bfloat16": jnp.bfloat16}  # of layers, by precision; of others that of the parameters

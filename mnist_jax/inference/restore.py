@@ -14,6 +14,7 @@ import scipy
 
 from mnist_jax import steps
 from mnist_jax.atomic_io import user_path
+from mnist_jax.compiled_steps import EVAL_BATCH_SIZE
 from mnist_jax.config import Config, member_label
 from mnist_jax.data import Dataset, DataSpec, load_dataset
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
@@ -22,7 +23,6 @@ from mnist_jax.parallel import mesh
 from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import load_saved, variables_of
 from mnist_jax.runs.run_dir import read_config, read_result
-from mnist_jax.trainer import EVAL_BATCH_SIZE
 
 CPU_BATCH_SIZE = 50  # small enough for the CNN's activations to stay in a CPU's cache
 

@@ -11,7 +11,7 @@ from benchmarks import launch, results, roofline, step
 from benchmarks.results import Benchmark, Results
 from benchmarks.workers import job as jobs
 from benchmarks.workers import ours
-from mnist_jax import trainer
+from mnist_jax import compiled_steps
 
 SMALL = {"train_size": 500, "test_size": 250, "samples": 1, "budget_s": 0.0, "min_sample_s": 0.0}
 
@@ -70,7 +70,7 @@ def test_one_dispatch_a_step_copies_nothing_to_the_device():
 
 @pytest.mark.parametrize(("batch_size", "unit"), [(1, 600), (100, 600), (200, 300)])
 def test_on_an_accelerator_a_call_has_no_more_steps_at_a_small_batch(batch_size, unit, monkeypatch):
-    for module in (ours, trainer):
+    for module in (ours, compiled_steps):
         monkeypatch.setattr(module, "dynamic_loop_bound", lambda device: False)
     changes = {"train_size": 60_000, "what": ("eval",)}  # nothing is compiled
     assert make(jobs.MANY, batch_size=batch_size, **changes).unit == unit

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mnist_jax.compiled_steps import Trainer, make_steps
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, Split
 from mnist_jax.data.batches import num_batches
@@ -28,7 +29,6 @@ from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel.mesh import make_mesh, put, replicated, sharded, to_host, use_device
 from mnist_jax.signals import Stop
 from mnist_jax.steps import make_step_config
-from mnist_jax.trainer import Trainer, make_steps
 from mnist_jax.training import fit
 
 SIZE, BATCH_SIZE = 300, 36  # 36 images on 8 devices: 4 rows of padding

@@ -8,9 +8,9 @@ import pytest
 import small
 
 from mnist_jax import Config, Dataset, models, steps
+from mnist_jax.compiled_steps import Trainer
 from mnist_jax.data.batches import Batch
 from mnist_jax.parallel.mesh import make_mesh
-from mnist_jax.trainer import Trainer
 
 
 def test_arrays_of_another_dtype_get_a_program_of_their_own():
