@@ -11,7 +11,6 @@ and JAX, what is missing there is added.
 import argparse
 import datetime
 import re
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -33,7 +32,7 @@ class Part(NamedTuple):
     """A part of the suite."""
 
     name: str  # a key of `MODULES`
-    guess_s: float  # how long it should take; it is not begun with less time left
+    guess_s: float  # it is not begun with less time left
     runs: list[dict[str, Any]]  # the flags of each time it runs
 
 
@@ -149,4 +148,4 @@ def write_card(folder: Path, recorder: Recorder) -> None:
 
 if __name__ == "__main__":
     flags = f"output budget_minutes only model launches platform peers_python {launch.FORK}"
-    sys.exit(launch.main(__doc__, measure, flags, launches=9))
+    raise SystemExit(launch.main(__doc__, measure, flags, launches=9))

@@ -10,14 +10,12 @@ all comparisons together (Holm, 1979). --run starts both commands in turn, A B B
 --output=FILE added, and compares launches of a round as pairs (Wilcoxon's signed ranks), since a
 machine that slows down slows both. Separate files are compared by Mann and Whitney's rank sums.
 
---self_test makes --rounds comparisons of a step with itself, and as many with the same step made
-slower by --slow_down.
+--self_test compares a step --rounds times with itself and with the same made slower by --slow_down.
 """
 
 import argparse
 import dataclasses
 import math
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -160,11 +158,10 @@ def measure(options: argparse.Namespace) -> None:
         a, b = interleaved(commands, options.launches)
     else:
         a, b = (results.read(Path(file)) for file in options.files)
-    changed = [name for name in SAME_DEVICE if a.context.get(name) != b.context.get(name)]
+    pairs = [(k, a.context.get(k), b.context.get(k)) for k in SAME_DEVICE]
+    changed = "; ".join(f"{k}: {x} in A, {y} in B" for k, x, y in pairs if x != y)
     if changed and not options.across_devices:
-        fields = [f"{k}: {a.context.get(k)} in A, {b.context.get(k)} in B" for k in changed]
-        devices = "; ".join(fields)
-        raise UsageError(f"the files are of two devices ({devices}); add --across_devices")
+        raise UsageError(f"the files are of two devices ({changed}); add --across_devices")
     if not (sides := launches(a, b)):
         raise UsageError("the files have nothing in common; compare files of the same benchmark")
     verdicts = judge(sides, options.threshold, paired=bool(options.run))
@@ -212,4 +209,4 @@ def self_test(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     flags = "files run launches threshold across_devices output self_test model slow_down rounds"
     defaults = {"launches": LAUNCHES, "model": ["mlp"], "slow_down": 0.1, "repeats": 10}
-    sys.exit(launch.main(__doc__, measure, flags, **defaults, rounds=20))
+    raise SystemExit(launch.main(__doc__, measure, flags, **defaults, rounds=20))

@@ -35,7 +35,7 @@ CACHE_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPIL
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu", "nvidia-cudnn-cu12")
 PLUGINS += ("nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
 GPU_FIELDS = ("name", "driver_version", "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem")
-GPU_FIELDS += ("power.draw", "power.limit", "temperature.gpu", "utilization.gpu", "memory.used")
+GPU_FIELDS += ("power.draw", "power.limit", "temperature.gpu", "clocks_event_reasons.active")
 
 
 class ProcessError(MnistJaxError):
@@ -149,24 +149,21 @@ def gpu_state() -> dict[str, Any] | None:
 
     if not (rows := query("gpu", GPU_FIELDS)):
         return None
-    throttled = query("gpu", ["clocks_event_reasons.active"])  # older drivers do not know it
     found = dict(zip(GPU_FIELDS, rows[0], strict=True))
-    found |= {"throttle_reasons": throttled[0][0] if throttled else "unknown"}
     return found | {"processes": len(query("compute-apps", ["pid"]))}
 
 
 def load(options: argparse.Namespace) -> Dataset:
     """The data set that the flags name, prepared before any clock runs."""
     places = {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
-    found = load_dataset(options.dataset, **places)
-    for warning in found.warnings:
-        say(f"warning: {warning}")
-    return found
+    return load_dataset(options.dataset, **places)
 
 
 def flags_of_data(options: argparse.Namespace) -> dict[str, Any]:
     """The flags of fork and data set for a run of `train.py`."""
     found = load(options)
+    for warning in found.warnings:
+        say(f"warning: {warning}")
     name = found.name if options.dataset == "auto" else options.dataset
     fork = {"fork": options.fork} if options.fork else {}
     return fork | {"dataset": name, "data_dir": options.data_dir}

@@ -1,9 +1,8 @@
 """Says where the wall time of `train.py` goes, with and without compiled programs at hand.
 
-Each network is trained twice: cold, with an empty cache of compiled programs, and warm, with what
-the cold run left. The parts are the timings in the run's result.json; "between" is the run's time
-outside of them, such as checkpoints; "start, exit" is the process around the run. Without tyro,
-which parses the flags of `train.py`, the same run is started by `fit`.
+Each network is trained twice: cold, with an empty cache of compiled programs, and warm. The parts
+are the timings in the run's result.json; "between" is the run's time outside of them, such as
+checkpoints; "start, exit" is the process around the run. Without tyro, `fit` starts the same run.
 """
 
 import argparse
@@ -74,4 +73,4 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(__doc__, measure, launch.CASES, report))
+    raise SystemExit(launch.main(__doc__, measure, launch.CASES, report))

@@ -1,12 +1,8 @@
-"""Says for which platforms the compiled epoch lowers, from any machine.
-
-`jax.export` lowers an epoch of training steps for each platform; what fails here fails there.
-"""
+"""Says for which platforms an epoch of training steps lowers (`jax.export`), from any machine."""
 
 import argparse
 import itertools
 import re
-import sys
 from typing import Any
 
 import jax
@@ -68,4 +64,4 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(__doc__, measure, launch.CASES, report))
+    raise SystemExit(launch.main(__doc__, measure, launch.CASES, report))

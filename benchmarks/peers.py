@@ -2,8 +2,7 @@
 
 The same network, batches, precision and optimizer. In each round every framework runs once, in a
 process of its own with all cores and the same malloc settings, in an order that rotates; ratios are
-taken within a round, so a machine that slows down between rounds slows both sides. A framework that
-is not installed, or fails, is excluded. On a GPU Keras is not measured.
+taken within a round. A framework that fails is excluded. On a GPU Keras is not measured.
 """
 
 import argparse
@@ -117,4 +116,4 @@ if __name__ == "__main__":
         "output model batch_size precision platform repeats rounds frameworks modes peers_python"
     )
     defaults = {"model": list(jobs.HIDDEN_SIZES), "repeats": 5}
-    sys.exit(launch.main(__doc__, measure, flags, report, **defaults))
+    raise SystemExit(launch.main(__doc__, measure, flags, report, **defaults))

@@ -1,16 +1,12 @@
 """The file that every benchmark writes, and its one reader.
 
-    {"version": 1, "context": {...}, "benchmarks": [{"name": ..., "samples_s": [...], ...}],
-     "tables": {"ledger": [{...}, ...]}}
-
-`context` holds the environment and the command, `benchmarks` a `Benchmark` for each thing timed in
-a process, and `tables` what was counted, one object a row.
+In JSON: `context` holds the environment and the command, `benchmarks` a `Benchmark` for each thing
+timed in a process, and `tables` what was counted, one object a row.
 """
 
 import dataclasses
 import datetime
 import json
-import math
 import re
 import sys
 import time
@@ -166,7 +162,7 @@ class Recorder:
         context: Mapping[str, Any],
         *,
         variables: Mapping[str, str] | None = None,
-        deadline: float = math.inf,
+        deadline: float | None = None,
     ):
         if output is not None:
             try:  # before anything is measured in vain
@@ -175,13 +171,11 @@ class Recorder:
             except OSError as error:
                 raise DeviceError(f"cannot write --output={output} ({error.strerror})") from error
         self.output, self.variables, self.deadline = output, dict(variables or {}), deadline
-        module = f"benchmarks.{Path(sys.argv[0]).stem}".removesuffix(".__main__")
-        command = ["python", "-m", module, *sys.argv[1:]]
-        self.found = Results({"command": command, "excluded": {}, **context}, [], {})
+        self.found = Results({"command": sys.orig_argv, "excluded": {}, **context}, [], {})
 
-    def left_s(self) -> float:
-        """Seconds to the deadline."""
-        return max(0.0, self.deadline - time.monotonic())
+    def left_s(self) -> float | None:
+        """Seconds to the deadline, if there is one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def row(self, table: str, **values: Any) -> None:
         """Records a row of a table."""

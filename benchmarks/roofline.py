@@ -14,7 +14,6 @@ the kernels' time in a trace of the real step. A block of layers counts as one.
 import argparse
 import math
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -36,7 +35,6 @@ from mnist_jax.parallel import mesh
 PREFIX, PRODUCT, COPY = "roofline_", "matrix_product", "copy"
 REST = "update and the rest"
 Product = tuple[str, int, int]  # layer, operations by definition, operations on this platform
-FEWEST = 5  # samples of a roof
 ON_CPU, ELSEWHERE = (1024, 2048), (4096, 8192)  # rows and columns of the matrices
 COPY_BYTES = (2**20, 2**25, 2**28)
 SPREAD = 0.05  # a larger interquartile range of a roof's samples brings a warning
@@ -130,8 +128,8 @@ def time_product(size: int, dtype: Any, samples: int) -> dict[str, Any]:
     rotation, _ = jnp.linalg.qr(other)  # products neither grow nor shrink
     args = rotation.astype(dtype or jnp.float32)
     times = time_loop(lambda _, x, other: x @ other, x.astype(args.dtype), args, samples, 4)
-    amount = {"details": {"amount": 2 * size**3}}
-    return times | amount | {"name": PRODUCT, "mode": f"{size} × {size}"}
+    times |= {"name": PRODUCT, "mode": f"{size} × {size}"}
+    return times | {"details": {"amount": 2 * size**3}}
 
 
 def time_copy(size_bytes: int, samples: int) -> dict[str, Any]:
@@ -139,8 +137,8 @@ def time_copy(size_bytes: int, samples: int) -> dict[str, Any]:
     start = jax.random.normal(jax.random.key(0), (size_bytes // 4,))
     group = max(4, min(256, 2**27 // size_bytes))
     times = time_loop(lambda i, x, _: x + i.astype(jnp.float32), start, (), samples, group)
-    amount = {"details": {"amount": 2 * size_bytes}}
-    return times | amount | {"name": COPY, "mode": f"{size_bytes / 1e6:.3g} MB"}
+    times |= {"name": COPY, "mode": f"{size_bytes / 1e6:.3g} MB"}
+    return times | {"details": {"amount": 2 * size_bytes}}
 
 
 def run(platform: str, precisions: list[str], samples: int) -> dict[str, Any]:
@@ -180,8 +178,8 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     options.mode, options.what, options.trace = ["many"], ["train"], True
     step.measure(options, recorder, PREFIX)
     given = {"platform": options.platform, "precisions": options.precision}
-    samples = max(FEWEST, options.repeats)
-    launch.measure(recorder, "benchmarks.roofline:run", "roof", samples=samples, **given)
+    given["samples"] = max(5, options.repeats)
+    launch.measure(recorder, "benchmarks.roofline:run", "roof", **given)
     found = recorder.found
     for job in step.jobs_of(options) if found.cases(PRODUCT) else ():
         fields = {name: getattr(job, name) for name in ("model", "batch_size", "precision")}
@@ -196,8 +194,7 @@ def account(job: Job, case: Case, found: Results, shares: dict[str, float]) -> d
     rates, model = roof(found, job.precision), ours.model_of(job, ours.DTYPES.get(job.precision))
     parts = works(model, job.batch_size, found.platform)
     whole = parts.pop("")
-    device = found.context["device"]
-    sheets = [sheet for name, sheet in DATASHEETS.items() if re.search(name, device)]
+    sheets = [x for name, x in DATASHEETS.items() if re.search(name, found.context["device"])]
     peak = sheets[0].get(job.precision) if sheets else None
     spent = {name: shares.get(name, 0.0) * case.seconds for name in parts}
     spent[REST] = shares.get("other", 0.0) * case.seconds
@@ -240,4 +237,4 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(__doc__, measure, launch.CASES, report, repeats=10))
+    raise SystemExit(launch.main(__doc__, measure, launch.CASES, report, repeats=10))

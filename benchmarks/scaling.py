@@ -6,7 +6,6 @@ dividing the work costs.
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -44,4 +43,4 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(__doc__, measure, f"{launch.CASES} devices", report))
+    raise SystemExit(launch.main(__doc__, measure, f"{launch.CASES} devices", report))

@@ -5,15 +5,13 @@
     host    as one, with each batch gathered by NumPy and copied to the device
     seeds   many steps of 16 networks in one program
 
---launches=9 measures each case in nine processes: times differ more between processes than within
-one, and only such files can be compared by `python -m benchmarks.compare`. --trace counts the
-kernels of a step.
+--launches=9 measures each case in nine processes; only such files can be compared. --trace counts
+the kernels of a step.
 """
 
 import argparse
 import dataclasses
 import itertools
-import sys
 
 from benchmarks import launch, results, timing
 from benchmarks.results import Case, Recorder, Results
@@ -97,4 +95,4 @@ def trace_tables(found: Results) -> list[str]:
 
 if __name__ == "__main__":
     flags = f"{launch.CASES} mode what launches trace slow_down"
-    sys.exit(launch.main(__doc__, measure, flags, report))
+    raise SystemExit(launch.main(__doc__, measure, flags, report))

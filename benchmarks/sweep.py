@@ -5,7 +5,6 @@ throughput; a/b is the batch at which half of it is reached.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,4 +82,4 @@ def report(found: Results) -> list[str]:
 
 if __name__ == "__main__":
     defaults = {"batch_size": [2**i for i in range(14)], "repeats": 10}
-    sys.exit(launch.main(__doc__, measure, launch.CASES, report, **defaults))
+    raise SystemExit(launch.main(__doc__, measure, launch.CASES, report, **defaults))

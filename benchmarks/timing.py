@@ -1,7 +1,7 @@
 """The timing harness: warm-up, samples, and what samples say. It needs NumPy only.
 
-A sample is one reading of the clock around as many steps as last `min_sample_s`, ended by a wait
-for all outputs. Compilation falls into the warm-up, which is kept apart. No sample is dropped.
+A sample is a reading of the clock around as many steps as last `min_sample_s` and a wait for all
+outputs. Compilation falls into the warm-up, which is kept apart. No sample is dropped.
 """
 
 import gc

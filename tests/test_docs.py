@@ -122,7 +122,7 @@ def test_flags_exist():
     kinds = Config, *map(__main__._load, __main__.COMMANDS)
     known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     known |= {"help", "debug", "campaign", "campaign_record"}
-    known |= {"require_hashes", "deps"}  # of pip
+    known |= {"require_hashes", "deps", "logdir"}  # of pip and TensorBoard
     others = {"docs/benchmarks.md", "docs/scaling.md", "docs/convolution.md"}
     text = "\n".join(PAGES[name] for name in PAGES.keys() - others)
     found = re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)

@@ -25,7 +25,6 @@ TRAIN, EVALUATION = "train_step", "evaluation"
 NUM_CLASSES, IMAGE_SHAPE = 10, (28, 28, 1)
 HIDDEN_SIZES = {"logistic": (), "mlp": (256, 128, 64, 32), "cnn": (512, 256)}
 LEARNING_RATE, EPSILON, DROPOUT = 1e-3, 1e-7, 0.5
-EVAL_BATCH_SIZE = 250
 
 # How a framework is used: JAX, PyTorch, Keras.
 MANY, ONE, HOST = "many steps a call", "one dispatch a step", "host arrays"

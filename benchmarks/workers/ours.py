@@ -1,7 +1,4 @@
-"""This project: the programs of `compiled_steps.make_steps`, called as `Trainer` calls them.
-
-The images lie on the device as uint8; the state is donated and the metrics are summed.
-"""
+"""This project: the programs of `compiled_steps.make_steps`, called as `Trainer` calls them."""
 
 import os
 import tempfile

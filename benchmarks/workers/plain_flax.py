@@ -1,8 +1,4 @@
-"""Flax Linen as its examples write it: `nn.Conv`, `nn.max_pool`, one jitted call a step.
-
-Batches are taken on the host from float32 arrays; calls are queued, and a sample waits for the
-last of them.
-"""
+"""Flax Linen as its examples write it: one jitted call a step, on batches taken on the host."""
 
 from typing import Any
 

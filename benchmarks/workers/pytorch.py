@@ -1,8 +1,7 @@
 """PyTorch: eager, `torch.compile`, or the whole training step in one CUDA graph.
 
-Every mode has the fused Adam, the images in memory of the device, and for the CNN channels_last.
-The graph modes replay gather, forward, backward and update from static buffers, `UNROLL` steps a
-replay, so the host issues nothing else. On a CPU there are no graphs.
+Every mode has the fused Adam, the images in memory of the device, and for the CNN channels_last. A
+graph replays gather, forward, backward and update, `UNROLL` steps at once, from static buffers.
 """
 
 from collections.abc import Callable
@@ -42,8 +41,7 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     device = torch.device("cuda" if on_gpu else "cpu")
     context: dict[str, str] = {"torch": torch.__version__}
     if on_gpu:
-        context |= {"torch_cuda": torch.version.cuda}
-        context["torch_cudnn"] = str(torch.backends.cudnn.version())
+        context |= {"torch_cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
         torch.backends.cudnn.benchmark = True
         tf32 = job.precision == "tf32"  # cuDNN rounds factors to TF32 by default, cuBLAS does not
         torch.set_float32_matmul_precision("high" if tf32 else "highest")

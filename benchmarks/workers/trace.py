@@ -1,8 +1,7 @@
 """Counts what one training step makes the device do, from a trace of the real step.
 
-While a trace is taken XLA launches every kernel by itself, without CUDA graphs: times and numbers
-of kernels are those of the step, the gaps between them are larger. What the host issues is
-therefore counted in XLA's list of thunks, which it writes where `DUMP` says.
+While a trace is taken XLA launches every kernel by itself, without CUDA graphs, with larger gaps.
+What the host issues is therefore counted in XLA's list of thunks, which it writes as `DUMP` says.
 """
 
 import itertools

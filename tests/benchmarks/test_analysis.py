@@ -161,9 +161,3 @@ def test_a_seed_that_misses_the_target_counts_as_infinite():
     [times] = time_to_accuracy.times_of(found).values()
     assert times == [3.0, math.inf, math.inf]
     assert re.search(r"1 of 3 \| inf +\| +3 to inf", time_to_accuracy.report(found)[0])
-
-
-def test_the_clock_stops_at_the_first_epoch_that_reaches_the_target():
-    epochs = [(5.0, 0.8), (6.0, 0.95), (7.0, 0.9), (8.0, 0.99)]
-    times = [time_to_accuracy.reached(epochs, target, 2.0) for target in (0.9, 0.96, 0.999)]
-    assert times == [4.0, 6.0, None]

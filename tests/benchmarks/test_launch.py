@@ -33,21 +33,6 @@ def test_a_failure_is_its_last_line_and_a_process_that_hangs_is_ended_with_its_c
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--batch_size=x"], "invalid int value: 'x'"),
-        (["--mod=cnn"], "unrecognized arguments"),
-    ],
-)
-def test_wrong_flags_end_with_2(words, message, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["step", *words])
-    with pytest.raises(SystemExit) as caught:
-        launch.main("", print, launch.CASES)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
         (["--model=cn"], "error: unknown model 'cn'; choose from"),
         (["--fork=nowhere.py"], "error: cannot read the fork"),
         (["--dataset=nowhere.npz"], "error: cannot read"),

@@ -5,13 +5,11 @@ import dataclasses
 
 import jax
 import numpy as np
-import pytest
 
 from benchmarks import launch, results, roofline, step
 from benchmarks.results import Benchmark, Results
 from benchmarks.workers import job as jobs
 from benchmarks.workers import ours
-from mnist_jax import compiled_steps
 
 SMALL = {"train_size": 500, "test_size": 250, "samples": 1, "budget_s": 0.0, "min_sample_s": 0.0}
 
@@ -68,14 +66,6 @@ def test_one_dispatch_a_step_copies_nothing_to_the_device():
         jax.block_until_ready(workload.train(state, 7))
 
 
-@pytest.mark.parametrize(("batch_size", "unit"), [(1, 600), (100, 600), (200, 300)])
-def test_on_an_accelerator_a_call_has_no_more_steps_at_a_small_batch(batch_size, unit, monkeypatch):
-    for module in (ours, compiled_steps):
-        monkeypatch.setattr(module, "dynamic_loop_bound", lambda device: False)
-    changes = {"train_size": 60_000, "what": ("eval",)}  # nothing is compiled
-    assert make(jobs.MANY, batch_size=batch_size, **changes).unit == unit
-
-
 def test_a_planted_slow_down_does_a_tenth_of_the_steps_twice():
     workload = make(jobs.MANY, slow_down=0.1, train_size=10_000)
     assert workload.unit == 10
@@ -116,19 +106,3 @@ def test_a_network_of_a_fork_is_measured_and_a_case_that_fails_is_excluded(tmp_p
     assert parts["only"]["flops"] == 3 * 2 * 100 * 4 * 10
     assert parts[roofline.REST]["flops"] == 3 * 2 * 100 * 10 * 10
     assert parts["block"]["seconds"] > 0
-
-
-@pytest.mark.campaign
-def test_launches_are_processes_and_a_trace_counts_the_kernels(tmp_path, monkeypatch, capsys):
-    file = tmp_path / "step.json"
-    words = f"--model logistic --mode many --repeats=1 --launches=2 --trace --output={file}"
-    monkeypatch.setattr("sys.argv", ["step", *words.split()])
-    flags = f"{launch.CASES} mode launches trace"
-    assert launch.main("", step.measure, flags, step.report) == 0
-    found = results.read(file)
-    assert [b.details["launch"] for b in found.benchmarks] == [0, 0, 1, 1]
-    [row] = found.tables["trace"]
-    assert 20 < row["kernels_per_step"] < 100
-    assert row["layer_shares"]["logits"] > 0.05
-    assert sum(row["layer_shares"].values()) == pytest.approx(1)
-    assert "kernels a step" in capsys.readouterr().out

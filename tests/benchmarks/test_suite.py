@@ -91,11 +91,6 @@ def test_a_card_begins_with_six_filled_lines(tmp_path: Path):
     assert "120 to 128" not in page and "121 to 127" in page  # of nine launches
 
 
-def test_a_card_of_nothing_says_so(tmp_path: Path):
-    written(tmp_path, Results(CONTEXT | {"parts": {}}, [], {}))
-    assert (tmp_path / "card.md").read_text().count("not measured") == 5
-
-
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_the_plan_names_commands_and_flags_that_exist(platform):
     parts = suite.plan(platform, ["logistic", "mlp", "cnn"], 9)

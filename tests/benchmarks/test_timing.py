@@ -90,11 +90,3 @@ def test_the_estimate_is_the_least_on_a_cpu_and_the_median_elsewhere():
 )
 def test_warnings_quote_their_numbers(samples, words):
     assert timing.warning(samples) == "; ".join(words)
-
-
-@pytest.mark.parametrize(
-    ("values", "count"),
-    [([1, 1.1, 2, 2.1, 2.05], 2), ([1, 1.1, 1.2, 1.3, 1.4], 1), ([1, 1, 1, 1, 5], 1), ([1], 1)],
-)
-def test_two_speeds_are_told_apart(values, count):
-    assert len(timing.modes(values)) == count
