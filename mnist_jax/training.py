@@ -17,6 +17,7 @@ from mnist_jax.compiled_steps import Trainer
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.data.batches import num_batches
+from mnist_jax.data.split import hold_out
 from mnist_jax.errors import UsageError
 from mnist_jax.models import make_model
 from mnist_jax.optimizer import make_optimizer
@@ -126,7 +127,7 @@ def fit(
                 callback.on_train_begin(config, dataset, model, devices, Path(folder), step)
             progress = loop.run(min(total_steps, config.max_steps or total_steps))
             progress.seconds = loop.seconds()
-            params = to_host(trainer.eval_params(loop.progress.state))
+            params = to_host(trainer.eval_params(progress.state))
             model_state = progress.state.model_state
             record = results.record(config, data, progress, params, warnings, devices, where)
             distributed.on_primary(lambda: run.finish(record))
@@ -147,7 +148,8 @@ def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset
     if config.dataset == "auto" or is_given:
         config = dataclasses.replace(config, dataset=dataset.name)
     if config.validation:
-        dataset = dataset.hold_out(config.validation)
+        train, validation = hold_out(dataset.train, config.validation)
+        dataset = dataclasses.replace(dataset, train=train, validation=validation)
     size = len(dataset.train.label)
     if config.batch_size is not None and config.batch_size > size:
         raise UsageError(

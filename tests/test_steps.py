@@ -309,13 +309,11 @@ def test_ten_images_with_random_labels_are_learned(model, epochs, learning_rate)
     tx, split = optax.adam(learning_rate), make_split()
     state = start = initial(model, tx)
     for epoch in range(epochs):
-        arguments = state, Metrics.zeros(), split, order_of(epoch), ROOT, 0, 3
-        state, *_ = compiled(model, tx)(*arguments)
+        state, *_ = compiled(model, tx)(state, Metrics.zeros(), split, order_of(epoch), ROOT, 0, 3)
     evaluate = jit(partial(steps.eval_step, model=model))
     first, last = (evaluate(s.params, {}, make_batch(split)) for s in (start, state))
     assert first.loss > 2
-    assert last.loss < 0.03
-    assert last.correct == SIZE
+    assert last.loss < 0.03 and last.correct == SIZE
 
 
 def test_values_that_are_not_logged_are_not_computed():

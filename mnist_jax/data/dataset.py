@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnist_jax.data.split import Split, hold_out
+from mnist_jax.data.split import Split
 from mnist_jax.errors import DataError
 
 MAX_CLASSES = 100_000  # without names for them; a larger label is a mistake
@@ -37,7 +37,7 @@ class Dataset:
     source: str  # where the arrays came from, in a few words
     warnings: tuple[str, ...]  # what the user should know, such as a substitution
     class_names: tuple[str, ...]
-    validation: Split | None = None  # held out by `hold_out`; `train` does not contain it
+    validation: Split | None = None  # held out of `train`
     sha256: str | None = None  # of the arrays, if they are the user's own
 
     @classmethod
@@ -85,11 +85,6 @@ class Dataset:
         """Name, shape and classes."""
         shape: Any = self.train.image.shape[1:]
         return DataSpec(self.name, shape, self.class_names, self.sha256)
-
-    def hold_out(self, count: int) -> "Dataset":
-        """Returns the data set with `count` training images moved to `validation`."""
-        train, validation = hold_out(self.train, count)
-        return replace(self, train=train, validation=validation)
 
     def eval_splits(self) -> dict[str, Split]:
         """The splits a run is evaluated on, by name."""

@@ -49,8 +49,10 @@ def verify(
 def _files(folder: Path) -> str:
     if run_dir.read_result(folder) is None:  # checks the digest of result.json
         return "the run is incomplete and has no manifest yet"
-    for path in (folder / run_dir.CONFIG, folder / run_dir.ENVIRONMENT, folder / run_dir.METRICS):
-        atomic_io.check_digest(path, path.read_bytes(), folder / run_dir.MANIFEST)
+    for name in (run_dir.CONFIG, run_dir.ENVIRONMENT, run_dir.METRICS, run_dir.FORK):
+        path = folder / name
+        if name != run_dir.FORK or path.exists():
+            atomic_io.check_digest(path, path.read_bytes(), folder / run_dir.MANIFEST)
     return f"all match {run_dir.MANIFEST}"
 
 
