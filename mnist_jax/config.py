@@ -171,7 +171,7 @@ class Config(Flags):
         """A name for each network of the run, such as "learning_rate 0.001, seed 1234"."""
         return [member_label(member) for member in self.members()]
 
-    def recipes(self) -> dict[str, list[int]]:
+    def grid_points(self) -> dict[str, list[int]]:
         """The indices of the networks that share their values in the grid, by their label.
 
         Without a grid the label is "".
@@ -270,8 +270,6 @@ def _is_number(value: Any) -> bool:
 
 
 OPTION = re.compile(r"[a-zA-Z_]\w*=.+", re.DOTALL)
-SWITCHES = ("normalize", "deterministic", "tensorboard", "log_steps", "report", "debug")
-SWITCHES += ("allow_code_change",)
 Rule = tuple[Callable[[Any], Any], str]  # a test of a value, and what it allows in words
 COUNT: Rule = (lambda n: _is_int(n, 1), "a whole number, 1 or more")
 INDEX: Rule = (lambda n: _is_int(n, 0), "a whole number, 0 or more")
@@ -295,7 +293,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("validation", "process_id"), INDEX),
     **dict.fromkeys(("shift", "rotation", "scale", "checkpoint_every"), AMOUNT),
     **dict.fromkeys(("label_smoothing", "ema_decay", "dropout", "momentum"), FRACTION),
-    **dict.fromkeys(SWITCHES, SWITCH),
+    **{f.name: SWITCH for f in dataclasses.fields(Flags) if isinstance(f.default, bool)},
     "coordinator": (lambda a: a == "auto" or ADDRESS.fullmatch(a), "auto or HOST:PORT"),
     "seed": (lambda n: _is_int(n, 0, 2**32 - 1), "0 to 4294967295"),
     "seeds": (lambda n: _is_int(n, 1, 100_000), "a whole number, 1 to 100000"),

@@ -176,29 +176,26 @@ def _initial(config: Config, init_params: Any, model: nn.Module) -> tuple[Any, A
     if init_params is not None:
         initial = to_host(init_params), None
     elif config.init_from is not None:
-        if (found := read_config(config.init_from)) is None:
-            raise UsageError(f"{config.init_from} holds no run; name a folder that train.py made")
-        initial = load_variables(config.init_from, found[0], model)
+        other, _ = read_config(config.init_from)
+        initial = load_variables(config.init_from, other, model)
     else:
         return None, None
-    shapes, members = stacked_shapes(config, model), config.num_members
 
-    def fit_shape(path: Any, x: np.ndarray, shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        if members is not None and x.shape == shape.shape[1:]:
-            x = np.broadcast_to(x, shape.shape)
-        if x.shape != shape.shape:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UsageError(f"the initial {name} has shape {x.shape}; it needs {shape.shape}")
-        return x.astype(shape.dtype)
+    def stack(x: np.ndarray, needed: jax.ShapeDtypeStruct) -> np.ndarray:
+        member = needed.shape[config.num_members is not None :]
+        if x.shape not in (needed.shape, member):
+            raise ValueError(f"an array has shape {x.shape} in place of {member}")
+        return np.broadcast_to(x, needed.shape).astype(needed.dtype)
 
+    shapes = stacked_shapes(config, model)
     try:
-        params, model_state = initial
-        params = jax.tree.map_with_path(fit_shape, params, shapes[0])
-        if model_state is not None:
-            model_state = jax.tree.map_with_path(fit_shape, model_state, shapes[1])
-        return params, model_state
+        params, model_state = (
+            None if tree is None else jax.tree.map(stack, tree, needed)
+            for tree, needed in zip(initial, shapes, strict=True)
+        )
     except ValueError as error:
         raise UsageError(f"the initial parameters are not those of the model: {error}") from error
+    return params, model_state
 
 
 def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def load_run(folder: str | Path) -> LoadedRun:
         CheckpointError: its config or checkpoints cannot be used.
     """
     folder = user_path(folder)
-    config, data = load_config(folder)
+    config, data = read_config(folder)
     model = make_model(
         config.model,
         image_shape=data.image_shape,
@@ -85,19 +85,6 @@ def load_run(folder: str | Path) -> LoadedRun:
     return LoadedRun(
         folder, config, data, model, members, step, rest["epoch"], rows, seconds, warnings
     )
-
-
-def load_config(folder: str | Path) -> tuple[Config, DataSpec]:
-    """The resolved Config of the run in a folder, and its data set's shape and classes.
-
-    Raises:
-        UsageError: the folder holds no run.
-        CheckpointError: config.json is damaged or has another format version.
-    """
-    found = read_config(user_path(folder))
-    if found is None:
-        raise UsageError(f"{folder} holds no run; name a folder that train.py made")
-    return found
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[LoadedRun]:
@@ -162,18 +149,9 @@ class Prediction(NamedTuple):
     warnings: list[str]  # members that are excluded because their outputs are not finite
 
     @property
-    def probabilities(self) -> np.ndarray:
-        """(members, n, classes) float64."""
-        return np.exp(self.log_probabilities)
-
-    @property
     def mean(self) -> np.ndarray:
         """(n, classes) float64: the mean of the members' probabilities."""
-        return self.probabilities.mean(0)
-
-    def accuracy(self, label: np.ndarray) -> float:
-        """The mean of the members' accuracies on images with these labels, (n,) int."""
-        return float((self.log_probabilities.argmax(2) == label).mean())
+        return np.exp(self.log_probabilities).mean(0)
 
 
 class Predictor:

@@ -9,7 +9,7 @@ import numpy as np
 from mnist_jax import atomic_io
 from mnist_jax.errors import CheckpointError
 from mnist_jax.inference.flags import DataFlags, RunFolder
-from mnist_jax.inference.restore import LoadedRun, Predictor, dataset_of, load_config, load_run
+from mnist_jax.inference.restore import LoadedRun, Predictor, dataset_of, load_run
 from mnist_jax.runs import run_dir
 
 TOLERANCE = 0.001  # share of images whose answer rounding may change
@@ -30,7 +30,7 @@ def verify(
         UsageError: the folder holds no run.
         CheckpointError: a check failed; the message names it.
     """
-    load_config(folder)
+    run_dir.read_config(folder)
     checks = {
         "files": lambda: _files(folder),
         "checkpoints": lambda: _checkpoints(folder),

@@ -87,12 +87,12 @@ class Display(Callback):
         self.bar.update(self.task, total=num_batches, completed=batch, description=name, text=text)
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
-        """Prints one line; of a grid one for each recipe."""
+        """Prints one line; of a grid one for each point."""
         config = self.config
         assert config is not None, "training has begun"
         found = [name for name in ("train", "validation", "test") if f"{name}/loss" in row]
         number = f"{row['epoch']:>{len(str(config.epochs))}}/{config.epochs}"
-        for label, indices in config.recipes().items():
+        for label, indices in config.grid_points().items():
             part = select_members(row, indices)
             means = {name: mean_over_members(part, name) for name in part}
             cells = "".join(_cell(means[f"{s}/loss"], means[f"{s}/accuracy"]) for s in found)

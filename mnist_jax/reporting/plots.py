@@ -14,14 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mnist_jax.metrics import finite_members, mean_over_members
-from mnist_jax.runs.statistics import CalibrationBins, binomial_ci95, percent
+from mnist_jax.runs.statistics import percent
 
 Rows = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
 
 # Okabe and Ito's hues (2008), which every kind of colour vision can tell apart, darkened so that
 # text in these colours is readable on white.
 COLOURS = ("#0068a5", "#b54500", "#00735a", "#95457a", "#806000", "#444c56")
-BLUE = COLOURS[0]
 WIDTH = 5.4  # inches; 10-point text stays readable on a phone
 STYLE = {
     "axes.formatter.useoffset": False,
@@ -187,36 +186,4 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     axes.tick_params(length=0)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    return figure
-
-
-@styled
-def reliability(bins: CalibrationBins, networks: int = 1) -> Figure:
-    """Reliability diagram: accuracy by predicted probability, and the number of images below.
-
-    The answers of several networks to one image are correlated, so the 95 % intervals count each
-    image once.
-    """
-    figure = Figure((WIDTH, 5.4))
-    upper, lower = figure.subplots(2, sharex=True, height_ratios=(2.4, 1))
-    centres = (np.arange(len(bins.images)) + 0.5) / len(bins.images)
-    some = bins.images > 0
-    images, correct = bins.images[some], bins.correct[some]
-    confidence = bins.confidence[some] / images
-    intervals = [
-        binomial_ci95(round(k / networks), -(-n // networks))
-        for k, n in zip(correct.tolist(), images.tolist(), strict=True)
-    ]
-    upper.plot((0, 1), (0, 1), color="gray", linewidth=1, linestyle="--")
-    upper.vlines(confidence, *np.transpose(intervals), color=BLUE, linewidth=1, clip_on=False)
-    upper.plot(confidence, correct / images, "o", color=BLUE, markersize=5, clip_on=False)
-    upper.set(ylim=(-0.03, 1.03), title="accuracy")
-    upper.text(1, 0, f"calibration error {percent(bins.error)}", ha="right", va="bottom")
-    upper.yaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
-    bars = lower.bar(centres[some], images, 0.94 / len(centres), color=BLUE)
-    lower.bar_label(bars, size=7)
-    lower.set_yscale("log")
-    lower.set(xlim=(0, 1), ylim=(0.5, None), title="images", xlabel="predicted probability")
-    lower.xaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
-    lower.yaxis.set_visible(False)
     return figure

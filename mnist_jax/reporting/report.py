@@ -125,10 +125,10 @@ def run_page(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> dict[s
         found = statistics.accuracy(predicted[0], label)
         accuracy, sentence = percent(found["accuracy"]), accuracy_text(found)
     elif config.grid:
-        found = [side.accuracy(label) for side in by_recipe(config, prediction).values()]
+        found = (predicted == label).mean(1)
         accuracy = f"{percent(min(found), '')} to {percent(max(found))}"
-        sentence = f"{accuracy} from the worst to the best of {len(found)} recipes"
-        results = [_result_table(_recipes({"": run}))]
+        sentence = f"{accuracy} from the worst to the best of {len(found)} networks"
+        results = [_result_table(_grid_points({"": run}))]
     else:
         found = statistics.summarize((predicted == label).mean(1).tolist())
         accuracy, sentence = percent(found["mean"]), summary_text(found)
@@ -157,7 +157,7 @@ def run_page(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> dict[s
         "figures": run_figures(run, dataset, prediction),
         "details": [
             Table("Layers", ("layer", "kind", "output shape", "parameters"), shapes),
-            _epoch_table(_recipes({"": run})),
+            _epoch_table(_grid_points({"": run})),
             Table("Time", ("part", "seconds"), times),
             _config_table(configs, [config.command_line()]),
             Table("Environment", (), versions, numbers=False),
@@ -168,60 +168,34 @@ def run_page(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> dict[s
 def comparison_page(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     """The content of the page of several runs, from the numbers in their folders."""
     named = {f"{i} {run.config.model}": run for i, run in enumerate(runs, start=1)}
-    recipes = _recipes(named)
+    points = _grid_points(named)
     commands = [run.config.command_line() for run in runs]
     return {
         "title": f"{len(runs)} runs on {runs[0].data.name}",
         "summary": [f"{name}: {run.folder}" for name, run in named.items()],
         "warnings": list(dict.fromkeys(warning for run in runs for warning in run.warnings)),
-        "results": [_result_table(recipes)],
-        "figures": comparison_figures({name: rows for name, (_, rows) in recipes.items() if rows}),
+        "results": [_result_table(points)],
+        "figures": comparison_figures({name: rows for name, (_, rows) in points.items() if rows}),
         "details": [_config_table({name: run.config for name, run in named.items()}, commands)],
     }
 
 
 def run_figures(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> list[ReportFigure]:
-    """Curves, confusion matrix, errors, weights and calibration of one run.
-
-    Of a grid all but the curves are of the recipe with the highest test accuracy.
-    """
-    curves = {name: rows for name, (_, rows) in _recipes({"": run}).items()}
-    label, prediction = max(
-        by_recipe(run.config, prediction).items(),
-        key=lambda item: item[1].accuracy(dataset.test.label),
-    )
-    figures = confusion_figures(dataset, prediction)
-    figures += weights_figures(run, prediction.members[0], dataset.class_names)
-    bins = statistics.calibration_bins(prediction.probabilities, dataset.test.label)
-    diagram = plots.reliability(bins, len(prediction.members))
-    caption = (
-        "Accuracy by predicted probability, with 95 % intervals. Below the dashed line the model "
-        "is overconfident. The calibration error is the mean distance from it, weighted by images."
-    )
-    figures.append(ReportFigure("reliability", "Calibration", diagram, caption))
-    if label:
-        figures = [f._replace(heading=f"{f.heading}, {label} (the best)") for f in figures]
-    return [curves_figure(curves), *figures] if run.rows else figures
+    """Curves, confusion matrix, errors and weights of one run; of a grid the curves alone."""
+    curves = {name: rows for name, (_, rows) in _grid_points({"": run}).items()}
+    figures = [curves_figure(curves)] if run.rows else []
+    if not run.config.grid:
+        figures += confusion_figures(dataset, prediction)
+        figures += weights_figures(run, prediction.members[0], dataset.class_names)
+    return figures
 
 
-def by_recipe(config: Config, prediction: Prediction) -> dict[str, Prediction]:
-    """The answers of the finite members of each recipe, by its label; "" without a grid."""
-    members, found = config.members(), {}
-    for label, indices in config.recipes().items():
-        own = [members[i] for i in indices]
-        if chosen := [i for i, m in enumerate(prediction.members) if m in own]:
-            log_probabilities = prediction.log_probabilities[chosen]
-            kept = [prediction.members[i] for i in chosen]
-            found[label] = Prediction(log_probabilities, kept, prediction.warnings)
-    return found
-
-
-def _recipes(runs: Mapping[str, LoadedRun]) -> dict[str, tuple[LoadedRun, plots.Rows]]:
-    """Each recipe's run and lines of metrics.jsonl, by the run's name and the recipe's label."""
+def _grid_points(runs: Mapping[str, LoadedRun]) -> dict[str, tuple[LoadedRun, plots.Rows]]:
+    """Each grid point's run and lines of metrics.jsonl, by the names of the run and the point."""
     return {
         f"{name} {label}".strip(): (run, [select_members(row, indices) for row in run.rows])
         for name, run in runs.items()
-        for label, indices in run.config.recipes().items()
+        for label, indices in run.config.grid_points().items()
     }
 
 
@@ -290,10 +264,10 @@ def weights_figures(
     return [ReportFigure("weights", "Weights of the first layer", figure, caption)]
 
 
-def _result_table(recipes: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
-    """The last evaluation of each run or recipe, its size and its time."""
+def _result_table(points: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
+    """The last evaluation of each run or grid point, its size and its time."""
     rows = []
-    for name, (run, lines) in recipes.items():
+    for name, (run, lines) in points.items():
         accuracies = finite_members(lines[-1])["test/accuracy"] if lines else []
         found = statistics.summarize(accuracies)
         accuracy = percent(found["mean"]), percent(found["sd"]), found["n"]
@@ -305,10 +279,10 @@ def _result_table(recipes: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
     return Table("Results", (*columns, "training, s", "total, s"), rows)
 
 
-def _epoch_table(recipes: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
-    """Loss and accuracy of each epoch of each recipe; of several seeds the means."""
+def _epoch_table(points: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
+    """Loss and accuracy of each epoch of each grid point; of several seeds the means."""
     shown, names = [], []
-    for label, (_, rows) in recipes.items():
+    for label, (_, rows) in points.items():
         for row in rows:
             names = [name for name in row if "/" in name]
             means = {name: mean_over_members(row, name) for name in names}

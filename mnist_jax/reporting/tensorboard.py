@@ -1,4 +1,4 @@
-"""`--tensorboard`: the metrics and two figures of a run, written for TensorBoard."""
+"""`--tensorboard`: the metrics of a run, written for TensorBoard."""
 
 import math
 from pathlib import Path
@@ -7,15 +7,10 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from mnist_jax.callbacks import Callback, Result
+from mnist_jax.callbacks import Callback
 from mnist_jax.config import Config, member_label
 from mnist_jax.data import Dataset
-from mnist_jax.inference.compare import predict_all
-from mnist_jax.inference.restore import load_run
 from mnist_jax.metrics import mean_over_members, select_members
-from mnist_jax.reporting import plots, report
-
-SAMPLES = 60  # training images shown
 
 
 class TensorBoard(Callback):
@@ -29,30 +24,17 @@ class TensorBoard(Callback):
         # TensorBoard drops what a stopped run wrote after the checkpoint that this one resumes.
         purge_step = step + 1 if step else None
         self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
-        self._dataset, self._config = dataset, config
-        if step == 0:
-            names = [dataset.class_names[i] for i in dataset.train.label[:SAMPLES]]
-            figure = plots.samples(dataset.train.image[:SAMPLES], names)
-            self._writer.add_figure("train", figure, 0)
+        self._config = config
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
         """Writes each number of the row; for seeds the mean of the finite ones, for a grid each."""
-        for label, indices in self._config.recipes().items():
+        for label, indices in self._config.grid_points().items():
             part = select_members(row, indices)
             for name in part:
                 tag = f"{name}/{label}" if label and "/" in name else name
                 if math.isfinite(value := mean_over_members(part, name)):
                     self._writer.add_scalar(tag, value, row["step"])
         self._writer.flush()
-
-    def on_train_end(self, result: Result) -> None:
-        """Adds the confusion matrix of the test images."""
-        if self._writer is not None:
-            run = load_run(result.workdir)
-            found = report.by_recipe(run.config, predict_all([run], self._dataset))
-            for label, prediction in found.items():
-                figure = report.confusion_figures(self._dataset, prediction)[0].figure
-                self._writer.add_figure(f"confusion/{label}".rstrip("/"), figure, run.step)
 
     def close(self) -> None:
         """Closes the files."""

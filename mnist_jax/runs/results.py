@@ -88,7 +88,7 @@ def record(
         "diverged": diverged,
         "warnings": [*warnings, *map(diverged_warning, diverged)],
     }
-    if config.grid:  # other recipes have no common mean
+    if config.grid:  # other hyperparameters have no common mean
         return common
     statistics = {
         name: summarize(np.array(values)[finite].tolist())

@@ -58,8 +58,8 @@ class RunDir:
                 for place in (folder, self.checkpoints.folder):
                     for leftover in place.glob(".*.tmp"):  # of a write that was interrupted
                         leftover.unlink()
-            if (before := read_config(folder)) is not None:
-                self._check_same(before, config, data)
+            if CONFIG in names:
+                self._check_same(read_config(folder), config, data)
                 self.result = read_result(folder)
             if self.result is None:
                 self._write_config(config, data)
@@ -198,13 +198,14 @@ def _identity(config: Config, data: DataSpec) -> dict[str, Any]:
     return {**config.hyperparameters(), "the data": list(data)}
 
 
-def read_config(folder: Path) -> tuple[Config, DataSpec] | None:
-    """The Config of the run in a folder, and its data set; None if there is no config.json.
+def read_config(folder: Path) -> tuple[Config, DataSpec]:
+    """The resolved Config of the run in a folder, and its data set's shape and classes.
 
     Runs the fork of the run, if it has one.
 
     Raises:
-        UsageError: the run has an older format version, or needs a name that no fork gives.
+        UsageError: the folder holds no run, or one of an older format version, or one that needs a
+            name that no fork gives.
         CheckpointError: config.json is damaged.
     """
     path = folder / CONFIG
@@ -216,8 +217,8 @@ def read_config(folder: Path) -> tuple[Config, DataSpec] | None:
         data = DataSpec(*(values["data"][name] for name in DataSpec._fields))
         shape, names = tuple(data.image_shape), tuple(data.class_names)
         return config, data._replace(image_shape=shape, class_names=names)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{folder} holds no run; name a folder that train.py made") from error
     except (OSError, IntegrityError, KeyError, TypeError, ValueError) as error:
         problem = f"{path} is not the config of a run ({error})"
         raise CheckpointError(f"{problem}; choose another folder") from error

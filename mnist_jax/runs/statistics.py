@@ -1,8 +1,8 @@
-"""Intervals and tests of significance for accuracies, and calibration."""
+"""Intervals and tests of significance for accuracies."""
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy  # loads scipy.special (0.2 s) and scipy.stats (0.7 s) on first use
@@ -82,24 +82,3 @@ def most_confident_errors(probabilities: np.ndarray, label: np.ndarray, most: in
     """
     wrong = np.flatnonzero(probabilities.argmax(1) != label)
     return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")[:most]]
-
-
-class CalibrationBins(NamedTuple):
-    """Predictions in bins of equal width by confidence, the probability of the predicted class."""
-
-    images: np.ndarray  # (bins,) int, predictions in each bin
-    correct: np.ndarray  # (bins,) int, how many of them are right
-    confidence: np.ndarray  # (bins,) float64, sum of their confidences
-
-    @property
-    def error(self) -> float:
-        """Expected calibration error (Guo et al., 2017): mean |accuracy - confidence|."""
-        return float(np.abs(self.correct - self.confidence).sum() / self.images.sum())
-
-
-def calibration_bins(probabilities: np.ndarray, label: np.ndarray, n: int = 15) -> CalibrationBins:
-    """Sorts predictions into n bins, from probabilities (..., images, classes)."""
-    confidence, right = probabilities.max(-1).ravel(), (probabilities.argmax(-1) == label).ravel()
-    place = np.minimum((confidence * n).astype(int), n - 1)
-    images, correct = (np.bincount(some, minlength=n) for some in (place, place[right]))
-    return CalibrationBins(images, correct, np.bincount(place, confidence, n))

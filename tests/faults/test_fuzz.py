@@ -27,7 +27,7 @@ from mnist_jax import Config, __main__
 from mnist_jax.data import DataSpec, sources
 from mnist_jax.errors import DataError, MnistJaxError
 from mnist_jax.inference import preprocess
-from mnist_jax.inference.restore import load_config
+from mnist_jax.runs.run_dir import read_config
 
 # Hypothesis warns of a failing input that is long; the failure itself matters.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
@@ -181,7 +181,7 @@ def test_configs(fuzz, tmp_path):
     def use(content):
         (tmp_path / "config.json").write_bytes(content)
         try:
-            config, data = load_config(tmp_path)
+            config, data = read_config(tmp_path)
         except MnistJaxError as error:
             assert "\n" not in str(error)
         else:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from werkzeug.test import Client
 
 from mnist_jax import predict
 from mnist_jax.inference import draw
@@ -67,32 +66,28 @@ def test_the_page_may_load_only_its_own_script_and_style(address):
 
 
 def test_a_drawing_gets_the_model_s_answer(address, runs):
-    headers = {"Origin": f"http://{address}"}
-    status, _, body = ask(address, "POST", "/read", STROKE.tobytes(), **headers)
+    status, _, body = ask(address, "POST", "/read", STROKE.tobytes())
     found, image = json.loads(body), to_mnist(STROKE).image
     assert (status, found["others"], found["image"]) == (200, 0, image.ravel().tolist())
     expected = predict(runs / "one", image[None])[0]
     np.testing.assert_allclose(found["probabilities"], expected, rtol=1e-4)
-    status, _, body = ask(address, "POST", "/read", bytes(SIDE**2), **headers)
+    status, _, body = ask(address, "POST", "/read", bytes(SIDE**2))
     assert (status, list(json.loads(body))) == (200, ["message"])
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "headers", "size", "status"),
+    ("method", "path", "size", "status"),
     [
-        ("GET", "/read", {}, None, 404),
-        ("GET", "/", {"Host": "evil.example"}, None, 403),
-        ("POST", "/read", {"Host": "evil.example", "Origin": "http://evil.example"}, SIDE**2, 403),
-        ("POST", "/read", {"Origin": "http://evil.example"}, SIDE**2, 403),
-        ("POST", "/read", {}, SIDE**2, 403),
-        ("POST", "/read", {"Origin": "http://{own}"}, SIDE**2 - 1, 400),
-        ("POST", "/read", {"Origin": "http://{own}"}, SIDE**2 + 1, 413),
+        ("GET", "/read", None, 404),
+        ("POST", "/read", SIDE**2 - 1, 400),
+        ("POST", "/read", SIDE**2 + 1, 413),
+        ("POST", "/read", SIDE**2, 200),
     ],
 )
-def test_only_the_own_page_is_answered(address, method, path, headers, size, status):
+def test_other_requests_get_a_status(address, method, path, size, status):
     body = None if size is None else STROKE.tobytes()[:size].ljust(size, b"x")
-    headers = {name: value.format(own=address) for name, value in headers.items()}
-    assert ask(address, method, path, body, **headers)[0] == status
+    through_a_proxy = {"Host": "codespace.example", "Origin": "https://codespace.example"}
+    assert ask(address, method, path, body, **through_a_proxy)[0] == status
 
 
 def test_a_body_without_end_is_refused_before_it_is_read(address):
@@ -126,13 +121,6 @@ def test_an_impossible_address_gets_one_line(runs, command, words, message):
         words = [word.replace("TAKEN", str(taken.getsockname()[1])) for word in words]
         status, _, err = command("draw", runs / "one", *words)
     assert (status, err.count("\n"), message in err) == (2, 1, True), err
-
-
-def test_a_host_name_that_the_user_gave_is_accepted(runs):
-    client = Client(draw.application(Predictor(load_run(runs / "one")), {}, "Study"))
-    names = ("study", "STUDY:8000", "study.example", "localhost")
-    found = [client.get("/model", base_url=f"http://{name}").status_code for name in names]
-    assert found == [200, 200, 403, 200]
 
 
 # In a browser

@@ -25,7 +25,7 @@ def test_predictions_are_those_of_the_training_s_evaluation(runs, data_dir):
     records = [json.loads((runs / n / "result.json").read_text()) for n in ("many", "one")]
     correct = (found.log_probabilities.argmax(2) == dataset.test.label).sum(1).tolist()
     assert correct == [*records[0]["test_correct"], records[1]["test_correct"]]
-    np.testing.assert_allclose(found.probabilities.sum(2), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(found.log_probabilities).sum(2), 1, rtol=1e-5)
 
 
 def test_votes_by_hand():

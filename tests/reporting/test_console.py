@@ -84,7 +84,7 @@ def test_members_are_shown_by_their_mean_and_statistics(tmp_path, capsys):
     assert out.endswith("test accuracy: 50.00 % mean of 2 seeds, sd 1.00\n")
 
 
-def test_a_grid_has_a_line_for_each_recipe_and_no_mean(tmp_path, capsys):
+def test_a_grid_has_a_line_for_each_point_and_no_mean(tmp_path, capsys):
     display = console.Display()
     begin(display, tmp_path, learning_rate=(0.1, 0.2), seeds=2)
     values = {"loss": [1.0, 3.0, 5.0, 7.0], "accuracy": [0.9, 0.7, 0.5, 0.3]}

@@ -8,7 +8,6 @@ import pytest
 from matplotlib.colors import to_hex
 
 from mnist_jax.reporting import plots
-from mnist_jax.runs import statistics
 
 DIGITS = tuple("0123456789")
 
@@ -118,22 +117,6 @@ def test_the_colours_of_weights_are_symmetric_around_0(sign):
     assert low == -high and 0 < high <= 2.0
     assert min(axes.images[0].cmap(0.5)[:3]) > 0.95  # 0 is nearly white
     assert texts(axes) == list(DIGITS)
-
-
-def test_reliability_of_five_images():
-    """Of four predictions at 0.9 two are right, of one at 0.6 one."""
-    probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]])
-    label = np.array([0, 0, 1, 1, 0])
-    upper, lower = plots.reliability(statistics.calibration_bins(probabilities, label)).axes
-    points = next(line for line in upper.lines if line.get_marker() == "o")
-    np.testing.assert_allclose(points.get_xydata(), [[0.6, 1.0], [0.9, 0.5]])
-    assert texts(upper) == ["calibration error 40.00 %"]  # (4 · 0.4 + 1 · 0.4) / 5
-    assert texts(lower) == ["1", "4"]
-    # Three networks that agree make no interval narrower.
-    bins = statistics.calibration_bins(np.stack([probabilities] * 3), label)
-    same = plots.reliability(bins, networks=3).axes[0]
-    for one, three in zip(upper.collections, same.collections, strict=True):
-        np.testing.assert_allclose(three.get_segments(), one.get_segments())
 
 
 def test_the_same_data_gives_the_same_bytes_whatever_the_user_s_style():

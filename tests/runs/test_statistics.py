@@ -58,21 +58,6 @@ def test_welch_without_variance():
     assert statistics.welch(half, half + 1) == {"difference": 1.0, "ci95": [1.0, 1.0], "p": 0.0}
 
 
-def test_calibration_error():
-    """Of four images at 0.9 two are right, of four at 0.6 three: (4 · 0.4 + 4 · 0.15) / 8."""
-    probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 4)
-    label = np.array([0, 0, 1, 1, 0, 0, 0, 1])
-    assert statistics.calibration_bins(probabilities, label).error == pytest.approx(0.275)
-
-
-def test_calibration_bins_of_two_models():
-    probabilities = np.array([[[1.0, 0.0], [0.4, 0.6]], [[0.45, 0.55], [0.0, 1.0]]])
-    bins = statistics.calibration_bins(probabilities, np.array([0, 0]), 4)
-    assert bins.images.tolist() == [0, 0, 2, 2]  # a confidence of 1 belongs to the last bin
-    assert bins.correct.tolist() == [0, 0, 0, 1]
-    assert bins.confidence.tolist() == pytest.approx([0, 0, 1.15, 2.0])
-
-
 def test_most_confident_errors_come_first():
     probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
     label = np.array([0, 0, 0, 0, 1])
