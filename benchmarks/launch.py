@@ -165,18 +165,23 @@ def flags_of_data(options: argparse.Namespace) -> dict[str, Any]:
     for warning in found.warnings:
         say(f"warning: {warning}")
     name = found.name if options.dataset == "auto" else options.dataset
-    fork = {"fork": options.fork} if options.fork else {}
-    return fork | {"dataset": name, "data_dir": options.data_dir}
+    return fork_of(options) | {"dataset": name, "data_dir": options.data_dir}
+
+
+def fork_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a job, or flags of `train.py`, that name the fork; none without one."""
+    given = {"fork": options.fork, "options": options.options}
+    return {name: value for name, value in given.items() if value}
 
 
 def random_images(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of a job that say what its images are like; MNIST's unless --dataset is given."""
     if options.dataset == "auto":
-        return {"fork": options.fork}
+        return fork_of(options)
     data = load(options)
     sizes = {"train_size": len(data.train.label), "test_size": len(data.test.label)}
     shape = {"image_shape": data.spec.image_shape, "num_classes": data.spec.num_classes}
-    return {"fork": options.fork, **shape, **sizes}
+    return {**fork_of(options), **shape, **sizes}
 
 
 def _one(help: str, default: Any = None, type: Any = None, **more: Any) -> dict[str, Any]:
@@ -194,6 +199,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "output": _one("result file in JSON, or the suite's folder", type=Path),
     "model": _several("networks to measure", list(MODELS)),
     "fork": _one("Python file that adds models or data sets"),
+    "options": _several("keyword arguments of what it adds", ()),
     "batch_size": _several("images a training step", [100], int),
     "precision": _several("precision of products", ["float32"], choices=PRECISIONS),
     "platform": _one("device; auto: the best JAX finds", "auto", choices=PLATFORMS),
@@ -221,7 +227,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "self_test": {"action": "store_true", "help": "test the verdicts, on the first --model"},
 }
 DEFAULTS = {name: flag.get("default") for name, flag in FLAGS.items()}
-FORK = "fork dataset data_dir manual_dir"
+FORK = "fork options dataset data_dir manual_dir"
 CASES = f"output model batch_size precision platform repeats {FORK}"
 
 
@@ -231,7 +237,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 def check(options: argparse.Namespace) -> None:
     """Loads the fork, makes paths absolute, and refuses an unknown model or preset."""
-    given = {name: getattr(options, name) for name in ("fork", "dataset", "preset", "data_dir")}
+    names = ("fork", "options", "dataset", "preset", "data_dir")
+    given = {name: getattr(options, name) for name in names}
     for model in options.model:
         config = Config(model=model, **given).resolve()
         options.dataset, options.data_dir = config.dataset, str(config.data_dir.absolute())

@@ -44,7 +44,10 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
 
 def train(recorder: Recorder, options: dict[str, Any], variables: dict[str, str]) -> dict[str, Any]:
     """Trains with these options; returns the seconds of the parts and of the process."""
-    command = [sys.executable, "train.py", *(f"--{name}={x}" for name, x in options.items())]
+    command = [sys.executable, "train.py"]
+    for name, value in options.items():
+        several = isinstance(value, list | tuple)
+        command += [f"--{name}", *value] if several else [f"--{name}={value}"]
     if importlib.util.find_spec("tyro") is None:
         command = [sys.executable, "-c", FIT, json.dumps(options)]
     _, wall_s = launch.run(command, variables, timeout_s=recorder.left_s())

@@ -18,6 +18,7 @@ from mnist_jax.inference.restore import load_run
 from mnist_jax.losses import LOSSES
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import OPTIMIZERS
+from mnist_jax.runs.run_dir import save_run
 from mnist_jax.training import fit
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "load_dataset",
     "load_run",
     "predict",
+    "save_run",
 ]
 
 try:

@@ -1,14 +1,18 @@
-"""All commands but training: `python -m mnist_jax COMMAND …`; `--help` lists them."""
+"""The commands: `python -m mnist_jax COMMAND …`, or `mnist-jax COMMAND …`; `--help` lists them."""
 
 import importlib
 import inspect
 import sys
 
-from mnist_jax import cli
+import jax
+
+from mnist_jax import Config, __version__, cli, fit
 from mnist_jax.errors import unknown_choice
 from mnist_jax.ops import malloc
+from mnist_jax.parallel import distributed, mesh
 
-COMMANDS = {
+TRAIN = "Trains a network and prints how many of the test images it classifies correctly."
+COMMANDS = {  # besides train
     "data": "data:PrepareData",
     "predict": "inference.predict:Predict",
     "evaluate": "inference.evaluate:Evaluate",
@@ -28,23 +32,49 @@ def _load(name: str) -> type:
 
 def _overview() -> str:
     lines = ["usage: python -m mnist_jax COMMAND …; COMMAND --help explains each one", ""]
+    lines.append(f"  train     {TRAIN}")
     for name in COMMANDS:
         summary = (inspect.getdoc(_load(name)) or "").partition("\n")[0]
         lines.append(f"  {name:9s} {summary}")
-    return "\n".join([*lines, "", "To train: python train.py --help"])
+    return "\n".join(lines)
+
+
+def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0) -> int:
+    """Trains as the flags say; returns the exit status. import_s: seconds of imports so far."""
+
+    def command() -> None:
+        malloc.tune_glibc()
+        config = cli.parse(Config, argv, prog=prog, description=TRAIN).resolve()
+        processes = config.coordinator, config.num_processes, config.process_id
+        warnings = distributed.initialize(*processes)
+        warnings += mesh.enable_compilation_cache(config.compilation_cache)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        fit(config, import_s=import_s)
+        jax.distributed.shutdown()
+
+    advice = "use a smaller --batch_size or --seeds"
+    status = cli.exit_status(command, debug="--debug" in argv, save_memory=advice)
+    distributed.leave(status)
+    return status
 
 
 def main(argv: list[str]) -> int:
     """Runs a command; returns its exit status."""
+    if argv[:1] == ["train"]:
+        return train(argv[1:], "python -m mnist_jax train")
 
     def command() -> None:
         words = [word for word in argv if word != "--debug"]
         if not words or words[0] in ("--help", "-h", "help"):
             print(_overview())
             return
+        if words[0] == "--version":
+            print(f"mnist_jax {__version__}, jax {jax.__version__}")
+            return
         name = words.pop(0)
         if name not in COMMANDS:
-            raise unknown_choice("command", name, COMMANDS)
+            raise unknown_choice("command", name, ["train", *COMMANDS])
         kind = _load(name)
         malloc.tune_glibc()
         prog, description = f"python -m mnist_jax {name}", inspect.getdoc(kind) or ""
@@ -53,5 +83,10 @@ def main(argv: list[str]) -> int:
     return cli.exit_status(command, debug="--debug" in argv)
 
 
-if __name__ == "__main__":
+def console_script() -> None:
+    """`mnist-jax`."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    console_script()

@@ -1,9 +1,10 @@
 """Atomic, durable writes, and files that a SHA-256 digest beside them verifies."""
 
+import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,17 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, or a crash at any time, sees the old content or the new.
 
     The bytes are synced before the rename, and the folder after it, so that both survive a power
-    cut.
+    cut. The file's mode is that of any new file.
 
     Raises:
         OSError: the file could not be written; the old content stays.
     """
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(fd, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(fd)
-        temporary.chmod(0o644)  # mkstemp's 0600 would hide it from others in a shared folder
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -55,11 +54,14 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes new names in a folder survive a power cut."""
+    """Makes new names in a folder survive a power cut, where the file system can."""
     if os.name == "posix":  # Windows cannot open a folder
         folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
         finally:
             os.close(folder)
 

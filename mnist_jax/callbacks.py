@@ -13,17 +13,20 @@ import numpy as np
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.metrics import Metrics
+from mnist_jax.runs.results import accuracy_line
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """What `fit` returns. With members, arrays have a leading axis of members."""
 
-    params: Any = dataclasses.field(repr=False)  # NumPy arrays; their EMA if the run keeps one
-    # The model's other collections, such as {"batch_stats": …}; often empty.
-    model_state: Any = dataclasses.field(repr=False)
-    record: dict[str, Any] = dataclasses.field(repr=False)  # the content of result.json
+    params: Any  # NumPy arrays; their EMA if the run keeps one
+    model_state: Any  # the model's other collections, such as {"batch_stats": …}; often empty
+    record: dict[str, Any]  # the content of result.json
     workdir: Path  # the run's folder
+
+    def __repr__(self) -> str:
+        return f"<Result {accuracy_line(self.record)}, in {self.workdir}>"
 
 
 class Callback:

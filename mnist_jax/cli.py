@@ -25,6 +25,9 @@ from mnist_jax.errors import (
 )
 
 Options = TypeVar("Options")
+# Other names of flags, from the habits of other programs.
+ALIASES = {"--lr": "--learning_rate", "--bs": "--batch_size", "--device": "--platform"}
+ALIASES |= {"--gpu": "--platform=gpu", "--cpu": "--platform=cpu", "--no-cuda": "--platform=cpu"}
 
 
 def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: str) -> Options:
@@ -38,6 +41,8 @@ def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: s
 
     if {"-h", "--help"} & set(argv):
         _join_lines(kind)
+    split = (word.partition("=") for word in argv)
+    argv = ["".join((ALIASES.get(name, name), *value)) for name, *value in split]
     return tyro.cli(kind, prog=prog, description=description, args=argv, use_underscores=True)
 
 

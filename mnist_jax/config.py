@@ -32,7 +32,7 @@ ARGUMENTS = ("hidden_sizes", "dropout", "activation", "momentum", "weight_decay"
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):\d{1,5}")
 GRID = ("learning_rate", "weight_decay")  # may have several values: a network for each
 PATHS = ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile", "fork", "init_from")
-PLATFORMS = ("auto", "cpu", "gpu", "tpu")
+PLATFORMS = ("auto", "cpu", "gpu", "tpu", "cuda", "rocm")
 CHOICES: dict[str, Collection[str]] = {
     "model": MODELS,
     "preset": PRESETS,
@@ -65,6 +65,9 @@ class Config(Flags):
             if value is None and getattr(Config, name) is None:
                 continue
             if name in CHOICES and value not in CHOICES[name]:
+                if (lower := str(value).lower()) in CHOICES[name]:
+                    object.__setattr__(self, name, lower)
+                    continue
                 raise unknown_choice(name, value, CHOICES[name])
             if name in RULES:
                 allowed, legal = RULES[name]

@@ -58,6 +58,10 @@ class InterruptedRunError(MnistJaxError):
         super().__init__(message)
         self.exit_status = 128 + signal
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: one line, because nothing went wrong."""
+        return [str(self)]
+
 
 def unknown_choice(what: str, got: object, choices: Iterable[str]) -> UsageError:
     """The error for a name outside `choices`; it suggests the nearest one."""

@@ -41,14 +41,15 @@ class Flags:
     """Passes over the training images. None: the preset's (10; fast 4)."""
 
     batch_size: int | None = None
-    """Images per training step; fewer in an epoch's last batch. None: the preset's (100)."""
+    """Images per training step; fewer in an epoch's last batch. Also --bs. None: the preset's
+    (100)."""
 
     optimizer: str = "adam"
     """The optimizer: adam, adamw, sgd, lion, muon, or one that --fork adds."""
 
     learning_rate: float | tuple[float, ...] | None = None
     """The optimizer's step size; with a schedule, its highest value. Several values train a network
-    for each, in one program. None: the preset's (0.001; fast and best 0.0015)."""
+    for each, in one program. Also --lr. None: the preset's (0.001; fast and best 0.0015)."""
 
     schedule: str | None = None
     """The learning rate over the run: constant, cosine (decays to 0) or onecycle (rises for the
@@ -141,7 +142,8 @@ class Flags:
     runs/<dataset>-<model>-<UTC time>."""
 
     platform: str = _runtime("auto")
-    """Platform to run on: cpu, gpu, tpu, or auto, the best that JAX finds."""
+    """Platform to run on: cpu, gpu (cuda, rocm), tpu, or auto, the best that JAX finds. Also
+    --device."""
 
     devices: int | Literal["all"] | None = _runtime(None)
     """Number of devices, or all. Each batch is split over them; with --seeds, the networks are.

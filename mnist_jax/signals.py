@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends a run after a checkpoint, the second one at once."""
+"""Signals: the first one ends a run after a checkpoint, the second one at once."""
 
 import contextlib
 import dataclasses
@@ -17,11 +17,15 @@ class Stop:
     armed: bool = False
 
 
+# Ctrl-C; a scheduler's end and its warning; a lost terminal.
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+
+
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Stop]:
-    """Records the first SIGINT or SIGTERM in a `Stop`; the next one acts as before.
+    """Records the first signal of `NAMES` in a `Stop`; the next one acts as before.
 
-    For the main thread of the process.
+    A signal that the process ignores, as SIGHUP under nohup, stays ignored. For the main thread.
     """
     stop = Stop()
 
@@ -32,10 +36,13 @@ def catch_signals() -> Iterator[Stop]:
             signal.signal(number, before[number])
             signal.raise_signal(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    before = {
+        n: handler for n, handler in handlers.items() if handler not in (None, signal.SIG_IGN)
+    }
     try:
-        for number in numbers:
+        for number in before:
             signal.signal(number, handle)
         yield stop
     finally:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 
+from mnist_jax import steps
 from mnist_jax.callbacks import Callback, PythonWarnings, Result
 from mnist_jax.compiled_steps import Trainer
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.data.batches import num_batches
-from mnist_jax.data.split import hold_out
-from mnist_jax.errors import UsageError
+from mnist_jax.data.split import Split, hold_out
+from mnist_jax.errors import MnistJaxError, UsageError, first_line
+from mnist_jax.metrics import Metrics, finite_members
 from mnist_jax.models import make_model
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel import distributed
@@ -26,7 +30,8 @@ from mnist_jax.parallel.mesh import compute_dtype, make_mesh, select_devices, to
 from mnist_jax.runs import environment, results
 from mnist_jax.runs.checkpoint import load_variables, stacked_shapes
 from mnist_jax.runs.run_dir import RunDir, default_folder, read_config
-from mnist_jax.signals import Stop
+from mnist_jax.runs.statistics import percent
+from mnist_jax.signals import Stop, catch_signals
 from mnist_jax.train_loop import TrainLoop
 
 
@@ -52,9 +57,10 @@ def fit(
         dataset: your own images, from `Dataset.from_arrays`; None for those that `config` names.
         init_params: parameters to start from, such as those of a `Result`; None for random ones, or
             those of `config.init_from`. With members, stacked or the same for all.
-        callbacks: their methods are called, in process 0. None: warnings become Python's.
+        callbacks: their methods are called, in process 0. None: what the config asks for, with the
+            console, as from `reporting.make_callbacks`. Empty: warnings become Python's.
         import_s: seconds the caller spent on imports, for the timings.
-        stop: ends the run early, with a checkpoint.
+        stop: ends the run early, with a checkpoint. None: Ctrl-C and SIGTERM do.
 
     Raises:
         UsageError: the config does not fit the data set, the devices, the run's folder or the other
@@ -63,16 +69,24 @@ def fit(
         CheckpointError: the run's checkpoints, or the initial parameters, cannot be used.
         NonFiniteError: the loss or a gradient became NaN or infinite.
         DeviceError: devices are missing, or the run's folder cannot be written.
-        InterruptedRunError: `stop` has a signal; the run is saved.
+        InterruptedRunError: a signal came; the run is saved.
     """
     started = time.perf_counter() - import_s
     config = config.resolve()
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(use_device(config.platform, config.precision))
-        if callbacks is None:
-            callbacks = [PythonWarnings()]
         if not distributed.is_primary():
             callbacks = []
+        elif callbacks is None:
+            # The one look into a wing: who calls `fit` expects to see the run.
+            from mnist_jax.reporting import make_callbacks
+
+            callbacks = make_callbacks(config)
+        elif not callbacks:
+            callbacks = [PythonWarnings()]
+        if stop is None:
+            is_main = threading.current_thread() is threading.main_thread()
+            stop = stack.enter_context(catch_signals()) if is_main else Stop()
         for callback in callbacks:
             stack.callback(callback.close)
             callback.on_fit_begin(config)
@@ -90,6 +104,11 @@ def fit(
             **config.arguments("model"),
         )
         params, model_state = _initial(config, init_params, model)
+        assert config.batch_size is not None and config.epochs is not None, "resolved"
+        total_steps = config.epochs * num_batches(len(dataset.train.label), config.batch_size)
+        tx = make_optimizer(**config.optimizer_arguments(), steps=total_steps)
+        if config.fork is not None:
+            _check_fork(config, dataset, model, tx)
         where = environment.describe(device)
         if jax.process_count() > 1:
             distributed.check_same(_must_agree(config, dataset, where))
@@ -114,19 +133,22 @@ def fit(
             for warning in changes:
                 callback.on_warning(warning)
         if record is None:
-            assert config.batch_size is not None and config.epochs is not None, "resolved"
-            total_steps = config.epochs * num_batches(len(dataset.train.label), config.batch_size)
-            tx = make_optimizer(**config.optimizer_arguments(), steps=total_steps)
             own = [getattr(callback.on_steps, "__func__", None) for callback in callbacks]
             log = distributed.broadcast(any(method is not Callback.on_steps for method in own))
             trainer = Trainer(model, tx, dataset, config, mesh, log=log)
-            loop = TrainLoop(trainer, run, callbacks, stop or Stop(), timings, started)
+            loop = TrainLoop(trainer, run, callbacks, stop, timings, started)
             loop.restore(params, model_state)
             devices, step = list(mesh.devices.flat), loop.progress.step
             for callback in callbacks:
                 callback.on_train_begin(config, dataset, model, devices, Path(folder), step)
             progress = loop.run(min(total_steps, config.max_steps or total_steps))
             progress.seconds = loop.seconds()
+            worst = min(finite_members(progress.rows[-1])["train/accuracy"])
+            if worst < 1.5 / data.num_classes and config.max_steps is None:
+                problem = f"a train accuracy is {percent(worst)}, hardly better than guessing"
+                warnings.append(f"{problem}; a smaller --learning_rate usually helps")
+                for callback in callbacks:
+                    callback.on_warning(warnings[-1])
             params = to_host(trainer.eval_params(progress.state))
             model_state = progress.state.model_state
             record = results.record(config, data, progress, params, warnings, devices, where)
@@ -157,6 +179,32 @@ def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset
             f"images in {dataset.name}; change --batch_size"
         )
     return config, dataset
+
+
+def _check_fork(
+    config: Config, dataset: Dataset, model: nn.Module, tx: optax.GradientTransformation
+) -> None:
+    """Traces a training step, which fails if what the fork adds does; raises UsageError."""
+    how = {"model": model, "tx": tx, "step_config": steps.make_step_config(config)}
+    size, batch_size = len(dataset.train.label), config.batch_size or 1
+
+    def one_step(split: Split) -> Any:
+        key = jax.random.key(0)
+        order, state = steps.epoch_permutation(key, 0, size=size), steps.init_state(key, **how)
+        metrics = Metrics.zeros()
+        return steps.train_steps(
+            state, metrics, split, order, key, 0, 1, **how, batch_size=batch_size
+        )
+
+    try:
+        jax.eval_shape(one_step, dataset.train)
+    except MnistJaxError:
+        raise
+    except Exception as error:  # of any kind: the code is the user's
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(
+            f"a training step fails with the fork {config.fork}: {problem}; --debug shows where"
+        ) from error
 
 
 def _load(folder: Path, config: Config, model: nn.Module) -> tuple[Any, Any]:

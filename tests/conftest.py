@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-MNIST_FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--campaign", action="store_true", help="also run the long tests")
@@ -32,18 +26,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("campaign"):
                 item.add_marker(pytest.mark.skip(reason="runs with --campaign"))
-
-
-@pytest.fixture(scope="session")
-def mnist_dir() -> Path:
-    """The folder of the four original MNIST files. Tests that use it carry `pytest.mark.mnist`."""
-    if not (name := os.environ.get("MNIST_DIR")):
-        pytest.skip("set MNIST_DIR to the folder with the four original MNIST files")
-    folder = Path(name)
-    missing = [name for name in MNIST_FILES if not (folder / name).is_file()]
-    if missing:
-        pytest.skip(f"{folder} lacks {', '.join(missing)}; set MNIST_DIR to the folder of all four")
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +50,28 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for decoded data sets, shared by all tests of a session."""
-    return tmp_path_factory.mktemp("data")
+def data_dir(once: Callable[..., Any]) -> Path:
+    """One folder for decoded data sets, shared by all tests and workers of a session."""
+    return Path(once("data", str))
+
+
+@pytest.fixture(scope="session")
+def mnist_dir(once: Callable[..., Any]) -> Path:
+    """The folder of the original MNIST files. Tests that use it carry `pytest.mark.mnist`."""
+    import small
+
+    from mnist_jax import load_dataset
+
+    if not (name := os.environ.get("MNIST_DIR")):
+        pytest.skip("set MNIST_DIR to the folder with the four original MNIST files")
+    folder = Path(name)
+    if missing := [name for name in small.NAMES if not (folder / name).is_file()]:
+        pytest.skip(f"{folder} lacks {', '.join(missing)}; set MNIST_DIR to the folder of all four")
+    with pytest.MonkeyPatch.context() as patch:
+        # Decodes MNIST into `data_dir`, without a folder for tfds, which takes 10 s.
+        patch.setitem(sys.modules, "tensorflow_datasets", None)
+        load_dataset("mnist", data_dir=once("data", str), manual_dir=folder)
+    return folder
 
 
 @pytest.fixture

@@ -1,9 +1,13 @@
-"""What tests read of a run's folder."""
+"""What tests read of a run's folder, and how they interrupt a run."""
 
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
+
+from mnist_jax import Callback
+from mnist_jax.signals import Stop
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -21,3 +25,18 @@ def write_forks(folder: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "forking.md").read_text()
     for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL):
         (folder / name).write_text(code)
+
+
+class StopAfter(Callback):
+    """Asks for the end of a run at its n-th chunk or epoch; `stop` is for `fit`."""
+
+    def __init__(self, events: int = 0):
+        self.stop, self.events = Stop(), events
+
+    def on_chunk_end(self, epoch, batch, num_batches, metrics, train_s):
+        self.on_epoch_end({})
+
+    def on_epoch_end(self, row):
+        self.events -= 1
+        if self.events == 0:
+            self.stop.signal = signal.SIGTERM

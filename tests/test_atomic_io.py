@@ -1,37 +1,41 @@
+import os
+from unittest import mock
+
 import pytest
 
 from mnist_jax import atomic_io
 from mnist_jax.atomic_io import IntegrityError
 
 
-def test_a_written_file_reads_back_and_leaves_no_temporaries(tmp_path):
+def test_a_written_file_has_a_digest_in_the_format_of_sha256sum_and_no_temporaries(tmp_path):
     path = tmp_path / "file"
-    atomic_io.write_verified(path, b"first")
-    atomic_io.write_verified(path, b"second")
-    assert atomic_io.read_verified(path) == b"second"
+    for data in (b"first", b"abc"):
+        atomic_io.write_verified(path, data)
+        assert atomic_io.read_verified(path) == data
+    line = (tmp_path / "file.sha256").read_text()
+    assert line == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  file\n"
     assert {p.name for p in tmp_path.iterdir()} == {"file", "file.sha256"}
 
 
-def test_the_digest_is_in_the_format_of_sha256sum(tmp_path):
-    atomic_io.write_verified(tmp_path / "file", b"abc")
-    line = (tmp_path / "file.sha256").read_text()
-    assert line == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  file\n"
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_file_has_the_mode_of_any_new_file(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        atomic_io.write_atomically(tmp_path / "file", b"abc")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
 
 
-@pytest.mark.parametrize("damage", [b"Hello", b"hell", b"hello!", b""])
-def test_a_changed_file_is_detected(tmp_path, damage):
-    path = tmp_path / "file"
-    atomic_io.write_verified(path, b"hello")
-    path.write_bytes(damage)
-    with pytest.raises(IntegrityError, match="differs from its SHA-256"):
-        atomic_io.read_verified(path)
-
-
-def test_a_missing_digest_or_an_oversized_file_is_refused(tmp_path):
+def test_a_changed_file_a_missing_digest_and_an_oversized_file_are_refused(tmp_path):
     path = tmp_path / "file"
     atomic_io.write_verified(path, b"hello")
     with pytest.raises(IntegrityError, match="at most 4 bytes"):
         atomic_io.read_bounded(path, max_bytes=4)
+    for damage in (b"Hello", b"hell", b"hello!", b""):
+        path.write_bytes(damage)
+        with pytest.raises(IntegrityError, match="differs from its SHA-256"):
+            atomic_io.read_verified(path)
     atomic_io.digest_path(path).unlink()
     with pytest.raises(IntegrityError, match="no readable digest"):
         atomic_io.read_verified(path)
@@ -40,11 +44,7 @@ def test_a_missing_digest_or_an_oversized_file_is_refused(tmp_path):
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     atomic_io.write_atomically(path, b"old")
-
-    def full(fd):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", mock.Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         atomic_io.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,75 +14,48 @@ import optax
 import pytest
 import safetensors.numpy
 import small
-from shared import rows_without_times, write_forks
+from shared import StopAfter, rows_without_times, write_forks
 
-from mnist_jax import OPTIMIZERS, Callback, Config, fit, load_run
+from mnist_jax import OPTIMIZERS, Config, fit, load_run
 from mnist_jax.errors import InterruptedRunError, UsageError
 from mnist_jax.models import make_model
 from mnist_jax.runs.results import params_sha256
-from mnist_jax.signals import Stop
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"model": "mlp", "hidden_sizes": (16,), "learning_rate": 0.01}
-RATES = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)
-RECIPES = {"model": "logistic", "learning_rate": 0.01, "fork": "FOLDER/recipes.py"}
-RESNET = {"fork": "FOLDER/resnet.py", "model": "resnet", "learning_rate": 0.01}
-# The fields of a run of each fork; FOLDER holds the fork's file, the data and the teacher's run.
+NORMED = {"fork": "HERE/norm.py", "model": "norm"}
+RECIPES = {"fork": "HERE/recipes.py", "learning_rate": 0.01}
+RESNET = {"fork": "HERE/resnet.py", "model": "resnet", "learning_rate": 0.01}
+SAM = {**RECIPES, "optimizer": "sam", "augmentation": "mixup", "loss": "focal"}
+# The fields of a run of each fork; HERE holds the fork's file, the data and the teacher's run.
 FORKS: dict[str, dict[str, Any]] = {
-    "norm": {
-        "fork": "FOLDER/norm.py",
-        "model": "norm",
-        "options": ("width=8",),
-        "batch_size": 200,
-        "ema_decay": 0.9,
-    },
-    "letters": {
-        "fork": "FOLDER/emnist.py",
-        "model": "logistic",
-        "dataset": "letters",
-        "options": ("folder=FOLDER/emnist",),
-    },
-    "sam": {
-        **RECIPES,
-        "loss": "focal",
-        "optimizer": "sam",
-        "augmentation": "mixup",
-        "learning_rate": 0.1,
-        "options": ("gamma=3", "alpha=0.4", "rho=0.1"),
-    },
-    "distill": {
-        **RECIPES,
-        "loss": "distill",
-        "options": ("teacher=FOLDER/teacher", "share=0.9"),
-    },
+    "norm": {**NORMED, "options": ["width=8"], "batch_size": 200, "ema_decay": 0.9},
+    "letters": {"fork": "HERE/emnist.py", "dataset": "letters", "options": ["folder=HERE/emnist"]},
+    "sam": {**SAM, "options": ["gamma=3", "alpha=0.4", "rho=0.1"], "learning_rate": 0.1},
+    "distill": {**RECIPES, "loss": "distill", "options": ["teacher=HERE/teacher", "share=0.9"]},
 }
 LONG: dict[str, dict[str, Any]] = {
-    "resnet": {**RESNET, "options": ("width=4", "blocks=1"), "ema_decay": 0.9},
-    "penalty": {**RESNET, "options": ("width=4", "blocks=1", "penalty=1.0"), "seeds": 2},
-    "focal": {**RECIPES, "loss": "focal", "options": ("gamma=3",)},
-    "grid": {**SMALL, "learning_rate": RATES},
-    "norms": {"fork": "FOLDER/norm.py", "model": "norm", "seeds": 2},
-    "colour": {**SMALL, "dataset": "FOLDER/colour.npz"},
+    "resnet": {**RESNET, "options": ["width=4", "blocks=1"], "ema_decay": 0.9},
+    "penalty": {**RESNET, "options": ["width=4", "blocks=1", "penalty=1.0"], "seeds": 2},
+    "focal": {**RECIPES, "loss": "focal", "options": ["gamma=3"]},
+    "grid": {**SMALL, "learning_rate": [0.0001 * 2**n for n in range(8)]},
+    "norms": {**NORMED, "seeds": 2},
+    "colour": {**SMALL, "dataset": "HERE/colour.npz"},
     "sgd": {**SMALL, "optimizer": "sgd", "momentum": 0.9, "schedule": "cosine"},
     "muon": {**SMALL, "optimizer": "muon", "weight_decay": 0.01},
     "squared_error": {**RECIPES, "loss": "squared_error"},
     "slow": {**RECIPES, "preset": "slow"},
-    "warm": {"model": "logistic", "init_from": "FOLDER/teacher"},
+    "warm": {"init_from": "HERE/teacher"},
 }
-NORMED = ("norm", "resnet")
 # A network with BatchNorm that compiles fast.
 NORM = """
-from typing import Any
-
 import flax.linen as nn
 
 from mnist_jax import MODELS
+from mnist_jax.models import LogisticRegression
 
 
-class Norm(nn.Module):
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    dtype: Any = None
+class Norm(LogisticRegression):
     width: int = 16
 
     @nn.compact
@@ -98,23 +70,17 @@ MODELS["norm"] = Norm
 """
 
 
-class Watch(Callback):
-    """Stops the run after some calls of the training program; keeps the steps' values."""
+class Watch(StopAfter):
+    """Counts the steps whose values it gets."""
 
-    def __init__(self, calls: int = 0):
-        self.stop, self.calls, self.norms = Stop(), calls, []
+    steps = 0
 
     def on_steps(self, first, values):
-        self.norms.append(values["grad_norm"])
-
-    def on_chunk_end(self, epoch, batch, num_batches, metrics, train_s):
-        self.calls -= 1
-        if self.calls == 0:
-            self.stop.signal = signal.SIGTERM
+        self.steps += values["grad_norm"].shape[-1]
 
 
-def prepare(folder: Path) -> None:
-    """The forks' files, small data, and a teacher that keeps an EMA."""
+def prepare(folder: Path) -> str:
+    """Fills a folder with the forks' files, small data, and a teacher that keeps an EMA."""
     write_forks(folder)
     (folder / "norm.py").write_text(NORM)
     rng = np.random.default_rng(0)
@@ -128,11 +94,12 @@ def prepare(folder: Path) -> None:
     np.savez(folder / "colour.npz", x_train=x, y_train=y, x_test=x[:60], y_test=y[:60])
     teacher = {"model": "logistic", "dataset": "digits", "epochs": 6, "ema_decay": 0.9}
     fit(Config(**teacher, data_dir=folder / "data", workdir=folder / "teacher"))
+    return str(folder)
 
 
 def config_of(name: str, folder: Path, **fields: Any) -> Config:
-    given = {"dataset": "digits", "epochs": 3, **(FORKS | LONG)[name]}
-    found = json.loads(json.dumps(given).replace("FOLDER", str(folder)))
+    given = {"model": "logistic", "dataset": "digits", "epochs": 3, **(FORKS | LONG)[name]}
+    found = json.loads(json.dumps(given).replace("HERE", str(folder)))
     found |= {"data_dir": folder / "data", "workdir": folder / "run", "steps_per_call": 5}
     return Config(**{**found, **fields}).resolve()
 
@@ -149,7 +116,7 @@ def train(name: str, folder: Path, source: Path) -> dict[str, Any]:
     # Logged as the others: the logging program of a convolution may round differently.
     result = fit(config_of(name, folder), callbacks=[Watch()])
     part = config_of(name, folder, workdir=folder / "part", checkpoint_every=0)
-    watch, resumed = Watch(calls=2), Watch()
+    watch, resumed = Watch(events=2), Watch()
     with pytest.raises(InterruptedRunError):
         fit(part, callbacks=[watch], stop=watch.stop)
     again = fit(part, callbacks=[resumed])
@@ -160,7 +127,7 @@ def train(name: str, folder: Path, source: Path) -> dict[str, Any]:
         "states": list(result.model_state),
         "outcome": outcome(result),
         "others": [outcome(again), outcome(complete)],
-        "steps": sum(norms.shape[-1] for norms in watch.norms + resumed.norms),
+        "steps": watch.steps + resumed.steps,
     }
     for path in folder.iterdir():
         if path.name not in ("run", "data", "emnist", "colour.npz"):
@@ -171,7 +138,7 @@ def train(name: str, folder: Path, source: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def source(once) -> Path:
     """The folder that `prepare` fills."""
-    return Path(once("forks", lambda folder: (prepare(folder), str(folder))[1]))
+    return Path(once("forks", prepare))
 
 
 @pytest.fixture(scope="session")
@@ -180,17 +147,18 @@ def trained(once, source):
     return lambda name: once(f"fork-{name}", lambda folder: train(name, folder, source))
 
 
-long = [pytest.param(name, marks=pytest.mark.campaign) for name in LONG]
+def campaign(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.campaign) for name in names]
 
 
-@pytest.mark.parametrize("name", [*FORKS, *long])
+@pytest.mark.parametrize("name", [*FORKS, *campaign(*LONG)])
 def test_a_fork_is_trained_and_resumed_to_the_same_bits(trained, name):
     found = trained(name)
     assert found["others"] == [found["outcome"]] * 2
     assert found["steps"] == found["record"]["steps"] > 5
     rows, given = found["outcome"][1], (FORKS | LONG)[name]
     assert np.min(rows[-1]["train/loss"]) < np.min(rows[0]["train/loss"])
-    assert found["states"] == (["batch_stats"] if given.get("model") in NORMED else [])
+    assert found["states"] == (["batch_stats"] if given.get("model") in ("norm", "resnet") else [])
     # Not for random images, mixed images, and a tiny network.
     if given.get("dataset") is None and given.get("model") != "resnet" and name != "sam":
         assert np.max(rows[-1]["train/accuracy"]) > 0.3
@@ -199,6 +167,7 @@ def test_a_fork_is_trained_and_resumed_to_the_same_bits(trained, name):
 READ = """
 import json, sys
 import numpy as np
+from jax import export
 from mnist_jax import evaluate, load_run, predict
 from mnist_jax.inference.restore import dataset_of
 from mnist_jax.__main__ import main
@@ -208,7 +177,6 @@ for folder in sys.argv[1:]:
     found = evaluate(folder)
     words = ["export", folder, "--format=stablehlo", "--member=0", f"--output={folder}/program"]
     assert main(words) == 0
-    from jax import export
     program = export.deserialize(bytearray(open(f"{folder}/program", "rb").read()))
     probabilities = predict(folder, image)
     exported = np.asarray(program.call(image))
@@ -220,28 +188,27 @@ for folder in sys.argv[1:]:
 """
 
 
-def check_reading(found: list[dict[str, Any]], place: Path) -> None:
-    """Another process evaluates, predicts and exports, from the runs' folders alone."""
-    command = [sys.executable, "-W", "error", "-c", READ, *(run["folder"] for run in found)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, cwd=place, capture_output=True, text=True)
+def run_python(code: str, *words: str, cwd: Path, **variables: str) -> str:
+    """What another process prints that runs this code."""
+    command = [sys.executable, "-W", "error", "-c", code, *words]
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return done.stdout
+
+
+@pytest.mark.parametrize("names", [FORKS, pytest.param(LONG, marks=pytest.mark.campaign)])
+def test_forks_are_read_in_another_process(trained, tmp_path, names):
+    """It evaluates, predicts and exports, from the runs' folders alone."""
+    found = [trained(name) for name in names]
+    printed = run_python(READ, *(run["folder"] for run in found), cwd=tmp_path)
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     for run, read in zip(found, lines, strict=True):
-        data = json.loads((Path(run["folder"]) / "config.json").read_text())["data"]
-        classes = len(data["class_names"])
+        config = json.loads((Path(run["folder"]) / "config.json").read_text())
+        classes = len(config["data"]["class_names"])
         assert read["correct"] == np.ravel(run["record"]["test_correct"]).tolist()
         assert read["shapes"] == [[8, classes]] * 2
         assert read["same"]
-
-
-def test_forks_are_read_in_another_process(trained, tmp_path):
-    check_reading([trained(name) for name in FORKS], tmp_path)
-
-
-@pytest.mark.campaign
-def test_all_forks_are_read_in_another_process(trained, tmp_path):
-    check_reading([trained(name) for name in LONG], tmp_path)
 
 
 def test_the_networks_of_the_page_take_any_images(source):
@@ -274,8 +241,37 @@ def test_a_fork_that_fails_is_a_usage_error(tmp_path, code, message):
     (tmp_path / "fork.py").write_text(code)
     with pytest.raises(UsageError, match=message):
         Config(fork=tmp_path / "fork.py", loss="focal2")
-    with pytest.raises(UsageError, match=r"cannot read the fork .*: No such file"):
-        Config(fork=tmp_path / "absent.py")
+
+
+BROKEN = """
+import optax
+from mnist_jax import AUGMENTATIONS, LOSSES, OPTIMIZERS
+
+def update(grads, state, params=None):
+    raise TypeError("cannot update")
+
+OPTIMIZERS["broken"] = lambda rate: optax.GradientTransformation(lambda params: (), update)
+AUGMENTATIONS["broken"] = lambda batch, key: {**batch, "image": batch["pixels"]}
+LOSSES["broken"] = lambda logits, batch: logits.mean()
+"""
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("optimizer", "a training step fails with the fork .*: TypeError: cannot update; --debug"),
+        ("augmentation", "KeyError: 'pixels'"),
+        ("loss", r"the loss has shape \(\); it has a value for each example, \(100,\)"),
+    ],
+)
+def test_a_fork_that_cannot_train_is_refused_before_a_folder_is_made(
+    config, tmp_path, field, message
+):
+    (tmp_path / "fork.py").write_text(BROKEN)
+    run = config(fork=tmp_path / "fork.py", **{field: "broken"})
+    with pytest.raises(UsageError, match=message):
+        fit(run)
+    assert not run.workdir.exists()
 
 
 WRAPPED = {
@@ -286,10 +282,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name == "clip" else pytest.mark.campaign) for name in WRAPPED],
-)
+@pytest.mark.parametrize("name", ["clip", *campaign("multi", "finite", "inject")])
 def test_a_wrapped_optimizer_trains_and_its_run_keeps_an_ema(config, monkeypatch, name):
     monkeypatch.setitem(OPTIMIZERS, "wrapped", WRAPPED[name])
     run = config(optimizer="wrapped", ema_decay=0.5, max_steps=4, schedule="cosine")
@@ -298,9 +291,8 @@ def test_a_wrapped_optimizer_trains_and_its_run_keeps_an_ema(config, monkeypatch
     ema, last = (arrays[f"state/{tree}/logits/kernel"] for tree in ("ema", "params"))
     np.testing.assert_allclose(kernel, ema / (1 - 0.5**4), rtol=1e-5)
     assert not np.array_equal(kernel, last)
-    np.testing.assert_array_equal(
-        load_run(run.workdir).members[0]["params"]["logits"]["kernel"], kernel
-    )
+    loaded = load_run(run.workdir).members[0]["params"]
+    np.testing.assert_array_equal(loaded["logits"]["kernel"], kernel)
 
 
 ON_DEVICES = """
@@ -311,12 +303,11 @@ from mnist_jax import Config, fit
 import jax
 
 folder = Path(sys.argv[1])
+fields = {"model": "norm", "dataset": "digits", "optimizer": "sgd", "learning_rate": 0.1}
+fields |= {"fork": folder / "norm.py", "data_dir": folder / "data", "epochs": 1}
 states = []
 for devices in (1, 8):
-    config = Config(fork=folder / "norm.py", model="norm", dataset="digits", epochs=1,
-                    optimizer="sgd", learning_rate=0.1,
-                    devices=devices, data_dir=folder / "data", workdir=Path(f"run{devices}"))
-    result = fit(config)
+    result = fit(Config(devices=devices, workdir=Path(f"run{devices}"), **fields), callbacks=[])
     states.append((result.params, result.model_state))
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *states)
 print("equal", sorted(states[0][1]))
@@ -326,8 +317,5 @@ print("equal", sorted(states[0][1]))
 @pytest.mark.campaign
 def test_batch_statistics_over_eight_devices_equal_those_of_one(source, tmp_path):
     """100 images on 8 devices are 13 rows each: padding, which the mask leaves out."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8"}
-    command = [sys.executable, "-W", "error", "-c", ON_DEVICES, str(source)]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "equal ['batch_stats']\n"
+    printed = run_python(ON_DEVICES, str(source), cwd=tmp_path, JAX_NUM_CPU_DEVICES="8")
+    assert printed == "equal ['batch_stats']\n"

@@ -1,7 +1,9 @@
 """`fit` from end to end, on the digits that come with scikit-learn: small, and offline."""
 
 import json
-from types import SimpleNamespace
+import re
+import signal
+from functools import partial
 from unittest import mock
 
 import flax.linen as nn
@@ -10,14 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 from shared import rows_of
 
-from mnist_jax import MODELS, Callback, fit, load_run, steps
-from mnist_jax.compiled_steps import make_steps
-from mnist_jax.errors import CheckpointError, NonFiniteError, UsageError
+from mnist_jax import MODELS, Callback, Config, Dataset, fit, load_run, steps
+from mnist_jax.compiled_steps import Trainer, make_steps
+from mnist_jax.errors import CheckpointError, InterruptedRunError, NonFiniteError, UsageError
 from mnist_jax.models import LogisticRegression
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.results import params_sha256
+
+MESH = mesh.make_mesh(jax.devices()[:1])
+MLP = {"model": "mlp", "hidden_sizes": (8,)}
 
 
 def test_a_run_learns_and_leaves_its_files(config):
@@ -45,12 +51,23 @@ def test_a_run_learns_and_leaves_its_files(config):
 def test_initial_parameters_have_the_same_bits_when_fully_optimized(name):
     """The initial state comes from a program that XLA optimizes less, to compile faster."""
     key, tx, model = jax.random.key(3), optax.adam(1e-3), MODELS[name]()
-    devices = mesh.make_mesh(jax.devices()[:1])
     sizes = {"train_size": 1, "batch_size": 1, "step_config": steps.StepConfig()}
-    quick = make_steps(model, tx, devices, **sizes).init_state
+    quick = make_steps(model, tx, MESH, **sizes).init_state
     full = jax.jit(lambda key: steps.init_state(key, model=model, tx=tx))
-    for ours, theirs in zip(*map(jax.tree.leaves, (quick(key), full(key))), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, quick(key), full(key))
+
+
+def test_arrays_of_another_dtype_get_a_program_of_their_own():
+    """The same with another sharding: see tests/parallel/test_mesh.py."""
+    split, model = small.make_split(20, seed=0), LogisticRegression()
+    dataset = Dataset("mnist", split, split, "", (), ())
+    trainer = Trainer(model, optax.sgd(0.1), dataset, Config(batch_size=10).resolve(), MESH)
+    state, batch = trainer.init(), {**split._asdict(), "mask": np.ones(20, bool)}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), state.params)
+        (metrics,) = trainer.evaluate(state._replace(params=params), "test")
+        expected = steps.eval_step(params, {}, batch, model=model)
+        assert metrics.loss == pytest.approx(expected.loss, rel=1e-3)
 
 
 @pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}, {"ema_decay": 0.9, "seeds": 2}])
@@ -61,14 +78,9 @@ def test_the_parameters_come_back_from_a_complete_run(config, fields):
     members = load_run(result.workdir).members
     digests = [params_sha256(member["params"]) for member in members]
     assert np.ravel(result.record["params_sha256"]).tolist() == digests
-    if "seeds" not in fields:
-        assert params_sha256(result.params) == digests[0]
-    else:
-        own = [jax.tree.map(lambda x, m=m: x[m], result.params) for m in range(2)]
-        assert list(map(params_sha256, own)) == digests
-
-
-MLP = {"model": "mlp", "hidden_sizes": (8,)}
+    stacked = jax.tree.map(lambda x: x if "seeds" in fields else x[None], result.params)
+    own = [jax.tree.map(lambda x, m=m: x[m], stacked) for m in range(len(members))]
+    assert list(map(params_sha256, own)) == digests
 
 
 @pytest.fixture
@@ -89,7 +101,7 @@ def test_a_run_starts_from_given_parameters(config, tmp_path, source):
 
 def test_parameters_of_another_shape_are_refused_before_a_folder_is_made(config, source):
     wide = {**MLP, "hidden_sizes": (9,)}
-    with pytest.raises(UsageError, match=r"initial dense1/bias has shape \(8,\); it needs \(9,\)"):
+    with pytest.raises(UsageError, match=r"an array has shape \(8,\) in place of \(9,\)"):
         fit(config(**wide), init_params=source.params)
     with pytest.raises(UsageError, match="the initial parameters are not those of the model"):
         fit(config(), init_params=source.params)
@@ -101,52 +113,48 @@ def test_parameters_of_another_shape_are_refused_before_a_folder_is_made(config,
 
 
 RECIPE = {"preset": "best", "dropout": 0.2, "ema_decay": 0.9, "label_smoothing": 0.1}
+CNN = {"model": "cnn", "max_steps": 4, "batch_size": 20}
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"model": "logistic", "max_steps": 18},
         {"model": "mlp", "max_steps": 18, "hidden_sizes": (32,), **RECIPE},
-        pytest.param(
-            {"model": "cnn", "max_steps": 4, "batch_size": 20}, marks=pytest.mark.campaign
-        ),
+        pytest.param(CNN, marks=pytest.mark.campaign),
     ],
-    ids=lambda fields: fields["model"],
+    ids=["mlp", "cnn"],
 )
 def test_the_number_of_steps_per_call_changes_no_bit(config, tmp_path, fields):
     records = [
         fit(config(steps_per_call=n, workdir=tmp_path / str(n), **fields)).record
         for n in (1, 3, 100, "auto")
     ]
-    assert len({record["params_sha256"] for record in records}) == 1
-    assert len({record["train_accuracy"] for record in records}) == 1
+    assert len({(record["params_sha256"], record["train_accuracy"]) for record in records}) == 1
 
 
-@pytest.mark.parametrize("steps_per_call", [7, "auto"])
-def test_loops_of_static_length_give_the_same_result(config, tmp_path, monkeypatch, steps_per_call):
+def test_loops_of_static_length_give_the_same_result(config, tmp_path, monkeypatch):
     """As on an accelerator: an epoch and a partial one, each compiled with its own length."""
-    leaves = jax.tree.leaves(fit(config(model="mlp", max_steps=20)).params)
+    fields = {"model": "mlp", "hidden_sizes": (16,), "max_steps": 20}
+    expected = fit(config(**fields)).params
     monkeypatch.setattr("mnist_jax.compiled_steps.dynamic_loop_bound", lambda device: False)
-    calls = {"steps_per_call": steps_per_call, "workdir": tmp_path / "static"}
-    result = fit(config(model="mlp", max_steps=20, **calls))
-    assert result.record["steps"] == 20
-    for leaf, want in zip(jax.tree.leaves(result.params), leaves, strict=True):
-        np.testing.assert_allclose(leaf, want, rtol=1e-4, atol=1e-6)
+    check = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    for n in (7, "auto"):
+        result = fit(config(steps_per_call=n, workdir=tmp_path / f"{n}", **fields))
+        assert result.record["steps"] == 20
+        jax.tree.map(check, result.params, expected)
 
 
-def test_max_steps_ends_within_an_epoch_with_its_metrics(config, tmp_path):
+def test_max_steps_ends_within_an_epoch_or_after_one_batch_as_large_as_the_split(config, tmp_path):
     result = fit(config(max_steps=20))
     assert [(row["epoch"], row["step"]) for row in rows_of(result.workdir)] == [(1, 15), (2, 20)]
     assert (result.record["epochs"], result.record["steps"]) == (2, 20)
-    whole = fit(config(max_steps=15, workdir=tmp_path / "whole"))
-    assert whole.record["epochs"] == 1  # no empty epoch after a complete one
+    whole = fit(config(max_steps=1, batch_size=1437, workdir=tmp_path / "whole")).record
+    assert (whole["epochs"], whole["steps"]) == (1, 1)  # no empty epoch after a complete one
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = {fit(config(workdir=None, epochs=1)).workdir for _ in range(3)}
-    assert len(folders) == 3
+    assert len({fit(config(workdir=None, epochs=1)).workdir for _ in range(3)}) == 3
 
 
 def steps_kept(folder) -> list[int]:
@@ -173,37 +181,26 @@ def test_a_gradient_that_is_not_finite_is_noticed_at_a_finite_loss(config, monke
     assert steps_kept(config().workdir) == [0]
 
 
-def test_jax_finds_the_operation_that_made_a_nan(config):
-    """With JAX's own settings, which a run leaves as they are."""
-    with (
-        jax.disable_jit(),
-        jax.debug_nans(True),
-        pytest.raises(FloatingPointError, match=r"nan.* encountered in"),
-    ):
-        fit(config(model="mlp", learning_rate=1e38, hidden_sizes=(4,)))
+def test_jax_settings_change_no_number(config, tmp_path):
+    settings = {
+        "x64": jax.enable_x64(True),
+        "threefry": jax.threefry_partitionable(False),
+        "rank promotion": jax.numpy_rank_promotion("raise"),
+        "transfer guard": jax.transfer_guard("disallow"),
+        "debug NaNs": jax.debug_nans(True),
+    }
+    fields = {"dropout": 0.2, "max_steps": 5, **MLP}
+    plain = fit(config(**fields)).record
+    for name, setting in settings.items():
+        with setting:
+            other = fit(config(workdir=tmp_path / name, **fields)).record
+        assert other["params_sha256"] == plain["params_sha256"], name
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        jax.enable_x64(True),
-        jax.threefry_partitionable(False),
-        jax.numpy_rank_promotion("raise"),
-        jax.transfer_guard("disallow"),
-        jax.debug_nans(True),
-    ],
-    ids=("x64", "threefry", "rank promotion", "transfer guard", "debug NaNs"),
-)
-def test_jax_settings_change_no_number(config, tmp_path, setting):
-    fields = {"model": "mlp", "dropout": 0.2, "max_steps": 5}
-    plain = fit(config(**fields, workdir=tmp_path / "plain"))
-    with setting:
-        other = fit(config(**fields))
-    assert other.record["params_sha256"] == plain.record["params_sha256"]
-
-
-def test_a_learner_can_step_through_without_jit(config, monkeypatch):
-    """JAX_DISABLE_JIT is respected: the step runs as Python, with concrete values."""
+def test_without_jit_a_learner_sees_values_and_jax_the_operation_that_made_a_nan(
+    config, monkeypatch, tmp_path
+):
+    """JAX's own settings are respected: the step runs as Python, with concrete values."""
     seen = []
 
     class Printing(LogisticRegression):
@@ -216,7 +213,10 @@ def test_a_learner_can_step_through_without_jit(config, monkeypatch):
     monkeypatch.setitem(MODELS, "logistic", Printing)
     with jax.disable_jit():
         fit(config(max_steps=2))
-    assert (250, 28, 28, 1) in seen  # evaluation; the gradient of a step is traced
+        assert (250, 28, 28, 1) in seen  # evaluation; the gradient of a step is traced
+        diverging = config(learning_rate=1e38, workdir=tmp_path / "diverging")
+        with jax.debug_nans(True), pytest.raises(FloatingPointError, match=r"nan.* encountered in"):
+            fit(diverging)
 
 
 def test_deterministic_names_options_that_xla_knows():
@@ -224,13 +224,9 @@ def test_deterministic_names_options_that_xla_knows():
     options = mesh.DETERMINISTIC_OPTIONS
     jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=options)
     assert mesh.compiler_options(jax.devices()[0], deterministic=True) is None
-    gpu = SimpleNamespace(platform="gpu")
+    gpu = mock.Mock(platform="gpu")
     assert mesh.compiler_options(gpu, deterministic=True) == options  # pyright: ignore
     assert mesh.compiler_options(gpu, deterministic=False) is None  # pyright: ignore
-
-
-def test_a_batch_as_large_as_the_split_trains(config):
-    assert fit(config(batch_size=1437, epochs=2)).record["steps"] == 2
 
 
 def test_bfloat16_trains_on_a_cpu_with_float32_parameters_and_a_warning(config):
@@ -240,6 +236,37 @@ def test_bfloat16_trains_on_a_cpu_with_float32_parameters_and_a_warning(config):
     assert result.record["test_accuracy"] > 0.3
     [warning] = result.record["warnings"]
     watch.on_warning.assert_called_once_with(warning)
+
+
+def test_fit_shows_the_run_unless_callbacks_are_given(config, tmp_path, capsys):
+    result = fit(config(epochs=1))
+    shown = capsys.readouterr().out.splitlines()
+    correct = result.record["test_correct"]
+    line = f"test accuracy: {100 * correct / 360:.2f} % ({correct}/360)"
+    assert shown[-1] == line and repr(result) == f"<Result {line}, in {result.workdir}>"
+    fit(config(epochs=1, workdir=tmp_path / "other"), callbacks=())
+    assert capsys.readouterr().out == ""
+    with pytest.warns(UserWarning, match="bfloat16 on a CPU is slower than float32"):
+        fit(config(epochs=1, workdir=tmp_path / "third", precision="bfloat16"), callbacks=())
+
+
+def test_an_interrupt_saves_the_run_and_a_notebook_shows_one_line(config):
+    class Interrupt(Callback):
+        def on_chunk_end(self, *_):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(InterruptedRunError, match=r"interrupted at step 2; to resume, ") as caught:
+        fit(config(), callbacks=[Interrupt()])
+    assert caught.value._render_traceback_() == [str(caught.value)]  # IPython calls it
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert fit(config()).record["steps"] == 30
+
+
+def test_a_run_that_has_learned_nothing_warns(config, capsys):
+    result = fit(config(model="mlp", learning_rate=1e6))
+    [warning] = result.record["warnings"]
+    assert re.fullmatch(r"a train accuracy is \d+.\d\d %, hardly better than guessing; .*", warning)
+    assert capsys.readouterr().err == f"warning: {warning}\n"
 
 
 def test_callbacks_see_a_run_in_order(config):
@@ -262,12 +289,11 @@ class Log(Callback):
     """Keeps the values of every step, (steps,) or (members, steps) each."""
 
     def __init__(self):
-        self.loss, self.grad_norm = [], []
+        self.calls = []
 
     def on_steps(self, first, values):
-        assert first == sum(found.shape[-1] for found in self.loss)
-        self.loss.append(values["loss"])
-        self.grad_norm.append(values["grad_norm"])
+        assert first == sum(call["loss"].shape[-1] for call in self.calls)
+        self.calls.append(values)
 
 
 @pytest.mark.parametrize("fields", [{}, {"seeds": 2}])
@@ -277,7 +303,8 @@ def test_on_steps_gets_each_steps_values_once_and_in_order(config, tmp_path, fie
         log = Log()
         result = fit(config(steps_per_call=n, workdir=tmp_path / f"{n}", **fields), callbacks=[log])
         assert result.record["params_sha256"] == plain.record["params_sha256"]
-        found.append((np.concatenate(log.loss, -1), np.concatenate(log.grad_norm, -1)))
+        values = jax.tree.map(lambda *calls: np.concatenate(calls, -1), *log.calls)
+        found.append((values["loss"], values["grad_norm"]))
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
     loss, grad_norm = found[0]

@@ -57,6 +57,7 @@ class Job:
     precision: str = "float32"
     platform: str = "auto"
     fork: str | None = None  # the file that adds the model
+    options: Sequence[str] = ()  # its keyword arguments, such as width=64
     image_shape: Sequence[int] = IMAGE_SHAPE
     num_classes: int = NUM_CLASSES
     seeds: int | None = None  # networks in one program; None for one without an axis of members

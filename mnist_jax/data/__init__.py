@@ -68,7 +68,10 @@ def load_dataset(
                 "or use --dataset=digits"
             ) from error
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error}"
-        return replace(DATASETS["digits"](**folders), warnings=(warning,))
+        try:
+            return replace(DATASETS["digits"](**folders), warnings=(warning,))
+        except ModuleNotFoundError as missing:
+            raise DataError(f"{error}; nor can the digits be had: {missing}") from error
 
 
 def _load_digits(data_dir: Path) -> Dataset:
@@ -140,5 +143,4 @@ class PrepareData:
         loaded = load_dataset(self.dataset, data_dir=self.data_dir, manual_dir=self.manual_dir)
         for warning in loaded.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        train, test = len(loaded.train.label), len(loaded.test.label)
-        print(f"{loaded.name}: {train:,} train and {test:,} test images, {loaded.source}")
+        print(loaded)

@@ -27,7 +27,7 @@ class DataSpec(NamedTuple):
         return len(self.class_names)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """Training and test images, and where they came from."""
 
@@ -79,6 +79,13 @@ class Dataset:
             digest.update(f"{array.dtype} {array.shape}\n".encode())
             digest.update(array.tobytes())
         return cls(name, train, test, source, (), names, sha256=digest.hexdigest())
+
+    def __str__(self) -> str:
+        train, test = len(self.train.label), len(self.test.label)
+        return f"{self.name}: {train:,} train, {test:,} test images, {self.source}"
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self}>"
 
     @property
     def spec(self) -> DataSpec:

@@ -10,16 +10,17 @@ import logging
 import socket
 from collections.abc import Callable
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from waitress.server import create_server
 from werkzeug.wrappers import Request, Response
 
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
-from mnist_jax.inference.flags import PlatformFlags, RunFolder, open_runs, print_warnings
+from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs, print_warnings
 from mnist_jax.inference.preprocess import to_mnist
-from mnist_jax.inference.restore import Predictor, check_pictures
+from mnist_jax.inference.restore import PRETRAINED, Predictor, check_pictures
 from mnist_jax.models import IMAGE_SHAPE
 from mnist_jax.runs.results import accuracy_line
 from mnist_jax.runs.run_dir import read_result
@@ -93,7 +94,7 @@ def application(predictor: Predictor, model: dict[str, Any]) -> Callable[..., An
 class Draw(PlatformFlags):
     """Serves a page to draw digits on, which shows what a saved model reads."""
 
-    folder: RunFolder
+    folder: Annotated[Path, Positional, arg(metavar="[RUN]")] = PRETRAINED
     """The run's folder. With --seeds=K: the mean of its networks' probabilities."""
 
     host: str = "127.0.0.1"

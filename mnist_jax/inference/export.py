@@ -2,10 +2,12 @@
 
 import dataclasses
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,10 @@ from mnist_jax.runs.statistics import percent
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # a StableHLO program runs on each
 Format = Literal["safetensors", "stablehlo"]
+CONVENTIONS = (
+    "images (b, height, width, channels); convolution kernels (height, width, in, out), stride 1, "
+    "padding SAME if none is named; pooling is the maximum of 2×2 pixels; no dropout"
+)
 
 
 def export(
@@ -60,6 +66,8 @@ def export(
         "input": {"shape": ["b", *run.data.image_shape], "dtype": "uint8"},
         "output": {"shape": ["b", run.data.num_classes], "dtype": "float32", "content": content},
         "classes": run.data.class_names,
+        "code": _source(run.model),
+        "conventions": CONVENTIONS,
         **config.members()[place],
         "step": run.step,
         "test_accuracy": accuracy,
@@ -70,6 +78,14 @@ def export(
     write_output(output, data)
     write_output(Path(f"{output}.json"), text.encode())
     return description
+
+
+def _source(model: nn.Module) -> str | None:
+    """The code of the model's class, to rebuild it from; None if it is in no file."""
+    try:
+        return inspect.getsource(type(model))
+    except (OSError, TypeError):
+        return None
 
 
 def to_stablehlo(run: LoadedRun, variables: Any) -> bytes:

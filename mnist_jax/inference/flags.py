@@ -28,7 +28,7 @@ Runs = Annotated[  # may be empty, because tyro has no "one or more"; `load_runs
 class PlatformFlags:
     """The flag of a command that computes with a saved model."""
 
-    platform: Literal["auto", "cpu", "gpu", "tpu"] | None = None
+    platform: Literal["auto", "cpu", "gpu", "tpu", "cuda", "rocm"] | None = None
     """Device to run on; auto: the best that JAX finds. None: the run's."""
 
 

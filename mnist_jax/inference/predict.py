@@ -15,17 +15,16 @@ from mnist_jax.errors import DataError, DeviceError, UsageError, printable
 from mnist_jax.inference.flags import (
     PlatformFlags,
     Positional,
-    RunFolder,
     arg,
     open_runs,
     print_warnings,
 )
 from mnist_jax.inference.preprocess import read_digit
-from mnist_jax.inference.restore import Predictor, check_pictures, load_run
+from mnist_jax.inference.restore import PRETRAINED, Predictor, check_pictures, load_run
+from mnist_jax.runs.run_dir import CONFIG
 from mnist_jax.runs.statistics import percent
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-Metavar = arg(metavar="PICTURE [PICTURE ...]", help_behavior_hint="(required)")
+Metavar = arg(metavar="[RUN] PICTURE [PICTURE ...]", help_behavior_hint="(required)")
 
 
 def predict(
@@ -66,19 +65,16 @@ def predict(
 
 
 def list_pictures(path: Path) -> list[Path]:
-    """The pictures in a folder by their suffix, sorted; otherwise the path itself.
-
-    Subfolders and hidden files are skipped.
+    """The files in a folder, sorted, without subfolders and hidden files; else the path itself.
 
     Raises:
-        DataError: the folder holds no picture.
+        DataError: the folder holds no file.
     """
     if not path.is_dir():
         return [path]
-    entries = sorted(path.glob("[!.]*"))
-    if files := [p for p in entries if p.suffix.lower() in SUFFIXES and not p.is_dir()]:
+    if files := [file for file in sorted(path.glob("[!.]*")) if not file.is_dir()]:
         return files
-    raise DataError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
+    raise DataError(f"{path} holds no picture")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,11 +84,10 @@ class Predict(PlatformFlags):
     A line holds the most probable class and its probability, the second one, and the file.
     """
 
-    folder: RunFolder
-    """The run's folder. With --seeds=K: the mean of its networks' probabilities."""
-
-    pictures: Annotated[tuple[Path, ...], Positional, Metavar]
-    """PNG, JPEG, BMP, GIF or WebP files, and folders of them."""
+    paths: Annotated[tuple[Path, ...], Positional, Metavar]
+    """The run's folder, then PNG, JPEG, BMP, GIF, TIFF or WebP files, and folders of them. Without
+    RUN: the MLP that comes with mnist_jax. With --seeds=K: the mean of the networks'
+    probabilities."""
 
     json: bool = False
     """Print one JSON object for each picture instead."""
@@ -102,10 +97,13 @@ class Predict(PlatformFlags):
 
     def run(self) -> None:
         """Prints an answer or an error for each picture; a DataError follows if any has none."""
-        if not self.pictures:
+        paths, folder = list(map(user_path, self.paths)), PRETRAINED
+        if paths and (paths[0] / CONFIG).exists():
+            folder = paths.pop(0)
+        if not paths:
             raise UsageError("no picture is named; name files, or folders of them")
-        paths = [path for given in self.pictures for path in list_pictures(user_path(given))]
-        (run,) = open_runs([self.folder])
+        paths = [file for path in paths for file in list_pictures(path)]
+        (run,) = open_runs([folder])
         names = run.data.class_names
         check_pictures(run)
         predictor = Predictor(run, self.platform)

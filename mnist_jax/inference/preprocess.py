@@ -23,7 +23,7 @@ from PIL.Image import Resampling
 from mnist_jax.atomic_io import read_bounded, user_path
 from mnist_jax.errors import DataError
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 MAX_BYTES = 100_000_000
 MAX_SIDE = 1024  # pixels; larger pictures are reduced, one digit needs no more
 SIZE, BOX = 28, 20  # pixels: side of an image, and of the box in it that a digit fills
@@ -87,8 +87,10 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def _to_grey(picture: Image.Image) -> Image.Image:
     """An image of any mode as one of mode L or F, with levels from 0 to 255."""
-    if picture.mode.startswith("I"):  # 16 bits: 0..65535
-        return Image.fromarray(np.asarray(picture).astype(np.float32) / 257)
+    if picture.mode.startswith("I"):  # up to 16 bits; many cameras and scanners use 10 to 14
+        levels = np.asarray(picture).astype(np.float32)
+        top = max(255, 2 ** int(levels.max()).bit_length() - 1)
+        return Image.fromarray(levels * (255 / top))
     if not picture.has_transparency_data:
         return picture.convert("L")
     picture = picture.convert("RGBA")
@@ -103,21 +105,22 @@ def to_mnist(grey: np.ndarray) -> Digit:
     """Finds the digit in a picture, as from `read_image`, and brings it into MNIST's form.
 
     The background may have any tone, darker or brighter than the ink, and uneven but smooth
-    lighting; lines much fainter than the ink, as on squared paper, are ignored. Of several digits
+    lighting; lines much fainter than the ink, as on squared paper, are ignored, and so are straight
+    lines through the whole picture and boxes around the digit. Of several digits
     the largest is taken that does not touch the picture's edge; parts slightly detached from a
     digit belong to it. Strokes as thin as a ballpoint's are widened to MNIST's typical width.
 
     Raises:
         DataError: nothing stands out from the background.
     """
-    ink, noise = _subtract_background(np.asarray(grey, np.float32))
+    ink, noise = _subtract_background(_without_margin(np.asarray(grey, np.float32)))
     lowest = max(5 * noise, MIN_CONTRAST / 3)
     candidates = ink[ink > lowest]
     if np.max(candidates, initial=0) < MIN_CONTRAST:
         raise DataError("no digit found: nothing stands out from the background")
     # Slightly below Otsu's threshold, because MNIST's bounding boxes include the faint pixels at
     # the edge of a stroke.
-    own, others = _find_digit(ink > max(0.8 * _otsu(candidates), lowest))
+    own, others = _find_digit(_without_lines(ink > max(0.8 * _otsu(candidates), lowest)))
     return Digit(_normalize(np.maximum(ink - 2 * noise, 0), own), others)
 
 
@@ -166,13 +169,60 @@ def _background(grey: np.ndarray) -> np.ndarray:
     return polynomial.polygrid2d(y, x, best.reshape(3, 3)).astype(np.float32)
 
 
+def _without_margin(grey: np.ndarray) -> np.ndarray:
+    """The picture without bars at its edges of another tone than most of it, as of a frame."""
+    page = np.median(grey)
+    for _ in range(4):  # a quarter turn for each edge
+        is_bar = np.abs(np.median(grey[: len(grey) // 8], axis=1) - page) > 2 * MIN_CONTRAST
+        if is_bar.any() and np.ptp(grey[0]) < MIN_CONTRAST:
+            grey = grey[np.argmin(is_bar) :]
+        grey = np.rot90(grey)
+    return grey
+
+
+def _without_lines(mask: np.ndarray) -> np.ndarray:
+    """The ink without lines through the whole picture, but with the strokes that cross them.
+
+    A single line may be the bar of a digit that fills the picture, and stays.
+    """
+    lines = [(axis, *ends) for axis in (0, 1) for ends in _runs(mask.mean(1 - axis) > 0.95)]
+    lines = [line for line in lines if line[2] - line[1] <= max(mask.shape) / 12]
+    if len(lines) < 2:
+        return mask
+    mask = np.pad(mask, 1)
+    for axis, first, end in lines:
+        across = np.moveaxis(mask, axis, 0)  # a view; the padding moves every index by one
+        across[first + 1 : end + 1] &= across[first] & across[end + 1]
+    return mask[1:-1, 1:-1]
+
+
+def _runs(values: np.ndarray) -> np.ndarray:
+    """First index and end of each run of True, (runs, 2)."""
+    return np.flatnonzero(np.diff(np.pad(values, 1).astype(np.int8))).reshape(-1, 2)
+
+
+def _boxes(labels: np.ndarray) -> list[int]:
+    """The labels of rectangles that are drawn around something."""
+    found, (_, sides), places = [], _sizes(labels), scipy.ndimage.find_objects(labels)
+    for label in np.flatnonzero(sides > max(labels.shape) / 4):
+        part = labels[places[label - 1]]
+        lines = [(part == label).mean(axis) > 0.8 for axis in (0, 1)]
+        halves = [half for line in lines for half in np.array_split(line, 2)]
+        inside = np.setdiff1d(part, [0, label])
+        if all(map(np.any, halves)) and np.max(sides[inside], initial=0) > min(part.shape) / 4:
+            found.append(label)
+    return found
+
+
 def _otsu(values: np.ndarray) -> float:
     """The threshold with the largest variance between the two classes (Otsu, 1979)."""
     counts, edges = np.histogram(values, bins=256)
     below, sums = np.cumsum(counts, dtype=float), np.cumsum(counts * edges[:-1])
     total = below[-1]
     between = (sums[-1] * below - total * sums) ** 2 / np.maximum(below * (total - below), 1)
-    return float(edges[np.argmax(between[:-1]) + 1])
+    # Between two tones without noise all levels tie: the middle of them.
+    ties = np.flatnonzero(between[:-1] >= between[:-1].max() * (1 - 1e-9))
+    return float(edges[ties[len(ties) // 2] + 1])
 
 
 def _sizes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -194,6 +244,8 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
         The digit's own pixels, (height, width) bool, and the number of other digits.
     """
     labels, count = scipy.ndimage.label(mask, np.ones((3, 3)))
+    if boxes := _boxes(labels):
+        labels, count = scipy.ndimage.label(mask & ~np.isin(labels, boxes), np.ones((3, 3)))
     areas, sides = _sizes(labels)
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     at_edge, longer = np.isin(np.arange(count + 1), edge), max(mask.shape)

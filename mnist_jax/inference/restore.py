@@ -24,6 +24,7 @@ from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import load_saved, variables_of
 from mnist_jax.runs.run_dir import read_config, read_result
 
+PRETRAINED = Path(__file__).parents[1] / "pretrained"  # a run that comes with the package
 CPU_BATCH_SIZE = 50  # small enough for the CNN's activations to stay in a CPU's cache
 
 

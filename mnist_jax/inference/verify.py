@@ -80,7 +80,9 @@ def _accuracy(
     found += f", recorded: {', '.join(map(str, recorded))}"
     if np.abs(correct - recorded).max() > TOLERANCE * record["test_count"]:
         raise CheckpointError(found)
-    return f"{found}; rounding differs between programs, devices and versions"
+    then = atomic_io.read_json(run.folder / run_dir.ENVIRONMENT)
+    facts = "jax", "device", "instruction_set"
+    return f"{found}; the run's rounding was that of {', '.join(str(then[f]) for f in facts)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -53,8 +53,7 @@ class Display(Callback):
     ) -> None:
         """Prints what is trained on what, with which device and settings."""
         self.bar.stop()
-        images = f"{len(dataset.train.label):,} train, {len(dataset.test.label):,} test images"
-        print(f"data    {dataset.name}: {images}, {dataset.source}")
+        print(f"data    {dataset}")
         print(f"device  {describe_devices(devices)}, {config.precision}")
         print(f"config  {describe_config(config)}")
         print(f"run     {workdir}")

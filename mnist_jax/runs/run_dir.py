@@ -1,6 +1,7 @@
 """The folder of a run: its config, metrics, result and checkpoints, and the lock that guards it."""
 
 import contextlib
+import dataclasses
 import datetime
 import errno
 import json
@@ -10,15 +11,21 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from filelock import FileLock, Timeout
 
 from mnist_jax import atomic_io
-from mnist_jax.atomic_io import IntegrityError, write_atomically
+from mnist_jax.atomic_io import IntegrityError, user_path, write_atomically
 from mnist_jax.config import Config
 from mnist_jax.data import DataSpec
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
+from mnist_jax.metrics import Metrics
+from mnist_jax.parallel.mesh import select_device
+from mnist_jax.runs import environment
 from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill, load_newest
 from mnist_jax.runs.environment import PACKAGES
+from mnist_jax.steps import TrainState
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 FORK = "fork.py"  # a copy of the fork's file, so that the folder can be read on its own
@@ -58,7 +65,8 @@ class RunDir:
                 for place in (folder, self.checkpoints.folder):
                     for leftover in place.glob(".*.tmp"):  # of a write that was interrupted
                         leftover.unlink()
-            if CONFIG in names:
+            # What ended before its first checkpoint leaves nothing to resume.
+            if CONFIG in names and {RESULT, METRICS, self.checkpoints.folder.name} & names:
                 self._check_same(read_config(folder), config, data)
                 self.result = read_result(folder)
             if self.result is None:
@@ -78,7 +86,8 @@ class RunDir:
         if changed:
             command = f"{before[0].command_line()} --workdir={shlex.quote(str(self.folder))}"
             what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
-            raise UsageError(f"{what}; choose another --workdir, or resume it with: {command}")
+            advice = f"choose another --workdir (to train on, with --init_from={self.folder})"
+            raise UsageError(f"{what}; {advice}, or resume it with: {command}")
 
     def _write_config(self, config: Config, data: DataSpec) -> None:
         if config.fork is not None and config.fork != self.folder / FORK:
@@ -241,6 +250,40 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         problem = f"the result {path} cannot be used ({error})"
         command = f"the training command with --workdir={folder}"
         raise CheckpointError(f"{problem}; remove it and repeat {command}") from error
+
+
+def save_run(
+    folder: str | Path,
+    config: Config,
+    data: DataSpec,
+    params: Any,
+    model_state: Any = None,
+    *,
+    step: int = 0,
+) -> None:
+    """Saves what a loop of your own trained, for `load_run`, `predict` and the other commands.
+
+    Args:
+        folder: a new one.
+        config: names the model and its arguments.
+        data: the `spec` of the data set.
+        params, model_state: arrays, as from `models.init_variables`.
+        step: updates done.
+
+    Raises:
+        UsageError: the folder is not empty.
+        DeviceError: the folder cannot be written.
+    """
+    folder = user_path(folder)
+    if (folder / CONFIG).exists():
+        raise UsageError(f"{folder} holds a run; choose another folder")
+    config = dataclasses.replace(config.resolve(), dataset=data.name, seeds=None, ema_decay=0.0)
+    done: Any = np.int32(step)
+    state = TrainState(done, params, model_state or {}, (), None)
+    with contextlib.closing(RunDir(folder, config, data)) as run:
+        run.write_environment(environment.describe(select_device(config.platform)), True)
+        run.save(Progress(jax.device_get(state), Metrics.zeros(), batch=step))
+        run.wait_until_saved()
 
 
 def check_idle(folder: Path) -> None:

@@ -12,45 +12,35 @@ from benchmarks.workers import trace
 from mnist_jax.models import make_model
 
 
-def test_the_law_of_batch_sizes_is_found():
+def test_the_law_of_batch_sizes_is_found_and_the_largest_is_never_called_saturated():
     sizes = [1, 8, 64, 512, 4096]
     law = sweep.fit(sizes, [1e-3 + 1e-5 * size for size in sizes])
     assert (law.a_s, law.b_s) == (pytest.approx(1e-3), pytest.approx(1e-5))
     assert law.error < 1e-6 and "half speed at batch 100" in str(law)
     assert "the fit misses by up to" in str(sweep.fit([1, 10, 100], [1.0, 5.0, 6.0]))
-
-
-@pytest.mark.parametrize(("largest", "saturated"), [(4096, None), (65536, 16384)])
-def test_the_largest_batch_measured_is_never_called_saturated(largest, saturated):
-    sizes = [4**i for i in range(9) if 4**i <= largest]
-    law = sweep.fit(sizes, [1e-1 + 1e-4 * size for size in sizes])
-    assert law.saturated == saturated
-    assert ("not saturated at batch 4096" in str(law)) == (saturated is None)
+    for largest, saturated in ((4096, None), (65536, 16384)):
+        sizes = [4**i for i in range(9) if 4**i <= largest]
+        law = sweep.fit(sizes, [1e-1 + 1e-4 * size for size in sizes])
+        assert law.saturated == saturated
+        assert ("not saturated at batch 4096" in str(law)) == (saturated is None)
 
 
 def test_operations_and_bytes_of_the_cnn_by_hand():
     on_gpu, on_cpu = (roofline.works(make_model("cnn"), 100, name) for name in ("gpu", "cpu"))
-    forward = {
-        "conv2": 28 * 28 * 9 * 64 * 64,
-        "conv3": 14 * 14 * 9 * 64 * 128,
-        "conv4": 12 * 12 * 9 * 128 * 256,
-        "dense1": 9216 * 512,
-        "dense2": 512 * 256,
-        "logits": 256 * 10,
-    }
+    convolutions = 28 * 28 * 9 * 64 * 64 + 14 * 14 * 9 * 64 * 128 + 12 * 12 * 9 * 128 * 256
+    dense = 9216 * 512 + 512 * 256 + 256 * 10
     first = 2 * 2 * 100 * 28 * 28 * 9 * 64  # no gradient of the images
-    assert on_gpu[""].direct_flops == first + 6 * 100 * sum(forward.values())
+    assert on_gpu[""].direct_flops == first + 6 * 100 * (convolutions + dense)
     assert on_gpu[""].flops == on_gpu[""].direct_flops == on_cpu[""].direct_flops
-    tiles = {"conv2": 7 * 7, "conv3": 4 * 4, "conv4": 3 * 3}  # of 36 products
-    for name, count in tiles.items():
-        inputs, outputs = {"conv2": (64, 64), "conv3": (64, 128), "conv4": (128, 256)}[name]
-        assert on_cpu[name].flops == 6 * 100 * count * 36 * inputs * outputs
+    tiled = {"conv2": (7 * 7, 64, 64), "conv3": (4 * 4, 64, 128), "conv4": (3 * 3, 128, 256)}
+    for name, (tiles, inputs, outputs) in tiled.items():  # a tile has 36 products
+        assert on_cpu[name].flops == 6 * 100 * tiles * 36 * inputs * outputs
     assert on_gpu[roofline.REST].bytes == 7 * 4 * 5_259_594
     assert on_gpu["pool1"] == roofline.Work(0, 0, 4 * 4 * 100 * 14 * 14 * 64)
 
 
-def rate(name, amount, samples_s, mode="") -> Benchmark:
-    return Benchmark(name=name, mode=mode, samples_s=samples_s, details={"amount": amount})
+def rate(name, amount, samples_s) -> Benchmark:
+    return Benchmark(name=name, samples_s=samples_s, details={"amount": amount})
 
 
 def test_the_roof_is_the_best_sample_and_bandwidth_is_that_of_the_nearest_size():
@@ -73,9 +63,8 @@ def line(name, *events):
 
 
 def event(name, start_ns, duration_ns, **stats):
-    return SimpleNamespace(
-        name=name, start_ns=start_ns, duration_ns=duration_ns, stats=list(stats.items())
-    )
+    times = {"start_ns": start_ns, "duration_ns": duration_ns}
+    return SimpleNamespace(name=name, **times, stats=list(stats.items()))
 
 
 def test_kernels_gaps_and_layers_of_a_gpu_s_trace():
@@ -86,10 +75,9 @@ def test_kernels_gaps_and_layers_of_a_gpu_s_trace():
         event("add", 70, 20, hlo_op="fusion"),  # 10 of it beside the product
     )
     device = [stream, line("XLA Ops", event("dot.1", 0, 30, hlo_op="dot.1"))]
-    planes = [
-        SimpleNamespace(name="/device:GPU:0", lines=device),
-        SimpleNamespace(name="/host:CPU", lines=[line("main", event("cuLaunchKernel", 0, 5))]),
-    ]
+    host = [line("main", event("cuLaunchKernel", 0, 5))]
+    lines = {"/device:GPU:0": device, "/host:CPU": host}
+    planes = [SimpleNamespace(name=name, lines=lines[name]) for name in lines]
     hlo = '%dot.1 = f32[] dot(), metadata={op_name="jit(f)/transpose(jvp(CNN))/conv1/dot"}'
     layers = trace.layers_of(hlo, ["conv1", "dense1"])
     row = trace.summarize(trace.kernels(planes), 2, layers)
@@ -130,9 +118,8 @@ def test_what_the_host_issues_is_counted_in_the_loop_s_body():
 
 def peer(framework, mode, times) -> list[Benchmark]:
     fields = {"name": peers.TRAIN, "framework": framework, "model": "mlp", "mode": mode}
-    return [
-        Benchmark(samples_s=[99.0, s], details={"round": i}, **fields) for i, s in enumerate(times)
-    ]
+    rounds = enumerate(times)
+    return [Benchmark(samples_s=[99.0, s], details={"round": i}, **fields) for i, s in rounds]
 
 
 def test_peers_are_compared_within_rounds_and_two_speeds_are_shown():

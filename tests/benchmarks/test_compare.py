@@ -4,6 +4,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -44,8 +45,7 @@ def test_probabilities_by_hand():
 
 def test_a_slow_down_is_found_among_as_many_comparisons_as_a_card_makes():
     """Noise of 2 % in each launch, and of 20 % in both sides of a round alike."""
-    rng = np.random.default_rng(0)
-    words = {1.0: [], 1.1: []}
+    rng, words = np.random.default_rng(0), {1.0: [], 1.1: []}
     for _ in range(40):
         for factor, found in words.items():
             drift = rng.lognormal(0, 0.2, compare.LAUNCHES)
@@ -58,10 +58,8 @@ def test_a_slow_down_is_found_among_as_many_comparisons_as_a_card_makes():
 
 def made(launches_s, **changes) -> list[Benchmark]:
     fields = {"name": "train_step", "model": "mlp", "batch_size": 100, "mode": "many"} | changes
-    return [
-        Benchmark(samples_s=[s, 9.0], details={"launch": i}, **fields)
-        for i, s in enumerate(launches_s)
-    ]
+    times = enumerate(launches_s)
+    return [Benchmark(samples_s=[s, 9.0], details={"launch": i}, **fields) for i, s in times]
 
 
 def write(path: Path, *benchmarks: list[Benchmark], **context) -> Path:
@@ -69,52 +67,46 @@ def write(path: Path, *benchmarks: list[Benchmark], **context) -> Path:
     return path
 
 
-def run(monkeypatch, capsys, *words) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["compare", *map(str, words)])
+def run(capsys, *words) -> tuple[int, str, str]:
+    """The command's status, stdout and stderr."""
     flags = "files run launches threshold across_devices output self_test model slow_down rounds"
-    status = launch.main("", compare.measure, flags, launches=2)
+    with mock.patch("sys.argv", ["compare", *map(str, words)]):
+        status = launch.main("", compare.measure, flags, launches=2)
     return status, *capsys.readouterr()
 
 
-def test_a_slower_file_ends_with_7(tmp_path: Path, monkeypatch, capsys):
+def test_a_slower_file_ends_with_7_and_a_missing_case_leaves_out_that_alone(tmp_path: Path, capsys):
     same = made(STEADY, name="evaluation")
-    a = write(tmp_path / "a.json", made(STEADY), same)
-    b = write(tmp_path / "b.json", made(1.2 * STEADY), same, jax="0.12")
-    status, out, err = run(monkeypatch, capsys, a, b)
+    a = write(tmp_path / "a.json", made(STEADY), same, made(STEADY, model="cnn"))
+    changes = {"jax": "0.12", "excluded": {"cnn": "out of memory"}}
+    b = write(tmp_path / "b.json", made(1.2 * STEADY), same, **changes)
+    status, out, err = run(capsys, a, b)
     assert (status, err.count("\n")) == (7, 1)
     assert "B is slower by more than 2% in 1 of 2: train_step, mlp, batch 100" in err
     assert "differs: jax: 0.10.2 in A, 0.12 in B" in out and "date" not in out
-    assert run(monkeypatch, capsys, b, a)[0] == 0
-    assert run(monkeypatch, capsys, a, b, "--threshold=0.3")[0] == 0
-
-
-def test_a_missing_case_leaves_out_that_case_alone(tmp_path: Path, monkeypatch, capsys):
-    a = write(tmp_path / "a.json", made(STEADY), made(STEADY, model="cnn"))
-    b = write(tmp_path / "b.json", made(1.2 * STEADY), excluded={"cnn": "out of memory"})
-    status, out, _ = run(monkeypatch, capsys, a, b)
-    assert status == 7
     assert "only in A: train_step, cnn, batch 100" in out
     assert "excluded from B: cnn: out of memory" in out
+    assert run(capsys, b, a)[0] == 0
+    assert run(capsys, a, b, "--threshold=0.3")[0] == 0
 
 
-def test_a_card_compares_with_a_file_of_step(tmp_path: Path, monkeypatch, capsys):
+def test_a_card_compares_with_a_file_of_step(tmp_path: Path, capsys):
     step = write(tmp_path / "step.json", made(STEADY))
     recorder = results.Recorder(tmp_path / "card" / "results.json", CONTEXT | {"parts": {}})
     recorder.take_in(results.read(step), part="step")
-    swept = Results({}, made(2 * STEADY, name="sweep_step"), {})
-    recorder.take_in(swept, part="sweep")
+    recorder.take_in(Results({}, made(2 * STEADY, name="sweep_step"), {}), part="sweep")
     recorder.write()
-    status, out, _ = run(monkeypatch, capsys, tmp_path / "card", step)
+    status, out, _ = run(capsys, tmp_path / "card", step)
     assert status == 0
     assert "| same |" in out.replace("  ", " ") and "only in A: sweep_step, mlp" in out
 
 
-def test_other_devices_are_refused_unless_asked_for(tmp_path: Path, monkeypatch, capsys):
+def test_other_devices_are_refused_unless_asked_for(tmp_path: Path, capsys):
     a = write(tmp_path / "a.json", made(STEADY))
     b = write(tmp_path / "b.json", made(STEADY), cpu="two")
-    status, _, err = run(monkeypatch, capsys, a, b)
+    status, _, err = run(capsys, a, b)
     assert (status, "cpu: one in A, two in B" in err) == (2, True)
-    assert run(monkeypatch, capsys, a, b, "--across_devices")[0] == 0
+    assert run(capsys, a, b, "--across_devices")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -125,21 +117,17 @@ def test_other_devices_are_refused_unless_asked_for(tmp_path: Path, monkeypatch,
         (["--run", "false", "false"], 2, "error: 'false' failed (exit status 1)"),
     ],
 )
-def test_mistakes_are_answered_in_one_line(words, status, message, monkeypatch, capsys):
-    found, _, err = run(monkeypatch, capsys, *words)
+def test_mistakes_are_answered_in_one_line(words, status, message, capsys):
+    found, _, err = run(capsys, *words)
     assert (found, err.splitlines()[-1].startswith(message)) == (status, True)
 
 
 def test_commands_run_in_turn_and_samples_are_cut_to_equally_many(tmp_path: Path):
-    log = tmp_path / "log"
-    commands = []
+    log, sides = tmp_path / "log", []
     for name, extra in (("a", []), ("b", [0.1])):  # the least of a third sample does not count
-        found = [
-            Benchmark(name="x", samples_s=[*b.samples_s, *extra], details={}) for b in made([1.0])
-        ]
-        file = write(tmp_path / f"{name}.json", found)
-        commands.append(f"""bash -c 'printf {name} >> {log}; cp {file} "${{0#--output=}}"'""")
-    sides = [partial(compare.run_command, command) for command in commands]
+        file = write(tmp_path / name, [Benchmark(name="x", samples_s=[1.0, 9.0, *extra])])
+        command = f"""bash -c 'printf {name} >> {log}; cp {file} "${{0#--output=}}"'"""
+        sides.append(partial(compare.run_command, command))
     a, b = compare.interleaved(sides, 2)
     assert log.read_text() == "abba"
     assert list(compare.launches(a, b).values()) == [([1.0, 1.0], [1.0, 1.0])]
@@ -147,11 +135,9 @@ def test_commands_run_in_turn_and_samples_are_cut_to_equally_many(tmp_path: Path
 
 @pytest.mark.campaign
 def test_the_self_test_runs_commands(tmp_path: Path):
-    words = ["--self_test", "--model", "logistic", "--rounds=1", "--launches=2"]
-    words.append(f"--output={tmp_path}/trust.json")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.compare", *words], capture_output=True, text=True
-    )
+    words = f"--self_test --model logistic --rounds=1 --launches=2 --output={tmp_path}/found.json"
+    command = [sys.executable, "-m", "benchmarks.compare", *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert "slow-downs of 10% found: 0 of 1" in done.stdout, done.stderr  # two launches are few
-    rows = results.read(tmp_path / "trust.json").tables["self_test"]
+    rows = results.read(tmp_path / "found.json").tables["self_test"]
     assert [(row["planted"], row["word"]) for row in rows] == [(False, "few"), (True, "few")]

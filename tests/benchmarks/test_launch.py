@@ -10,13 +10,13 @@ import pytest
 
 from benchmarks import launch
 
-SHOW_CACHE = [sys.executable, "-c", "import os; print(os.environ.get('JAX_COMPILATION_CACHE_DIR'))"]
-
 
 def test_the_user_s_cache_of_compiled_programs_is_not_handed_on(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-    assert launch.run(SHOW_CACHE)[0] == "None\n"
-    assert launch.run(SHOW_CACHE, launch.shared_cache("/x"))[0] == "/x/compiled\n"
+    program = "import os; print(os.environ.get('JAX_COMPILATION_CACHE_DIR'))"
+    show = [sys.executable, "-c", program]
+    assert launch.run(show)[0] == "None\n"
+    assert launch.run(show, launch.shared_cache("/x"))[0] == "/x/compiled\n"
 
 
 def test_a_failure_is_its_last_line_and_a_process_that_hangs_is_ended_with_its_children():
@@ -52,22 +52,14 @@ def test_random_images_are_like_those_of_the_data_set(tmp_path: Path, monkeypatc
     launch.check(options)
     assert Path(options.dataset).is_absolute()
     sizes = {"image_shape": (8, 9, 3), "num_classes": 5, "train_size": 30, "test_size": 10}
-    assert launch.random_images(options) == {"fork": None, **sizes}
+    assert launch.random_images(options) == sizes
 
 
-BLOCKED = ("tyro", "docstring_parser", "typeguard", "tensorflow_datasets")
-
-
-@pytest.fixture
-def bare(tmp_path, monkeypatch) -> None:
-    """Child processes cannot import what a machine with a GPU may lack."""
-    text = f"import sys\nfor name in {BLOCKED}:\n    sys.modules[name] = None\n"
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "sitecustomize.py").write_text(text)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bare"))
-
-
-def test_every_command_starts_without_tyro_and_tfds(bare):
+def test_every_command_starts_without_what_a_machine_with_a_gpu_may_lack(tmp_path, monkeypatch):
+    blocked = ("tyro", "docstring_parser", "typeguard", "tensorflow_datasets")
+    text = f"import sys; sys.modules.update(dict.fromkeys({blocked}))"
+    (tmp_path / "sitecustomize.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     names = [path.stem for path in (launch.ROOT / "benchmarks").glob("*.py")]
     imports = "; ".join(f"import benchmarks.{name}" for name in names)
     launch.run([sys.executable, "-c", imports])

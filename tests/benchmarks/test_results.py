@@ -8,15 +8,8 @@ from benchmarks import results
 from benchmarks.results import Benchmark, Recorder, Results
 from mnist_jax.errors import DataError, DeviceError
 
-ONE = Benchmark(
-    name="train_step",
-    model="mlp",
-    batch_size=100,
-    mode="many",
-    samples_s=[1.5e-3, 2e-3],
-    warmup_s=[3.0],
-    details={"launch": 0},
-)
+TIMES = {"samples_s": [1.5e-3, 2e-3], "warmup_s": [3.0], "details": {"launch": 0}}
+ONE = Benchmark(name="train_step", model="mlp", batch_size=100, mode="many", **TIMES)
 
 
 def test_what_is_written_is_read_and_each_list_of_samples_is_on_one_line(tmp_path: Path):
@@ -53,7 +46,7 @@ def test_other_files_are_refused_in_one_line(text, tmp_path: Path):
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path):
+    (tmp_path / "file").touch()
     for place in (tmp_path, tmp_path / "file" / "x"):
-        (tmp_path / "file").touch()
         with pytest.raises(DeviceError, match="cannot write --output="):
             Recorder(place, {})

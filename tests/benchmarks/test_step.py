@@ -12,16 +12,17 @@ from benchmarks.workers import job as jobs
 from benchmarks.workers import ours
 
 SMALL = {"train_size": 500, "test_size": 250, "samples": 1, "budget_s": 0.0, "min_sample_s": 0.0}
-
-
 FORK = """
 import flax.linen as nn
+import jax.numpy as jnp
 from mnist_jax import MODELS
 
 class Block(nn.Module):
+    width: int
+
     @nn.compact
     def __call__(self, x, train, mask):
-        x = nn.Conv(4, (5, 5), strides=2)(x)  # (batch, 14, 14, 4)
+        x = nn.Conv(self.width, (5, 5), strides=2)(x)  # (batch, 14, 14, 4)
         norm = nn.BatchNorm(use_running_average=not train)
         return nn.LayerNorm()(norm(x, mask=mask[:, None, None, None]))
 
@@ -29,15 +30,15 @@ class Tiny(nn.Module):
     num_classes: int
     image_shape: tuple
     dtype: object = None
+    width: int = 9
 
     @nn.compact
     def __call__(self, x, *, train=False, mask=None):
         mask = jnp.ones(len(x), bool) if mask is None else mask
-        x = Block(name="block")(x, train, mask).mean(axis=(1, 2))
+        x = Block(self.width, name="block")(x, train, mask).mean(axis=(1, 2))
         x = nn.Dense(self.num_classes, name="only")(x)
         return x @ jnp.ones((10, 10))
 
-import jax.numpy as jnp
 MODELS["tiny"] = Tiny
 """
 
@@ -66,22 +67,19 @@ def test_one_dispatch_a_step_copies_nothing_to_the_device():
         jax.block_until_ready(workload.train(state, 7))
 
 
-def test_a_planted_slow_down_does_a_tenth_of_the_steps_twice():
-    workload = make(jobs.MANY, slow_down=0.1, train_size=10_000)
+def test_a_planted_slow_down_does_a_tenth_of_the_steps_of_several_networks_twice():
+    workload = make(jobs.MANY, slow_down=0.1, train_size=10_000, seeds=3)
     assert workload.unit == 10
-    assert int(workload.train(workload.state, 50).step) == 55
-
-
-def test_seeds_train_as_many_networks():
-    workload = make(jobs.MANY, seeds=3)
-    state = workload.train(workload.state, 2)
+    state = workload.train(workload.state, 50)
+    assert state.step.tolist() == [55, 55, 55]
     assert state.params["logits"]["kernel"].shape == (3, 784, 10)
 
 
 def test_a_network_of_a_fork_is_measured_and_a_case_that_fails_is_excluded(tmp_path):
     (tmp_path / "tiny.py").write_text(FORK)
     given = launch.DEFAULTS | {"model": ["tiny"], "repeats": 1, "what": ["train"], "trace": True}
-    options = argparse.Namespace(**given | {"fork": f"{tmp_path}/tiny.py"})
+    fork = {"fork": f"{tmp_path}/tiny.py", "options": ["width=4"]}
+    options = argparse.Namespace(**given | fork)
     cases = [dataclasses.replace(job, **SMALL) for job in step.jobs_of(options)]
     cases.insert(1, dataclasses.replace(cases[0], devices=99))
     found = results.parse(ours.run([dataclasses.asdict(job) for job in cases]))
@@ -95,8 +93,8 @@ def test_a_network_of_a_fork_is_measured_and_a_case_that_fails_is_excluded(tmp_p
     times, memory, *_ = step.report(found)
     assert "| train_step | tiny" in times and "| tiny" in memory
 
-    roof = [(roofline.PRODUCT, 1e9), (roofline.COPY, 1e6)]
-    roof = [Benchmark(name=n, samples_s=[1.0], details={"amount": x}) for n, x in roof]
+    rates = {roofline.PRODUCT: 1e9, roofline.COPY: 1e6}
+    roof = [Benchmark(name=n, samples_s=[1.0], details={"amount": rates[n]}) for n in rates]
     found = Results({"platform": "cpu", "device": "cpu"}, [*found.benchmarks, *roof], found.tables)
     [shares] = [row["layer_shares"] for row in found.tables["trace"]]
     row = roofline.account(cases[0], found.cases(mode=many.mode)[0], found, shares)

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,67 +13,51 @@ from benchmarks import launch, results
 from benchmarks.results import Benchmark, Results
 from mnist_jax.errors import UsageError
 
-CONTEXT = {
-    "platform": "cpu",
-    "device": "cpu",
-    "cpu": "Processor",
-    "cores": 2,
-    "system": "Linux",
-    "git_commit": "abc",
-    "git_dirty": False,
-    "load": [0.0, 0.0, 0.0],
-    "excluded": {},
-    **dict.fromkeys(("python", "jax", "jaxlib", "flax", "optax", "numpy"), "1.0"),
-}
+CONTEXT = {"platform": "cpu", "device": "cpu", "cpu": "Processor", "cores": 2, "system": "Linux"}
+CONTEXT |= {"git_commit": "abc", "git_dirty": False, "load": [0.0, 0.0, 0.0], "excluded": {}}
+CONTEXT |= dict.fromkeys(("python", "jax", "jaxlib", "flax", "optax", "numpy"), "1.0")
 
 
-def timed(name, model, seconds, part, **changes) -> Benchmark:
+def timed(part, name, model, seconds, details=None, **changes) -> Benchmark:
     fields = {"model": model, "batch_size": 100, "mode": "many steps a call"} | changes
-    details = {"part": part} | fields.pop("details", {})
+    details = {"part": part} | (details or {})
     return Benchmark(name=name, samples_s=[seconds], details=details, **fields)
 
 
 def findings() -> Results:
     """What a whole suite could find."""
-    benchmarks = [timed("train_step", "cnn", 0.12 + i / 1000, "step") for i in range(9)]
-    for i in range(5):
-        rounds = {"details": {"round": i}}
-        benchmarks.append(timed("peers_train_step", "cnn", 0.1, "peers", **rounds))
-        there = {"framework": "pytorch", "mode": "eager"} | rounds
-        benchmarks.append(timed("peers_train_step", "cnn", 0.2, "peers", **there))
-    for size in (1, 100, 10_000):
-        s = 1e-3 + 1e-5 * size
-        benchmarks.append(timed("sweep_train_step", "mlp", s, "sweep", batch_size=size))
-    for name, amount in (("matrix_product", 2e9), ("copy", 2e6)):
-        rate = {"batch_size": 0, "details": {"amount": amount}}
-        benchmarks.append(timed(name, "", 1e-2, "roofline", **rate))
+    benchmarks = [timed("step", "train_step", "cnn", 0.12 + i / 1000) for i in range(9)]
+    eager = {"framework": "pytorch", "mode": "eager"}
+    for seconds, how in ((0.1, {}), (0.2, eager)):
+        peer = partial(timed, "peers", "peers_train_step", "cnn", seconds, **how)
+        benchmarks += [peer(details={"round": i}) for i in range(5)]
+    sweep = partial(timed, "sweep", "sweep_train_step", "mlp")
+    benchmarks += [sweep(1e-3 + 1e-5 * size, batch_size=size) for size in (1, 100, 10_000)]
+    roof = partial(timed, "roofline", model="", seconds=1e-2, batch_size=0)
+    rates = {"matrix_product": 2e9, "copy": 2e6}
+    benchmarks += [roof(name, details={"amount": amount}) for name, amount in rates.items()]
     work = {"flops": 1e9, "direct_flops": 3e9, "bytes": 1e6}
     parts = [{"part": "a step", **work, "limit_s": 0.03, "seconds": 0.12}]
     case = {"model": "cnn", "batch_size": 100, "precision": "float32"}
     seconds = dict.fromkeys(("import", "data", "compile", "train", "eval", "between"), 0.5)
     seconds |= {"start, exit": 1.0}
-    tables = {
-        "roofline": [case | {"of_matrix_rate": 0.125, "mfu": None, "parts": parts}],
-        "time_to_accuracy": [
-            case | {"preset": "fast", "target": 0.99, "reached_s": 30.0, "compile_s": 5.0}
-        ],
-        "ledger": [{"model": "mlp", "cache": "cold", "seconds": seconds, "wall_s": 4.0}],
-        "lowering": [case | {"platform": "tpu", "operations": 1}],
+    reached = {"preset": "fast", "target": 0.99, "reached_s": 30.0, "compile_s": 5.0}
+    rows = {
+        "roofline": case | {"of_matrix_rate": 0.125, "mfu": None, "parts": parts},
+        "time_to_accuracy": case | reached,
+        "ledger": {"model": "mlp", "cache": "cold", "seconds": seconds, "wall_s": 4.0},
+        "lowering": case | {"platform": "tpu", "operations": 1},
     }
-    for name, rows in tables.items():
-        rows[:] = [row | {"part": name} for row in rows]
+    tables = {name: [row | {"part": name}] for name, row in rows.items()}
     done = {name: {"complete": True} for name in suite.MODULES}
     return Results(CONTEXT | {"parts": done}, benchmarks, tables)
 
 
-def written(folder: Path, found: Results) -> None:
-    recorder = results.Recorder(folder / "results.json", found.context)
-    recorder.take_in(found)
-    suite.write_card(folder, recorder)
-
-
 def test_a_card_begins_with_six_filled_lines(tmp_path: Path):
-    written(tmp_path, findings())
+    found = findings()
+    recorder = results.Recorder(tmp_path / "results.json", found.context)
+    recorder.take_in(found)
+    suite.write_card(tmp_path, recorder)
     page = (tmp_path / "card.md").read_text()
     lines = page.splitlines()
     assert lines[0] == "# Processor, 2 cores"
@@ -117,9 +102,8 @@ def test_a_folder_of_another_device_is_refused_and_complete_parts_are_kept(tmp_p
 @pytest.mark.campaign
 def test_the_suite_in_short_and_what_it_adds_later(data_dir, tmp_path: Path):
     def run(*more: str) -> dict:
-        words = ["--model", "logistic", "--launches=1", "--dataset=digits"]
-        words += [f"--data_dir={data_dir}", f"--output={tmp_path}", *more]
-        launch.run([sys.executable, "-m", "benchmarks", *words])
+        words = f"--model logistic --launches=1 --dataset=digits --data_dir={data_dir}".split()
+        launch.run([sys.executable, "-m", "benchmarks", *words, f"--output={tmp_path}", *more])
         return json.loads((tmp_path / "results.json").read_text())
 
     first = run("--budget_minutes=0.4", "--only", "lowering", "roofline")

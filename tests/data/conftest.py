@@ -45,24 +45,23 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 class Handler(SimpleHTTPRequestHandler):
     """Serves a folder, with the faults that a test sets."""
 
-    status: dict[str, int]  # file name → the status of the answer
-    stalls: set[str]  # files of which only half arrives
+    faults: dict[str, int | str]  # file name → the status of the answer, or "stall"
     requested: list[str]
     released: threading.Event
 
     def do_GET(self) -> None:
         name = Path(self.path).name
         self.requested.append(name)
-        if name in self.status:
-            self.send_error(self.status[name])
-        elif name in self.stalls:
+        fault = self.faults.get(name)
+        if fault == "stall":  # only half of the file arrives
             data = (Path(self.directory) / name).read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data[: len(data) // 2])
-            self.wfile.flush()
             self.released.wait(30)
+        elif fault:
+            self.send_error(fault)
         else:
             super().do_GET()
 
@@ -74,13 +73,12 @@ class Handler(SimpleHTTPRequestHandler):
 def server(originals: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Handler]]:
     """Serves `originals` at the URL of the source table; returns what a test can change."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    state = {"status": {}, "stalls": set(), "requested": [], "released": threading.Event()}
+    state = {"faults": {}, "requested": [], "released": threading.Event()}
     handler = type("Faulty", (Handler,), state)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(originals)))
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    source = sources.SOURCES["mnist"]._replace(url=f"http://127.0.0.1:{server.server_port}/")
-    monkeypatch.setitem(sources.SOURCES, "mnist", source)
-    yield handler
-    handler.released.set()
-    server.shutdown()
-    server.server_close()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=originals)) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        source = sources.SOURCES["mnist"]._replace(url=f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setitem(sources.SOURCES, "mnist", source)
+        yield handler
+        handler.released.set()
+        server.shutdown()

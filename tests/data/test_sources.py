@@ -12,13 +12,6 @@ from mnist_jax.data import sources
 from mnist_jax.errors import DataError
 
 
-def test_the_arrays_in_the_files_are_the_arrays_parsed(originals, truth):
-    train, test = sources.parse(sources.read_originals("mnist", originals))
-    for got, want in zip((*train, *test), (*truth[0], *truth[1]), strict=True):
-        np.testing.assert_array_equal(got, want)
-        assert got.dtype == want.dtype
-
-
 def test_urls_and_digests_are_those_of_tfds():
     tfds = pytest.importorskip("tensorflow_datasets")
     for dataset, source in sources.SOURCES.items():
@@ -30,29 +23,26 @@ def test_urls_and_digests_are_those_of_tfds():
 
 
 @pytest.mark.parametrize("name", small.NAMES)
-@pytest.mark.parametrize("damage", ["flip", "truncate", "extend", "empty"])
-def test_a_damaged_original_is_refused_by_name(originals, name, damage):
-    path = originals / name
+def test_a_damaged_original_is_refused_by_name(originals, name):
+    path, source = originals / name, sources.SOURCES["mnist"]
     data = path.read_bytes()
     flipped = data[:40] + bytes([data[40] ^ 1]) + data[41:]
-    changed = {"flip": flipped, "truncate": data[:-1], "extend": data + b"\0", "empty": b""}
-    path.write_bytes(changed[damage])
-    with pytest.raises(DataError) as refused:
-        sources.read_originals("mnist", originals)
-    source, found = sources.SOURCES["mnist"], hashlib.sha256(changed[damage]).hexdigest()
-    for part in (str(path), found, source.files[name], f"get it again from {source.url}{name}"):
-        assert part in str(refused.value)
-    assert "\n" not in str(refused.value)
+    for damaged in (flipped, data[:-1], data + b"\0", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError) as refused:
+            sources.read_originals("mnist", originals)
+        found, again = hashlib.sha256(damaged).hexdigest(), f"get it again from {source.url}{name}"
+        for part in (str(path), found, source.files[name], again):
+            assert part in str(refused.value)
+        assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("what", ["nothing", "folder"])
-def test_a_file_that_is_not_there_is_named(originals, what):
+def test_a_file_that_is_not_there_is_named(originals):
     path = originals / sources.TEST_LABELS
-    path.unlink()
-    if what == "folder":
-        path.mkdir()
-    with pytest.raises(DataError, match=f"cannot read {path}: .*; mnist needs train-images"):
-        sources.read_originals("mnist", originals)
+    for change in (path.unlink, path.mkdir):  # then a folder is in its place
+        change()
+        with pytest.raises(DataError, match=f"cannot read {path}: .*; mnist needs train-images"):
+            sources.read_originals("mnist", originals)
 
 
 IMAGES = small.idx(np.zeros((60, 28, 28), np.uint8))
@@ -80,5 +70,4 @@ def test_a_file_that_is_not_the_idx_file_expected_is_refused(originals, name, co
     contents = {**sources.read_originals("mnist", originals), name: content}
     with pytest.raises(DataError, match=message) as refused:
         sources.parse(contents)
-    assert name in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert name in str(refused.value) and "\n" not in str(refused.value)

@@ -20,16 +20,15 @@ def test_each_class_gives_its_share_and_every_image_is_in_one_place(count):
     assert len(held_out.label) == count
     shares = np.bincount(held_out.label, minlength=3) - count * np.array([100, 60, 40]) / 200
     assert np.abs(shares).max() <= 1
-    together = np.concatenate([rest.image[:, 0, 0, 0], held_out.image[:, 0, 0, 0]])
+    together = np.concatenate([rest.image, held_out.image])[:, 0, 0, 0]
     assert sorted(together.tolist()) == list(range(200))
     for part in (rest, held_out):
         places = part.image[:, 0, 0, 0].astype(int)
         assert (np.diff(places) > 0).all()
         np.testing.assert_array_equal(part.label, split.label[places])
+    np.testing.assert_array_equal(hold_out(split, count)[1].image, held_out.image)  # as before
 
 
-def test_the_same_images_are_held_out_every_time():
-    split = make_split([30, 30])
-    np.testing.assert_array_equal(hold_out(split, 20)[1].image, hold_out(split, 20)[1].image)
+def test_some_images_are_left_to_train_on():
     with pytest.raises(UsageError, match="validation is 60; allowed is 0 to 59"):
-        hold_out(split, 60)
+        hold_out(make_split([30, 30]), 60)

@@ -49,11 +49,6 @@ print(load_dataset("mnist", data_dir=data_dir).source.split()[0])
 assert "tensorflow" not in sys.modules
 """
     path = os.pathsep.join(map(str, (tmp_path / "reach", Path(small.__file__).parent, ROOT)))
-    done = subprocess.run(
-        [sys.executable, "-c", code, originals, data_dir],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command, env = [sys.executable, "-c", code, originals, data_dir], {"PYTHONPATH": path}
+    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "prepared\n", "")

@@ -27,13 +27,10 @@ class FaultsRecord:
             self.campaigns += [{**row, **more} for row in rows]
 
     def pytest_sessionfinish(self) -> None:
-        record = {
-            "version": 1,
-            "command": self.command,
-            "elapsed_s": round(time.time() - self.started),
-            "context": environment.describe(jax.devices()[0]),
-            "campaigns": sorted(self.campaigns, key=lambda row: row["campaign"]),
-        }
+        elapsed_s = round(time.time() - self.started)
+        record = {"version": 1, "command": self.command, "elapsed_s": elapsed_s}
+        record["context"] = environment.describe(jax.devices()[0])
+        record["campaigns"] = sorted(self.campaigns, key=lambda row: row["campaign"])
         self.file.write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -45,10 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+def amount(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
     """(quick, full) → the number of trials: `full` with --campaign."""
-    campaign = request.config.getoption("--campaign")
-    return lambda quick, full: full if campaign else quick
+    return lambda quick, full: full if pytestconfig.getoption("--campaign") else quick
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import training
@@ -15,11 +16,10 @@ def test_of_twenty_starts_in_one_folder_one_wins(data_dir, tmp_path, counted):
     workdir = tmp_path / "run"
     words = ["--model=logistic", "--dataset=digits", "--epochs=1000000", f"--workdir={workdir}"]
     processes = [training.start(*words, f"--data_dir={data_dir}") for _ in range(20)]
-    deadline = time.monotonic() + 200
-    while len(running := [p for p in processes if p.poll() is None]) > 1:
-        if time.monotonic() > deadline:
-            break
+    running, until = processes, time.monotonic() + 200
+    while len(running) > 1 and time.monotonic() < until:
         time.sleep(0.1)
+        running = [process for process in processes if process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGTERM)
     ends = [(process.communicate()[1], process.returncode) for process in processes]
@@ -31,12 +31,10 @@ def test_of_twenty_starts_in_one_folder_one_wins(data_dir, tmp_path, counted):
 
 
 def test_all_that_prepare_one_data_folder_succeed(tmp_path, amount, counted):
-    command = [sys.executable, "-m", "mnist_jax", "data", "--dataset=digits"]
+    words = f"-m mnist_jax data --dataset=digits --data_dir={tmp_path}".split()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [
-        subprocess.Popen([*command, f"--data_dir={tmp_path}"], cwd=training.ROOT, **pipes)
-        for _ in range(amount(2, 5))
-    ]
+    start = partial(subprocess.Popen, [sys.executable, *words], cwd=training.ROOT, **pipes)
+    processes = [start() for _ in range(amount(2, 5))]
     ends = [(*process.communicate(timeout=300), process.returncode) for process in processes]
     succeeded = [out for out, err, status in ends if (err, status) == ("", 0)]
     counted("concurrency", preparing=len(processes), succeeded=len(succeeded))

@@ -19,7 +19,6 @@ from mnist_jax.inference.verify import verify
 RUN = ("config.json", "environment.json", "metrics.jsonl", "result.json", "manifest.sha256")
 NEWEST = "checkpoints/epoch-0001-step-00000004.safetensors"
 FILES = (*RUN, NEWEST, f"{NEWEST}.sha256")
-WAYS = ("bit", "byte", "end")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def damaged(data: bytes, at: int, way: str, rng: random.Random) -> bytes:
 def test_no_damage_is_loaded_in_silence(name, config, amount, counted):
     path, truth = config.workdir / name, read(config)
     data, rng = path.read_bytes(), random.Random(name)
-    kinds = itertools.product(positions(name, data), WAYS)
+    kinds = itertools.product(positions(name, data), ("bit", "byte", "end"))
     cases, detected, harmless, silent = amount(15, 600), 0, 0, []
     for places, way in itertools.islice(itertools.cycle(kinds), cases):
         at = rng.choice(places)

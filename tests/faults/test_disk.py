@@ -11,10 +11,9 @@ UNSHARE = ["unshare", "--mount", "--map-root-user"]
 
 
 def may_mount() -> bool:
-    if shutil.which("unshare") is None:
-        return False
     trial = [*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
-    return subprocess.run(trial, capture_output=True).returncode == 0
+    known = shutil.which("unshare") is not None
+    return known and subprocess.run(trial, capture_output=True).returncode == 0
 
 
 pytestmark = pytest.mark.skipif(not may_mount(), reason="needs Linux and the right to mount")
@@ -33,5 +32,5 @@ def test_a_full_disk_ends_the_run_which_resumes_once_there_is_room(data_dir, tmp
     assert done.stdout.split() == ["6", "0"], done.stderr
     (line,) = done.stderr.splitlines()
     assert "(No space left on device); free some space or choose another --workdir" in line
-    whole = training.undisturbed("logistic", tmp_path / "whole", data_dir)
+    whole = training.complete("logistic", tmp_path / "whole", data_dir)
     assert training.outcome(kept) == whole

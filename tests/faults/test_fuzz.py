@@ -14,6 +14,7 @@ import socket
 import struct
 import time
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import numpy as np
@@ -32,6 +33,8 @@ from mnist_jax.runs.run_dir import read_config
 # Hypothesis warns of a failing input that is long; the failure itself matters.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 HANG_S, MAX_GROWTH_BYTES = 5, 500_000_000
+SETTINGS = {"derandomize": True, "database": None, "deadline": None}
+SETTINGS |= {"suppress_health_check": list(hypothesis.HealthCheck)}
 ODD_NUMBERS = (-1, 0, 2**31, 2**63, 10**9, 10**30, 10**400, 1e308, float("nan"), float("inf"))
 ODD_TEXTS = ("", "..", "../../x", "~\0", "a\0", "~nobody/x", "\ud800", "a\nb", "\x1b[2J", "gpu")
 
@@ -52,13 +55,7 @@ def fuzz(amount, counted):
         tried, slowest_s = 0, 0.0
         before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-        @hypothesis.settings(
-            max_examples=amount(quick, full),
-            derandomize=True,
-            database=None,
-            deadline=None,
-            suppress_health_check=list(hypothesis.HealthCheck),
-        )
+        @hypothesis.settings(max_examples=amount(quick, full), **SETTINGS)
         @hypothesis.given(inputs)
         def each(value):
             nonlocal tried, slowest_s
@@ -70,17 +67,17 @@ def fuzz(amount, counted):
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 slowest_s = max(slowest_s, time.monotonic() - started)
 
-        former = signal.signal(signal.SIGALRM, ring)
         try:
             each()
         finally:
-            signal.signal(signal.SIGALRM, former)
             grew = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb)
             counts = {"inputs": tried, "grew_mb": grew // 10**6, "slowest_s": round(slowest_s, 2)}
             counted("fuzz", what=what, **counts)
         assert grew < MAX_GROWTH_BYTES
 
-    return run
+    former = signal.signal(signal.SIGALRM, ring)
+    yield run
+    signal.signal(signal.SIGALRM, former)
 
 
 def mostly(ordinary: st.SearchStrategy[Any], *others: st.SearchStrategy[Any]) -> Any:
@@ -138,11 +135,10 @@ def pictures() -> st.SearchStrategy[bytes]:
         (drawn.convert("RGB").quantize(8), "PNG", {"transparency": 3}),
         (drawn.convert("LA"), "PNG", {}),
     ]
-    files = []
-    for picture, kind, options in kinds:
-        picture.save(file := io.BytesIO(), kind, **options)
-        files.append(file.getvalue())
-    valid = st.sampled_from(files)
+    files = [io.BytesIO() for _ in kinds]
+    for file, (picture, kind, options) in zip(files, kinds, strict=True):
+        picture.save(file, kind, **options)
+    valid = st.sampled_from([file.getvalue() for file in files])
     return mostly(valid.flatmap(mutated), valid.flatmap(mutated).flatmap(mutated), valid)
 
 
@@ -171,9 +167,8 @@ DEEP = st.sampled_from([b"[" * n + b"]" * n for n in (100, 900, 99_999)] + [b"9"
 
 def test_configs(fuzz, tmp_path):
     """config.json is the only file of a run that is read without a digest."""
-    spec = DataSpec("digits", (28, 28, 1), tuple("0123456789"))
     valid = Config(model="mlp", seeds=2, data_dir=tmp_path).resolve().to_json()
-    valid["data"] = spec._asdict()
+    valid["data"] = DataSpec("digits", (28, 28, 1), tuple("0123456789"))._asdict()
     names = st.sampled_from(sorted(valid)) | st.text(max_size=9)
     values = st.dictionaries(names, JSON, min_size=1, max_size=2)
     contents = values.map(lambda changed: json.dumps({**valid, **changed}).encode())
@@ -193,9 +188,8 @@ def test_configs(fuzz, tmp_path):
 
 LEGAL = ("mlp", "digits", "tutorial", "auto", "cpu", "1", "2 3", "0.5", "None")
 ODD_WORDS = ("--", "-", "-1", "=", "9" * 5000, "1e400", "nan", "-inf", "-x", "--help", "-h")
-VALUES = mostly(
-    st.sampled_from(LEGAL), st.sampled_from((*ODD_WORDS, *ODD_TEXTS)) | st.text(max_size=9)
-)
+ODD = st.sampled_from((*ODD_WORDS, *ODD_TEXTS)) | st.text(max_size=9)
+VALUES = mostly(st.sampled_from(LEGAL), ODD)
 
 
 def command_lines(kind: type) -> st.SearchStrategy[list[str]]:
@@ -207,13 +201,10 @@ def command_lines(kind: type) -> st.SearchStrategy[list[str]]:
 
 def test_command_lines(fuzz, tmp_path, monkeypatch):
     """Runs in an empty folder without a network, so that no command but training can do much."""
-
-    def no_network(*_, **__):
-        raise OSError("there is none")
-
+    no_network = mock.Mock(side_effect=OSError("there is none"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(train, "fit", lambda config, **_: None)
+    monkeypatch.setattr(__main__, "fit", lambda config, **_: None)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.setattr(socket.socket, "connect", no_network)
 
@@ -233,11 +224,9 @@ def test_command_lines(fuzz, tmp_path, monkeypatch):
             assert last.startswith("error: ") if status else not last or "warning: " in last
 
     training = st.tuples(st.just(train.main), command_lines(Config))
-    others = [st.lists(VALUES, max_size=3)] + [
-        st.builds(
-            lambda name, words: [name, *words], st.just(name), command_lines(__main__._load(name))
-        )
-        for name in __main__.COMMANDS
-    ]
+    others = [st.lists(VALUES, max_size=3)]
+    for name in __main__.COMMANDS:
+        lines = command_lines(__main__._load(name))
+        others.append(lines.map(lambda words, name=name: [name, *words]))
     commands = st.tuples(st.just(__main__.main), st.one_of(others))
     fuzz("command lines", mostly(training, commands), use, 150, 5000)

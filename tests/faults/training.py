@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from shared import rows_without_times
 
@@ -15,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Flags for runs of a few seconds on the digits, in many calls of the compiled program.
 RUNS = {
-    "logistic": ("--epochs=60", "--batch_size=20", "--steps_per_call=40"),
+    "logistic": ("--epochs=30", "--batch_size=20", "--steps_per_call=40"),
     "mlp": ("--epochs=20", "--batch_size=20", "--steps_per_call=20", "--dropout=0.2"),
     "cnn": ("--max_steps=24", "--batch_size=40", "--steps_per_call=1"),
 }
@@ -27,18 +26,17 @@ def flags(model: str, workdir: Path, data_dir: Path) -> list[str]:
     return [f"--model={model}", *RUNS[model], *where, "--checkpoint_every=0"]
 
 
-def start(*words: str, **options: Any) -> subprocess.Popen:
+def start(*words: str) -> subprocess.Popen:
     """Starts train.py with these flags; its stderr is kept."""
-    defaults = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "train.py", *words]
-    return subprocess.Popen(command, **{**defaults, "env": environment, **options})
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    how = {"cwd": ROOT, "env": {**os.environ, "PYTHONUNBUFFERED": "1"}}
+    return subprocess.Popen([sys.executable, "train.py", *words], **how, **pipes)
 
 
-def undisturbed(model: str, workdir: Path, data_dir: Path) -> tuple[str, list[dict]]:
-    """The outcome of the same run without a disturbance, made in this process."""
+def complete(model: str, workdir: Path, data_dir: Path) -> tuple[str, list[dict]]:
+    """The outcome of such a run, begun or resumed in this process."""
     words = flags(model, workdir, data_dir)
-    fit(cli.parse(Config, words, prog="train.py", description=""))
+    fit(cli.parse(Config, words, prog="train.py", description=""), callbacks=[])
     return outcome(workdir)
 
 

@@ -1,13 +1,15 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from PIL import Image
 
-from mnist_jax import Config, __main__, atomic_io, fit
+from mnist_jax import Config, __main__, atomic_io, fit, load_dataset
 
 RUNS = {
     "one": {"model": "logistic", "seed": 5},
@@ -17,12 +19,27 @@ RUNS = {
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+def runs(once: Callable[..., Any], data_dir: Path) -> Path:
     """A folder of complete runs on the digits, by the names of `RUNS`. Tests do not change it."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name, fields in RUNS.items():
-        fit(Config(dataset="digits", epochs=3, data_dir=data_dir, workdir=folder / name, **fields))
-    return folder
+
+    def make(folder: Path) -> Path:
+        where = {"dataset": "digits", "data_dir": data_dir}
+        for name, fields in RUNS.items():
+            fit(Config(epochs=3, workdir=folder / name, **where, **fields))
+        return folder
+
+    return Path(once("runs", make))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> list[Path]:
+    """Pictures of digits in one folder, named after what they show: black on white, 84 × 84."""
+    folder = tmp_path_factory.mktemp("pictures")
+    split, paths = load_dataset("digits", data_dir=data_dir).test, []
+    for place, (image, label) in enumerate(zip(split.image[:36], split.label[:36], strict=True)):
+        paths.append(folder / f"{place:02d} is {label}.png")
+        Image.fromarray(255 - image[..., 0]).resize((84, 84)).save(paths[-1])
+    return paths
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""`draw`: the server, and its page in a browser."""
+"""`draw`: the server; its page, and that of `report`, in a browser."""
 
+import contextlib
 import http.client
 import json
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_jax import predict
+from mnist_jax import fit, predict
 from mnist_jax.inference import draw
 from mnist_jax.inference.preprocess import to_mnist
 from mnist_jax.inference.restore import Predictor, load_run
@@ -28,14 +29,9 @@ STROKE[SIDE // 5 : -SIDE // 5, SIDE // 2 - 16 : SIDE // 2 + 16] = 255
 @pytest.fixture(scope="module")
 def address(runs):
     """Where a server listens, in a process of its own that Ctrl-C ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mnist_jax", "draw", str(runs / "one"), "--port=0"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
+    command = [sys.executable, "-m", "mnist_jax", "draw", str(runs / "one"), "--port=0"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, **pipes)
     shown = [process.stdout.readline() for _ in range(2)]
     found = re.match(r"draw at http://(127\.0\.0\.1:\d+) ", shown[1])
     assert found, process.communicate()
@@ -48,13 +44,10 @@ def address(runs):
 
 def ask(address: str, method: str, path: str, body: bytes | None = None, **headers: str):
     """Status, headers and body of the answer."""
-    connection = http.client.HTTPConnection(address, timeout=60)
-    try:
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
         return answer.status, answer.headers, answer.read()
-    finally:
-        connection.close()
 
 
 def test_the_page_may_load_only_its_own_script_and_style(address):
@@ -75,19 +68,12 @@ def test_a_drawing_gets_the_model_s_answer(address, runs):
     assert (status, list(json.loads(body))) == (200, ["message"])
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "size", "status"),
-    [
-        ("GET", "/read", None, 404),
-        ("POST", "/read", SIDE**2 - 1, 400),
-        ("POST", "/read", SIDE**2 + 1, 413),
-        ("POST", "/read", SIDE**2, 200),
-    ],
-)
-def test_other_requests_get_a_status(address, method, path, size, status):
-    body = None if size is None else STROKE.tobytes()[:size].ljust(size, b"x")
+def test_other_requests_get_a_status(address):
     through_a_proxy = {"Host": "codespace.example", "Origin": "https://codespace.example"}
-    assert ask(address, method, path, body, **through_a_proxy)[0] == status
+    assert ask(address, "GET", "/read", **through_a_proxy)[0] == 404
+    for more, status in ((-1, 400), (1, 413), (0, 200)):
+        found = ask(address, "POST", "/read", bytes(SIDE**2 + more), **through_a_proxy)
+        assert found[0] == status
 
 
 def test_a_body_without_end_is_refused_before_it_is_read(address):
@@ -107,27 +93,21 @@ def test_threads_get_the_mean_of_the_members(runs):
         np.testing.assert_allclose(answer["probabilities"], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--port=70000"], "port is 70000; allowed is 0 to 65535"),
-        (["--host=no such host"], "cannot listen at 'no such host'"),
-        (["--host=192.0.2.1", "--port=0"], "choose another --host or --port"),
-        (["--port=TAKEN"], "Address already in use"),
-    ],
-)
-def test_an_impossible_address_gets_one_line(runs, command, words, message):
+def test_an_impossible_address_gets_one_line(runs, command):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        words = [word.replace("TAKEN", str(taken.getsockname()[1])) for word in words]
-        status, _, err = command("draw", runs / "one", *words)
-    assert (status, err.count("\n"), message in err) == (2, 1, True), err
-
-
-# In a browser
+        for words, message in (
+            (["--port=70000"], "port is 70000; allowed is 0 to 65535"),
+            (["--host=no such host"], "cannot listen at 'no such host'"),
+            (["--host=192.0.2.1", "--port=0"], "choose another --host or --port"),
+            ([f"--port={taken.getsockname()[1]}"], "Address already in use"),
+        ):
+            status, _, err = command("draw", runs / "one", *words)
+            assert (status, err.count("\n"), message in err) == (2, 1, True), err
 
 
 @pytest.fixture
 def browser(tmp_path):
+    """Chromium; at the end it must have logged nothing."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not (chromium and driver):
@@ -139,9 +119,14 @@ def browser(tmp_path):
     for flag in ("--headless", "--no-sandbox", f"--user-data-dir={tmp_path / 'profile'}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield found
-    found.quit()
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as found:
+        yield found
+        assert found.get_log("browser") == []
+
+
+def set_width(browser, width: int) -> None:
+    size = {"width": width, "height": 600, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 @pytest.mark.campaign
@@ -162,8 +147,7 @@ def test_a_digit_is_drawn_and_read(browser, address):
         WebDriverWait(browser, 60, 0.05).until(lambda _: condition())
 
     def open_page(width):
-        size = {"width": width, "height": 600, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        set_width(browser, width)
         browser.get(f"http://{address}/")
         wait(lambda: len(find("#bars tr")) == 10)
         assert text("#message") == "Nothing drawn yet."
@@ -211,4 +195,24 @@ def test_a_digit_is_drawn_and_read(browser, address):
     assert answer()[1] == pytest.approx(by_mouse[1], abs=25)  # nearly the mouse's stroke
     paper.send_keys(Keys.DELETE)
     assert text("#message") == "Nothing drawn yet."
-    assert browser.get_log("browser") == []
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize(("more", "images"), [([], 4), (["many"], 2)])
+def test_a_report_is_shown_whole(browser, config, runs, more, images, command, tmp_path):
+    folders = fit(config(validation=100)).workdir, *(runs / name for name in more)
+    page = tmp_path / "page.html"
+    assert command("report", *folders, f"--output={page}")[0] == 0
+    run = browser.execute_script
+    for width, scheme, paper in ((400, "dark", "15, 18, 22"), (1000, "light", "255, 255, 255")):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        set_width(browser, width)
+        browser.get(page.as_uri())
+        assert run("return getComputedStyle(document.body).backgroundColor") == f"rgb({paper})"
+        assert run("return document.documentElement.scrollWidth") <= width
+        widths = run("return [...document.images].map(i => i.naturalWidth)")
+        assert len(widths) == images and min(widths) > 300
+    cut = """return [...document.querySelectorAll(".wide")]
+        .filter(table => table.scrollWidth > table.clientWidth).map(table => table.ariaLabel)"""
+    assert run(cut) == []

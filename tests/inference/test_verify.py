@@ -26,19 +26,6 @@ def replace(path, old: bytes, new: bytes) -> None:
     path.write_bytes(data.replace(old, new))
 
 
-def forge(folder, **fields) -> None:
-    """Changes result.json and its digest."""
-    path = folder / "result.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-    names = ("config.json", "environment.json", "metrics.jsonl", "result.json")
-    contents = {name: (folder / name).read_bytes() for name in names}
-    (folder / "manifest.sha256").write_bytes(atomic_io.digest_lines(contents))
-
-
-def checkpoints(folder) -> list:
-    return sorted((folder / "checkpoints").glob("*.safetensors"))
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -47,9 +34,8 @@ def checkpoints(folder) -> list:
         (lambda f: (f / "environment.json").unlink(), "files"),
         (lambda f: (f / "manifest.sha256").unlink(), "files"),
         (lambda f: replace(f / "result.json", b"test_correct", b"tent_correct"), "files"),
-        (lambda f: checkpoints(f)[-1].write_bytes(b""), "checkpoints"),
-        (lambda f: checkpoints(f)[0].write_bytes(b""), "checkpoints"),
-        (lambda f: forge(f, test_correct=360), "accuracy"),
+        (lambda f: max(f.glob("checkpoints/*.safetensors")).write_bytes(b""), "checkpoints"),
+        (lambda f: min(f.glob("checkpoints/*.safetensors")).write_bytes(b""), "checkpoints"),
     ],
 )
 def test_what_was_changed_is_named(copied, command, change, named):
@@ -61,12 +47,14 @@ def test_what_was_changed_is_named(copied, command, change, named):
 
 def test_more_than_rounding_is_a_difference(copied, command):
     """One image of 360 is more than the tolerance of 0.1 %."""
-    folder = copied("one")
-    correct = json.loads((folder / "result.json").read_text())["test_correct"]
-    forge(folder, test_correct=correct - 1)
+    path = (folder := copied("one")) / "result.json"
+    correct = (record := json.loads(path.read_text()))["test_correct"]
+    path.write_text(json.dumps({**record, "test_correct": correct - 1}))
+    with (folder / "manifest.sha256").open("ab") as file:
+        file.write(atomic_io.digest_lines({path.name: path.read_bytes()}))
     status, _, err = command("verify", folder)
     assert status == 4
-    assert f"{correct} of 360 test images, recorded: {correct - 1}" in err
+    assert f"wrote: accuracy: {correct} of 360 test images, recorded: {correct - 1}" in err
 
 
 def test_runs_that_are_not_complete(copied, command):

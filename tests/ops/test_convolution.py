@@ -17,18 +17,10 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}  # skips LLVM's passes, not XLA's
 
 # (height, width, in, out, padding). Sizes that no tile divides, down to one pixel of output.
-ODD_SIZES = [
-    (3, 3, 2, 3, "VALID"),
-    (5, 7, 3, 5, "SAME"),
-    (6, 9, 1, 2, "SAME"),
-    (4, 13, 2, 4, "VALID"),
-]
-CNN_LAYERS = [
-    (28, 28, 1, 64, "SAME"),
-    (28, 28, 64, 64, "SAME"),
-    (14, 14, 64, 128, "SAME"),
-    (14, 14, 128, 256, "VALID"),
-]
+ODD_SIZES = [(3, 3, 2, 3, "VALID"), (5, 7, 3, 5, "SAME")]
+ODD_SIZES += [(6, 9, 1, 2, "SAME"), (4, 13, 2, 4, "VALID")]
+CNN_LAYERS = [(28, 28, 1, 64, "SAME"), (28, 28, 64, 64, "SAME")]
+CNN_LAYERS += [(14, 14, 64, 128, "SAME"), (14, 14, 128, 256, "VALID")]
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +45,9 @@ def definition(x: np.ndarray, w: np.ndarray, g: np.ndarray, padding: str) -> lis
     return [y, dx[:, border : x.shape[1] - border, border : x.shape[2] - border], dw]
 
 
-def outputs(x, w, g, padding: str, convolve=conv3x3) -> list[jax.Array]:
-    """The output and both gradients of a convolution."""
-    y, backward = jax.vjp(lambda x, w: convolve(x, w, padding=padding), x, w)
+def outputs(x, w, g, padding: str) -> list[jax.Array]:
+    """The output and both gradients of the convolution."""
+    y, backward = jax.vjp(lambda x, w: conv3x3(x, w, padding), x, w)
     return [y, *backward(g)]
 
 
@@ -74,13 +66,10 @@ def on_gpu_path(function, *args):
 def make_case(batch, height, width, channels, features, padding, dtype="float32"):
     """Normally distributed images, kernel and cotangent."""
     rng = np.random.default_rng([batch, height, width, channels, features])
+    images, kernel = (batch, height, width, channels), (3, 3, channels, features)
     smaller = 0 if padding == "SAME" else 2
-    shapes = (
-        (batch, height, width, channels),
-        (3, 3, channels, features),
-        (batch, height - smaller, width - smaller, features),
-    )
-    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    outputs = batch, height - smaller, width - smaller, features
+    return [rng.standard_normal(shape).astype(dtype) for shape in (images, kernel, outputs)]
 
 
 def largest_error(results, expected, scales=None) -> float:
@@ -119,22 +108,18 @@ def test_value_and_gradients_equal_the_definition(shape, dtype, batch):
     assert largest_error(results, definition(*case, padding)) < BOUNDS[dtype]
 
 
-def impulses() -> list[np.ndarray]:
-    """Images with a single 1, one for each pixel, and the same for the cotangent."""
-    x, w, g = make_case(2 * 7 * 9, 7, 9, 2, 3, "SAME")
-    x[:63, ..., 0] = np.eye(63).reshape(63, 7, 9)
-    x[:63, ..., 1] = 0
-    g[63:] = np.eye(63).reshape(63, 7, 9, 1)
-    return [x, w, g]
-
-
 def adversarial() -> dict[str, list[np.ndarray]]:
+    # Images with a single 1, one for each pixel, and the same for the cotangent.
+    impulses = make_case(2 * 7 * 9, 7, 9, 2, 3, "SAME")
+    impulses[0][:63, ..., 0] = np.eye(63).reshape(63, 7, 9)
+    impulses[0][:63, ..., 1] = 0
+    impulses[2][63:] = np.eye(63).reshape(63, 7, 9, 1)
     x, w, g = make_case(3, 14, 10, 16, 8, "SAME")
     # The interpolation points ±1 and ±2 make this pattern the largest in the transforms.
     sign = (-1.0) ** np.add.outer(np.arange(14), np.arange(10))[:, :, None]
     scale = np.logspace(-6, 6, 16)
     cases = {
-        "impulses": impulses(),
+        "impulses": impulses,
         "large offset": [x + 1000, w, g + 1000],
         "cancelled offset": [x + 1000, w - w.mean((0, 1), keepdims=True), g + 1000],
         "alternating": [1000 * sign + 0 * x, w, 1000 * sign + 0 * g],
@@ -149,14 +134,6 @@ def test_adversarial_inputs_have_no_larger_errors(name):
     case = adversarial()[name]
     scales = definition(*map(np.abs, case), "SAME")
     assert largest_error(compiled("SAME")(*case), definition(*case, "SAME"), scales) < 1.5e-6
-
-
-def test_zeros_give_exact_zeros():
-    x, w, g = impulses()
-    y, _, dw = compiled("SAME")(x * 0, w, g)
-    assert not np.any(y) and not np.any(dw)
-    _, dx, dw = compiled("SAME")(x, w, g * 0)
-    assert not np.any(dx) and not np.any(dw)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
@@ -186,11 +163,10 @@ def test_on_a_gpu_many_gradients_are_one_grouped_convolution():
 
 
 def lowered(convolve, x, w, **arguments) -> str:
-    def value_and_gradients(x, w):
-        y, backward = jax.vjp(partial(convolve, **arguments), x, w)
-        return y, *backward(jnp.cos(y))
+    def loss(x, w):
+        return jnp.sum(jnp.cos(convolve(x, w, **arguments)))
 
-    return jax.jit(value_and_gradients).lower(x, w).as_text()
+    return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, w).as_text()
 
 
 ARGUMENTS = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": NHWC}

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import pytest
@@ -26,17 +26,12 @@ from mnist_jax.parallel import distributed
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Gloo")
 
 ROOT = Path(__file__).resolve().parents[2]
+Ended = subprocess.CompletedProcess
 # 1,437 training images: batches of 75 divide neither into two parts nor into four, nor do the rest.
 FIELDS: dict[str, Any] = {
     "model": "logistic", "dataset": "digits", "batch_size": 75, "epochs": 6, "learning_rate": 0.005,
     "steps_per_call": 5,
 }  # fmt: skip
-
-
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 def free_port() -> int:
@@ -72,7 +67,7 @@ def ends(processes: list[subprocess.Popen], *, within_s: float = 300) -> list[En
         for process in processes:
             out, err = process.communicate(timeout=max(0.0, until - time.monotonic()))
             lines = [line for line in out.splitlines(True) if not line.startswith("[Gloo]")]
-            found.append(Ended(process.returncode, "".join(lines), err))
+            found.append(Ended(process.args, process.returncode, "".join(lines), err))
         return found
     finally:
         for process in processes:
@@ -81,14 +76,14 @@ def ends(processes: list[subprocess.Popen], *, within_s: float = 300) -> list[En
 
 
 def one_error(ended: Ended) -> str:
-    assert ended.err.count("\n") == 1 and ended.err.startswith("error: "), ended
-    return ended.err
+    assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: "), ended
+    return ended.stderr
 
 
 def assert_lost(ended: Ended) -> None:
     """It ended because another did: by our error, or aborted by JAX if that is faster."""
-    assert ended.status in (6, -signal.SIGABRT), ended
-    assert re.search("another (process has probably ended|task died)", ended.err), ended
+    assert ended.returncode in (6, -signal.SIGABRT), ended
+    assert re.search("another (process has probably ended|task died)", ended.stderr), ended
 
 
 def record(workdir: Path) -> dict[str, Any]:
@@ -104,8 +99,7 @@ def wait_for_epochs(workdir: Path, epochs: int, process: subprocess.Popen) -> No
 
 @pytest.fixture(scope="module")
 def flags(data_dir):
-    fields = {**FIELDS, "data_dir": data_dir}
-    return [f"--{name}={value}" for name, value in fields.items()]
+    return [f"--{name}={value}" for name, value in {**FIELDS, "data_dir": data_dir}.items()]
 
 
 @pytest.fixture(scope="module")
@@ -131,15 +125,15 @@ AGREE = """
 import sys
 import jax
 import numpy as np
-from mnist_jax import cli
-from mnist_jax.errors import DeviceError, UsageError
+from mnist_jax import Config, cli, fit
+from mnist_jax.errors import UsageError
 from mnist_jax.parallel import distributed
 
-index = int(sys.argv[2])
+index = int(sys.argv[1])
 
 def agree():
-    assert distributed.initialize(sys.argv[1], 2, index) == []
-    assert distributed.initialize(sys.argv[1], 2, index) == []  # only once
+    assert distributed.initialize("auto", None, None) == []
+    assert distributed.initialize("auto", None, None) == []  # only once
     assert jax.process_count() == 2 and distributed.is_primary() == (index == 0)
 
     large = {"text": "é" * 100_000, "list": [1, None, 2.5]}
@@ -147,12 +141,8 @@ def agree():
     assert distributed.allgather(["x" * index * 1000]) == [[""], ["x" * 1000]]
     assert distributed.on_primary(lambda: index) == 0
 
-    arrays = {
-        "floats": np.array([-0.0, np.nan, 1e-42], np.float32),
-        "wide": np.arange(3) + 2**40,
-        "scalar": np.array(True),
-        "empty": np.zeros((0, 3)),
-    }
+    arrays = {"floats": np.array([-0.0, np.nan, 1e-42], np.float32), "wide": np.arange(3) + 2**40}
+    arrays |= {"scalar": np.array(True), "empty": np.zeros((0, 3))}
     sent = arrays if index == 0 else jax.tree.map(np.zeros_like, arrays)
     for name, array in distributed.broadcast_arrays(sent).items():
         assert (array.dtype, array.shape) == (arrays[name].dtype, arrays[name].shape)
@@ -161,28 +151,38 @@ def agree():
     assert distributed.any_signal(None) is None
     assert distributed.any_signal(15 if index == 1 else None) == 15
     distributed.check_same({"seed": 1})
-    for refused in (
-        lambda: distributed.check_same({"seed": index, "jax": "0.12"}),
-        lambda: distributed.on_primary(lambda: distributed.check_same(1 / index)),
-    ):
-        try:
-            refused()
-        except UsageError as error:
-            print(error)
-    distributed.any_signal(None)
-    jax.distributed.shutdown()
+    fit(cli.parse(Config, sys.argv[2:], prog="", description=""), callbacks=[])
+    try:
+        distributed.check_same({"seed": index, "jax": "0.12"})
+    except UsageError as error:
+        print(error)
+    distributed.on_primary(lambda: 1 / index)
 
 distributed.leave(cli.exit_status(agree, debug=False))
 """
 
 
-def test_what_processes_agree_on_and_that_an_error_in_one_ends_the_other():
-    address = f"localhost:{free_port()}"
-    failed, waiting = ends([start("-c", AGREE, address, index) for index in range(2)])
+def test_processes_that_slurm_started_agree_and_train_until_an_error_in_one_ends_the_other(
+    config, flags, tmp_path
+):
+    """They train two networks, bit for bit those of one device: each is trained on one."""
+    changes = {"model": "mlp", "hidden_sizes": (128,), "epochs": 1, "seeds": 2}  # not stacked
+    alone = fit(dataclasses.replace(config, **changes, workdir=tmp_path / "alone")).record
+    flags = *flags, "--model=mlp", "--hidden_sizes", "128", "--epochs=1", "--seeds=2"
+    flags = *flags, f"--workdir={tmp_path / 'run'}"
+    slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost"}
+    processes = []
+    for n in ("0", "1"):
+        own = {"SLURM_NTASKS": "2", "SLURM_PROCID": n, "SLURM_LOCALID": n}
+        processes.append(start("-c", AGREE, n, *flags, **slurm, **own))
+    failed, waiting = ends(processes)
     refused = "process 1 differs from process 0 in seed (1, not 0); start all with the same flags"
-    assert failed.out.startswith(refused) and waiting.out == failed.out
-    assert failed.status == 1 and "ZeroDivisionError" in one_error(failed)
+    assert failed.stdout.startswith(refused) and waiting.stdout == failed.stdout
+    assert failed.returncode == 1 and "ZeroDivisionError" in one_error(failed)
     assert_lost(waiting)
+    found = record(tmp_path / "run")
+    assert len(found["devices"]) == 2
+    assert found["params_sha256"] == alone["params_sha256"]
 
 
 @pytest.mark.parametrize(("variable", "name"), distributed.LAUNCHERS.items())
@@ -197,7 +197,7 @@ def test_a_launched_process_that_trains_alone_warns(variable, name, monkeypatch)
 
 def test_auto_without_a_launcher_is_refused(flags):
     [ended] = ends([start("train.py", *flags, "--coordinator=auto")])
-    assert ended.status == 2 and "auto needs Slurm, Open MPI 4" in one_error(ended)
+    assert ended.returncode == 2 and "auto needs Slurm, Open MPI 4" in one_error(ended)
 
 
 def test_connecting_after_a_computation_is_refused():
@@ -216,7 +216,7 @@ def test_a_port_in_use_is_refused():
 def test_processes_with_other_flags_are_refused_by_all(flags, tmp_path):
     where = f"--workdir={tmp_path / 'run'}"
     for ended in ends(start_all(2, *flags, where, differing=("--seed=7", "--max_steps=5"))):
-        assert ended.status == 2
+        assert ended.returncode == 2
         line = one_error(ended)
         assert "process 1 differs from process 0 in " in line and "seed (7, not 1234)" in line
         assert "max_steps (5, not None)" in line
@@ -231,20 +231,20 @@ def test_processes_with_other_numbers_of_devices_are_refused_by_all(flags):
         for n in range(2)
     ]
     for ended in ends(processes):
-        assert ended.status == 2 and "the same number of devices" in one_error(ended)
+        assert ended.returncode == 2 and "the same number of devices" in one_error(ended)
 
 
 def test_two_processes_reach_the_accuracy_of_one(two, alone):
     workdir, (first, second) = two
-    assert (first.status, second.status) == (0, 0), two
+    assert (first.returncode, second.returncode) == (0, 0), two
     # Sums in another order round otherwise; of 360 images that turns none.
     found = record(workdir)
     assert (found["test_correct"], found["test_count"]) == (alone["test_correct"], 360)
     assert alone["test_accuracy"] > 0.8
     assert len(found["devices"]) == 2
     # Only process 0 prints and writes.
-    assert first.out.count("\n") >= FIELDS["epochs"] and "test accuracy" in first.out
-    assert (second.out, first.err, second.err) == ("", "", "")
+    assert first.stdout.count("\n") >= FIELDS["epochs"] and "test accuracy" in first.stdout
+    assert (second.stdout, first.stderr, second.stderr) == ("", "", "")
     assert {path.name for path in workdir.parent.iterdir()} == {"run"}
 
 
@@ -255,36 +255,17 @@ def test_a_signal_to_one_process_ends_all_and_the_run_resumes(alone, flags, conf
     wait_for_epochs(workdir, 2, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     ended = ends(processes)
-    assert [each.status for each in ended] == [128 + signal.SIGTERM] * 2, ended
-    assert all("run the same command with --workdir=" in each.err for each in ended)
+    assert [each.returncode for each in ended] == [128 + signal.SIGTERM] * 2, ended
+    assert all("run the same command with --workdir=" in each.stderr for each in ended)
     assert not (workdir / "result.json").exists()
     resumed = fit(dataclasses.replace(config, workdir=workdir)).record
     assert (resumed["test_correct"], len(resumed["devices"])) == (alone["test_correct"], 1)
 
 
-def test_networks_over_processes_that_slurm_started(config, flags, tmp_path):
-    """Bit for bit those of one device: each is trained on one."""
-    changes = {"model": "mlp", "hidden_sizes": (128,), "epochs": 1, "seeds": 2}  # not stacked
-    alone = fit(dataclasses.replace(config, **changes, workdir=tmp_path / "alone")).record
-    flags = *flags, "--model=mlp", "--hidden_sizes", "128", "--epochs=1", "--seeds=2"
-    flags = *flags, f"--workdir={tmp_path / 'run'}", "--coordinator=auto"
-    slurm = {"JOB_ID": str(free_port()), "STEP_NODELIST": "localhost", "NTASKS": "2"}
-    processes = []
-    for n in ("0", "1"):
-        variables = {**slurm, "PROCID": n, "LOCALID": n}
-        variables = {f"SLURM_{name}": value for name, value in variables.items()}
-        processes.append(start("train.py", *flags, **variables))
-    ended = ends(processes)
-    assert [each.status for each in ended] == [0, 0], ended
-    found = record(tmp_path / "run")
-    assert len(found["devices"]) == 2
-    assert found["params_sha256"] == alone["params_sha256"]
-
-
 @pytest.mark.campaign
 def test_four_processes_reach_the_accuracy_of_one(alone, flags, tmp_path):
     ended = ends(start_all(4, *flags, f"--workdir={tmp_path / 'run'}"))
-    assert [each.status for each in ended] == [0] * 4, ended
+    assert [each.returncode for each in ended] == [0] * 4, ended
     assert record(tmp_path / "run")["test_correct"] == alone["test_correct"]
 
 
@@ -302,5 +283,5 @@ def test_a_lost_process_ends_the_others_and_the_run_resumes(number, victim, two,
     assert_lost(other)
 
     again = ends(start_all(2, *flags, f"--workdir={workdir}"))
-    assert [each.status for each in again] == [0, 0], again
+    assert [each.returncode for each in again] == [0, 0], again
     assert record(workdir)["params_sha256"] == record(two[0])["params_sha256"]

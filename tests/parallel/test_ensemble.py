@@ -15,28 +15,36 @@ from mnist_jax import Callback, fit, models
 from mnist_jax.errors import NonFiniteError
 from mnist_jax.runs.results import accuracy_line
 
+MLP = {"model": "mlp", "hidden_sizes": (128,), "epochs": 1, "seeds": 2}
+CNN = {"model": "cnn", "batch_size": 50, "hidden_sizes": (16,), "max_steps": 3, "seeds": 2}
+ADAMW = {"optimizer": "adamw", "schedule": "cosine", "epochs": 1}
+
 
 @pytest.mark.parametrize(
-    ("fields", "same_bits"),
+    ("fields", "grid", "same_bits"),
     [
-        ({"model": "mlp", "hidden_sizes": (128,), "dropout": 0.3, "epochs": 1}, True),
-        ({"model": "logistic"}, False),  # under vmap sums round differently
-        pytest.param(
-            {"model": "cnn", "batch_size": 50, "hidden_sizes": (16,), "max_steps": 3},
-            True,
-            marks=pytest.mark.campaign,
-        ),
+        ({**MLP, "dropout": 0.3, "seed": 7}, {}, True),
+        ({"seeds": 2, "seed": 7}, {}, False),  # under vmap sums round differently
+        pytest.param(CNN, {}, True, marks=pytest.mark.campaign),
+        ({**MLP, "ema_decay": 0.9}, {"learning_rate": (0.001, 0.01)}, True),
+        (ADAMW, {"learning_rate": (0.01, 0.1), "weight_decay": (0.1,)}, False),
+        ({"epochs": 1}, {"weight_decay": [0.0]}, False),
     ],
 )
-def test_each_member_equals_the_run_of_its_seed(config, tmp_path, fields, same_bits):
-    together = fit(config(seeds=2, seed=7, **fields))
-    alone = [fit(config(seed=n, workdir=tmp_path / f"{n}", **fields)) for n in (7, 8)]
-    if same_bits:
-        digests = [run.record["params_sha256"] for run in alone]
-        assert together.record["params_sha256"] == digests
-    for name in ("train/loss", "test/loss"):
-        each = [rows_of(run.workdir)[-1][name] for run in alone]
-        np.testing.assert_allclose(rows_of(together.workdir)[-1][name], each, rtol=1e-4)
+def test_each_member_equals_the_run_of_its_values(config, tmp_path, fields, grid, same_bits):
+    together, labels = fit(config(**fields, **grid)), config(**fields, **grid).member_labels()
+    record, row = together.record, rows_of(together.workdir)[-1]
+    for i, member in enumerate(record["members"]):
+        run = fit(config(**fields | {"seeds": None} | member, workdir=tmp_path / str(i)))
+        if same_bits:
+            assert record["params_sha256"][i] == run.record["params_sha256"]
+        for name in ("train/loss", "test/loss"):
+            assert row[name][i] == pytest.approx(rows_of(run.workdir)[-1][name], rel=1e-4)
+    assert len({*record["params_sha256"]}) == len(record["members"]) == len(labels)
+    if grid:
+        assert "statistics" not in record  # other recipes have no common mean
+        lines = accuracy_line(record).splitlines()
+        assert [line.partition(") ")[2] for line in lines] == labels
 
 
 def test_the_record_holds_each_member_and_their_statistics(config):
@@ -53,39 +61,6 @@ def test_the_record_holds_each_member_and_their_statistics(config):
     assert all(len(rows[0][f"{name}/loss"]) == 3 for name in ("train", "validation", "test"))
     percent = f"{100 * found['mean']:.2f} % mean of 3 seeds, sd {100 * found['sd']:.2f}"
     assert accuracy_line(record) == f"test accuracy: {percent}"
-
-
-@pytest.mark.parametrize(
-    ("fields", "grid", "same_bits"),
-    [
-        (
-            {"model": "mlp", "hidden_sizes": (128,), "epochs": 1, "ema_decay": 0.9, "seeds": 2},
-            {"learning_rate": (0.001, 0.01)},
-            True,
-        ),
-        (
-            {"optimizer": "adamw", "schedule": "cosine", "epochs": 1},
-            {"learning_rate": (0.01, 0.1), "weight_decay": (0.1,)},
-            False,
-        ),
-        ({"epochs": 1}, {"weight_decay": [0.0]}, False),
-    ],
-)
-def test_each_member_of_a_grid_equals_the_run_of_its_values(
-    config, tmp_path, fields, grid, same_bits
-):
-    result = fit(config(**fields, **grid))
-    together, row = result.record, rows_of(result.workdir)[-1]
-    for i, member in enumerate(together["members"]):
-        run = fit(config(**fields | {"seeds": None} | member, workdir=tmp_path / str(i)))
-        if same_bits:
-            assert together["params_sha256"][i] == run.record["params_sha256"]
-        for name in ("train/loss", "test/loss"):
-            assert row[name][i] == pytest.approx(rows_of(run.workdir)[-1][name], rel=1e-4)
-    assert len({*together["params_sha256"]}) == len(together["members"])
-    assert "statistics" not in together  # other recipes have no common mean
-    lines, labels = accuracy_line(together).splitlines(), config(**fields, **grid).member_labels()
-    assert [line.partition(") ")[2] for line in lines] == labels
 
 
 class Fragile(nn.Module):
@@ -109,9 +84,8 @@ def test_a_member_that_diverges_is_named_and_excluded(config, monkeypatch):
     warnings = [call.args[0] for call in watch.on_warning.call_args_list]
     diverged = [int(label.removeprefix("seed ")) for label in record["diverged"]]
     assert 0 < len(diverged) < 6
-    assert [loss is None for loss in row["train/loss"]] == [
-        seed in diverged for seed in range(1234, 1240)
-    ]
+    seeds = range(1234, 1240)
+    assert [loss is None for loss in row["train/loss"]] == [seed in diverged for seed in seeds]
     assert record["warnings"] == warnings
     assert [int(warning.split()[1]) for warning in warnings] == diverged
     assert record["statistics"]["test_accuracy"]["n"] == 6 - len(diverged)

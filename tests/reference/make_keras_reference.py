@@ -21,12 +21,10 @@ import tensorflow as tf
 import weights
 from keras import layers
 
-IMAGE_SHAPE = (28, 28, 1)
-
 
 def build(name: str) -> keras.Sequential:
     """The tutorial's network, its layers named as in `mnist_jax.models`."""
-    network = [keras.Input(IMAGE_SHAPE)]
+    network = [keras.Input((28, 28, 1))]
     if name == "cnn":
         network += [
             layers.Conv2D(64, 3, padding="same", activation="relu", name="conv1"),
@@ -48,11 +46,8 @@ def build(name: str) -> keras.Sequential:
 
 def describe(gradient: np.ndarray) -> dict[str, float | list[float]]:
     """Norm and projections onto the seeded directions."""
-    flat = gradient.ravel()
-    return {
-        "norm": float(np.linalg.norm(flat)),
-        "projections": (weights.make_probes(gradient.shape) @ flat).tolist(),
-    }
+    projections = weights.make_probes(gradient.shape) @ gradient.ravel()
+    return {"norm": float(np.linalg.norm(gradient)), "projections": projections.tolist()}
 
 
 def reference(name: str) -> dict[str, object]:
@@ -62,18 +57,16 @@ def reference(name: str) -> dict[str, object]:
     for layer, values in seeded.items():
         model.get_layer(layer).set_weights([values["kernel"], values["bias"]])
     image, label = weights.make_batch()
-    loss_fn = keras.losses.CategoricalCrossentropy(from_logits=True)
+    cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True)
     with tf.GradientTape() as tape:
         logits = model(tf.constant(image), training=False)
-        loss = loss_fn(keras.utils.to_categorical(label, 10), logits)
+        loss = cross_entropy(keras.utils.to_categorical(label, 10), logits)
     gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
-    names = [(layer, kind) for layer in seeded for kind in ("kernel", "bias")]
     described: dict[str, dict[str, object]] = {layer: {} for layer in seeded}
-    for (layer, kind), variable, gradient in zip(
-        names, model.trainable_variables, gradients, strict=True
-    ):
-        if variable.path.split("/")[-2:] != [layer, kind] or variable.dtype != "float64":
-            raise SystemExit(f"expected {layer}/{kind} in float64, got {variable}")
+    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+        layer, kind = variable.path.split("/")[-2:]
+        if kind not in seeded[layer] or variable.dtype != "float64":
+            raise SystemExit(f"expected a kernel or a bias in float64, got {variable}")
         described[layer][kind] = describe(gradient.numpy())
     return {
         "fingerprint": weights.fingerprint(name),
@@ -98,13 +91,10 @@ def pooling() -> dict[str, object]:
 def main() -> None:
     """Computes everything and writes it beside this file."""
     keras.backend.set_floatx("float64")
+    versions = {"python": platform.python_version(), "tensorflow": tf.__version__}
+    versions |= {"keras": keras.__version__, "numpy": np.__version__}
     content = {
-        "versions": {
-            "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": versions,
         "pooling": pooling(),
         "models": {name: reference(name) for name in weights.KERNELS},
     }

@@ -13,24 +13,13 @@ PROBES = 3  # random directions along which each gradient is compared
 
 # Kernel shapes in the order the layers run: (height, width, in, out) of a convolution, (in, out) of
 # a dense layer. Keras and Flax use the same layouts and flatten NHWC in the same order.
+MLP = {"dense1": (784, 256), "dense2": (256, 128), "dense3": (128, 64), "dense4": (64, 32)}
+CNN = {"conv1": (3, 3, 1, 64), "conv2": (3, 3, 64, 64), "conv3": (3, 3, 64, 128)}
+CNN |= {"conv4": (3, 3, 128, 256), "dense1": (9216, 512), "dense2": (512, 256)}
 KERNELS: dict[str, dict[str, tuple[int, ...]]] = {
     "logistic": {"logits": (784, 10)},
-    "mlp": {
-        "dense1": (784, 256),
-        "dense2": (256, 128),
-        "dense3": (128, 64),
-        "dense4": (64, 32),
-        "logits": (32, 10),
-    },
-    "cnn": {
-        "conv1": (3, 3, 1, 64),
-        "conv2": (3, 3, 64, 64),
-        "conv3": (3, 3, 64, 128),
-        "conv4": (3, 3, 128, 256),
-        "dense1": (9216, 512),
-        "dense2": (512, 256),
-        "logits": (256, 10),
-    },
+    "mlp": {**MLP, "logits": (32, 10)},
+    "cnn": {**CNN, "logits": (256, 10)},
 }
 
 
@@ -42,8 +31,7 @@ def make_weights(model: str) -> dict[str, dict[str, np.ndarray]]:
         field = int(np.prod(shape[:-2]))
         limit = np.sqrt(6 / (field * (shape[-2] + shape[-1])))
         kernel = (2 * rng.random(shape) - 1) * limit
-        bias = (2 * rng.random(shape[-1]) - 1) * 0.1
-        weights[layer] = {"kernel": kernel, "bias": bias}
+        weights[layer] = {"kernel": kernel, "bias": (2 * rng.random(shape[-1]) - 1) * 0.1}
     return weights
 
 

@@ -2,12 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import pytest
 
-from mnist_jax import reporting
 from mnist_jax.callbacks import Result
-from mnist_jax.config import Config
-from mnist_jax.errors import DeviceError
 from mnist_jax.metrics import Metrics
 from mnist_jax.reporting.profiling import Profiler, operation_seconds
 
@@ -42,26 +38,14 @@ def test_the_second_call_is_traced_and_its_costliest_operations_are_printed(tmp_
     assert out[3].split()[1] == "100.0%" and "sort" in out[3]
 
 
-def test_an_evaluation_between_two_calls_is_not_traced(tmp_path):
+def test_neither_a_single_call_nor_an_evaluation_after_it_is_traced(tmp_path, capsys):
     profiler = Profiler(tmp_path)
     profiler.on_epoch_begin(1, 0, 2)
     profiler.on_chunk_end(1, 2, 2, METRICS, 0.1)  # the call was the whole epoch
+    profiler.on_train_end(Result({}, {}, {}, tmp_path))  # of a shorter run
+    assert "no trace, because the train steps were called less" in capsys.readouterr().out
     other()
     profiler.on_epoch_begin(2, 0, 2)
     second_call()
     profiler.close()  # also if the run fails here
     assert traced(tmp_path) == {"sort"}
-
-
-def test_a_run_of_one_call_has_no_trace(tmp_path, capsys):
-    profiler = Profiler(tmp_path)
-    profiler.on_epoch_begin(1, 0, 2)
-    profiler.on_chunk_end(1, 2, 2, METRICS, 0.1)
-    profiler.on_train_end(Result({}, {}, {}, tmp_path))
-    assert "no trace, because the train steps were called less" in capsys.readouterr().out
-
-
-def test_a_folder_that_cannot_be_made_is_refused_before_the_run(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(DeviceError, match=r"cannot write --profile=.*/file/trace: Not a dir"):
-        reporting.make_callbacks(Config(profile=tmp_path / "file" / "trace"))

@@ -31,6 +31,15 @@ def events(folder: Path) -> list:
     return found
 
 
+def write(folder: Path, config: Config, step: int, *rows: dict) -> None:
+    """What a run writes that resumes after so many steps."""
+    writer = TensorBoard()
+    writer.on_train_begin(config, None, None, None, folder, step)
+    for row in rows:
+        writer.on_epoch_end(row)
+    writer.close()
+
+
 def test_a_run_writes_its_metrics(config):
     config = config(tensorboard=True)
     folder = fit(config, callbacks=reporting.make_callbacks(config)).workdir
@@ -43,28 +52,18 @@ def test_a_run_writes_its_metrics(config):
 
 
 def test_a_resumed_run_appends_and_drops_what_came_after_its_checkpoint(tmp_path):
-    folder = tmp_path / "tensorboard"
-    folder.mkdir()
+    (folder := tmp_path / "tensorboard").mkdir()
     (folder / "events.of_the_first_process").touch()
-    writer = TensorBoard()
-    writer.on_train_begin(Config(), None, None, None, tmp_path, 30)  # type: ignore[arg-type]
-    writer.on_epoch_end({"step": 45, "train/loss": 1.0})
-    writer.close()
+    write(tmp_path, Config(), 30, {"step": 45, "train/loss": 1.0})
     assert len(list(folder.iterdir())) == 2
     assert events(tmp_path) == [("", 31, None), ("step", 45, 45.0), ("train/loss", 45, 1.0)]
 
 
 def test_seeds_are_written_as_the_mean_of_the_finite_and_grid_points_apart(tmp_path):
-    writer = TensorBoard()
-    writer.on_train_begin(Config(seeds=3), None, None, None, tmp_path, 1)  # type: ignore[arg-type]
     row = {"step": 15, "train/loss": [1.0, None, 2.0], "train/accuracy": [0.75, 0.1, 0.25]}
-    writer.on_epoch_end(row)
-    writer.on_epoch_end({**row, "step": 30, "train/loss": [None] * 3})
-    writer.close()
-    grid, writer = Config(learning_rate=(0.1, 0.2)), TensorBoard()
-    writer.on_train_begin(grid, None, None, None, tmp_path / "grid", 1)  # type: ignore[arg-type]
-    writer.on_epoch_end({"step": 45, "train/loss": [1.0, 2.0]})
-    writer.close()
+    write(tmp_path, Config(seeds=3), 1, row, {**row, "step": 30, "train/loss": [None] * 3})
+    grid = Config(learning_rate=(0.1, 0.2))
+    write(tmp_path / "grid", grid, 1, {"step": 45, "train/loss": [1.0, 2.0]})
     found = {(name, step): value for name, step, value in events(tmp_path)}
     assert (found["train/loss", 15], found["train/accuracy", 15]) == (1.5, 0.5)
     assert ("train/loss", 30) not in found

@@ -57,8 +57,7 @@ def test_a_checkpoint_makes_the_round_trip_and_the_newest_three_are_kept(manager
     save(manager, 2, 20, 3, 100_000_000)
     assert_is(load_newest(manager.folder), make_progress(100_000_000))
     kept = [path_of(manager, step) for step in (3, 20, 100_000_000)]
-    names = {path.name for path in manager.folder.iterdir()}
-    assert names == {p.name for p in kept} | {atomic_io.digest_path(p).name for p in kept}
+    assert {*manager.folder.iterdir()} == {*kept, *map(atomic_io.digest_path, kept)}
 
 
 def test_the_end_of_an_epoch_is_newer_than_its_last_step(manager):
@@ -70,7 +69,6 @@ def test_the_end_of_an_epoch_is_newer_than_its_last_step(manager):
 
 def test_a_save_copies_the_arrays_at_once(manager, monkeypatch):
     changed, encode = threading.Event(), safetensors.numpy.save
-
     monkeypatch.setattr(safetensors.numpy, "save", lambda *x: changed.wait(10) and encode(*x))
     progress = make_progress(7)
     manager.save(progress)
@@ -82,14 +80,11 @@ def test_a_save_copies_the_arrays_at_once(manager, monkeypatch):
     assert_is(load_newest(manager.folder), make_progress(7))
 
 
-@pytest.mark.parametrize("how", ["header", "data", "cut", "without digest"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(manager, how):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(manager):
     def damage(step: int) -> None:
         data = bytearray(path_of(manager, step).read_bytes())
-        data[{"header": 30, "data": -3}.get(how, 0)] ^= how in ("header", "data")
-        path_of(manager, step).write_bytes(data[:-1] if how == "cut" else data)
-        if how == "without digest":
-            atomic_io.digest_path(path_of(manager, step)).unlink()
+        data[-3] ^= 1
+        path_of(manager, step).write_bytes(data)
 
     save(manager, 2, 3, 4)
     damage(4)

@@ -1,24 +1,27 @@
 """A run's folder: one run, held by one process; what is damaged or foreign gets one clear line."""
 
+import dataclasses
 import json
 import subprocess
 from contextlib import closing
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
-from mnist_jax import Config, __main__, fit, load_run
+from mnist_jax import Config, __main__, fit, load_dataset, load_run, predict, save_run
 from mnist_jax.data import DataSpec
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
+from mnist_jax.models import LogisticRegression, init_variables
 from mnist_jax.runs.run_dir import RunDir, check_idle, read_result
 
 DATA = DataSpec("digits", (28, 28, 1), tuple("0123456789"))
 
 
 @pytest.fixture
-def config(data_dir, tmp_path) -> Config:
-    sizes = {"epochs": 1, "batch_size": 400, "data_dir": data_dir}
-    return Config(model="logistic", dataset="digits", workdir=tmp_path / "run", **sizes).resolve()
+def config(config) -> Config:
+    return config(epochs=1, batch_size=400).resolve()
 
 
 @pytest.fixture
@@ -27,8 +30,8 @@ def folder(config) -> Path:
     return fit(config).workdir
 
 
-def test_a_folder_in_use_is_refused(config, tmp_path):
-    folder = tmp_path / "run"
+def test_a_folder_in_use_is_refused(config):
+    folder = config.workdir
     with closing(RunDir(folder, config, DATA)):
         for second in (lambda: RunDir(folder, config, DATA), lambda: check_idle(folder)):
             with pytest.raises(UsageError, match="is in use by another process"):
@@ -37,12 +40,35 @@ def test_a_folder_in_use_is_refused(config, tmp_path):
     RunDir(folder, config, DATA).close()
 
 
-def test_a_folder_with_something_else_is_left_alone(config, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "notes.txt").write_text("mine")
+def test_what_ended_before_its_first_checkpoint_can_be_corrected(config):
+    RunDir(config.workdir, config, DATA).close()
+    other = dataclasses.replace(config, seed=5)
+    RunDir(config.workdir, other, DATA).close()
+    assert fit(other).record["seed"] == 5
+    with pytest.raises(UsageError, match=r"differs in seed .was 5, now 1234..*--init_from=.*run"):
+        fit(config)
+
+
+def test_a_loop_of_ones_own_saves_a_run(config, tmp_path):
+    data, model = load_dataset("digits", data_dir=config.data_dir), LogisticRegression()
+    params = jax.device_get(init_variables(model, jax.random.key(0))[0])
+    save_run(tmp_path / "mine", config, data.spec, params, step=7)
+    run = load_run(tmp_path / "mine")
+    assert (run.step, run.data) == (7, data.spec)
+    jax.tree.map(np.testing.assert_array_equal, run.members[0], {"params": params})
+    logits = model.apply({"params": params}, data.test.image[:9] / 255)
+    found = predict(tmp_path / "mine", data.test.image[:9])
+    np.testing.assert_allclose(found, jax.nn.softmax(logits), rtol=1e-4)
+    with pytest.raises(UsageError, match="mine holds a run; choose another folder"):
+        save_run(tmp_path / "mine", config, data.spec, params)
+
+
+def test_a_folder_with_something_else_is_left_alone(config):
+    (folder := config.workdir).mkdir()
+    (folder / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty and holds no run; choose another"):
-        RunDir(tmp_path / "run", config, DATA)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+        RunDir(folder, config, DATA)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(config, tmp_path):
@@ -51,13 +77,14 @@ def test_a_folder_that_cannot_be_made_is_named(config, tmp_path):
         RunDir(tmp_path / "file" / "run", config, DATA)
 
 
-def test_what_an_interrupted_write_left_is_removed(config, tmp_path):
-    RunDir(tmp_path / "run", config, DATA).close()
-    (tmp_path / "run" / "checkpoints").mkdir()
+def test_what_an_interrupted_write_left_is_removed(config):
+    folder = config.workdir
+    RunDir(folder, config, DATA).close()
+    (folder / "checkpoints").mkdir()
     for name in (".metrics.jsonl.abc.tmp", "checkpoints/.epoch-0000.abc.tmp"):
-        (tmp_path / "run" / name).write_text("half")
-    RunDir(tmp_path / "run", config, DATA).close()
-    assert not list((tmp_path / "run").rglob("*.tmp"))
+        (folder / name).write_text("half")
+    RunDir(folder, config, DATA).close()
+    assert not list(folder.rglob("*.tmp"))
 
 
 def test_sha256sum_checks_the_manifest(folder):
@@ -79,24 +106,15 @@ def test_a_damaged_result_is_an_error_and_can_be_written_again(config, folder):
     assert again.record["test_correct"] == before["test_correct"]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"\xff\xfe",
-        b'{"version": 3, "modle": "cnn"}',
-        b'{"version": 3, "seed": []}',
-        b'{"version": 3, "data": []}',
-    ],
-)
-def test_a_damaged_config_is_an_error_and_stays(config, folder, content):
-    (folder / "config.json").write_bytes(content)
-    for use in (lambda: fit(config), lambda: load_run(folder)):
-        with pytest.raises((CheckpointError, UsageError)):
-            use()
-    assert (folder / "config.json").read_bytes() == content
+def test_a_damaged_config_is_an_error_and_stays(config, folder):
+    wrong = ({"modle": "cnn"}, {"seed": []}, {"data": []})
+    damaged = [json.dumps({"version": 3, **values}).encode() for values in wrong]
+    for content in (b"", b"{", b"[]", b"\xff\xfe", *damaged):
+        (folder / "config.json").write_bytes(content)
+        for use in (lambda: fit(config), lambda: load_run(folder)):
+            with pytest.raises((CheckpointError, UsageError)):
+                use()
+        assert (folder / "config.json").read_bytes() == content
 
 
 def test_an_unknown_key_of_a_newer_version_is_read(config, folder):

@@ -1,9 +1,9 @@
-"""Lines of metrics.jsonl, and the last line of a run."""
+"""Lines of metrics.jsonl, and the counts in result.json."""
 
 import numpy as np
 
 from mnist_jax.metrics import NEVER, Metrics
-from mnist_jax.runs.results import accuracy_line, evaluation, metrics_row
+from mnist_jax.runs.results import evaluation, metrics_row
 
 
 def make_metrics(loss_sum, *, correct=1, count=2) -> Metrics:
@@ -21,13 +21,5 @@ def test_a_loss_that_is_not_finite_is_none():
 def test_counts_are_recorded_of_all_splits_but_train():
     found = {"train": make_metrics(1), "test": make_metrics([1, 1], correct=[1, 2], count=[2, 2])}
     values = evaluation(found)
-    assert values["test_correct"], values["test_count"] == ([1, 2], 2)
+    assert (values["test_correct"], values["test_count"]) == ([1, 2], 2)
     assert "train_correct" not in values
-
-
-def test_the_last_line():
-    one = {"test_correct": 9255, "test_count": 10_000}
-    assert accuracy_line(one) == "test accuracy: 92.55 % (9255/10000)"
-    summary = {"mean": 0.9251, "n": 10, "sd": 0.0006}
-    many = {**one, "statistics": {"test_accuracy": summary}}
-    assert accuracy_line(many) == "test accuracy: 92.51 % mean of 10 seeds, sd 0.06"

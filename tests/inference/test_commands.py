@@ -1,0 +1,63 @@
+"""What the commands on saved runs share: one line for a mistake and for an incomplete run."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def places(runs, copied, pictures, tmp_path) -> dict[str, Path]:
+    """A run, one of another data set, one that is not complete, a picture and an empty folder."""
+    other, cut = copied("many"), copied("one")
+    (empty := tmp_path / "empty").mkdir()
+    config = other / "config.json"
+    config.write_text(config.read_text().replace('"digits"', '"kmnist"'))
+    (cut / "result.json").unlink()
+    return {"run": runs / "one", "other": other, "cut": cut, "picture": pictures[0], "empty": empty}
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ("predict {run}", 2, "no picture is named"),
+        ("predict {run} {empty}", 3, "empty holds no picture"),
+        ("predict {run} {picture} --platform=tpu", 6, "no device for --platform=tpu"),
+        ("predict {run} {picture} --save_preprocessed=a\0b", 2, "is not a path"),
+        ("predict {run} {picture} --save_preprocessed={run}/config.json", 6, "cannot write"),
+        ("evaluate nowhere", 2, "nowhere holds no run"),
+        ("evaluate {run} --dataset=mnits", 2, "did you mean mnist"),
+        ("export {run} --member=7", 2, "member is 7; the run has 0 (seed 5)"),
+        ("export {run} --output={run}/no/x", 6, "no/x (No such file or directory); choose another"),
+        ("report {run} --output={run}/no/x", 6, "no/x (No such file or directory); choose another"),
+        ("report", 2, "no run is named; name one or more run folders"),
+        ("ensemble", 2, "no run is named"),
+        ("ensemble {run} {other}", 2, "different data sets"),
+        ("compare {run} {other}", 2, "different data sets"),
+    ],
+)
+def test_a_mistake_gets_one_line(words, status, message, places, command):
+    before = sorted(places["run"].rglob("*"))
+    found, _, err = command(*(word.format(**places) for word in words.split()))
+    assert (found, err.count("\n"), message in err) == (status, 1, True), err
+    assert sorted(places["run"].rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["evaluate", "ensemble", "compare", "export", "predict"])
+def test_an_incomplete_run_gives_a_warning(name, places, command):
+    more = {"compare": [places["run"]], "predict": [places["picture"]]}.get(name, [])
+    status, _, err = command(name, places["cut"], *more)
+    assert (status, err.count("\n")) == (0, 1)
+    assert re.match(f"warning: {places['cut']} .*45 steps", err)
+
+
+def test_a_run_without_its_checkpoints_is_an_error(places, copied, command):
+    whole = copied("worse")
+    for folder, message in (
+        (places["cut"], "holds no checkpoint yet"),
+        (whole, "is complete, but its checkpoints are gone"),
+    ):
+        shutil.rmtree(folder / "checkpoints")
+        status, _, err = command("evaluate", folder)
+        assert (status, message in err) == (4, True)
