@@ -263,7 +263,7 @@ def test_an_interrupt_saves_the_run_and_a_notebook_shows_one_line(config):
 
 
 def test_a_run_that_has_learned_nothing_warns(config, capsys):
-    result = fit(config(model="mlp", learning_rate=1e6))
+    result = fit(config(model="mlp", learning_rate=10.0))
     [warning] = result.record["warnings"]
     assert re.fullmatch(r"a train accuracy is \d+.\d\d %, hardly better than guessing; .*", warning)
     assert capsys.readouterr().err == f"warning: {warning}\n"
