@@ -204,11 +204,11 @@ def _runs(values: np.ndarray) -> np.ndarray:
 def _boxes(labels: np.ndarray) -> list[int]:
     """The labels of rectangles that are drawn around something."""
     found, (_, sides), places = [], _sizes(labels), scipy.ndimage.find_objects(labels)
-    for label in np.flatnonzero(sides > max(labels.shape) / 4):
+    for label in np.flatnonzero(sides > max(labels.shape) / 4).tolist():
         part = labels[places[label - 1]]
         lines = [(part == label).mean(axis) > 0.8 for axis in (0, 1)]
         halves = [half for line in lines for half in np.array_split(line, 2)]
-        inside = np.setdiff1d(part, [0, label])
+        inside = part[(part > 0) & (part != label)]
         if all(map(np.any, halves)) and np.max(sides[inside], initial=0) > min(part.shape) / 4:
             found.append(label)
     return found
