@@ -58,7 +58,6 @@ def make_steps(
     batch_size: int,
     step_config: steps.StepConfig,
     members: bool = False,
-    donate: bool = True,
     log_size: int = 0,
 ) -> Steps:
     """The compiled functions of a run; each compiles when it is first called.
@@ -68,7 +67,6 @@ def make_steps(
         train_size, batch_size: numbers of training images, in the split and per step.
         step_config: the other options of a step.
         members: whether states, metrics, orders and keys are stacked by member.
-        donate: whether `train_steps` may overwrite its state.
         log_size: steps of a call whose values are returned; see `steps.train_steps`.
     """
     device = mesh.devices.flat[0]
@@ -88,7 +86,7 @@ def make_steps(
             compiler_options=meshes.quick_to_compile(device),
         ),
         jit(epoch_permutation, ["root_key"]),
-        jit(train_steps, stacked, donate_argnums=0 if donate else ()),
+        jit(train_steps, stacked, donate_argnums=0),
         make_eval_steps(model, mesh, step_config=step_config, members=members),
     )
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -111,12 +112,8 @@ def test_training_commands_train(command, mnist_dir, data_dir, tmp_path):
     assert "--help" in words or "test accuracy: " in done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("module", commands(r"python -m (benchmarks[.\w]*)"))
-def test_benchmarks_exist(module):
-    assert importlib.util.find_spec(module)
-
-
-def test_flags_exist():
+def test_flags_and_benchmarks_exist():
+    assert all(map(importlib.util.find_spec, commands(r"python -m (benchmarks[.\w]*)")))
     kinds = Config, *map(__main__._load, __main__.COMMANDS)
     known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     known |= {"help", "debug", "campaign", "campaign_record"}
@@ -185,6 +182,9 @@ def test_the_readme_is_short():
 
 def test_both_tutorials_show_the_same_code_and_numbers():
     assert blocks(TUTORIAL, r"\w+") == blocks(KOREAN, r"\w+")
+    notebook = runpy.run_path(str(ROOT / "docs" / "make_notebooks.py"))["notebook"]
+    for page in (TUTORIAL, KOREAN):
+        assert (ROOT / page).with_suffix(".ipynb").read_text() == notebook(PAGES[page])
     english, korean = (sorted(re.findall(r"\d+\.\d\d(?!\d)", PAGES[p])) for p in (TUTORIAL, KOREAN))
     assert english == korean
 

@@ -74,8 +74,7 @@ def test_a_run_interrupted_after_every_event_ends_with_the_same_bits(config, tmp
 
 def test_times_add_up_over_the_processes(config):
     _, first = train(config(), events=3)
-    result, second = train(config())
-    assert second.train_s[0] > first.train_s[-1] * 0.5  # the epoch's time so far is restored
+    result, _ = train(config())
     assert result.record["timings"]["train_s"] > first.train_s[-1]
 
 

@@ -181,19 +181,22 @@ def _without_margin(grey: np.ndarray) -> np.ndarray:
 
 
 def _without_lines(mask: np.ndarray) -> np.ndarray:
-    """The ink without lines through the whole picture, but with the strokes that cross them.
+    """The ink without parallel lines through the whole picture, but with strokes that cross them.
 
-    A single line may be the bar of a digit that fills the picture, and stays.
+    A single line, or one along the picture's edge, may be the bar of a digit that fills the
+    picture, and stays.
     """
-    lines = [(axis, *ends) for axis in (0, 1) for ends in _runs(mask.mean(1 - axis) > 0.95)]
-    lines = [line for line in lines if line[2] - line[1] <= max(mask.shape) / 12]
-    if len(lines) < 2:
-        return mask
-    mask = np.pad(mask, 1)
-    for axis, first, end in lines:
-        across = np.moveaxis(mask, axis, 0)  # a view; the padding moves every index by one
-        across[first + 1 : end + 1] &= across[first] & across[end + 1]
-    return mask[1:-1, 1:-1]
+    kept = mask.copy()
+    for axis in (0, 1):
+        across, lines = np.moveaxis(kept, axis, 0), _runs(mask.mean(1 - axis) > 0.95)
+        inner = [
+            (first, end)
+            for first, end in lines.tolist()
+            if first > 0 and end < len(across) and end - first <= max(mask.shape) / 12
+        ]
+        for first, end in inner if len(inner) > 1 else ():
+            across[first:end] &= across[first - 1] & across[end]
+    return kept
 
 
 def _runs(values: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ import optax
 import pytest
 import small
 
-from mnist_jax import LOSSES, MODELS, OPTIMIZERS, Config, Dataset, cli, fit, load_dataset
-from mnist_jax.errors import DataError, UsageError, printable
+from mnist_jax import MODELS, OPTIMIZERS, Config, Dataset, cli, fit, load_dataset
+from mnist_jax.errors import DataError, printable
 from mnist_jax.models import LogisticRegression
 
 rng = np.random.default_rng(0)
@@ -207,12 +207,6 @@ def test_a_model_that_cannot_be_trained_gets_one_line(config, monkeypatch, capsy
     [line] = capsys.readouterr().err.splitlines()
     assert re.search(f"error: the model {message}", line), line
     assert not run.workdir.exists()
-
-
-def test_a_loss_needs_a_value_for_each_example(config, monkeypatch):
-    monkeypatch.setitem(LOSSES, "odd", lambda logits, batch: logits**2)
-    with pytest.raises(UsageError, match=r"the loss has shape \(100, 10\); .* \(100,\)"):
-        fit(config(loss="odd"))
 
 
 def test_the_state_of_another_optimizer_is_refused(config, monkeypatch, capsys):

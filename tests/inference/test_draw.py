@@ -76,14 +76,6 @@ def test_other_requests_get_a_status(address):
         assert found[0] == status
 
 
-def test_a_body_without_end_is_refused_before_it_is_read(address):
-    name, _, port = address.partition(":")
-    with socket.create_connection((name, int(port)), timeout=60) as connection:
-        start = f"POST /read HTTP/1.1\r\nHost: {address}\r\nTransfer-Encoding: chunked\r\n\r\n"
-        connection.sendall(start.encode() + b"fffff\r\n" + bytes(0xFFFFF))
-        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
-
-
 def test_threads_get_the_mean_of_the_members(runs):
     predictor = Predictor(load_run(runs / "many"), "cpu")
     with ThreadPoolExecutor(3) as pool:

@@ -194,19 +194,6 @@ def test_other_convolutions_are_xlas_own(images, kernel, options):
     assert lowered(conv_general_dilated, x, w, **arguments) == xlas
 
 
-def test_transposed_convolutions_are_refused():
-    with pytest.raises(ValueError, match="transposed"):
-        x, w = jnp.zeros((2, 8, 9, 4)), jnp.zeros((3, 3, 4, 6))
-        conv_general_dilated(x, w, lhs_dilation=(2, 1), **ARGUMENTS)
-
-
-def test_a_program_for_all_platforms_computes_the_same():
-    case = make_case(2, 5, 7, 3, 4, "SAME")
-    function = jax.jit(partial(outputs, padding="SAME"))
-    exported = export.export(function, platforms=["cpu", "cuda", "tpu"])(*case)
-    assert largest_error(exported.call(*case), definition(*case, "SAME")) < 1e-5
-
-
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_the_cnn_uses_it_in_every_layer(platform):
     def loss(params, x):

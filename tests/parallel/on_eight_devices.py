@@ -61,7 +61,6 @@ class Training:
             train_size=SIZE,
             batch_size=BATCH_SIZE,
             step_config=make_step_config(config),
-            donate=False,
         )
 
         def cast(x: Any) -> np.ndarray:

@@ -223,17 +223,6 @@ def test_processes_with_other_flags_are_refused_by_all(flags, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-@pytest.mark.campaign
-def test_processes_with_other_numbers_of_devices_are_refused_by_all(flags):
-    address = f"--coordinator=localhost:{free_port()}", "--num_processes=2"
-    processes = [
-        start("train.py", *flags, *address, f"--process_id={n}", JAX_NUM_CPU_DEVICES=str(n + 1))
-        for n in range(2)
-    ]
-    for ended in ends(processes):
-        assert ended.returncode == 2 and "the same number of devices" in one_error(ended)
-
-
 def test_two_processes_reach_the_accuracy_of_one(two, alone):
     workdir, (first, second) = two
     assert (first.returncode, second.returncode) == (0, 0), two
@@ -260,13 +249,6 @@ def test_a_signal_to_one_process_ends_all_and_the_run_resumes(alone, flags, conf
     assert not (workdir / "result.json").exists()
     resumed = fit(dataclasses.replace(config, workdir=workdir)).record
     assert (resumed["test_correct"], len(resumed["devices"])) == (alone["test_correct"], 1)
-
-
-@pytest.mark.campaign
-def test_four_processes_reach_the_accuracy_of_one(alone, flags, tmp_path):
-    ended = ends(start_all(4, *flags, f"--workdir={tmp_path / 'run'}"))
-    assert [each.returncode for each in ended] == [0] * 4, ended
-    assert record(tmp_path / "run")["test_correct"] == alone["test_correct"]
 
 
 @pytest.mark.campaign

@@ -4,7 +4,6 @@ import base64
 import html
 import json
 import re
-import runpy
 import shlex
 import shutil
 import signal
@@ -97,7 +96,7 @@ def test_a_page_of_several_seeds_has_their_statistics(folders, page_of):
     assert page.config().seeds == 3
 
 
-def test_a_page_of_a_grid_has_a_row_for_each_point_and_no_mean(folders, page_of, tmp_path):
+def test_a_page_of_a_grid_has_a_row_for_each_point_and_no_mean(folders, page_of):
     page = page_of(folders / "grid")
     accuracy = np.array(read_result(folders / "grid")["test_accuracy"]) * 100
     low, high = accuracy.reshape(2, 2).mean(1)
@@ -109,8 +108,6 @@ def test_a_page_of_a_grid_has_a_row_for_each_point_and_no_mean(folders, page_of,
     ):
         assert text in page.text
     assert f"{(low + high) / 2:.2f} %" not in page.text
-    both = page_of(folders / "one", folders / "grid", f"--output={tmp_path / 'both.html'}")
-    assert f"2 logistic learning_rate 1e-05 {low:.2f} % " in both.text
 
 
 def test_several_runs_stand_side_by_side(folders, page_of, tmp_path, monkeypatch):
@@ -214,14 +211,3 @@ def test_the_first_layer_is_shown_if_it_takes_pixels():
         if kind is models.MLP:  # unit 0 at the top left, its pixels row by row
             canvas = figures[0].figure.axes[0].images[0].get_array()
             assert canvas[1, 2] == params["dense1"]["kernel"][30, 0]
-
-
-@pytest.mark.campaign
-def test_the_figures_of_the_documentation(folders, data_dir, tmp_path, capsys):
-    script = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "make_figures.py"))
-    words = [str(folders / "one"), f"--data_dir={data_dir}", f"--output={tmp_path}"]
-    assert script["main"](words) == 0
-    files = {path.name for path in tmp_path.iterdir()}
-    assert {"digit.png", "samples.png", "time.svg", "logistic-errors.png"} <= files
-    shown = re.findall(r'src="figures/(.*?)"', capsys.readouterr().out)
-    assert set(shown) == files
