@@ -23,7 +23,7 @@ FIT = """
 import json, sys, time
 started = time.perf_counter()
 from mnist_jax import Config, fit
-fit(Config(**json.loads(sys.argv[1])), import_s=time.perf_counter() - started)
+fit(Config(**json.loads(sys.argv[1])), callbacks=(), import_s=time.perf_counter() - started)
 """
 
 

@@ -21,6 +21,7 @@ def notebook(text: str) -> str:
             language, code = match.groups()
             if language == "sh":  # anywhere, with the package installed
                 code = code.replace("python train.py", "mnist-jax train")
+                code = code.replace("python -m mnist_jax", "mnist-jax")
                 code = re.sub(r"^", "!", code.strip(), flags=re.MULTILINE)
             cells.append(cell("code", code))
         elif part.strip():
@@ -36,4 +37,5 @@ def notebook(text: str) -> str:
 if __name__ == "__main__":
     for page in ("tutorial.md", "tutorial.ko.md"):
         path = DOCS / page
-        path.with_suffix(".ipynb").write_text(notebook(path.read_text()))
+        text = path.read_text(encoding="utf-8")
+        path.with_suffix(".ipynb").write_text(notebook(text), encoding="utf-8")

@@ -23,14 +23,14 @@ from mnist_jax.runs.run_dir import CONFIG, ENVIRONMENT, MANIFEST, METRICS, RESUL
 
 def make(run: Path) -> None:
     """Replaces the folder."""
-    shutil.rmtree(PRETRAINED, ignore_errors=True)
-    (PRETRAINED / "checkpoints").mkdir(parents=True)
     contents = {name: (run / name).read_bytes() for name in (CONFIG, ENVIRONMENT, METRICS, RESULT)}
     places = {name: value for name, value in Config().to_json().items() if name in PATHS}
     for name in (CONFIG, RESULT):
         values = json.loads(contents[name])
         (values if name == CONFIG else values["config"]).update(places)
         contents[name] = (json.dumps(values, indent=1) + "\n").encode()
+    shutil.rmtree(PRETRAINED, ignore_errors=True)
+    (PRETRAINED / "checkpoints").mkdir(parents=True)
     for name, data in contents.items():
         (PRETRAINED / name).write_bytes(data)
     (PRETRAINED / MANIFEST).write_bytes(digest_lines(contents))

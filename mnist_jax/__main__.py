@@ -6,7 +6,7 @@ import sys
 
 import jax
 
-from mnist_jax import Config, __version__, cli, fit
+from mnist_jax import Config, __version__, cli, fit, reporting
 from mnist_jax.errors import unknown_choice
 from mnist_jax.ops import malloc
 from mnist_jax.parallel import distributed, mesh
@@ -50,7 +50,7 @@ def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0)
         warnings += mesh.enable_compilation_cache(config.compilation_cache)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        fit(config, import_s=import_s)
+        fit(config, callbacks=reporting.make_callbacks(config), import_s=import_s)
         jax.distributed.shutdown()
 
     advice = "use a smaller --batch_size or --seeds"
@@ -61,11 +61,12 @@ def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0)
 
 def main(argv: list[str]) -> int:
     """Runs a command; returns its exit status."""
-    if argv[:1] == ["train"]:
-        return train(argv[1:], "python -m mnist_jax train")
+    words = [word for word in argv if word != "--debug"]
+    if words[:1] == ["train"]:
+        debug = ["--debug"] * ("--debug" in argv)
+        return train([*words[1:], *debug], "python -m mnist_jax train")
 
     def command() -> None:
-        words = [word for word in argv if word != "--debug"]
         if not words or words[0] in ("--help", "-h", "help"):
             print(_overview())
             return

@@ -26,7 +26,7 @@ class Result:
     workdir: Path  # the run's folder
 
     def __repr__(self) -> str:
-        return f"<Result {accuracy_line(self.record)}, in {self.workdir}>"
+        return f"<Result {accuracy_line(self.record)}, in {self.workdir}>".replace("\n", "; ")
 
 
 class Callback:

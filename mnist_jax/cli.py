@@ -85,10 +85,10 @@ def exit_status(
 
 
 def _status_and_line(error: BaseException, save_memory: str) -> tuple[int, str]:
-    if isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT, "interrupted"
     if isinstance(error, InterruptedRunError | WorseError):  # an outcome
         return error.exit_status, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "interrupted"
     if isinstance(error, MnistJaxError):
         return error.exit_status, f"error: {error}"
     if isinstance(error, FloatingPointError):  # of JAX_DEBUG_NANS

@@ -51,8 +51,11 @@ class WorseError(MnistJaxError):
     exit_status = 7
 
 
-class InterruptedRunError(MnistJaxError):
-    """A signal, by its number, ended the run, which can be resumed."""
+class InterruptedRunError(KeyboardInterrupt):
+    """A signal, by its number, ended the run, which can be resumed.
+
+    As Python's own interrupt it is no Exception: a loop that catches errors ends, too.
+    """
 
     def __init__(self, message: str, signal: int):
         super().__init__(message)

@@ -25,7 +25,8 @@ NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 def catch_signals() -> Iterator[Stop]:
     """Records the first signal of `NAMES` in a `Stop`; the next one acts as before.
 
-    A signal that the process ignores, as SIGHUP under nohup, stays ignored. For the main thread.
+    A signal that the process ignores, as SIGHUP under nohup, or handles in a way of its own, stays
+    as it is. For the main thread.
     """
     stop = Stop()
 
@@ -38,9 +39,8 @@ def catch_signals() -> Iterator[Stop]:
 
     numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
     handlers: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
-    before = {
-        n: handler for n, handler in handlers.items() if handler not in (None, signal.SIG_IGN)
-    }
+    usual = signal.SIG_DFL, signal.default_int_handler
+    before = {number: handler for number, handler in handlers.items() if handler in usual}
     try:
         for number in before:
             signal.signal(number, handle)

@@ -29,7 +29,7 @@ from mnist_jax.parallel import distributed
 from mnist_jax.parallel.mesh import compute_dtype, make_mesh, select_devices, to_host, use_device
 from mnist_jax.runs import environment, results
 from mnist_jax.runs.checkpoint import load_variables, stacked_shapes
-from mnist_jax.runs.run_dir import RunDir, default_folder, read_config
+from mnist_jax.runs.run_dir import RESULT, RunDir, default_folder, read_config
 from mnist_jax.runs.statistics import percent
 from mnist_jax.signals import Stop, catch_signals
 from mnist_jax.train_loop import TrainLoop
@@ -60,7 +60,8 @@ def fit(
         callbacks: their methods are called, in process 0. None: what the config asks for, with the
             console, as from `reporting.make_callbacks`. Empty: warnings become Python's.
         import_s: seconds the caller spent on imports, for the timings.
-        stop: ends the run early, with a checkpoint. None: Ctrl-C and SIGTERM do.
+        stop: ends the run early, with a checkpoint. None: the signals of
+            `signals.NAMES` do, in the main thread.
 
     Raises:
         UsageError: the config does not fit the data set, the devices, the run's folder or the other
@@ -75,15 +76,12 @@ def fit(
     config = config.resolve()
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(use_device(config.platform, config.precision))
-        if not distributed.is_primary():
-            callbacks = []
-        elif callbacks is None:
-            # The one look into a wing: who calls `fit` expects to see the run.
+        if callbacks is None:
+            # The only import of `reporting`: a caller of `fit` expects to see the run.
             from mnist_jax.reporting import make_callbacks
 
             callbacks = make_callbacks(config)
-        elif not callbacks:
-            callbacks = [PythonWarnings()]
+        callbacks = (callbacks or [PythonWarnings()]) if distributed.is_primary() else []
         if stop is None:
             is_main = threading.current_thread() is threading.main_thread()
             stop = stack.enter_context(catch_signals()) if is_main else Stop()
@@ -107,7 +105,8 @@ def fit(
         assert config.batch_size is not None and config.epochs is not None, "resolved"
         total_steps = config.epochs * num_batches(len(dataset.train.label), config.batch_size)
         tx = make_optimizer(**config.optimizer_arguments(), steps=total_steps)
-        if config.fork is not None:
+        is_complete = config.workdir is not None and (config.workdir / RESULT).exists()
+        if config.fork is not None and not is_complete and not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
             _check_fork(config, dataset, model, tx)
         where = environment.describe(device)
         if jax.process_count() > 1:
@@ -142,9 +141,11 @@ def fit(
             for callback in callbacks:
                 callback.on_train_begin(config, dataset, model, devices, Path(folder), step)
             progress = loop.run(min(total_steps, config.max_steps or total_steps))
+            stop.armed = False  # nothing is left to save
             progress.seconds = loop.seconds()
-            worst = min(finite_members(progress.rows[-1])["train/accuracy"])
-            if worst < 1.5 / data.num_classes and config.max_steps is None:
+            worst = min(finite_members(progress.rows[-1])["train/accuracy"], default=1.0)
+            chance = 1 / data.num_classes
+            if worst < chance + 0.05 * (1 - chance) and config.max_steps is None:
                 problem = f"a train accuracy is {percent(worst)}, hardly better than guessing"
                 warnings.append(f"{problem}; a smaller --learning_rate usually helps")
                 for callback in callbacks:

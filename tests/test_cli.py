@@ -157,15 +157,13 @@ def test_debug_shows_the_traceback(capsys, flags):
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_a_signal_saves_the_run(number, status, flags, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_the_run(number, flags, tmp_path):
     process = subprocess.Popen([*TRAIN, *flags("--epochs=100000")], **PROCESS)
     assert any(re.match(r"epoch +\d", line) for line in process.stdout)  # waits for an epoch
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == status
+    assert process.returncode == 128 + number
     assert re.fullmatch(r"interrupted at step \d+; to resume, run the same command .*\n", err)
     assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
 

@@ -45,7 +45,6 @@ def test_resolve_changes_nothing_that_is_resolved():
     ("field", "values", "message"),
     [
         ("model", ["cn"], "did you mean cnn"),
-        ("model", ["", None], "choose from cnn, logistic, mlp"),
         ("preset", ["tutorials"], "did you mean tutorial"),
         ("platform", ["metal"], "choose from auto, cpu, .*gpu, .*tpu"),
         ("activation", ["sigmoid"], "none of the model 'cnn', .*; leave --activation out"),

@@ -71,7 +71,8 @@ def load_dataset(
         try:
             return replace(DATASETS["digits"](**folders), warnings=(warning,))
         except ModuleNotFoundError as missing:
-            raise DataError(f"{error}; nor can the digits be had: {missing}") from error
+            problem = f"scikit-learn's digits cannot be loaded either: {missing}"
+            raise DataError(f"{error}; and {problem}") from error
 
 
 def _load_digits(data_dir: Path) -> Dataset:

@@ -53,7 +53,7 @@ def compare(a: Prediction, b: Prediction, label: np.ndarray) -> dict[str, Any]:
 
     Returns:
         images, `mcnemar` and the difference of each side's mean probabilities; seeds, `welch` of
-        the members' accuracies, None if a side has one member or a grid; better and
+        the members' accuracies, None if a side has one member or is a grid; better and
         worse, whether the second is so significantly: by seeds if not None, else by images.
     """
     right_a, right_b = (side.mean.argmax(1) == label for side in (a, b))

@@ -1,4 +1,4 @@
-"""A web page to draw digits on, served to the user's own browser, with a saved model's answers.
+"""A web page to draw digits on, with a saved model's answers.
 
 The page posts a drawing as 448×448 grey levels. It loads nothing from elsewhere. The server answers
 whoever reaches its address, also through a proxy: a reader of digits has nothing to hide.
@@ -98,7 +98,8 @@ class Draw(PlatformFlags):
     """The run's folder. With --seeds=K: the mean of its networks' probabilities."""
 
     host: str = "127.0.0.1"
-    """Address to listen at. 127.0.0.1: for this machine alone. 0.0.0.0: for all that reach it."""
+    """Address to listen at. 127.0.0.1: for this machine alone. 0.0.0.0: for all that reach it. The
+    server hides nothing of the model: whoever reaches the address gets answers."""
 
     port: int = 8000
     """Port to listen at. 0: any that is free."""

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 from jax import export as jax_export
 
-from mnist_jax import atomic_io
+from mnist_jax import atomic_io, models
 from mnist_jax.errors import NonFiniteError, UsageError
 from mnist_jax.inference.flags import RunFolder, print_warnings, write_output
 from mnist_jax.inference.restore import LoadedRun, load_run, logits_fn
@@ -67,7 +67,7 @@ def export(
         "output": {"shape": ["b", run.data.num_classes], "dtype": "float32", "content": content},
         "classes": run.data.class_names,
         "code": _source(run.model),
-        "conventions": CONVENTIONS,
+        "conventions": CONVENTIONS if type(run.model).__module__ == models.__name__ else None,
         **config.members()[place],
         "step": run.step,
         "test_accuracy": accuracy,

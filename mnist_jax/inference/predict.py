@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from mnist_jax.inference.flags import (
     open_runs,
     print_warnings,
 )
-from mnist_jax.inference.preprocess import read_digit
+from mnist_jax.inference.preprocess import NotAPictureError, read_digit
 from mnist_jax.inference.restore import PRETRAINED, Predictor, check_pictures, load_run
 from mnist_jax.runs.run_dir import CONFIG
 from mnist_jax.runs.statistics import percent
@@ -74,7 +75,7 @@ def list_pictures(path: Path) -> list[Path]:
         return [path]
     if files := [file for file in sorted(path.glob("[!.]*")) if not file.is_dir()]:
         return files
-    raise DataError(f"{path} holds no picture")
+    raise DataError(f"{path} holds no file")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,12 +98,17 @@ class Predict(PlatformFlags):
 
     def run(self) -> None:
         """Prints an answer or an error for each picture; a DataError follows if any has none."""
-        paths, folder = list(map(user_path, self.paths)), PRETRAINED
-        if paths and (paths[0] / CONFIG).exists():
-            folder = paths.pop(0)
-        if not paths:
+        named, folder = list(map(user_path, self.paths)), PRETRAINED
+        # Not Path's own tests, which raise for names that are too long.
+        if named and os.path.isfile(named[0] / CONFIG):  # noqa: PTH113
+            folder = named.pop(0)
+        elif len(named) > 1 and not os.path.exists(named[0]):  # noqa: PTH110
+            raise UsageError(f"{named[0]} is neither a run nor a picture; name a run's folder")
+        if not named:
             raise UsageError("no picture is named; name files, or folders of them")
-        paths = [file for path in paths for file in list_pictures(path)]
+        paths = [file for path in named for file in list_pictures(path)]
+        if folder == PRETRAINED:
+            print("no run is named: the MLP that comes with mnist_jax answers", file=sys.stderr)
         (run,) = open_runs([folder])
         names = run.data.class_names
         check_pictures(run)
@@ -112,8 +118,10 @@ class Predict(PlatformFlags):
             try:
                 digit = read_digit(path)
             except DataError as error:
-                failed += 1
-                print(printable(f"error: {error}"), file=sys.stderr)
+                is_other = isinstance(error, NotAPictureError) and path not in named
+                failed += not is_other
+                word = "warning" if is_other else "error"
+                print(printable(f"{word}: {error}"), file=sys.stderr)
                 if self.json:
                     print(json.dumps({"file": str(path), "error": str(error)}), flush=True)
                 continue

@@ -30,9 +30,14 @@ SIZE, BOX = 28, 20  # pixels: side of an image, and of the box in it that a digi
 
 MIN_CONTRAST = 24  # grey levels between the background and the strongest ink
 MIN_SIDE = 5  # pixels of a digit's longer side
+LINE = 0.95  # a line fills this share of the picture's width or height
 SPECK = 0.02  # components with a smaller share of the digit's area are dirt
 # Stroke widths in pixels of the 28×28 image: nearly all of MNIST exceeds the first.
 THIN_STROKE, TYPICAL_STROKE = 1.6, 2.0
+
+
+class NotAPictureError(DataError):
+    """A file is not a picture, or one in another format."""
 
 
 class Digit(NamedTuple):
@@ -52,11 +57,12 @@ def read_digit(path: str | Path) -> Digit:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Reads a picture as grey levels, (height, width) float32 from 0 (black) to 255 (white).
+    """Reads a picture as grey levels, (height, width) float32 from 0 (black) to 255 or less.
 
     The file's content determines the format, not its name; of several frames the first is read.
-    Colours become their luma (ITU-R BT.601); 16-bit grey levels keep their precision; the EXIF
-    orientation is applied. A picture with a side of over `MAX_SIDE` is reduced.
+    Colours become their luma (ITU-R BT.601). Grey levels of up to 16 bits keep their precision; the
+    brightest one tells how many bits there are. The EXIF orientation is applied. A picture with a
+    side of over `MAX_SIDE` is reduced.
 
     Raises:
         DataError: the file cannot be read, is not a picture, is damaged or too large.
@@ -77,7 +83,8 @@ def read_image(path: str | Path) -> np.ndarray:
             picture = _to_grey(picture)
             picture = picture.reduce(max(1, math.ceil(max(picture.size) / MAX_SIDE)))
     except Image.UnidentifiedImageError as error:
-        raise DataError(f"{path} is not a picture; allowed are {', '.join(FORMATS)}") from error
+        allowed = ", ".join(FORMATS)
+        raise NotAPictureError(f"{path} is not a picture; allowed are {allowed}") from error
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many types
@@ -105,10 +112,10 @@ def to_mnist(grey: np.ndarray) -> Digit:
     """Finds the digit in a picture, as from `read_image`, and brings it into MNIST's form.
 
     The background may have any tone, darker or brighter than the ink, and uneven but smooth
-    lighting; lines much fainter than the ink, as on squared paper, are ignored, and so are straight
-    lines through the whole picture and boxes around the digit. Of several digits
-    the largest is taken that does not touch the picture's edge; parts slightly detached from a
-    digit belong to it. Strokes as thin as a ballpoint's are widened to MNIST's typical width.
+    lighting. Lines much fainter than the ink, as on squared paper, are ignored, and so are two or
+    more level or upright lines through the whole picture, and boxes around the digit. Of several
+    digits the largest is taken that does not touch the picture's edge; parts slightly detached from
+    a digit belong to it. Strokes as thin as a ballpoint's are widened to MNIST's typical width.
 
     Raises:
         DataError: nothing stands out from the background.
@@ -170,33 +177,43 @@ def _background(grey: np.ndarray) -> np.ndarray:
 
 
 def _without_margin(grey: np.ndarray) -> np.ndarray:
-    """The picture without bars at its edges of another tone than most of it, as of a frame."""
-    page = np.median(grey)
+    """The picture without bars of another tone at its edges, as of a frame.
+
+    A bar that something but straight lines touches may belong to a digit, and stays.
+    """
+    page, cropped = np.median(grey), grey
     for _ in range(4):  # a quarter turn for each edge
-        is_bar = np.abs(np.median(grey[: len(grey) // 8], axis=1) - page) > 2 * MIN_CONTRAST
-        if is_bar.any() and np.ptp(grey[0]) < MIN_CONTRAST:
-            grey = grey[np.argmin(is_bar) :]
-        grey = np.rot90(grey)
-    return grey
+        rows = cropped[: len(cropped) // 8]
+        is_bar = np.abs(np.median(rows, axis=1) - page) > 2 * MIN_CONTRAST
+        is_bar &= np.ptp(rows, axis=1) < MIN_CONTRAST
+        cropped = np.rot90(cropped[np.argmin(is_bar) if len(rows) else 0 :])
+    ink = np.abs(cropped - page) > 2 * MIN_CONTRAST
+    for axis in (0, 1):
+        ink &= ink.mean(axis, keepdims=True) <= LINE
+    edge = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
+    return cropped if ink.any() and not edge.any() else grey
 
 
 def _without_lines(mask: np.ndarray) -> np.ndarray:
     """The ink without parallel lines through the whole picture, but with strokes that cross them.
 
-    A single line, or one along the picture's edge, may be the bar of a digit that fills the
-    picture, and stays.
+    A single line, and lines between strokes that reach their ends, may be the bars of a digit that
+    fills the picture, and stay.
     """
-    kept = mask.copy()
     for axis in (0, 1):
-        across, lines = np.moveaxis(kept, axis, 0), _runs(mask.mean(1 - axis) > 0.95)
+        kept = mask.copy()
+        across, lines = np.moveaxis(kept, axis, 0), _runs(mask.mean(1 - axis) > LINE).tolist()
         inner = [
             (first, end)
-            for first, end in lines.tolist()
+            for first, end in lines
             if first > 0 and end < len(across) and end - first <= max(mask.shape) / 12
         ]
-        for first, end in inner if len(inner) > 1 else ():
+        for first, end in inner:
             across[first:end] &= across[first - 1] & across[end]
-    return kept
+        ends = across.shape[1] // 20 + 1
+        if len(inner) > 1 and not across[:, :ends].any() and not across[:, -ends:].any():
+            mask = kept
+    return mask
 
 
 def _runs(values: np.ndarray) -> np.ndarray:
@@ -211,9 +228,11 @@ def _boxes(labels: np.ndarray) -> list[int]:
         part = labels[places[label - 1]]
         lines = [(part == label).mean(axis) > 0.8 for axis in (0, 1)]
         halves = [half for line in lines for half in np.array_split(line, 2)]
-        inside = part[(part > 0) & (part != label)]
-        if all(map(np.any, halves)) and np.max(sides[inside], initial=0) > min(part.shape) / 4:
-            found.append(label)
+        if all(map(np.any, halves)):
+            inside = np.unique(part[(part > 0) & (part != label)])
+            rows = (places[other - 1][0] for other in inside[sides[inside] > len(part) / 4])
+            if any(row.stop - row.start > 0.4 * len(part) for row in rows):
+                found.append(label)
     return found
 
 

@@ -81,8 +81,8 @@ def _accuracy(
     if np.abs(correct - recorded).max() > TOLERANCE * record["test_count"]:
         raise CheckpointError(found)
     then = atomic_io.read_json(run.folder / run_dir.ENVIRONMENT)
-    facts = "jax", "device", "instruction_set"
-    return f"{found}; the run's rounding was that of {', '.join(str(then[f]) for f in facts)}"
+    where = f"{then.get('device')} ({then.get('instruction_set')})"
+    return f"{found}; the run used jax {then.get('jax')} on {where}, which may round differently"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """A run on standard output: tables, a live bar on a terminal, one line per epoch elsewhere."""
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -118,7 +119,8 @@ class Display(Callback):
 
     def close(self) -> None:
         """Removes the bar, also after an error or Ctrl-C."""
-        self.bar.stop()
+        with contextlib.suppress(OSError):  # the terminal is gone
+            self.bar.stop()
 
 
 def _cell(loss: float, accuracy: float) -> str:

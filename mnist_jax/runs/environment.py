@@ -1,5 +1,6 @@
 """The environment of a run: versions, device, machine, code and commit."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -77,15 +78,16 @@ def _git_commit() -> dict[str, Any]:
     """The commit of this source tree; None if git does not track this file."""
 
     def git(*words: str) -> str:
-        # Whoever owns the files, as in a container.
-        command = ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).parent), *words]
+        command = ["git", "-C", str(Path(__file__).parent), *words]
         done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=10)
         return done.stdout.strip()
 
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
+    found: dict[str, Any] = {"git_commit": None, "git_dirty": None}
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        # Also if another user owns the files, as in a container: these two run no code of theirs.
+        anyones = "-c", "safe.directory=*"
+        git(*anyones, "ls-files", "--error-unmatch", Path(__file__).name)
+        found["git_commit"] = git(*anyones, "rev-parse", "HEAD")
         # Only code, committed or not: results and pages change no number.
-        dirty = bool(git("status", "-s", "--", ".", ":/*.py"))
-        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": dirty}
-    except (OSError, subprocess.SubprocessError):
-        return {"git_commit": None, "git_dirty": None}
+        found["git_dirty"] = bool(git("status", "-s", "--", ".", ":/*.py"))
+    return found

@@ -21,9 +21,10 @@ from mnist_jax.config import Config
 from mnist_jax.data import DataSpec
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
 from mnist_jax.metrics import Metrics
+from mnist_jax.models import make_model, variable_shapes
 from mnist_jax.parallel.mesh import select_device
 from mnist_jax.runs import environment
-from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill, load_newest
+from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill, load_newest, names_of
 from mnist_jax.runs.environment import PACKAGES
 from mnist_jax.steps import TrainState
 
@@ -65,10 +66,14 @@ class RunDir:
                 for place in (folder, self.checkpoints.folder):
                     for leftover in place.glob(".*.tmp"):  # of a write that was interrupted
                         leftover.unlink()
-            # What ended before its first checkpoint leaves nothing to resume.
-            if CONFIG in names and {RESULT, METRICS, self.checkpoints.folder.name} & names:
-                self._check_same(read_config(folder), config, data)
-                self.result = read_result(folder)
+            if CONFIG in names:
+                before = read_config(folder)
+                if names <= {CONFIG, ENVIRONMENT, FORK}:  # it ended before its first checkpoint
+                    for name in names:
+                        (folder / name).unlink()
+                else:
+                    self._check_same(before, config, data)
+                    self.result = read_result(folder)
             if self.result is None:
                 self._write_config(config, data)
         except BaseException:
@@ -86,8 +91,9 @@ class RunDir:
         if changed:
             command = f"{before[0].command_line()} --workdir={shlex.quote(str(self.folder))}"
             what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
-            advice = f"choose another --workdir (to train on, with --init_from={self.folder})"
-            raise UsageError(f"{what}; {advice}, or resume it with: {command}")
+            start = f"--init_from={shlex.quote(str(self.folder))} to start from its parameters"
+            advice = f"choose another --workdir, with {start}, or resume it with: {command}"
+            raise UsageError(f"{what}; {advice}")
 
     def _write_config(self, config: Config, data: DataSpec) -> None:
         if config.fork is not None and config.fork != self.folder / FORK:
@@ -272,17 +278,24 @@ def save_run(
 
     Raises:
         UsageError: the folder is not empty.
+        CheckpointError: the arrays are not those of the model.
         DeviceError: the folder cannot be written.
     """
     folder = user_path(folder)
     if (folder / CONFIG).exists():
         raise UsageError(f"{folder} holds a run; choose another folder")
-    config = dataclasses.replace(config.resolve(), dataset=data.name, seeds=None, ema_decay=0.0)
+    own = {"dataset": data.name, "seeds": None, "ema_decay": 0.0, **dict.fromkeys(config.grid)}
+    config = dataclasses.replace(config, **own).resolve()
+    shape = {"image_shape": data.image_shape, "num_classes": data.num_classes}
+    shapes = variable_shapes(make_model(config.model, **shape, **config.arguments("model")))
+    arrays = jax.device_get((params, model_state or {}))
     done: Any = np.int32(step)
-    state = TrainState(done, params, model_state or {}, (), None)
+    trees = (fill(like, names_of(tree)) for like, tree in zip(shapes, arrays, strict=True))
+    state = TrainState(done, *trees, (), None)
+    where = environment.describe(select_device(config.platform))
     with contextlib.closing(RunDir(folder, config, data)) as run:
-        run.write_environment(environment.describe(select_device(config.platform)), True)
-        run.save(Progress(jax.device_get(state), Metrics.zeros(), batch=step))
+        run.write_environment(where, allow_code_change=True)
+        run.save(Progress(state, Metrics.zeros(), batch=step))
         run.wait_until_saved()
 
 

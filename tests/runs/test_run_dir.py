@@ -47,6 +47,11 @@ def test_what_ended_before_its_first_checkpoint_can_be_corrected(config):
     assert fit(other).record["seed"] == 5
     with pytest.raises(UsageError, match=r"differs in seed .was 5, now 1234..*--init_from=.*run"):
         fit(config)
+    (config.workdir / "config.json").rename(foreign := config.workdir.parent / "config.json")
+    foreign.write_text('{"architectures": []}')
+    with pytest.raises(UsageError, match="format version"):  # not one of ours, and it stays
+        RunDir(foreign.parent, config, DATA)
+    assert foreign.read_text() == '{"architectures": []}'
 
 
 def test_a_loop_of_ones_own_saves_a_run(config, tmp_path):
@@ -61,6 +66,9 @@ def test_a_loop_of_ones_own_saves_a_run(config, tmp_path):
     np.testing.assert_allclose(found, jax.nn.softmax(logits), rtol=1e-4)
     with pytest.raises(UsageError, match="mine holds a run; choose another folder"):
         save_run(tmp_path / "mine", config, data.spec, params)
+    with pytest.raises(CheckpointError, match="no array logits/bias"):
+        save_run(tmp_path / "other", config, data.spec, {"Dense_0": params["logits"]})
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_folder_with_something_else_is_left_alone(config):
