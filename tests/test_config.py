@@ -51,8 +51,6 @@ def test_resolve_changes_nothing_that_is_resolved():
         ("options", [("gamma",)], "words such as gamma=3"),
         ("options", [("dropout=0.1",)], "give --dropout, not --options"),
         ("optimizer", ["adem"], "did you mean adam"),
-        ("loss", ["mse"], "choose from cross_entropy"),
-        ("augmentation", ["mixup"], "choose from"),
         ("fork", [Path("nowhere.py")], "cannot read the fork nowhere.py: No such file"),
         ("epochs", [0, 1.5, "3"], "whole number, 1 or more"),
         ("batch_size", [-1, 100.0], "whole number, 1 or more"),
