@@ -64,8 +64,8 @@ class Config(Flags):
         for name, value in vars(self).items():
             if value is None and getattr(Config, name) is None:
                 continue
-            if name == "dataset" and str(value).lower() in ("auto", *DATASETS):
-                object.__setattr__(self, name, value.lower())
+            if name == "dataset" and (lower := str(value).lower()) in ("auto", *DATASETS):
+                object.__setattr__(self, name, lower)
             if name in CHOICES and value not in CHOICES[name]:
                 if (lower := str(value).lower()) in CHOICES[name]:
                     object.__setattr__(self, name, lower)

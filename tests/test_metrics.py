@@ -14,6 +14,7 @@ from mnist_jax.metrics import (
     finite_members,
     mean_over_members,
 )
+from mnist_jax.runs.results import metrics_row
 
 ROW = {"epoch": 1, "train/loss": [0.5, None, 0.3], "test/loss": [0.4, 0.1, None]}
 ROW |= {"test/accuracy": [0.9, 0.1, 0.8], "train_s": 2.0}
@@ -27,13 +28,16 @@ def sums(loss_sum, correct, count, first_nonfinite=NEVER) -> Metrics:
 def test_means_are_divided_once_by_the_number_of_examples_in_float64():
     merged = sums(8, 4, 4).merge(sums(1, 0, 1, 7)).merge(sums(0, 0, 0, 3))
     assert (merged.loss, merged.accuracy, merged.first_nonfinite) == (9 / 5, 4 / 5, 3)
+    assert (Metrics.zeros().loss, Metrics.zeros().accuracy) == (0, 0)
     for correct in (1, 7, 59_999):
         assert sums(0, correct, 60_000).accuracy == correct / 60_000
 
 
-def test_merging_with_no_examples_changes_nothing():
-    assert jax.tree.leaves(Metrics.zeros().merge(sums(8, 3, 4, 2))) == [8, 3, 4, 2]
-    assert (Metrics.zeros().loss, Metrics.zeros().accuracy) == (0, 0)
+def test_a_loss_that_is_not_finite_is_none_in_a_row():
+    members = jax.tree.map(lambda *leaves: jnp.stack(leaves), sums(3, 1, 2), sums(np.nan, 1, 2))
+    row = metrics_row({"train": sums(np.inf, 1, 2), "test": members})
+    losses = {"train/loss": None, "test/loss": [1.5, None]}
+    assert row == {**losses, "train/accuracy": 0.5, "test/accuracy": [0.5, 0.5]}
 
 
 def test_metrics_of_an_ensemble_have_one_number_per_member():

@@ -48,17 +48,13 @@ def train(config: Config, events: int = 0):
         return None, callback
 
 
-CNN = {"model": "cnn", "batch_size": 400, "steps_per_call": 2}
-
-
 @pytest.mark.parametrize(
     "fields",
     [
         {"dropout": 0.3, "ema_decay": 0.9},
         {"model": "logistic", "hidden_sizes": None, "seeds": 2},
-        pytest.param(CNN, marks=pytest.mark.campaign),
     ],
-    ids=["mlp", "seeds", "cnn"],
+    ids=["mlp", "seeds"],
 )
 def test_a_run_interrupted_after_every_event_ends_with_the_same_bits(config, tmp_path, fields):
     whole = fit(config(workdir=tmp_path / "whole", **fields))

@@ -15,7 +15,7 @@ from mnist_jax import models, steps
 from mnist_jax.data.batches import Batch, num_batches
 from mnist_jax.data.split import Split
 from mnist_jax.losses import cross_entropy
-from mnist_jax.metrics import NEVER, Metrics
+from mnist_jax.metrics import Metrics
 
 ROOT = jax.random.key(0)
 TX, SGD = optax.adam(1e-3), optax.sgd(1.0)
@@ -75,19 +75,6 @@ def test_pixels_become_float32_and_other_dtypes_stay(normalize, largest):
     np.testing.assert_allclose(scaled, pixels / (255 / largest), rtol=1e-6)
     image = jnp.linspace(-1, 300, 7, dtype=jnp.bfloat16)
     assert_equal(steps.to_input(image, normalize=normalize), image)
-
-
-def test_the_loss_is_the_mean_cross_entropy_and_metrics_are_its_sums():
-    split, params = make_split(), initial(LOGISTIC).params
-    loss, metrics = loss_of(params, make_batch(split), model=LOGISTIC)
-    logits = split.image.reshape(SIZE, -1) / 255.0 @ np.float64(params["logits"]["kernel"])
-    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(SIZE), split.label]
-    assert loss == pytest.approx(losses.mean(), rel=1e-5)
-    assert metrics.loss_sum == pytest.approx(losses.sum(), rel=1e-5)
-    assert metrics.correct == np.sum(logits.argmax(1) == split.label)
-    assert (metrics.count, metrics.first_nonfinite) == (SIZE, NEVER)
-    assert (loss.dtype, metrics.loss_sum.dtype) == (jnp.float32, jnp.float32)
-    assert (metrics.correct.dtype, metrics.count.dtype) == (jnp.int32, jnp.int32)
 
 
 def test_labels_are_smoothed_in_training_only_and_the_returned_loss_is_differentiated():

@@ -184,8 +184,9 @@ def _without_margin(grey: np.ndarray) -> np.ndarray:
     page, cropped = np.median(grey), grey
     for _ in range(4):  # a quarter turn for each edge
         rows = cropped[: len(cropped) // 8]
-        is_bar = np.abs(np.median(rows, axis=1) - page) > 2 * MIN_CONTRAST
-        is_bar &= np.ptp(rows, axis=1) < MIN_CONTRAST
+        tone = np.median(rows, axis=1, keepdims=True)
+        is_bar = np.abs(tone[:, 0] - page) > 2 * MIN_CONTRAST
+        is_bar &= (np.abs(rows - tone) < MIN_CONTRAST).mean(1) > 0.8
         cropped = np.rot90(cropped[np.argmin(is_bar) if len(rows) else 0 :])
     ink = np.abs(cropped - page) > 2 * MIN_CONTRAST
     for axis in (0, 1):

@@ -28,7 +28,8 @@ class Display(Callback):
     """Prints a run as it happens; the last line is the accuracy."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        # Plain text in a notebook, too.
+        self.console = console or Console(highlight=False, soft_wrap=True, force_jupyter=False)
         columns = "{task.description}", BarColumn(bar_width=24), "{task.fields[text]}"
         hidden = not self.console.is_interactive
         self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)

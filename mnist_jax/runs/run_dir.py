@@ -289,9 +289,11 @@ def save_run(
     shape = {"image_shape": data.image_shape, "num_classes": data.num_classes}
     shapes = variable_shapes(make_model(config.model, **shape, **config.arguments("model")))
     arrays = jax.device_get((params, model_state or {}))
+    params, model_state = (
+        fill(like, names_of(tree)) for like, tree in zip(shapes, arrays, strict=True)
+    )
     done: Any = np.int32(step)
-    trees = (fill(like, names_of(tree)) for like, tree in zip(shapes, arrays, strict=True))
-    state = TrainState(done, *trees, (), None)
+    state = TrainState(done, params, model_state, (), None)
     where = environment.describe(select_device(config.platform))
     with contextlib.closing(RunDir(folder, config, data)) as run:
         run.write_environment(where, allow_code_change=True)

@@ -1,6 +1,7 @@
 """Data of the user's own: arrays, .npz files and IDX folders, and what is refused."""
 
 import gzip
+import os
 import re
 import shutil
 
@@ -109,16 +110,6 @@ def damaged_npz(path):
     path.with_suffix(".npz").write_bytes(data)
 
 
-def cut_idx(which, keep, ending=""):
-    """Four IDX files, of which one ends after `keep` bytes."""
-
-    def write(path):
-        file = write_idx(path, ending)[which]
-        file.write_bytes(file.read_bytes()[:keep])
-
-    return write
-
-
 def twice(path):
     for file in write_idx(path):
         shutil.copy(file, path / f"more-{file.name}")
@@ -137,9 +128,7 @@ FILES = {
     "empty folder": (lambda path: path.mkdir(), "has 0 files named train…images-idx3-ubyte"),
     "three files": (lambda path: write_idx(path)[3].unlink(), "0 files named test…labels-idx1"),
     "eight files": (twice, "has 2 files named train…images-idx3-ubyte"),
-    "cut images": (cut_idx(0, 1000), "letters-train-images-idx3-ubyte is not an IDX file"),
-    "cut header": (cut_idx(1, 6), "letters-train-labels-idx1-ubyte is not an IDX file"),
-    "cut gzip": (cut_idx(0, -100, ".gz"), "letters-train-images-idx3-ubyte.gz is not an IDX file"),
+    "cut file": (lambda path: os.truncate(write_idx(path)[0], 1000), "ubyte is not an IDX file"),
 }
 
 
@@ -183,18 +172,12 @@ class Forgetful(LogisticRegression):
         return super().__call__(x)
 
 
-class TrainLess(LogisticRegression):
-    def __call__(self, x):
-        return super().__call__(x)
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (Part, r"'odd' returns shape \(2, 5\) for two images; logits have shape \(2, 10\)"),
         (Fieldless, "'odd' has no field dtype, image_shape; add"),
         (Failing, "'odd' fails on images .28, 28, 1.: TypeError: dot_general"),
-        (TrainLess, "'odd' fails .*: TypeError: .*'train'"),
         (Forgetful, "'odd' changes the structure of its state in training"),
     ],
 )

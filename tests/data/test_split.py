@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from mnist_jax.data.split import Split, hold_out
-from mnist_jax.errors import UsageError
 
 
 def make_split(counts: list[int]) -> Split:
@@ -27,8 +26,3 @@ def test_each_class_gives_its_share_and_every_image_is_in_one_place(count):
         assert (np.diff(places) > 0).all()
         np.testing.assert_array_equal(part.label, split.label[places])
     np.testing.assert_array_equal(hold_out(split, count)[1].image, held_out.image)  # as before
-
-
-def test_some_images_are_left_to_train_on():
-    with pytest.raises(UsageError, match="validation is 60; allowed is 0 to 59"):
-        hold_out(make_split([30, 30]), 60)

@@ -8,7 +8,6 @@ import pytest
 from shared import rows_of
 
 from mnist_jax import evaluate, load_dataset, predict
-from mnist_jax.errors import NonFiniteError
 
 
 @pytest.fixture
@@ -52,20 +51,6 @@ def test_loss_is_finite_where_probabilities_underflow(copied, edit_params, split
 
     edit_params(folder := copied("one"), always_zero)
     assert evaluate(folder)["loss"] == pytest.approx(500 * np.mean(split.label != 0))
-
-
-def test_diverged_members_are_excluded(copied, edit_params):
-    def diverge(seeds):
-        return lambda name, array: array.__setitem__(seeds, np.nan)
-
-    edit_params(folder := copied("many"), diverge([1]))
-    found = evaluate(folder)
-    assert [member["seed"] for member in found["members"]] == [1234, 1236]
-    [warning] = found["warnings"]
-    assert "1235" in warning
-    edit_params(folder, diverge([0, 2]))
-    with pytest.raises(NonFiniteError):
-        evaluate(folder)
 
 
 def test_text_output(runs, command):

@@ -22,6 +22,7 @@ from mnist_jax.models import make_model, param_shapes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "running.md").read_text()
 LOADING = next(c for c in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "deserial" in c)
+[NAME] = re.findall(r"--format=stablehlo --output=(\S+)", PAGE)  # which LOADING reads
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 28, 28, 1), np.uint8)
 # Compiles faster: without LLVM's passes, but with XLA's.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -43,7 +44,7 @@ def loaded(file: Path) -> jax_export.Exported:
 
 def test_the_documented_script_runs_without_this_package(tmp_path):
     run = untrained(tmp_path, model="mlp", hidden_sizes=(8,))
-    found = export.export(run, "stablehlo", file := tmp_path / "model.stablehlo")
+    found = export.export(run, "stablehlo", file := tmp_path / NAME)
     assert found["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     np.save(tmp_path / "images.npy", IMAGES)
     without = "import sys; sys.modules.update(mnist_jax=None, flax=None, optax=None)\n"

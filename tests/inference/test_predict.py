@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_jax import Config, fit, load_dataset, predict
+from mnist_jax import Config, evaluate, fit, load_dataset, predict
 from mnist_jax.errors import DataError, UsageError
 from mnist_jax.inference.preprocess import read_digit
 from mnist_jax.inference.restore import Predictor, load_run
@@ -69,6 +69,9 @@ def test_an_ensemble_answers_with_the_mean_of_its_finite_members(
     assert (status, err) == (0, f"warning: seed 1235 of {folder} is not finite; it is excluded\n")
     found = json.loads(out.splitlines()[0])["probabilities"]
     np.testing.assert_allclose(found, members[[0, 2]].mean(0)[0], atol=1e-6)
+    evaluated = evaluate(folder)
+    assert [member["seed"] for member in evaluated["members"]] == [1234, 1236]
+    assert evaluated["warnings"] == [err.strip().removeprefix("warning: ")]
     edit_params(folder, lambda name, array: array.fill(np.nan))
     status, _, err = command("predict", folder, *pictures)
     assert (status, err.count("\n")) == (5, 1)

@@ -35,7 +35,6 @@ SIZE, BATCH_SIZE = 300, 36  # 36 images on 8 devices: 4 rows of padding
 SPLIT = small.make_split(SIZE, seed=0)
 COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
 CONFIGS = {
-    "logistic": Config(model="logistic"),
     "mlp": Config(model="mlp", hidden_sizes=(16,), dropout=0.3, shift=2.0, ema_decay=0.9),
     "cnn": Config(model="cnn", hidden_sizes=(16,), shift=2.0),
 }

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Gloo")
 
 ROOT = Path(__file__).resolve().parents[2]
 Ended = subprocess.CompletedProcess
-# 1,437 training images: batches of 75 divide neither into two parts nor into four, nor do the rest.
+# 1,437 training images: neither batches of 75 nor the rest divide into two parts.
 FIELDS: dict[str, Any] = {
     "model": "logistic", "dataset": "digits", "batch_size": 75, "epochs": 6, "learning_rate": 0.005,
     "steps_per_call": 5,

@@ -53,6 +53,7 @@ def test_the_record_holds_each_member_and_their_statistics(config):
     accuracies = record["test_accuracy"]
     assert len(accuracies) == len(set(record["params_sha256"])) == record["seeds"] == 3
     assert accuracies == [correct / 360 for correct in record["test_correct"]]
+    assert record["test_count"] == 360 and "train_correct" not in record
     found = record["statistics"]["test_accuracy"]
     assert found["mean"] == pytest.approx(np.mean(accuracies))
     assert found["sd"] == pytest.approx(np.std(accuracies, ddof=1))

@@ -108,14 +108,6 @@ def test_an_intact_checkpoint_is_not_replaced(manager):
     assert path_of(manager, 2).stat() == before
 
 
-@pytest.mark.parametrize(
-    ("name", "array", "message"),
-    [
-        ("a", np.zeros((4, 3), "f4"), r"p/a is float32\[3, 4\], expected float32\[4, 3\]"),
-        ("a", np.zeros((3, 4), "f8"), r"expected float64\[3, 4\]"),
-        ("c", np.zeros(1), "has no array p/c"),
-    ],
-)
-def test_arrays_that_do_not_fit_are_refused(name, array, message):
-    with pytest.raises(CheckpointError, match=message):
-        fill({name: array}, {"p/a": np.zeros((3, 4), "f4")}, "p/")
+def test_an_array_of_another_dtype_is_refused():
+    with pytest.raises(CheckpointError, match=r"p/a is float32\[2\], expected float64\[2\]"):
+        fill({"a": np.zeros(2, "f8")}, {"p/a": np.zeros(2, "f4")}, "p/")
