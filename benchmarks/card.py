@@ -60,12 +60,11 @@ def _step(found: Results) -> list[str]:
         return []
     size = cases[0].first.batch_size
     case = max((c for c in cases if c.first.batch_size == size), key=lambda case: case.seconds)
-    model = case.first.model
     b, s, n = case.first, case.seconds, len(case.launches_s)
     times = f"{1e3 * s:.4g} ms a step, {s * 60_000 / b.batch_size:.3g} s an epoch of 60,000"
     speed = f"{b.batch_size / s:,.0f} images/s (n = {n})"
-    said = [f"{model}, {b.precision}, batch {b.batch_size}: {times}, {speed}"]
-    if rival := peers.best(found, model, "pytorch"):
+    said = [f"{b.model}, {b.precision}, batch {b.batch_size}: {times}, {speed}"]
+    if rival := peers.best(found, b.model, "pytorch"):
         mode, rounds, (ratio, low, high) = rival
         fastest = f"PyTorch's fastest mode measured, {mode} (n = {rounds})"
         said.append(f"{ratio:.2f} ({low:.2f} to {high:.2f}) of {fastest}")
@@ -86,14 +85,12 @@ def _roof(found: Results) -> list[str]:
 
 def markdown(found: Results, reports: Mapping[str, Sequence[str]]) -> str:
     """The page: the headline, each part's report, the method, and what was excluded."""
-    context = found.context
-    lines = [f"# {device_name(context)}", "", *headline(found)]
+    lines = [f"# {device_name(found.context)}", "", *headline(found)]
     for name, parts in reports.items():
         lines += ["", "## " + name.replace("_", " ").capitalize()]
         for part in filter(None, parts):
             lines += ["", part]
     lines += ["", "## Method", "", METHOD]
-    if context["excluded"]:
-        lines += ["", "## Excluded", ""]
-        lines += [f"- {what}: {why}" for what, why in context["excluded"].items()]
+    if excluded := found.context["excluded"]:
+        lines += ["", "## Excluded", "", *(f"- {what}: {why}" for what, why in excluded.items())]
     return "\n".join(lines) + "\n"

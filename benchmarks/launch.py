@@ -165,23 +165,19 @@ def flags_of_data(options: argparse.Namespace) -> dict[str, Any]:
     for warning in found.warnings:
         say(f"warning: {warning}")
     name = found.name if options.dataset == "auto" else options.dataset
-    return fork_of(options) | {"dataset": name, "data_dir": options.data_dir}
-
-
-def fork_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a job, or flags of `train.py`, that name the fork; none without one."""
-    given = {"fork": options.fork, "options": options.options}
-    return {name: value for name, value in given.items() if value}
+    given = {"fork": options.fork, "options": options.options, "dataset": name}
+    return {n: v for n, v in given.items() if v} | {"data_dir": options.data_dir}
 
 
 def random_images(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of a job that say what its images are like; MNIST's unless --dataset is given."""
+    fork = {"fork": options.fork, "options": options.options}
     if options.dataset == "auto":
-        return fork_of(options)
+        return fork
     data = load(options)
     sizes = {"train_size": len(data.train.label), "test_size": len(data.test.label)}
     shape = {"image_shape": data.spec.image_shape, "num_classes": data.spec.num_classes}
-    return {**fork_of(options), **shape, **sizes}
+    return {**fork, **shape, **sizes}
 
 
 def _one(help: str, default: Any = None, type: Any = None, **more: Any) -> dict[str, Any]:
@@ -237,8 +233,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 def check(options: argparse.Namespace) -> None:
     """Loads the fork, makes paths absolute, and refuses an unknown model or preset."""
-    names = ("fork", "options", "dataset", "preset", "data_dir")
-    given = {name: getattr(options, name) for name in names}
+    given = {n: vars(options)[n] for n in ("fork", "options", "dataset", "preset", "data_dir")}
     for model in options.model:
         config = Config(model=model, **given).resolve()
         options.dataset, options.data_dir = config.dataset, str(config.data_dir.absolute())

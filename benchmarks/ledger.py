@@ -46,8 +46,7 @@ def train(recorder: Recorder, options: dict[str, Any], variables: dict[str, str]
     """Trains with these options; returns the seconds of the parts and of the process."""
     command = [sys.executable, "train.py"]
     for name, value in options.items():
-        several = isinstance(value, list | tuple)
-        command += [f"--{name}", *value] if several else [f"--{name}={value}"]
+        command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     if importlib.util.find_spec("tyro") is None:
         command = [sys.executable, "-c", FIT, json.dumps(options)]
     _, wall_s = launch.run(command, variables, timeout_s=recorder.left_s())

@@ -44,16 +44,15 @@ def run(models: list[str], **fields: Any) -> dict[str, Any]:
         else:
             case = {name: fields[name] for name in ("batch_size", "precision")}
             rows.append({"model": model, **case, "platform": platform, "operations": count})
-    found = {"context": {"excluded": excluded}, "benchmarks": []}
-    return found | {"tables": {"lowering": rows}}
+    tables = {"lowering": rows}
+    return {"context": {"excluded": excluded}, "benchmarks": [], "tables": tables}
 
 
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     """Lowers in a process that leaves the accelerator to others."""
     fields = {"batch_size": options.batch_size[0], "precision": options.precision[0]}
     fields |= launch.random_images(options) | {"variables": {"JAX_PLATFORMS": "cpu"}}
-    function = "benchmarks.lowering:run"
-    launch.measure(recorder, function, "lowering", models=options.model, **fields)
+    launch.measure(recorder, "benchmarks.lowering:run", "lowering", models=options.model, **fields)
 
 
 def report(found: Results) -> list[str]:

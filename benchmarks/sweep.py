@@ -14,8 +14,7 @@ from benchmarks import launch, results, step
 from benchmarks.results import Case, Recorder, Results
 
 PREFIX = "sweep_"
-SATURATED = 0.9  # of the highest throughput
-POOR_FIT = 0.15
+SATURATED, POOR_FIT = 0.9, 0.15  # shares of the highest throughput, and of a measured time
 
 
 class Law(NamedTuple):

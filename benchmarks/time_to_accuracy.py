@@ -21,7 +21,6 @@ from mnist_jax.config import Config
 from mnist_jax.training import fit
 
 TARGETS = {"logistic": [0.92], "mlp": [0.975], "cnn": [0.99, 0.995]}
-FIRST_SEED = 1234
 
 
 class Clock(Callback):
@@ -45,7 +44,7 @@ def run(repeats: int, **given: Any) -> dict[str, Any]:
     """Trains with each seed; returns the content of a result file."""
     rows, model = [], given["model"]
     case = {name: given[name] for name in ("model", "preset", "precision", "batch_size")}
-    for seed in range(FIRST_SEED, FIRST_SEED + repeats):
+    for seed in range(Config.seed, Config.seed + repeats):
         with tempfile.TemporaryDirectory() as folder:
             clock = Clock()
             config = Config(seed=seed, workdir=Path(folder), **given)

@@ -52,7 +52,7 @@ def test_random_images_are_like_those_of_the_data_set(tmp_path: Path, monkeypatc
     launch.check(options)
     assert Path(options.dataset).is_absolute()
     sizes = {"image_shape": (8, 9, 3), "num_classes": 5, "train_size": 30, "test_size": 10}
-    assert launch.random_images(options) == sizes
+    assert launch.random_images(options) == {**sizes, "fork": None, "options": ()}
 
 
 def test_every_command_starts_without_what_a_machine_with_a_gpu_may_lack(tmp_path, monkeypatch):
