@@ -113,12 +113,14 @@ class Predict(PlatformFlags):
         names = run.data.class_names
         check_pictures(run)
         predictor = Predictor(run, self.platform)
-        failed, shown = 0, set()
+        failed, skipped, shown = 0, 0, set()
         for number, path in enumerate(paths, 1):
             try:
                 digit = read_digit(path)
             except DataError as error:
                 is_other = isinstance(error, NotAPictureError) and path not in named
+                is_other &= path.suffix.lower() not in Image.registered_extensions()
+                skipped += is_other
                 failed += not is_other
                 word = "warning" if is_other else "error"
                 print(printable(f"{word}: {error}"), file=sys.stderr)
@@ -136,8 +138,8 @@ class Predict(PlatformFlags):
                 _save(digit.image, user_path(self.save_preprocessed), name)
             (probabilities,) = prediction.mean.tolist()
             print((_json if self.json else _line)(path, probabilities, names), flush=True)
-        if failed:
-            count = f"{failed} of {len(paths)}"
+        if failed or skipped == len(paths):
+            count = f"{failed} of {len(paths) - skipped}"
             raise DataError(f"pictures without an answer: {count}; the lines above say why")
 
 

@@ -92,7 +92,9 @@ class RunDir:
             command = f"{before[0].command_line()} --workdir={shlex.quote(str(self.folder))}"
             what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
             start = f"--init_from={shlex.quote(str(self.folder))} to start from its parameters"
-            advice = f"choose another --workdir, with {start}, or resume it with: {command}"
+            advice = f"choose another --workdir, with {start}"
+            if not (self.folder / RESULT).exists():
+                advice += f", or resume it with: {command}"
             raise UsageError(f"{what}; {advice}")
 
     def _write_config(self, config: Config, data: DataSpec) -> None:

@@ -104,7 +104,8 @@ def test_bad_files_get_one_line_each_and_the_others_are_answered(
     Image.new("L", (100, 100), 230).save(folder / "blank.png")
     (folder / "cut.jpeg").write_bytes(good.read_bytes()[:200])
     os.mkfifo(folder / "pipe.png")
-    (folder / "new\nline\x1b[2J.png").write_bytes(b"")
+    for name in ("new\nline\x1b[2J.png", "readme.md"):
+        (folder / name).write_bytes(b"")
     monkeypatch.setenv("HOME", str(tmp_path))
     words = (runs / "one", "~/bad", "nowhere.png", folder / "notes.txt")
 
@@ -117,12 +118,17 @@ def test_bad_files_get_one_line_each_and_the_others_are_answered(
         "cut.jpeg cannot be decoded",
         r"new\nline\x1b[2J.png is not a picture",
         "pipe.png is not a file",
+        "readme.md is not a picture",
         "nowhere.png: No such file",
-        "pictures without an answer: 4 of 8; the lines above say why",
+        "pictures without an answer: 5 of 8; the lines above say why",
     )
     for line, reason in zip(err.splitlines(), reasons, strict=True):
-        kind = "warning: " if "not a picture" in reason else "error: "  # a folder's other files
+        kind = "warning: " if "readme" in reason else "error: "  # not meant as a picture
         assert line.startswith(kind) and reason in line and line.isprintable()
+
+    (tmp_path / "text").mkdir()
+    (folder / "readme.md").rename(tmp_path / "text" / "readme.md")
+    assert command("predict", runs / "one", tmp_path / "text")[0] == 3  # nothing is answered
 
     status, out, _ = command("predict", *words, "--json")
     answers = [json.loads(line) for line in out.splitlines()]
