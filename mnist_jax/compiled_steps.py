@@ -2,20 +2,23 @@
 
 import inspect
 import time
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mnist_jax import steps
+from mnist_jax import gpu_loop, steps
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.data.batches import num_batches
+from mnist_jax.errors import first_line
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import count_parameters, param_shapes
 from mnist_jax.ops import malloc
@@ -74,8 +77,9 @@ def make_steps(
     sharding = None if members else sharded(mesh)
     init_state = partial(steps.init_state, **how)
     epoch_permutation = partial(steps.epoch_permutation, size=train_size)
+    loop = gpu_loop if device.platform == "gpu" else steps
     train_steps = partial(
-        steps.train_steps, **how, batch_size=batch_size, sharding=sharding, log_size=log_size
+        loop.train_steps, **how, batch_size=batch_size, sharding=sharding, log_size=log_size
     )
     jit = _jit(mesh, model, members)
     stacked = ["state", "metrics", "order", "root_key"]
@@ -182,7 +186,8 @@ class Trainer:
             members=self._members is not None,
             log_size=self.steps_per_epoch if log else 0,
         )
-        self._options = meshes.compiler_options(device, deterministic=config.deterministic)
+        self._options = partial(meshes.compiler_options, device, deterministic=config.deterministic)
+        self._one_graph = self._options() != self._options(one_graph=False)
         self._compiled: dict[Any, Any] = {}
         self._steps_per_call: dict[Any, int] = {}  # by program, from the time of its last call
 
@@ -253,18 +258,29 @@ class Trainer:
         elif self.dynamic:
             count = min(count, self._steps_per_call.get(program, CALIBRATION_STEPS))
         count = distributed.broadcast(count)  # measured times differ between processes
+        # A library may refuse to be part of a CUDA graph, which shows in the first call.
+        may_fail = self._one_graph and program not in self._steps_per_call
+        spare = jax.tree.map(jnp.copy, args) if may_fail else ()
         args = *args, put(np.int32(first), self._per_run)
         length = put(np.int32(count), self._per_run) if self.dynamic else count
-        compiled = self._compile(program, *args, length)
-        args = (*args, length) if self.dynamic or compiled is program else args
-        started = time.perf_counter()
-        result = jax.block_until_ready(compiled(*args))  # the host waits here
+        try:
+            compiled = self._compile(program, *args, length, one_graph=self._one_graph)
+            args = (*args, length) if self.dynamic or compiled is program else args
+            started = time.perf_counter()
+            result = jax.block_until_ready(compiled(*args))  # the host waits here
+        except jax.errors.JaxRuntimeError as error:
+            if not may_fail:
+                raise
+            warnings.warn(f"a step is several CUDA graphs: {first_line(error)}", stacklevel=2)
+            self._one_graph = False
+            self._compiled.clear()
+            return self._call(name, program, spare, first, most)
         elapsed_s = time.perf_counter() - started
         self.seconds[name] += elapsed_s
         self._steps_per_call[program] = max(1, round(count * CALL_S / max(elapsed_s, 1e-9)))
         return result, count
 
-    def _compile(self, program: Any, *args: Any) -> Any:
+    def _compile(self, program: Any, *args: Any, one_graph: bool = False) -> Any:
         """`program` compiled for arguments of these types and shardings, and static values."""
         if jax.config.jax_disable_jit or jax.config.jax_debug_nans:  # pyright: ignore[reportAttributeAccessIssue]
             return program
@@ -275,7 +291,7 @@ class Trainer:
         )
         if key not in self._compiled:
             started = time.perf_counter()
-            self._compiled[key] = program.lower(*args).compile(self._options)
+            self._compiled[key] = program.lower(*args).compile(self._options(one_graph=one_graph))
             malloc.trim()
             self.seconds["compile_s"] += time.perf_counter() - started
         return self._compiled[key]

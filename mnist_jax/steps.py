@@ -10,7 +10,7 @@ the number of steps per call changes nothing.
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -46,6 +46,19 @@ class TrainState(NamedTuple):
 def derive_key(root_key: jax.Array, purpose: int, place: jax.Array | int) -> jax.Array:
     """The key for one `purpose` at one `place` (an epoch or a step)."""
     return jax.random.fold_in(jax.random.fold_in(root_key, purpose), place)
+
+
+class StepKeys(NamedTuple):
+    """The keys of one step."""
+
+    dropout: jax.Array
+    augment: jax.Array
+    transform: jax.Array
+
+
+def step_keys(root_key: jax.Array, step: jax.Array | int) -> StepKeys:
+    """The keys of the step after `step` updates."""
+    return StepKeys(*(derive_key(root_key, p, step) for p in (DROPOUT, AUGMENT, TRANSFORM)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,14 +126,14 @@ def to_input(image: jax.Array, *, normalize: bool) -> jax.Array:
     return image / 255 if normalize else image
 
 
-def train_input(batch: Batch, root_key: jax.Array, step: jax.Array, config: StepConfig) -> Batch:
+def train_input(batch: Batch, keys: StepKeys, config: StepConfig) -> Batch:
     """The batch as the network trains on it: float32 images, distorted and transformed."""
     image = to_input(batch["image"], normalize=config.normalize)
     if config.augmentation:
-        image = config.augmentation(image, derive_key(root_key, AUGMENT, step))
+        image = config.augmentation(image, keys.augment)
     batch = {**batch, "image": image}
     if config.transform is not None:
-        batch = config.transform(batch, derive_key(root_key, TRANSFORM, step))
+        batch = config.transform(batch, keys.transform)
     return batch
 
 
@@ -168,33 +181,48 @@ def _metrics(
     return loss_sum / jnp.maximum(count, 1), metrics
 
 
+def all_finite(tree: Any) -> jax.Array:
+    """Whether all numbers of the leaves are finite."""
+    return reduce(jnp.logical_and, (jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
-    root_key: jax.Array,
+    keys: StepKeys,
+    cast_params: Any = None,
     *,
     model: nn.Module,
     tx: optax.GradientTransformation,
     step_config: StepConfig = StepConfig(),
+    finite: Callable[[Any], jax.Array] = all_finite,
 ) -> tuple[TrainState, Metrics, dict[str, jax.Array]]:
     """One update; the metrics of its batch before the update; and its loss and gradient norm.
 
     `first_nonfinite` of the metrics is this step if the loss or any gradient is NaN or infinite.
     An optimizer that takes it (`optax.GradientTransformationExtraArgs`) is called with `grad_fn`, a
     function from parameters to gradients on this batch.
+
+    Args:
+        state, batch: the state, and a batch as stored.
+        keys: from `step_keys`.
+        cast_params: the state's parameters, some in the precision that the model casts them to.
+        model, tx, step_config: the network, the optimizer and the other options.
+        finite: tells whether the numbers of a tree are finite; `first_nonfinite` has its shape.
     """
-    batch = train_input(batch, root_key, state.step, step_config)
-    key = derive_key(root_key, DROPOUT, state.step)
+    batch = train_input(batch, keys, step_config)
 
     def objective(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
-        return loss_fn(params, state.model_state, batch, key, model=model, step_config=step_config)
+        how = {"model": model, "step_config": step_config}
+        return loss_fn(params, state.model_state, batch, keys.dropout, **how)
 
     def grad_fn(params: Any, *_: Any) -> Any:
         return jax.grad(objective, has_aux=True)(params)[0]
 
     (loss, (metrics, model_state)), grads = jax.value_and_grad(objective, has_aux=True)(
-        state.params
+        state.params if cast_params is None else cast_params
     )
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     updates, opt_state = optax.with_extra_args_support(tx).update(
         grads, state.opt_state, state.params, grad_fn=grad_fn
     )
@@ -203,10 +231,9 @@ def train_step(
     if step_config.ema_decay:
         ema = update_ema(ema, params, step_config.ema_decay)
     step = state.step + 1
-    finite = jnp.isfinite(loss)
-    for leaf in jax.tree.leaves(grads):  # a finite loss can have infinite gradients
-        finite &= jnp.all(jnp.isfinite(leaf))
-    metrics = dataclasses.replace(metrics, first_nonfinite=jnp.where(finite, NEVER, step))
+    # A finite loss can have infinite gradients.
+    nonfinite = jnp.where(finite((loss, grads)), NEVER, step)
+    metrics = dataclasses.replace(metrics, first_nonfinite=nonfinite)
     values = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     return TrainState(step, params, model_state, opt_state, ema), metrics, values
 
@@ -276,8 +303,9 @@ def train_steps(
     def body(i, carry):
         state, metrics, log = carry
         batch = take_batch(split, order, first + i, batch_size=batch_size, sharding=sharding)
+        keys = step_keys(root_key, state.step)
         state, step_metrics, values = train_step(
-            state, batch, root_key, model=model, tx=tx, step_config=step_config
+            state, batch, keys, model=model, tx=tx, step_config=step_config
         )
         log = {name: log[name].at[i].set(values[name]) for name in log}
         return state, metrics.merge(step_metrics), log

@@ -47,9 +47,13 @@ def initial(model: nn.Module, tx: optax.GradientTransformation = TX) -> steps.Tr
 
 def loss_of(params: Any, batch: Batch, key: jax.Array = ROOT, **options: Any) -> Any:
     """`loss_fn` of a model without state on a batch of pixels: the loss and the metrics."""
-    batch = steps.train_input(batch, ROOT, jnp.int32(0), steps.StepConfig())
+    batch = steps.train_input(batch, steps.step_keys(ROOT, 0), steps.StepConfig())
     loss, (metrics, _) = steps.loss_fn(params, {}, batch, key, **options)
     return loss, metrics
+
+
+def train_step(state: steps.TrainState, batch: Batch, root_key: jax.Array, **how: Any) -> Any:
+    return steps.train_step(state, batch, steps.step_keys(root_key, state.step), **how)
 
 
 @functools.cache
@@ -91,7 +95,7 @@ def test_labels_are_smoothed_in_training_only_and_the_returned_loss_is_different
     assert_equal(
         steps.eval_step(params, {}, batch, **options), loss_of(params, batch, model=LOGISTIC)[1]
     )
-    state, _, values = steps.train_step(initial(LOGISTIC, SGD), batch, ROOT, tx=SGD, **options)
+    state, _, values = train_step(initial(LOGISTIC, SGD), batch, ROOT, tx=SGD, **options)
     moved = jax.tree.map(jnp.subtract, params, state.params)
     assert_close(moved, jax.grad(smoothed)(params))
     norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(moved)))
@@ -141,7 +145,7 @@ def test_three_steps_equal_adam_by_hand():
         params = {"logits": {"kernel": jnp.asarray(w[:-1]), "bias": jnp.asarray(w[-1])}}
         state = steps.TrainState(jnp.int32(0), params, {}, tx.init(params), None)
         batch: Any = {**make_batch(split), "image": split.image / 255.0}
-        step = jit(partial(steps.train_step, model=LOGISTIC, tx=tx))
+        step = jit(partial(train_step, model=LOGISTIC, tx=tx))
         for t in range(1, 4):
             state, *_ = step(state, batch, ROOT)
             exp = np.exp(x @ w)
@@ -167,7 +171,7 @@ class Normed(models.LogisticRegression):
 def test_a_model_has_a_state_and_losses_of_its_own_and_padding_is_not_in_them():
     split, start = make_split(5), initial(Normed(), SGD)
     index, mask = np.array([0, 1, 2, 3, 4, 0, 0, 0]), np.arange(8) < 5
-    step = jit(partial(steps.train_step, model=Normed(), tx=SGD))
+    step = jit(partial(train_step, model=Normed(), tx=SGD))
     state, metrics, values = step(start, make_batch(split), ROOT)
     assert values["loss"] == pytest.approx(np.log(10) + 3, rel=1e-6)
     assert metrics.loss == pytest.approx(np.log(10), rel=1e-6)
@@ -190,7 +194,7 @@ def test_an_optimizer_may_call_for_the_gradient_elsewhere():
 
     tx = optax.GradientTransformationExtraArgs(SGD.init, update)
     start, batch = initial(LOGISTIC, tx), make_batch(make_split())
-    state, *_ = steps.train_step(start, batch, ROOT, model=LOGISTIC, tx=tx)
+    state, *_ = train_step(start, batch, ROOT, model=LOGISTIC, tx=tx)
     grads = value_and_grad(LOGISTIC)(start.params, batch)[1]
     above = jax.tree.map(lambda p, g: p + g / 2, start.params, grads)
     there = value_and_grad(LOGISTIC)(above, batch)[1]
@@ -209,7 +213,7 @@ def test_keys_differ_by_root_purpose_and_place():
 
 def test_dropout_is_determined_by_the_step_and_the_root_key():
     batch, start = make_batch(make_split()), initial(DROPOUT)
-    step = jit(partial(steps.train_step, model=DROPOUT, tx=TX))
+    step = jit(partial(train_step, model=DROPOUT, tx=TX))
     loss, losses = jit(partial(loss_of, model=DROPOUT)), set()
     for place in (0, 1, 7):
         state = start._replace(step=jnp.int32(place))
@@ -239,7 +243,7 @@ def test_an_epoch_equals_single_steps_over_unpadded_batches_and_is_traced_once()
     for first, count in ((0, 2), (2, 1)):
         *epoch, log = program(*epoch, split, ORDER, ROOT, first, count)
     assert traced == [BATCH_SIZE]  # although the last batch is smaller
-    step = jit(partial(steps.train_step, model=MLP, tx=TX))
+    step = jit(partial(train_step, model=MLP, tx=TX))
     state, metrics = initial(MLP), Metrics.zeros()
     for start in range(0, SIZE, BATCH_SIZE):
         index = np.asarray(ORDER)[start : start + BATCH_SIZE]

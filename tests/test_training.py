@@ -219,14 +219,28 @@ def test_without_jit_a_learner_sees_values_and_jax_the_operation_that_made_a_nan
             fit(diverging)
 
 
-def test_deterministic_names_options_that_xla_knows():
-    """They are used on a GPU only; XLA would refuse a wrong name here too."""
-    options = mesh.DETERMINISTIC_OPTIONS
-    jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=options)
-    assert mesh.compiler_options(jax.devices()[0], deterministic=True) is None
-    gpu = mock.Mock(platform="gpu")
-    assert mesh.compiler_options(gpu, deterministic=True) == options  # pyright: ignore
-    assert mesh.compiler_options(gpu, deterministic=False) is None  # pyright: ignore
+def test_compiler_options_are_those_of_the_device(monkeypatch):
+    """XLA would refuse a wrong name here too."""
+    cpu, names = jax.devices()[0], {"H100": "9.0", "MI300": "gfx942"}
+    h100, mi300 = (mock.Mock(platform="gpu", compute_capability=c) for c in names.values())
+    for device, count in ((cpu, 0), (mi300, 2), (h100, 3)):
+        options = mesh.compiler_options(device, deterministic=True)
+        assert len(options) == count
+        jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=options)
+    [graph] = mesh.compiler_options(h100)
+    assert mesh.compiler_options(h100, one_graph=False) == mesh.compiler_options(mi300) == {}
+    monkeypatch.setenv("XLA_FLAGS", f"--{graph}=FUSION")
+    assert mesh.compiler_options(h100) == {}
+
+
+def test_a_step_that_cannot_be_one_graph_is_several(config, monkeypatch):
+    def options(device, *, deterministic=False, one_graph=True):
+        return {"xla_cpu_use_no_such_graphs": True} if one_graph else {}
+
+    monkeypatch.setattr(mesh, "compiler_options", options)
+    with pytest.warns(UserWarning, match=r"several CUDA graphs: .*no_such_graphs") as caught:
+        result = fit(config(epochs=1), callbacks=())
+    assert len(caught) == 1 and result.record["test_accuracy"] > 0.3
 
 
 def test_bfloat16_trains_on_a_cpu_with_float32_parameters_and_a_warning(config):

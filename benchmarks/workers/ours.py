@@ -62,7 +62,7 @@ def programs_of(job: jobs.Job, mesh: jax.sharding.Mesh) -> tuple[dict[str, Any],
 def compile_steps(program: Any, device: jax.Device, *args: Any) -> tuple[Any, dict[str, Any]]:
     """The compiled program, and its memory and time of compilation."""
     hits, started = EVENTS.count(CACHE_HIT), time.perf_counter()
-    compiled = program.lower(*args).compile()
+    compiled = program.lower(*args).compile(meshes.compiler_options(device))
     compile_s = time.perf_counter() - started
     malloc.trim()
     found = compiled.memory_analysis()
@@ -131,8 +131,8 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
         return state
 
     @partial(jax.jit, donate_argnums=0)
-    def step(*args: Any) -> Any:
-        return steps.train_step(*args, **how)[0]
+    def step(state: Any, batch: Any, root_key: Any) -> Any:
+        return steps.train_step(state, batch, steps.step_keys(root_key, state.step), **how)[0]
 
     mask = np.ones(job.batch_size, bool)
 

@@ -37,7 +37,21 @@ def take_batch(
     count does not divide the batch size. Random draws depend on a row's place in the batch, not on
     its device.
     """
-    size = split.label.shape[0]
+    index, mask = batch_index(
+        split.label.shape[0], order, i, batch_size=batch_size, sharding=sharding
+    )
+    return gather_batch(split, index, mask, sharding=sharding)
+
+
+def batch_index(
+    size: int,
+    order: jax.Array | None,
+    i: jax.Array | int,
+    *,
+    batch_size: int,
+    sharding: NamedSharding | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The examples of batch `i` of `size`, (rows,) int32, and their mask; see `take_batch`."""
     parts = 1 if sharding is None else sharding.num_devices
     rows = jnp.arange(-(-batch_size // parts) * parts, dtype=jnp.int32)
     place = i * batch_size + rows
@@ -45,6 +59,14 @@ def take_batch(
     if len(rows) > batch_size:
         mask &= rows < batch_size
     place = jnp.minimum(place, size - 1)
-    index = place if order is None else order[place]
+    return place if order is None else order[place], mask
+
+
+def gather_batch(
+    split: Split, index: jax.Array, mask: jax.Array, *, sharding: NamedSharding | None = None
+) -> Batch:
+    """The batch of these examples."""
     batch: Batch = {"image": split.image[index], "label": split.label[index], "mask": mask}
-    return batch if parts == 1 else lax.with_sharding_constraint(batch, sharding)
+    if sharding is None or sharding.num_devices == 1:
+        return batch
+    return lax.with_sharding_constraint(batch, sharding)

@@ -112,7 +112,15 @@ def conv3x3(
 
 
 def _forward(x, w, padding, precision):
-    return conv3x3(x, w, padding, precision), (x, w)
+    # In training on an NVIDIA GPU the bias is added by the kernel of the activation. Within cuDNN's
+    # convolution it would need a kernel of its own, to be copied out of the carry of the loop.
+    options = {"padding": padding, "precision": precision}
+    cpu, default = partial(_on_cpu, **options), partial(_direct, **options)
+
+    def cuda(x, w):
+        return lax.optimization_barrier(default(x, w))
+
+    return lax.platform_dependent(x, w, cpu=cpu, cuda=cuda, default=default), (x, w)
 
 
 def _backward(padding, precision, residuals, g):
@@ -126,28 +134,58 @@ conv3x3.defvjp(_forward, _backward)
 
 
 def _direct(x, w, padding, precision):
+    """XLA's own convolution; under `jax.vmap`, `_of_members`."""
+    one = partial(_convolution, padding=padding, precision=precision)
+    many = jax.vmap(partial(_of_members, padding=padding, precision=precision))
+    return _with_vmap(one, many)(x, w)
+
+
+def _direct_gradients(x, w, g, padding, precision):
+    """XLA's own gradients; under `jax.vmap`, the gradients of `_of_members`.
+
+    GPUs have a routine for these; vmap of the kernel's gradient would make gigantic windows.
+    """
+
+    def gradients(convolve, x, w, g):
+        return jax.vjp(convolve, x, w)[1](g)
+
+    one = partial(_convolution, padding=padding, precision=precision)
+    many = jax.vmap(partial(_of_members, padding=padding, precision=precision))
+    return _with_vmap(partial(gradients, one), partial(gradients, many))(x, w, g)
+
+
+def _with_vmap(one, many):
+    """`one`, whose `jax.vmap` over a leading axis of its arguments is `many`."""
+    function = jax.custom_batching.custom_vmap(one)
+
+    @function.def_vmap
+    def rule(size, batched, *arrays):
+        stacked = [
+            array if is_batched else jnp.broadcast_to(array, (size, *array.shape))
+            for array, is_batched in zip(arrays, batched, strict=True)
+        ]
+        result = many(*stacked)
+        return result, jax.tree.map(lambda _: True, result)
+
+    return function
+
+
+def _convolution(x, w, padding, precision):
     return lax.conv_general_dilated(
         x, w, (1, 1), padding, dimension_numbers=NHWC, precision=precision
     )
 
 
-def _direct_gradients(x, w, g, padding, precision):
-    """XLA's own gradients; under `jax.vmap`, the gradients of one batched convolution.
+def _of_members(x, w, padding, precision):
+    """The convolution of one network of several, whose vmap has groups of channels.
 
-    GPUs have a routine for these; vmap of the kernel's gradient would make gigantic windows.
+    A single input channel would make groups of one, which no library is fast at: there it is a
+    matrix product, 9 pixels of each window with the kernel.
     """
-    convolve = partial(_direct, padding=padding, precision=precision)
-    one = jax.custom_batching.custom_vmap(lambda x, w, g: jax.vjp(convolve, x, w)[1](g))
-
-    @one.def_vmap
-    def many(size, batched, *arrays):
-        x, w, g = (
-            array if is_batched else jnp.broadcast_to(array, (size, *array.shape))
-            for array, is_batched in zip(arrays, batched, strict=True)
-        )
-        return jax.vjp(jax.vmap(convolve), x, w)[1](g), (True, True)
-
-    return one(x, w, g)
+    if x.shape[3] > 1:
+        return _convolution(x, w, padding, precision)
+    windows = jnp.concatenate(_window_pixels(x, 1 if padding == "SAME" else 0), axis=-1)
+    return lax.dot_general(windows, w.reshape(9, -1), (((3,), (0,)), ((), ())), precision)
 
 
 def _on_cpu(x, w, padding, precision):

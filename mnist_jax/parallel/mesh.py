@@ -1,6 +1,7 @@
 """Devices: which ones run, at what precision, and how arrays are sharded over their mesh."""
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,9 @@ MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "
 # Forbids sums in an arbitrary order, and algorithms (Triton's among them) chosen by measured speed:
 # both give other bits from process to process.
 DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True, "xla_gpu_enable_triton_gemm": False}
+# Commands that XLA puts into CUDA graphs: its own list, and convolutions. So a step is one graph.
+COMMAND_BUFFER = "xla_gpu_enable_command_buffer"
+COMMANDS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,CONVOLUTION"
 CACHE_BYTES = 512 * 2**20  # of the compilation cache; the least recently used programs go first
 
 
@@ -132,9 +136,29 @@ def to_host(tree: Any) -> Any:
     return jax.device_get(jax.tree.map(gather, tree))
 
 
-def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bool] | None:
-    """XLA's options for `--deterministic`. CPU and TPU are deterministic without them."""
-    return DETERMINISTIC_OPTIONS if deterministic and device.platform == "gpu" else None
+def compiler_options(
+    device: jax.Device, *, deterministic: bool = False, one_graph: bool = True
+) -> dict[str, Any]:
+    """XLA's options for the programs of a run.
+
+    With `one_graph`, a training step on an NVIDIA GPU becomes one CUDA graph, unless XLA_FLAGS says
+    what belongs into graphs. CPU and TPU are deterministic without options.
+    """
+    options: dict[str, Any] = {}
+    if one_graph and _is_nvidia(device) and COMMAND_BUFFER not in os.environ.get("XLA_FLAGS", ""):
+        options[COMMAND_BUFFER] = COMMANDS
+    if deterministic and device.platform == "gpu":
+        options |= DETERMINISTIC_OPTIONS
+    return options
+
+
+def _is_nvidia(device: jax.Device) -> bool:
+    return re.match(r"\d+\.", _compute_capability(device)) is not None
+
+
+def _compute_capability(device: jax.Device) -> str:
+    """Such as 9.0 of an NVIDIA GPU, or gfx942 of an AMD GPU; empty for other devices."""
+    return getattr(device, "compute_capability", "")
 
 
 def quick_to_compile(device: jax.Device) -> dict[str, int] | None:
@@ -148,8 +172,8 @@ def compute_dtype(precision: str, device: jax.Device) -> Dtype | None:
     Raises:
         UsageError: the device has no TF32.
     """
-    capability = getattr(device, "compute_capability", "")  # of NVIDIA GPUs; TF32 from 8.0 on
-    if precision == "tf32" and not re.match(r"([89]|\d\d)\.", capability):
+    has_tf32 = re.match(r"([89]|\d\d)\.", _compute_capability(device))  # 8.0 and above
+    if precision == "tf32" and not has_tf32:
         raise UsageError(
             f"precision is 'tf32', which this device ({device.device_kind}) does not have; "
             "allowed here are bfloat16, float32; change --precision"

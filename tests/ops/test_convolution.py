@@ -138,9 +138,10 @@ def test_adversarial_inputs_have_no_larger_errors(name):
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("shared_images", [True, False])
-def test_vmap_equals_one_at_a_time(shared_images, platform):
+@pytest.mark.parametrize("channels", [1, 2])
+def test_vmap_equals_one_at_a_time(channels, shared_images, platform):
     """In the first layer the members of an ensemble share the images."""
-    shape = 3, 5, 7, 2, 3, "VALID"
+    shape = 3, 5, 7, channels, 3, "VALID"
     x, w, g = (np.stack(a) for a in zip(*(make_case(*shape) for _ in range(4)), strict=True))
     w, g = (a * np.arange(1, 5).reshape(4, *[1] * (a.ndim - 1)) for a in (w, g))
     x, axis = (x[0], None) if shared_images else (x[::-1] * 0.5, 0)
@@ -160,6 +161,9 @@ def test_on_a_gpu_many_gradients_are_one_grouped_convolution():
     assert text.count("stablehlo.convolution") == 3
     assert text.count("batch_group_count = 4") == 1
     assert text.count("feature_group_count = 4") == 2
+    one_channel = [jnp.stack([a] * 4) for a in make_case(3, 5, 7, 1, 3, "VALID")]
+    text = function.trace(*one_channel).lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.convolution" not in text and text.count("dot_general") == 3
 
 
 def lowered(convolve, x, w, **arguments) -> str:

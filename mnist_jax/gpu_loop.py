@@ -1,0 +1,160 @@
+"""`steps.train_steps` for a GPU: the same steps, in fewer kernels.
+
+A kernel takes a microsecond or two to start, however little it computes, and most kernels of a step
+compute little. So this loop
+
+- draws what needs no parameters (keys, indices, masks) for all steps before the first;
+- keeps the kernels of the layers in the precision that the model casts them to, because the cast
+  costs nothing within the update;
+- joins all small arrays (biases, their moments, counters) into one, which one kernel updates;
+- looks for numbers that are not finite in all gradients at once.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import NamedSharding
+
+from mnist_jax.data.batches import batch_index, gather_batch
+from mnist_jax.data.split import Split
+from mnist_jax.metrics import Metrics
+from mnist_jax.models import forward
+from mnist_jax.steps import StepConfig, StepKeys, TrainState, step_keys, train_step
+
+SMALL = 4096  # numbers, at most, in an array that is joined with others
+ROW = 4096  # numbers that XLA reduces to one in a single kernel, at most
+
+
+def train_steps(
+    state: TrainState,
+    metrics: Metrics,
+    split: Split,
+    order: jax.Array,
+    root_key: jax.Array,
+    first: jax.Array | int,
+    steps: int,
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    batch_size: int,
+    step_config: StepConfig,
+    sharding: NamedSharding | None = None,
+    log_size: int = 0,
+) -> tuple[TrainState, Metrics, dict[str, jax.Array]]:
+    """As `steps.train_steps`, whose arguments and results it has; `steps` is a Python int."""
+    size, start = split.label.shape[0], state.step
+
+    @jax.vmap
+    def inputs(i: jax.Array) -> tuple[jax.Array, jax.Array, StepKeys]:
+        rows = batch_index(size, order, first + i, batch_size=batch_size, sharding=sharding)
+        return *rows, step_keys(root_key, start + i)
+
+    dtypes = cast_dtypes(model, state)
+
+    def body(i: jax.Array, carry: Any) -> Any:
+        state, metrics, cast_leaves = unravel(carry[0])
+        index, mask, keys = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), drawn)
+        state, step_metrics, values = train_step(
+            state,
+            gather_batch(split, index, mask, sharding=sharding),
+            keys,
+            replace(state.params, cast_leaves),
+            model=model,
+            tx=tx,
+            step_config=step_config,
+            finite=finite_rows,
+        )
+        new = state, metrics.merge(step_metrics), cast(state.params, dtypes)
+        log = {name: carry[1][name].at[i].set(values[name]) for name in carry[1]}
+        return ravel_small(new)[0], log
+
+    drawn = inputs(jnp.arange(steps))
+    rows = jax.eval_shape(finite_rows, (metrics.loss_sum, state.params)).shape
+    nonfinite = jnp.broadcast_to(metrics.first_nonfinite, rows)
+    metrics = dataclasses.replace(metrics, first_nonfinite=nonfinite)
+    carry, unravel = ravel_small((state, metrics, cast(state.params, dtypes)))
+    log = {name: jnp.zeros(log_size) for name in ("loss", "grad_norm") if log_size}
+    carry, log = lax.fori_loop(0, steps, body, (carry, log))
+    state, metrics, _ = unravel(carry)
+    nonfinite = jnp.min(metrics.first_nonfinite)
+    return state, dataclasses.replace(metrics, first_nonfinite=nonfinite), log
+
+
+def ravel_small(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Joins the small vectors and the scalars among the leaves, float32 and int32, bit for bit.
+
+    Returns what a loop carries in place of the tree, and a function that makes the tree from it.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    dtypes = [
+        leaf.dtype
+        if leaf.ndim <= 1 and leaf.size <= SMALL and leaf.dtype in (jnp.float32, jnp.int32)
+        else None
+        for leaf in leaves
+    ]
+    pairs = list(zip(leaves, dtypes, strict=True))
+    small = [lax.bitcast_convert_type(leaf, jnp.int32) for leaf, d in pairs if d is not None]
+    vector, unravel_vector = ravel_pytree(small)
+
+    def unravel(carry: Any) -> Any:
+        small, others = iter(unravel_vector(carry[0])), iter(carry[1])
+        leaves = [
+            next(others) if dtype is None else lax.bitcast_convert_type(next(small), dtype)
+            for dtype in dtypes
+        ]
+        return jax.tree.unflatten(treedef, leaves)
+
+    return (vector, [leaf for leaf, dtype in pairs if dtype is None]), unravel
+
+
+def finite_rows(tree: Any) -> jax.Array:
+    """Whether all numbers of the leaves are finite, in parts: (rows,) bool.
+
+    One kernel reads all leaves. Joining the parts takes another, and can wait for the last step.
+    """
+    vector = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+    rows = jnp.pad(vector, (0, -vector.size % ROW)).reshape(-1, ROW)
+    return jnp.all(jnp.isfinite(rows), axis=1)
+
+
+def cast_dtypes(model: nn.Module, state: TrainState) -> list[Any]:
+    """For each leaf of the parameters the dtype to which the model casts it; None without a cast.
+
+    The model uses such a leaf only in this cast. So it computes the same from the leaf in that
+    dtype, and the same gradient. Vectors are left out: other kernels cast them on the way.
+    """
+    image = jax.ShapeDtypeStruct((2, *model.image_shape), jnp.float32)
+    mask = jax.ShapeDtypeStruct((2,), bool)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    run = partial(forward, model, train=True)
+    traced = jax.make_jaxpr(lambda p, s, x, m, k: run(p, s, x, mask=m, key=k))(
+        state.params, state.model_state, image, mask, key
+    )
+    dtypes = []
+    for variable in traced.jaxpr.invars[: len(jax.tree.leaves(state.params))]:
+        uses = [equation for equation in traced.jaxpr.eqns if variable in equation.invars]
+        is_cast = len(uses) == 1 and uses[0].primitive.name == "convert_element_type"
+        is_cast &= variable not in traced.jaxpr.outvars and len(variable.aval.shape) > 1
+        dtypes.append(uses[0].params["new_dtype"] if is_cast else None)
+    return dtypes
+
+
+def cast(params: Any, dtypes: Sequence[Any]) -> list[Any]:
+    """The leaves with a dtype from `cast_dtypes`, in it; None for the others."""
+    pairs = zip(jax.tree.leaves(params), dtypes, strict=True)
+    return [None if dtype is None else leaf.astype(dtype) for leaf, dtype in pairs]
+
+
+def replace(params: Any, leaves: Sequence[Any]) -> Any:
+    """The parameters with the leaves from `cast` in place of their own."""
+    own, treedef = jax.tree.flatten(params)
+    pairs = zip(own, leaves, strict=True)
+    return jax.tree.unflatten(treedef, [x if y is None else y for x, y in pairs])

@@ -1,0 +1,175 @@
+"""The loop for a GPU: the same results as the plain loop, and what it compiles to for an H100."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnist_jax import gpu_loop, models, steps
+from mnist_jax.data.split import Split
+from mnist_jax.metrics import NEVER, Metrics
+
+SIZE, BATCH_SIZE = 22, 4  # an epoch has five batches of 4, and one of 2
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
+  registers_per_block_limit: 65536 runtime_version: "13.0.0" driver_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0" dnn_version: "9.20.0"
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 20 }
+runtime_version { major: 13 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+class Normed(models.LogisticRegression):
+    """With batch statistics, parameters used twice or not cast, and a loss of its own."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = nn.BatchNorm(not train, momentum=0.5)(x.reshape(len(x), -1))
+        hidden = nn.Dense(784, dtype=self.dtype, name="shared")
+        x = nn.Dense(10, dtype=jnp.float32, name="float32")(hidden(hidden(x)))
+        scale = self.param("scale", nn.initializers.zeros, (3, 5))
+        self.sow("losses", "scale", jnp.sum(jnp.sqrt(scale + 1)))
+        return x
+
+
+MODELS = {
+    "mlp": (models.MLP(hidden_sizes=(32, 16), dropout=0.5), {}),
+    "bfloat16": (models.MLP(hidden_sizes=(32, 16), dropout=0.5, dtype=jnp.bfloat16), {}),
+    "normed": (Normed(dtype=jnp.bfloat16), {"ema_decay": 0.9}),
+}
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "normed"])
+def test_it_trains_as_the_plain_loop_does(name):
+    model, options = MODELS[name]
+    step_config, tx = steps.StepConfig(**options), optax.adam(1e-3)
+    how: dict[str, Any] = {"model": model, "tx": tx, "step_config": step_config}
+    rng, root = np.random.default_rng(0), jax.random.key(1)
+    image = rng.integers(0, 256, (SIZE, 28, 28, 1)).astype(np.uint8)
+    split = Split(image, rng.integers(0, 10, SIZE).astype(np.int32))
+    order = steps.epoch_permutation(root, 0, size=SIZE)
+    start = steps.init_state(root, **how), Metrics.zeros()
+    found = []
+    for loop in (steps.train_steps, gpu_loop.train_steps):
+        carry, logs = start, []
+        for first, count in ((0, 4), (4, 2)):
+            with jax.disable_jit():  # one operation after the other: nothing is rounded otherwise
+                args = *carry, split, order, root, first, count
+                *carry, log = loop(*args, **how, batch_size=BATCH_SIZE, log_size=6)
+            logs.append(log)
+        found.append((carry, logs))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    assert found[1][0][1].count == SIZE and found[1][0][0].step == 6
+
+
+def test_only_parameters_that_the_model_casts_once_and_at_once_are_kept_cast():
+    for name, cast in (("bfloat16", 3), ("normed", 0), ("mlp", 0)):
+        model = MODELS[name][0]
+        state = steps.init_state(jax.random.key(0), model=model, tx=optax.sgd(1.0))
+        dtypes = gpu_loop.cast_dtypes(model, state)
+        assert dtypes.count(jnp.bfloat16) == cast == len(dtypes) - dtypes.count(None)
+        copies = gpu_loop.cast(state.params, dtypes)
+        merged = gpu_loop.replace(state.params, copies)
+        assert [leaf.dtype for leaf in jax.tree.leaves(merged)].count(jnp.bfloat16) == cast
+
+
+class Steep(models.LogisticRegression):
+    """Its loss is finite, and its gradient infinite, once a parameter is down at 0."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        slope = self.param("slope", nn.initializers.constant(2.0), (70, 70))
+        self.sow("losses", "slope", jnp.sqrt(slope[3, 5]) + jnp.sum(slope) - slope[3, 5])
+        return nn.Dense(10, name="logits")(x.reshape(len(x), -1))
+
+
+def test_an_infinite_gradient_of_a_finite_loss_is_noticed_at_its_step():
+    model, root = Steep(), jax.random.key(0)
+    down = optax.stateless(lambda grads, _: jax.tree.map(lambda g: -jnp.ones_like(g), grads))
+    how: dict[str, Any] = {"model": model, "tx": down, "step_config": steps.StepConfig()}
+    split = Split(np.zeros((SIZE, 28, 28, 1), np.uint8), np.zeros(SIZE, np.int32))
+    for count, expected in ((2, NEVER), (3, 3), (4, 3)):
+        program = jax.jit(partial(gpu_loop.train_steps, **how, batch_size=4), static_argnums=6)
+        args = steps.init_state(root, **how), Metrics.zeros(), split, np.arange(SIZE), root, 0
+        assert program(*args, count)[1].first_nonfinite == expected
+
+
+COMPILE = """
+import sys, jax, numpy as np
+from functools import partial
+from jax.experimental import topologies
+from mnist_jax import compiled_steps, steps
+from mnist_jax.config import Config
+from mnist_jax.data.split import Split
+from mnist_jax.metrics import Metrics
+from mnist_jax.models import make_model
+from mnist_jax.optimizer import make_optimizer
+from mnist_jax.parallel import mesh as meshes
+
+name, precision, target = sys.argv[1:]
+device = topologies.get_topology_desc(
+    platform="cuda", target_config=open(target).read(), topology="1x1x1").devices[0]
+mesh = meshes.make_mesh([device])
+config = Config(model=name, precision=precision).resolve()
+step_config = steps.make_step_config(config)
+model = make_model(
+    name, dtype=meshes.compute_dtype(precision, device), **config.arguments("model"))
+tx = make_optimizer(**config.optimizer_arguments(), steps=600)
+program = compiled_steps.make_steps(
+    model, tx, mesh, train_size=60_000, batch_size=100, step_config=step_config).train_steps
+key = jax.eval_shape(lambda: jax.random.key(0))
+state = jax.eval_shape(partial(steps.init_state, model=model, tx=tx), key)
+split = Split(np.zeros((60_000, 28, 28, 1), np.uint8), np.zeros(60_000, np.int32))
+args = state, Metrics.zeros(), split, split.label, key, np.int32(0)
+place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.replicated(mesh))
+with jax.default_matmul_precision(meshes.MATMUL_PRECISION[precision]):
+    lowered = program.lower(*jax.tree.map(place, args), 600)
+    lowered.compile(meshes.compiler_options(device))
+"""
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("jax_cuda13_plugin"), reason="needs the extra cuda13"
+)
+@pytest.mark.parametrize(
+    ("model", "precision", "most"),
+    [
+        ("cnn", "bfloat16", 60),
+        ("cnn", "float32", 60),
+        ("cnn", "tf32", 60),
+        ("mlp", "float32", 45),
+        ("logistic", "float32", 16),
+    ],
+)
+def test_compiled_for_an_absent_h100_a_step_is_one_graph_of_few_kernels(
+    model, precision, most, tmp_path
+):
+    (tmp_path / "h100").write_text(H100)
+    dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_module_re=.*train_steps.*"
+    switches = {"XLA_FLAGS": dump, "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
+    command = [sys.executable, "-c", COMPILE, model, precision, str(tmp_path / "h100")]
+    subprocess.run(command, env={**os.environ, **switches}, check=True)
+    [dump] = tmp_path.glob("*thunk_sequence_after_thunk_passes.txt")
+    [body] = re.findall(r"(?m)^  body:\n((?: {4}.*\n)+)", dump.read_text())
+    started = re.findall(r"(?m)^ {4}\d+: (k\w+)", body)  # by the host
+    inside = re.findall(r"(?m)^ {8}\d+: k\w+", body)  # of graphs
+    assert started == ["kCommandBuffer"] and len(inside) <= most
