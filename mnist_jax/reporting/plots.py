@@ -53,7 +53,8 @@ def svg(figure: Figure) -> bytes:
 def samples(images: np.ndarray, names: Sequence[str], *, columns: int = 10) -> Figure:
     """Images (n, height, width, channels) uint8, each under its name.
 
-    In colour if there are three channels; else dark on white.
+    In colour if there are three channels, with names in a grey for white and for dark pages; else
+    dark on white.
     """
     tiles = images.mean(-1)
     if images.shape[-1] == 3:
@@ -87,6 +88,7 @@ def _grid(
     step_y, step_x = height + gap + title, width + gap
     shape = rows * step_y - gap, columns * step_x - gap, *channels
     canvas = np.full(shape, 0.0 if channels else np.nan)  # transparent; NaN is not drawn
+    text = {"ha": "center", "va": "bottom", "size": 9, "color": "#767676" if channels else "black"}
     figure = Figure((WIDTH, WIDTH * canvas.shape[0] / canvas.shape[1] + 0.1))
     axes = figure.add_subplot()
     axes.axis("off")
@@ -94,7 +96,7 @@ def _grid(
         y, x = i // columns * step_y + title, i % columns * step_x
         canvas[y : y + height, x : x + width] = tile
         if names:
-            axes.text(x + width / 2, y - gap, names[i], ha="center", va="bottom", size=9)
+            axes.text(x + width / 2, y - gap, names[i], **text)
     return figure, axes.imshow(canvas, **colours)
 
 
@@ -170,13 +172,14 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     axes = figure.add_subplot()
     correct = np.eye(classes, dtype=bool)
     most = max(1, int(counts[~correct].max()))
+    size = 10 if classes <= 10 else 8
     # Light colours, so that black numbers stay readable. NaN is not drawn.
     errors = np.where(correct | (counts == 0), np.nan, counts)
     axes.imshow(errors, cmap="Oranges", vmin=0, vmax=2 * most)
     axes.imshow(np.where(correct, 1.0, np.nan), cmap="Blues", vmin=0, vmax=4)
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            axes.text(column, row, str(count), ha="center", va="center", size=8)
+            axes.text(column, row, str(count), ha="center", va="center", size=size)
     axes.set(xlabel="predicted class", ylabel="true class")
     rotation = 90 if max(map(len, class_names)) > 2 else 0
     axes.set_xticks(range(classes), class_names, rotation=rotation)

@@ -82,6 +82,7 @@ class ReportFigure(NamedTuple):
     heading: str
     figure: Figure
     caption: str
+    has_photos: bool = False  # in colours that dark mode leaves alone
 
     @property
     def is_wide(self) -> bool:
@@ -204,16 +205,16 @@ def comparison_figures(runs: Mapping[str, plots.Rows]) -> list[ReportFigure]:
     if not runs:
         return []
     figure = plots.accuracy_against_time(runs)
-    caption = "One point per epoch, without compiling and evaluating; the time is logarithmic."
+    caption = "One point per epoch. The time is that of training alone, on a logarithmic scale."
     time = ReportFigure("time", "Accuracy against training time", figure, caption)
     return [curves_figure(runs), time]
 
 
 def curves_figure(runs: Mapping[str, plots.Rows]) -> ReportFigure:
     """Loss and accuracy by epoch."""
-    caption = "Train is measured during an epoch, with dropout if there is any; test after it."
-    if any(isinstance(rows[0]["test/loss"], list) for rows in runs.values()):
-        caption += " Lines are means over the seeds; their range is shaded."
+    caption = "Train is measured during an epoch (with dropout, if there is any), test after it."
+    if any(np.size(rows[0]["test/loss"]) > 1 for rows in runs.values()):
+        caption += " Lines are means over the seeds; the shade spans all of them."
     return ReportFigure("curves", "Learning curves", plots.learning_curves(runs), caption)
 
 
@@ -223,7 +224,7 @@ def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFi
     members = len(prediction.members)
     counts = confusion_matrix(prediction.log_probabilities.argmax(2), label, len(names))
     errors, networks = counts.sum() - counts.trace(), f" of {members} networks" * (members > 1)
-    caption = f"Test images by true and predicted class: {errors:,} errors{networks}."
+    caption = f"Test images by true class and by answer: {errors:,} errors{networks}."
     matrix = plots.confusion_matrix(counts, names)
     figures = [ReportFigure("confusion", "Confusion matrix", matrix, caption)]
     places = statistics.most_confident_errors(mean, label, ERRORS)
@@ -234,9 +235,10 @@ def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFi
             for i in places
         ]
         worst = plots.samples(dataset.test.image[places], titles, columns=6)
-        caption = "Misclassified test images: label → prediction, with its probability"
+        caption = "Test images with a wrong answer: true class → answer, and its probability"
         caption += f", the mean of {members} networks." if members > 1 else "."
-        figures.append(ReportFigure("errors", "Most confident errors", worst, caption))
+        in_colour = dataset.test.image.shape[-1] == 3
+        figures.append(ReportFigure("errors", "Most confident errors", worst, caption, in_colour))
     return figures
 
 
@@ -260,7 +262,7 @@ def weights_figures(
         figure = plots.weights(tiles[:UNITS])
         caption = f"{min(UNITS, len(tiles))} of {len(tiles)} units of {layer}"
     caption += "" if run.config.num_members is None else f", {member_label(member)}"
-    caption += ". Blue is positive, red negative; the largest 0.5 % are clipped."
+    caption += ". Blue is positive, red negative; the largest 0.5 % have the strongest colour."
     return [ReportFigure("weights", "Weights of the first layer", figure, caption)]
 
 
