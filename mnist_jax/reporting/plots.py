@@ -53,8 +53,7 @@ def svg(figure: Figure) -> bytes:
 def samples(images: np.ndarray, names: Sequence[str], *, columns: int = 10) -> Figure:
     """Images (n, height, width, channels) uint8, each under its name.
 
-    In colour if there are three channels, with names in a grey for white and for dark pages; else
-    dark on white.
+    In colour if there are three channels; else dark on white.
     """
     tiles = images.mean(-1)
     if images.shape[-1] == 3:
@@ -88,7 +87,7 @@ def _grid(
     step_y, step_x = height + gap + title, width + gap
     shape = rows * step_y - gap, columns * step_x - gap, *channels
     canvas = np.full(shape, 0.0 if channels else np.nan)  # transparent; NaN is not drawn
-    text = {"ha": "center", "va": "bottom", "size": 9, "color": "#767676" if channels else "black"}
+    ink = "#767676" if channels else "black"  # readable on white and on dark pages
     figure = Figure((WIDTH, WIDTH * canvas.shape[0] / canvas.shape[1] + 0.1))
     axes = figure.add_subplot()
     axes.axis("off")
@@ -96,7 +95,7 @@ def _grid(
         y, x = i // columns * step_y + title, i % columns * step_x
         canvas[y : y + height, x : x + width] = tile
         if names:
-            axes.text(x + width / 2, y - gap, names[i], **text)
+            axes.text(x + width / 2, y - gap, names[i], ha="center", va="bottom", size=9, color=ink)
     return figure, axes.imshow(canvas, **colours)
 
 
@@ -166,13 +165,12 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
 
     Correct answers are blue, errors the redder the more frequent.
     """
-    classes = len(counts)
+    classes, size = len(counts), 10 if len(counts) <= 10 else 8
     side = WIDTH * max(1, classes / 20)  # inches: three digits of 8 points fit a cell
     figure = Figure((side, side))
     axes = figure.add_subplot()
     correct = np.eye(classes, dtype=bool)
     most = max(1, int(counts[~correct].max()))
-    size = 10 if classes <= 10 else 8
     # Light colours, so that black numbers stay readable. NaN is not drawn.
     errors = np.where(correct | (counts == 0), np.nan, counts)
     axes.imshow(errors, cmap="Oranges", vmin=0, vmax=2 * most)

@@ -212,7 +212,7 @@ def comparison_figures(runs: Mapping[str, plots.Rows]) -> list[ReportFigure]:
 
 def curves_figure(runs: Mapping[str, plots.Rows]) -> ReportFigure:
     """Loss and accuracy by epoch."""
-    caption = "Train is measured during an epoch (with dropout, if there is any), test after it."
+    caption = "Train is measured during an epoch (with dropout, if any), test after it."
     if any(np.size(rows[0]["test/loss"]) > 1 for rows in runs.values()):
         caption += " Lines are means over the seeds; the shade spans all of them."
     return ReportFigure("curves", "Learning curves", plots.learning_curves(runs), caption)
