@@ -107,8 +107,8 @@ class Display(Callback):
         if self.config is None:
             print(f"{folder} holds this run, complete: nothing to do")
         else:
-            times = (f"{name[:-2]} {s:.1f} s" for name, s in record["timings"].items())
-            print("time    " + "  ".join(times))
+            times = record["timings"].items()  # Python has no seconds of imports
+            print("time    " + "  ".join(f"{name[:-2]} {s:.1f} s" for name, s in times if s))
             for name, found in record.get("statistics", {}).items():
                 print(f"{name.removesuffix('_accuracy'):11} {summary_text(found)}")
             if "members" not in record:
