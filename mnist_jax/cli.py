@@ -9,8 +9,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from types import MappingProxyType
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from mnist_jax.errors import (
     DeviceError,
@@ -39,16 +39,22 @@ def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: s
     """
     import tyro
 
+    about: dict[str, Any] = {"prog": prog, "description": description, "use_underscores": True}
     if {"-h", "--help"} & set(argv):
-        _join_lines(kind)
+        with contextlib.suppress(SystemExit):
+            tyro.cli(_shown(kind), args=["--help"], config=(tyro.conf.DisallowNone,), **about)
+        for words in getattr(kind, "EXAMPLES", ()):
+            print(f"example: {prog} {words}")
+        sys.exit()
     split = (word.partition("=") for word in argv)
     argv = ["".join((ALIASES.get(name, name), *value)) for name, *value in split]
-    return tyro.cli(kind, prog=prog, description=description, args=argv, use_underscores=True)
+    return tyro.cli(kind, args=argv, **about)
 
 
-def _join_lines(kind: Any) -> None:
-    """Gives tyro each field's docstring in one line; it would keep the source's line breaks."""
+def _shown(kind: Any) -> type:
+    """`kind` as `--help` shows it. Its GROUPS are nested dataclasses: tyro titles only those."""
     import docstring_parser
+    from tyro.conf import arg
 
     texts = {
         param.arg_name: " ".join((param.description or "").split())
@@ -56,8 +62,25 @@ def _join_lines(kind: Any) -> None:
         if dataclasses.is_dataclass(owner)
         for param in docstring_parser.parse_from_object(owner).params
     }
-    for field in dataclasses.fields(kind):
-        field.metadata = MappingProxyType({**field.metadata, "help": texts.get(field.name)})
+
+    def flag(field: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
+        text, default, form = texts.get(field.name, ""), field.default, field.type
+        hint = None if default is dataclasses.MISSING else f"Default: {default}."
+        if default in (None, ()):  # the text may say what that means
+            text, _, meaning = text.partition(" None: ")
+            hint = meaning and f"Default: {meaning}"
+        several = [part for part in get_args(form) if get_origin(part) is tuple]
+        if isinstance(form, UnionType) and several:  # of "one value or several" the longer form
+            form, default = several[0], ()
+        about = arg(help=text, help_behavior_hint=hint, prefix_name=False)
+        return field.name, Annotated[form, about], dataclasses.field(default=default)
+
+    flags = {field.name: flag(field) for field in dataclasses.fields(kind)}
+    groups = [
+        (title, dataclasses.make_dataclass(title, map(flags.pop, names.split())))
+        for title, names in getattr(kind, "GROUPS", {}).items()
+    ]
+    return dataclasses.make_dataclass("Shown", [*flags.values(), *groups], kw_only=True)
 
 
 def exit_status(

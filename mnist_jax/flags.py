@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mnist_jax.data import DEFAULT_DATA_DIR
 
@@ -23,6 +23,24 @@ def _runtime(default: Any) -> Any:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
     """The fields of `Config`. A flag's help text is the string below it."""
+
+    # What `--help` shows: the flags by title, the most used first; and, at its end, commands.
+    GROUPS: ClassVar[dict[str, str]] = {
+        "model": "model hidden_sizes dropout activation init_from fork options",
+        "training": "preset epochs batch_size learning_rate schedule optimizer momentum "
+        "weight_decay loss label_smoothing ema_decay seed seeds max_steps",
+        "data": "dataset validation shift rotation scale augmentation normalize "
+        "data_dir manual_dir",
+        "device": "platform devices precision deterministic steps_per_call compilation_cache "
+        "coordinator num_processes process_id",
+        "run": "workdir checkpoint_every allow_code_change debug",
+        "output": "report tensorboard log_steps profile",
+    }
+    EXAMPLES = (
+        "--model=mlp --preset=fast --report",
+        "--dataset=fashion_mnist --preset=best --workdir=runs/fashion",
+        "--model=logistic --learning_rate 0.001 0.003 0.01 --seeds=3",
+    )
 
     model: str = "cnn"
     """The network: logistic, mlp, cnn, or one that --fork adds."""

@@ -67,16 +67,20 @@ def test_a_mistyped_flag_is_named_with_status_2(argv, message, capsys):
 
 
 def test_help_explains_every_flag(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as caught:
         train.main(["--help"])
     assert not caught.value.code
     out = capsys.readouterr().out
-    assert "with scikit-learn), one that --fork" in out  # the source breaks the line here
+    assert "with scikit-learn), one" in out  # the source breaks the line here
     out = " ".join(out.split())
     for field in dataclasses.fields(Config):
         assert f"--{field.name.replace('_', '-')}" in out.replace("_", "-")
     assert "The optimizer's step size" in out
+    assert "None}" not in out and "Default: the preset's (10; fast 4)." in out
+    assert re.findall(r"(\w+) options [-─]", out) == list(Config.GROUPS)
+    examples = out.split("example: python train.py ")[1:]
+    assert len(examples) == 3 and all(parse(*words.split()) for words in examples)
 
 
 def test_the_overview_names_every_command(capsys):
