@@ -11,6 +11,8 @@ from typing import Any
 
 from mnist_jax.errors import UsageError
 
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # of some Lustre and NFS file systems
+
 
 class IntegrityError(ValueError):
     """A file is not what was written."""

@@ -125,7 +125,7 @@ def fit(
             folder = config.workdir or default_folder(data.name, config.model)
             run = stack.enter_context(contextlib.closing(RunDir(folder, config, data)))
             changes = [] if run.result else run.write_environment(where, config.allow_code_change)
-            return str(run.folder), run.result, changes
+            return str(run.folder), run.result, run.warnings + changes
 
         folder, record, changes = distributed.on_primary(open_folder)
         for callback in callbacks:

@@ -1,6 +1,6 @@
 """The decoded arrays of a data set in one safetensors file, which a later start reads."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import safetensors.numpy
@@ -55,4 +55,6 @@ def lock(data_dir: Path, name: str) -> AbstractContextManager[object]:
         problem = f"another process has been preparing {name} for {LOCK_TIMEOUT_S} s"
         raise DataError(f"{problem}; wait for it or end it") from error
     except OSError as error:
+        if error.errno in atomic_io.NO_LOCKS:  # two processes may then do the same work
+            return nullcontext()
         raise DataError(f"cannot write {data_dir}: {error}; choose another --data_dir") from error

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from filelock import FileLock
 from flax.typing import Dtype
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -192,7 +192,8 @@ def enable_compilation_cache(folder: Path | None) -> list[str]:
         return []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        with FileLock(folder / ".lockfile"):  # as JAX will do
+            pass
     except OSError as error:
         return [f"no compilation cache: cannot write {folder} ({error.strerror})"]
     jax.config.update("jax_compilation_cache_dir", str(folder))

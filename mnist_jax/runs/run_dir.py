@@ -55,6 +55,7 @@ class RunDir:
         self.folder = folder
         self.result: dict[str, Any] | None = None
         self.checkpoints = CheckpointManager(folder / "checkpoints", config.checkpoint_every)
+        self.warnings: list[str] = []
         self._lock = FileLock(folder / ".lock", timeout=0)
         try:
             with self.writing():
@@ -62,7 +63,13 @@ class RunDir:
                 names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
                 if names and CONFIG not in names:
                     raise UsageError(f"{folder} is not empty and holds no run; choose another")
-                _acquire(self._lock)
+                try:
+                    _acquire(self._lock)
+                except OSError as error:
+                    if error.errno not in atomic_io.NO_LOCKS:
+                        raise
+                    problem = f"the file system of {folder} has no locks"
+                    self.warnings.append(f"{problem}; start no second process with this folder")
                 for place in (folder, self.checkpoints.folder):
                     for leftover in place.glob(".*.tmp"):  # of a write that was interrupted
                         leftover.unlink()

@@ -1,6 +1,7 @@
 """A run's folder: one run, held by one process; what is damaged or foreign gets one clear line."""
 
 import dataclasses
+import errno
 import json
 import subprocess
 from contextlib import closing
@@ -38,6 +39,16 @@ def test_a_folder_in_use_is_refused(config):
                 second()
     check_idle(folder)
     RunDir(folder, config, DATA).close()
+
+
+def test_a_file_system_without_locks_gets_one_warning(config, monkeypatch, tmp_path):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(UserWarning, match="has no locks; start no second process") as caught:
+        fit(dataclasses.replace(config, data_dir=tmp_path / "d", max_steps=1), callbacks=[])
+    assert len(caught) == 1
 
 
 def test_what_ended_before_its_first_checkpoint_can_be_corrected(config):
