@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.data.batches import num_batches
 from mnist_jax.data.split import Split, hold_out
-from mnist_jax.errors import MnistJaxError, UsageError, first_line
+from mnist_jax.errors import DeviceError, MnistJaxError, UsageError, first_line
 from mnist_jax.metrics import Metrics, finite_members
 from mnist_jax.models import make_model
 from mnist_jax.optimizer import make_optimizer
@@ -69,7 +71,7 @@ def fit(
         DataError: the data set cannot be loaded.
         CheckpointError: the run's checkpoints, or the initial parameters, cannot be used.
         NonFiniteError: the loss or a gradient became NaN or infinite.
-        DeviceError: devices are missing, or the run's folder cannot be written.
+        DeviceError: devices or memory are missing, or the run's folder cannot be written.
         InterruptedRunError: a signal came; the run is saved.
     """
     started = time.perf_counter() - import_s
@@ -108,6 +110,8 @@ def fit(
         is_complete = config.workdir is not None and (config.workdir / RESULT).exists()
         if config.fork is not None and not is_complete and not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
             _check_fork(config, dataset, model, tx)
+        if config.num_members and device.platform == "cpu" and hasattr(os, "sysconf"):
+            _check_memory(config, model, tx)
         where = environment.describe(device)
         if jax.process_count() > 1:
             distributed.check_same(_must_agree(config, dataset, where))
@@ -206,6 +210,22 @@ def _check_fork(
         raise UsageError(
             f"a training step fails with the fork {config.fork}: {problem}; --debug shows where"
         ) from error
+
+
+def _check_memory(config: Config, model: nn.Module, tx: optax.GradientTransformation) -> None:
+    """Raises DeviceError if this machine cannot hold the networks: the system would kill it."""
+    how = {"model": model, "tx": tx, "step_config": steps.make_step_config(config)}
+    state = jax.eval_shape(partial(steps.init_state, **how), jax.random.key(0))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    members = config.num_members or 1
+    # In memory at once: the state, a checkpoint's copy of it, and the content of its file.
+    needed = 3 * size * members / jax.process_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        problem = f"{members} networks need at least {needed / 1e9:.0f} GB of memory"
+        raise DeviceError(
+            f"{problem}; this machine has {memory / 1e9:.0f} GB; use a smaller --seeds"
+        )
 
 
 def _load(folder: Path, config: Config, model: nn.Module) -> tuple[Any, Any]:
