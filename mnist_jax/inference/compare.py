@@ -110,7 +110,7 @@ class Compare(DataFlags):
         print_warnings((*dataset.warnings, *a.warnings, *b.warnings))
         found = compare(a, b, dataset.test.label)
         images, seeds = found["images"], found["seeds"]
-        print(f"networks in the first run: {len(a.members)}, in the second: {len(b.members)}")
+        print(f"first   {_networks(a)}\nsecond  {_networks(b)}")
         only = f"only the first is right on {images['only_a']}, only the second on"
         print(f"images  {_test(images)} (McNemar); {only} {images['only_b']}")
         if seeds:
@@ -125,6 +125,15 @@ class Compare(DataFlags):
             raise WorseError(f"{second} is significantly worse than {first}")
         better = f"{second} is significantly better than {first}"
         print(better if found["better"] else "no significant difference")
+
+
+def _networks(side: Prediction) -> str:
+    """What is compared, in words."""
+    if (number := len(side.members)) == 1:
+        return "one network"
+    grid = " and ".join(sorted({name for member in side.members for name in member} - {"seed"}))
+    points = f", of every {grid}" if grid else ""
+    return f"an ensemble: the mean of the probabilities of {number} networks{points}"
 
 
 def _test(found: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """`ensemble` and `compare`, and the functions behind them."""
 
+import json
 import re
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_ensemble_command(runs, data_dir, command):
         assert re.search(r" [\d.]+ % \(\d+/360\), 95 % interval", line)
 
 
-def test_compare_command(runs, command):
+def test_compare_command(runs, copied, command):
     many, worse, one = (str(runs / name) for name in ("many", "worse", "one"))
     status, out, err = command("compare", many, worse)
     assert (status, err) == (7, f"{worse} is significantly worse than {many}\n")
@@ -71,5 +72,11 @@ def test_compare_command(runs, command):
     status, out, _ = command("compare", one, one)
     assert (status, out.splitlines()[-1]) == (0, "no significant difference")
     assert RECIPES in out
-    status, out, _ = command("compare", one, worse)
+    grid = copied("many")
+    values = json.loads((grid / "config.json").read_text())
+    values |= {"seeds": None, "learning_rate": [0.1, 0.2, 0.3]}
+    (grid / "config.json").write_text(json.dumps(values))
+    status, out, _ = command("compare", one, grid)
     assert (status, RECIPES in out) == (7, True)
+    ensemble = "an ensemble: the mean of the probabilities of 3 networks, of every learning_rate"
+    assert out.splitlines()[:2] == ["first   one network", f"second  {ensemble}"]
