@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
 from mnist_jax.atomic_io import user_path
@@ -90,12 +91,19 @@ class Config(Flags):
 
     def _check_arguments(self) -> None:
         """Each argument that is given must belong to a component of the run."""
-        known = {name for part in self.components().values() for name in keyword_defaults(part)}
+        model = MODELS[self.model]
+        if not (inspect.isclass(model) and issubclass(model, nn.Module)):
+            raise UsageError(f"the model {self.model!r} is no subclass of flax.linen.Module")
+        known = {name for part in self.components().values() for name in keywords(part)}
         given = [name for name in ARGUMENTS if getattr(self, name) is not None]
         flags = {field.name for field in dataclasses.fields(self)}
         for name in (*given, *self.option_values()):
             if name in flags and name not in given:
                 raise UsageError(f"{name} is a flag; give --{name}, not --options {name}=…")
+            if name in ("dtype", "image_shape", "num_classes"):
+                raise UsageError(
+                    f"the data or --precision set {name}; leave {name} of --options out"
+                )
             if name not in known:
                 parts = ", ".join(
                     f"the {kind} {getattr(self, kind)!r}" for kind in self.components()
@@ -132,7 +140,7 @@ class Config(Flags):
             return {}
         part, config = self.components()[kind], self.resolve()
         values = {name: getattr(config, name) for name in ARGUMENTS} | self.option_values()
-        names = keyword_defaults(part)
+        names = keywords(part)
         return {n: v for n, v in values.items() if n in names and v is not None}
 
     def resolve(self) -> "Config":
@@ -256,6 +264,12 @@ class Config(Flags):
 def member_label(member: dict[str, Any]) -> str:
     """The name of one of `Config.members`."""
     return ", ".join(f"{name} {value}" for name, value in member.items())
+
+
+def keywords(function: Callable[..., Any]) -> set[str]:
+    """The parameters of a function, or the fields of a module's class, that `--options` can set."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if p.default is not p.empty or p.kind is p.KEYWORD_ONLY}
 
 
 def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import math
 import shlex
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_jax import Config, cli
+from mnist_jax import LOSSES, MODELS, Config, cli
 from mnist_jax.config import PRESETS
 from mnist_jax.errors import UsageError
 
@@ -34,6 +35,17 @@ def test_replace_takes_the_new_presets_and_models_values():
     assert Config(optimizer="adamw").resolve().weight_decay == 1e-4
 
 
+def test_options_reach_arguments_without_a_default_and_models_are_classes(monkeypatch):
+    def taught(logits, batch, *, teacher, share=0.5): ...
+
+    monkeypatch.setitem(LOSSES, "taught", taught)
+    arguments = Config(loss="taught", options=("teacher=RUN",)).arguments("loss")
+    assert arguments == {"teacher": "RUN"}
+    monkeypatch.setitem(MODELS, "wide", functools.partial(MODELS["mlp"], hidden_sizes=(512,)))
+    with pytest.raises(UsageError, match=r"the model 'wide' is no subclass of flax\.linen\.Module"):
+        Config(model="wide")
+
+
 def test_resolve_changes_nothing_that_is_resolved():
     config = Config(model="mlp", preset="best", workdir=Path("~/run"), dropout=0.1).resolve()
     assert config.resolve() == config
@@ -50,6 +62,7 @@ def test_resolve_changes_nothing_that_is_resolved():
         ("activation", ["sigmoid"], "none of the model 'cnn', .*; leave --activation out"),
         ("options", [("gamma",)], "words such as gamma=3"),
         ("options", [("dropout=0.1",)], "give --dropout, not --options"),
+        ("options", [("num_classes=47",)], "the data or --precision set num_classes"),
         ("optimizer", ["adem"], "did you mean adam"),
         ("fork", [Path("nowhere.py")], "cannot read the fork nowhere.py: No such file"),
         ("epochs", [0, 1.5, "3"], "whole number, 1 or more"),

@@ -10,6 +10,7 @@ import scipy
 
 from mnist_jax.atomic_io import user_path
 from mnist_jax.config import GRID, member_label
+from mnist_jax.data import Dataset
 from mnist_jax.inference.flags import DataFlags, RunFolder, print_warnings
 from mnist_jax.inference.restore import Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix
@@ -21,7 +22,7 @@ from mnist_jax.runs.statistics import accuracy, percent, summarize
 def evaluate(
     workdir: str | Path,
     *,
-    dataset: str | None = None,
+    dataset: str | Dataset | None = None,
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
     platform: str | None = None,

@@ -16,7 +16,8 @@ from mnist_jax import steps
 from mnist_jax.atomic_io import user_path
 from mnist_jax.compiled_steps import EVAL_BATCH_SIZE
 from mnist_jax.config import Config, member_label
-from mnist_jax.data import Dataset, DataSpec, load_dataset
+from mnist_jax.data import DATASETS, Dataset, DataSpec, load_dataset
+from mnist_jax.data.files import is_path
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.models import IMAGE_SHAPE, forward, make_model
 from mnist_jax.parallel import mesh
@@ -102,17 +103,23 @@ def load_runs(folders: Sequence[str | Path]) -> list[LoadedRun]:
 def dataset_of(
     run: LoadedRun,
     *,
-    name: str | None = None,
+    name: str | Dataset | None = None,
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
 ) -> Dataset:
     """The data set of a run, or another one by name; errors are those of `load_dataset`."""
     config = run.config
-    name, is_own = name or config.dataset, name in (None, config.dataset)
-    options = config.arguments("dataset") if is_own else {}
-    data_dir = data_dir or config.data_dir
-    dataset = load_dataset(name, data_dir=data_dir, manual_dir=manual_dir, **options)
-    spec = dataset.spec
+    if isinstance(name, Dataset):
+        dataset, is_own = name, name.name == config.dataset
+    else:
+        name, is_own = name or config.dataset, name in (None, config.dataset)
+        if name not in DATASETS and not is_path(name) and is_own:
+            given = f"{run.folder} was trained on {name}, arrays that fit was given"
+            raise UsageError(f"{given}; use mnist_jax.evaluate with them, or --dataset=PATH")
+        options = config.arguments("dataset") if is_own else {}
+        data_dir = data_dir or config.data_dir
+        dataset = load_dataset(name, data_dir=data_dir, manual_dir=manual_dir, **options)
+    name, spec = dataset.name, dataset.spec
     if (spec.image_shape, spec.num_classes) != (run.data.image_shape, run.data.num_classes):
         kinds = [f"{list(s.image_shape)} in {s.num_classes} classes" for s in (spec, run.data)]
         raise UsageError(f"{name} has images {kinds[0]}; {run.folder} is for {kinds[1]}")

@@ -143,7 +143,8 @@ def describe_config(config: Config) -> str:
     values, defaults = config.hyperparameters(), config.defaults().hyperparameters()
     main = ("epochs", "batch_size", "learning_rate", "seed")
     hidden = ("dataset", "precision")  # printed elsewhere
-    changed = [n for n in values if values[n] != defaults[n] and n not in (*main, *hidden)]
+    given = [n for n in values if values[n] not in (None, defaults[n])]
+    changed = [n for n in given if n not in (*main, *hidden)]
     return f"preset {config.preset}, " + ", ".join(f"{n} {values[n]}" for n in (*main, *changed))
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from shared import rows_of
 
-from mnist_jax import evaluate, load_dataset, predict
+from mnist_jax import Config, Dataset, evaluate, fit, load_dataset, predict
+from mnist_jax.errors import UsageError
 
 
 @pytest.fixture
@@ -51,6 +52,16 @@ def test_loss_is_finite_where_probabilities_underflow(copied, edit_params, split
 
     edit_params(folder := copied("one"), always_zero)
     assert evaluate(folder)["loss"] == pytest.approx(500 * np.mean(split.label != 0))
+
+
+def test_a_run_on_arrays_is_evaluated_with_them(tmp_path):
+    x, y = np.zeros((60, 8, 8, 1), np.uint8), np.arange(60) % 3
+    data = Dataset.from_arrays("mine", x, y, x, y)
+    given = {"model": "logistic", "epochs": 1, "workdir": tmp_path / "run"}
+    record = fit(Config(**given, batch_size=20), dataset=data, callbacks=()).record
+    assert evaluate(tmp_path / "run", dataset=data)["accuracy"] == record["test_accuracy"]
+    with pytest.raises(UsageError, match="trained on mine, arrays that fit was given"):
+        evaluate(tmp_path / "run")
 
 
 def test_text_output(runs, command):
