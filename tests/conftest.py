@@ -1,10 +1,12 @@
 import json
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import filelock
 import pytest
@@ -53,6 +55,14 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 def data_dir(once: Callable[..., Any]) -> Path:
     """One folder for decoded data sets, shared by all tests and workers of a session."""
     return Path(once("data", str))
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every connection and every look-up of a name fails."""
+    refuse = mock.Mock(side_effect=OSError(101, "Network is unreachable"))
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.fixture(scope="session")

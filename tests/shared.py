@@ -1,13 +1,27 @@
-"""What tests read of a run's folder, and how they interrupt a run."""
+"""What tests read of a run's folder, how they interrupt a run, and processes of Python."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from mnist_jax import Callback
 from mnist_jax.signals import Stop
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(*words: Any, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, which must succeed; it finds this package and tests/."""
+    command, path = [sys.executable, *map(str, words)], f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    env = os.environ | {"PYTHONPATH": path} | variables
+    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -22,7 +36,7 @@ def rows_without_times(folder: Path) -> list[dict[str, Any]]:
 
 def write_forks(folder: Path) -> None:
     """Writes the files of docs/forking.md: the Python blocks that begin with a file's name."""
-    page = (Path(__file__).parents[1] / "docs" / "forking.md").read_text()
+    page = (ROOT / "docs" / "forking.md").read_text()
     for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL):
         (folder / name).write_text(code)
 

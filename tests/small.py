@@ -6,6 +6,7 @@
 import gzip
 import hashlib
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +29,24 @@ def make_split(count: int, seed: int) -> Split:
     return Split(image, rng.integers(0, 10, count).astype(np.int32))
 
 
+def write_idx(folder: Path, arrays: Sequence, start: str = "", ending: str = ".gz") -> list[Path]:
+    """Writes the four files, whose names start and end so, to `folder`; no ending, no gzip."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{start}{name.removesuffix('.gz')}{ending}" for name in NAMES]
+    for file, array in zip(files, arrays, strict=True):
+        data = idx(array.astype(np.uint8))
+        file.write_bytes(gzip.compress(data, mtime=0) if ending else data)
+    return files
+
+
 def write(folder: Path, seed: int = 1) -> tuple[Split, Split]:
     """Writes four files of random images to `folder`; returns their content."""
-    folder.mkdir(parents=True, exist_ok=True)
     train, test = make_split(60, seed), make_split(20, seed + 1)
-    arrays = (train.image[..., 0], train.label, test.image[..., 0], test.label)
-    for name, array in zip(NAMES, arrays, strict=True):
-        (folder / name).write_bytes(gzip.compress(idx(array.astype(np.uint8)), mtime=0))
+    write_idx(folder, (train.image[..., 0], train.label, test.image[..., 0], test.label))
     return train, test
 
 
 def source_of(folder: Path) -> sources.Source:
     """A table entry whose originals are the files in `folder`."""
-    return sources.Source(
-        url="http://127.0.0.1:9/",
-        files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in NAMES},
-        class_names=tuple("0123456789"),
-    )
+    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in NAMES}
+    return sources.Source("http://127.0.0.1:9/", files, class_names=tuple("0123456789"))

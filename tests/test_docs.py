@@ -8,18 +8,15 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from shared import write_forks
+from shared import ROOT, python, write_forks
 
 from mnist_jax import Config, __main__, cli, data, fit
 
-ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
     for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
@@ -96,7 +93,7 @@ def test_training_commands_are_configs(command, here):
 @pytest.mark.parametrize("command", [c for c in TRAIN if "--coordinator" not in c])
 def test_training_commands_train(command, mnist_dir, data_dir, tmp_path):
     """In full; of many seeds only one epoch, of the CNN only the first steps."""
-    words = [sys.executable, str(ROOT / "train.py"), *shlex.split(command)[2:]]
+    words = [str(ROOT / "train.py"), *shlex.split(command)[2:]]
     if "--dataset=letters" in words or any("teacher=" in word for word in words):
         pytest.skip("test_forking.py trains it, on data and with a teacher of its own")
     words = [word for word in words if not word.startswith(("--workdir", "--manual_dir"))]
@@ -106,9 +103,8 @@ def test_training_commands_train(command, mnist_dir, data_dir, tmp_path):
         words.append("--max_steps=5")
     elif "--seeds" in command:
         words.append("--epochs=1")
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8" if "--devices" in command else "1"}
-    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    devices = "8" if "--devices" in command else "1"
+    done = python(*words, cwd=tmp_path, JAX_NUM_CPU_DEVICES=devices)
     assert "--help" in words or "test accuracy: " in done.stdout.splitlines()[-1]
 
 

@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +11,13 @@ import optax
 import pytest
 import safetensors.numpy
 import small
-from shared import StopAfter, rows_without_times, write_forks
+from shared import StopAfter, python, rows_without_times, write_forks
 
 from mnist_jax import OPTIMIZERS, Config, fit, load_run
 from mnist_jax.errors import InterruptedRunError, UsageError
 from mnist_jax.models import make_model
 from mnist_jax.runs.results import params_sha256
 
-ROOT = Path(__file__).parents[1]
 SMALL = {"model": "mlp", "hidden_sizes": (16,), "learning_rate": 0.01}
 NORMED = {"fork": "HERE/norm.py", "model": "norm"}
 RECIPES = {"fork": "HERE/recipes.py", "learning_rate": 0.01}
@@ -85,11 +81,8 @@ def prepare(folder: Path) -> str:
     (folder / "norm.py").write_text(NORM)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (300, 28, 28), np.uint8), np.arange(300) % 26 + 1
-    (folder / "emnist").mkdir()
     arrays = (images, labels, images[:60], labels[:60])
-    for name, array in zip(small.NAMES, arrays, strict=True):
-        file = folder / "emnist" / f"emnist-letters-{name.removesuffix('.gz')}"
-        file.write_bytes(small.idx(array.astype(np.uint8)))
+    small.write_idx(folder / "emnist", arrays, "emnist-letters-", "")
     x, y = rng.integers(0, 256, (300, 32, 32, 3), np.uint8), np.arange(300) % 47
     np.savez(folder / "colour.npz", x_train=x, y_train=y, x_test=x[:60], y_test=y[:60])
     teacher = {"model": "logistic", "dataset": "digits", "epochs": 6, "ema_decay": 0.9}
@@ -188,20 +181,12 @@ for folder in sys.argv[1:]:
 """
 
 
-def run_python(code: str, *words: str, cwd: Path, **variables: str) -> str:
-    """What another process prints that runs this code."""
-    command = [sys.executable, "-W", "error", "-c", code, *words]
-    env = os.environ | {"PYTHONPATH": str(ROOT)} | variables
-    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.parametrize("names", [FORKS, pytest.param(LONG, marks=pytest.mark.campaign)])
 def test_forks_are_read_in_another_process(trained, tmp_path, names):
     """It evaluates, predicts and exports, from the runs' folders alone."""
     found = [trained(name) for name in names]
-    printed = run_python(READ, *(run["folder"] for run in found), cwd=tmp_path)
+    folders = [run["folder"] for run in found]
+    printed = python("-W", "error", "-c", READ, *folders, cwd=tmp_path).stdout
     lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     for run, read in zip(found, lines, strict=True):
         config = json.loads((Path(run["folder"]) / "config.json").read_text())
@@ -264,9 +249,7 @@ LOSSES["broken"] = lambda logits, batch: logits.mean()
         ("loss", r"the loss has shape \(\); it has a value for each example, \(100,\)"),
     ],
 )
-def test_a_fork_that_cannot_train_is_refused_before_a_folder_is_made(
-    config, tmp_path, field, message
-):
+def test_a_fork_that_cannot_train_is_refused_and_makes_no_folder(config, tmp_path, field, message):
     (tmp_path / "fork.py").write_text(BROKEN)
     run = config(fork=tmp_path / "fork.py", **{field: "broken"})
     with pytest.raises(UsageError, match=message):
@@ -317,5 +300,6 @@ print("equal", sorted(states[0][1]))
 @pytest.mark.campaign
 def test_batch_statistics_over_eight_devices_equal_those_of_one(source, tmp_path):
     """100 images on 8 devices are 13 rows each: padding, which the mask leaves out."""
-    printed = run_python(ON_DEVICES, str(source), cwd=tmp_path, JAX_NUM_CPU_DEVICES="8")
-    assert printed == "equal ['batch_stats']\n"
+    words = "-W", "error", "-c", ON_DEVICES, source
+    done = python(*words, cwd=tmp_path, JAX_NUM_CPU_DEVICES="8")
+    assert done.stdout == "equal ['batch_stats']\n"

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small
 from shared import rows_of
 
-from mnist_jax import MODELS, Callback, Config, Dataset, fit, load_run, steps
-from mnist_jax.compiled_steps import Trainer, make_steps
+from mnist_jax import MODELS, Callback, fit, load_run, steps
+from mnist_jax.compiled_steps import make_steps
 from mnist_jax.errors import CheckpointError, InterruptedRunError, NonFiniteError, UsageError
 from mnist_jax.models import LogisticRegression
 from mnist_jax.parallel import mesh
@@ -57,19 +56,6 @@ def test_initial_parameters_have_the_same_bits_when_fully_optimized(name):
     jax.tree.map(np.testing.assert_array_equal, quick(key), full(key))
 
 
-def test_arrays_of_another_dtype_get_a_program_of_their_own():
-    """The same with another sharding: see tests/parallel/test_mesh.py."""
-    split, model = small.make_split(20, seed=0), LogisticRegression()
-    dataset = Dataset("mnist", split, split, "", (), ())
-    trainer = Trainer(model, optax.sgd(0.1), dataset, Config(batch_size=10).resolve(), MESH)
-    state, batch = trainer.init(), {**split._asdict(), "mask": np.ones(20, bool)}
-    for dtype in (jnp.float32, jnp.bfloat16):
-        params = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), state.params)
-        (metrics,) = trainer.evaluate(state._replace(params=params), "test")
-        expected = steps.eval_step(params, {}, batch, model=model)
-        assert metrics.loss == pytest.approx(expected.loss, rel=1e-3)
-
-
 @pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}, {"ema_decay": 0.9, "seeds": 2}])
 def test_the_parameters_come_back_from_a_complete_run(config, fields):
     result, again = fit(config(**fields)), fit(config(**fields))
@@ -83,23 +69,9 @@ def test_the_parameters_come_back_from_a_complete_run(config, fields):
     assert list(map(params_sha256, own)) == digests
 
 
-@pytest.fixture
-def source(config, tmp_path):
-    """A run to start from."""
-    return fit(config(ema_decay=0.9, workdir=tmp_path / "source", **MLP))
-
-
-def test_a_run_starts_from_given_parameters(config, tmp_path, source):
-    frozen = {**MLP, "learning_rate": 1e-30, "max_steps": 1}
-    own = fit(config(**frozen), init_params=source.params).record
-    folder = {"init_from": source.workdir, "workdir": tmp_path / "folder"}
-    two = fit(config(seeds=2, **folder, **frozen)).record
-    digest = source.record["params_sha256"]
-    assert (own["params_sha256"], two["params_sha256"]) == (digest, [digest] * 2)
-    assert own["test_correct"] == source.record["test_correct"]
-
-
-def test_parameters_of_another_shape_are_refused_before_a_folder_is_made(config, source):
+def test_a_run_starts_from_given_parameters_of_its_shape(config, tmp_path):
+    """Others are refused before a folder is made."""
+    source = fit(config(ema_decay=0.9, workdir=tmp_path / "source", **MLP))
     wide = {**MLP, "hidden_sizes": (9,)}
     with pytest.raises(UsageError, match=r"an array has shape \(8,\) in place of \(9,\)"):
         fit(config(**wide), init_params=source.params)
@@ -111,24 +83,25 @@ def test_parameters_of_another_shape_are_refused_before_a_folder_is_made(config,
         fit(config(init_from=source.workdir.parent, **MLP))
     assert not config().workdir.exists()
 
+    frozen = {**MLP, "learning_rate": 1e-30, "max_steps": 1}
+    own = fit(config(**frozen), init_params=source.params).record
+    folder = {"init_from": source.workdir, "workdir": tmp_path / "folder"}
+    two = fit(config(seeds=2, **folder, **frozen)).record
+    digest = source.record["params_sha256"]
+    assert (own["params_sha256"], two["params_sha256"]) == (digest, [digest] * 2)
+    assert own["test_correct"] == source.record["test_correct"]
 
-RECIPE = {"preset": "best", "dropout": 0.2, "ema_decay": 0.9, "label_smoothing": 0.1}
+
+RECIPE = {"model": "mlp", "max_steps": 18, "hidden_sizes": (32,), "preset": "best"}
+RECIPE |= {"dropout": 0.2, "ema_decay": 0.9, "label_smoothing": 0.1}
 CNN = {"model": "cnn", "max_steps": 4, "batch_size": 20}
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"model": "mlp", "max_steps": 18, "hidden_sizes": (32,), **RECIPE},
-        pytest.param(CNN, marks=pytest.mark.campaign),
-    ],
-    ids=["mlp", "cnn"],
-)
+@pytest.mark.parametrize("fields", [RECIPE, pytest.param(CNN, marks=pytest.mark.campaign)])
 def test_the_number_of_steps_per_call_changes_no_bit(config, tmp_path, fields):
-    records = [
-        fit(config(steps_per_call=n, workdir=tmp_path / str(n), **fields)).record
-        for n in (1, 3, 100, "auto")
-    ]
+    folders = {n: tmp_path / str(n) for n in (1, 3, 100, "auto")}
+    runs = (config(steps_per_call=n, workdir=folders[n], **fields) for n in folders)
+    records = [fit(run).record for run in runs]
     assert len({(record["params_sha256"], record["train_accuracy"]) for record in records}) == 1
 
 
@@ -197,9 +170,7 @@ def test_jax_settings_change_no_number(config, tmp_path):
         assert other["params_sha256"] == plain["params_sha256"], name
 
 
-def test_without_jit_a_learner_sees_values_and_jax_the_operation_that_made_a_nan(
-    config, monkeypatch, tmp_path
-):
+def test_without_jit_a_learner_sees_values_and_where_a_nan_is_made(config, monkeypatch, tmp_path):
     """JAX's own settings are respected: the step runs as Python, with concrete values."""
     seen = []
 
@@ -265,12 +236,9 @@ def test_fit_shows_the_run_unless_callbacks_are_given(config, tmp_path, capsys):
 
 
 def test_an_interrupt_saves_the_run_and_a_notebook_shows_one_line(config):
-    class Interrupt(Callback):
-        def on_chunk_end(self, *_):
-            signal.raise_signal(signal.SIGINT)
-
+    watch = mock.Mock(on_chunk_end=lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(InterruptedRunError, match=r"interrupted at step 2; to resume, ") as caught:
-        fit(config(), callbacks=[Interrupt()])
+        fit(config(), callbacks=[watch])
     assert caught.value._render_traceback_() == [str(caught.value)]  # IPython calls it
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     assert fit(config()).record["steps"] == 30
@@ -288,8 +256,8 @@ def test_callbacks_see_a_run_in_order(config):
     result = fit(config(epochs=1, steps_per_call=8), callbacks=[watch])
     names = ["fit_begin", "data_loaded", "train_begin", "epoch_begin"]
     names += ["steps", "chunk_end"] * 2 + ["epoch_end", "train_end"]
-    names = [f"on_{name}" for name in names]
-    assert [name for name, _, _ in watch.method_calls] == [*names, "close"]
+    called = [name.removeprefix("on_") for name, _, _ in watch.method_calls]
+    assert called == [*names, "close"]
     watch.on_epoch_begin.assert_called_once_with(1, 0, 15)
     chunks = [call.args for call in watch.on_chunk_end.call_args_list]
     counts = [(*numbers, metrics.count) for *numbers, metrics, _ in chunks]
@@ -299,25 +267,16 @@ def test_callbacks_see_a_run_in_order(config):
     watch.on_train_end.assert_called_once_with(result)
 
 
-class Log(Callback):
-    """Keeps the values of every step, (steps,) or (members, steps) each."""
-
-    def __init__(self):
-        self.calls = []
-
-    def on_steps(self, first, values):
-        assert first == sum(call["loss"].shape[-1] for call in self.calls)
-        self.calls.append(values)
-
-
 @pytest.mark.parametrize("fields", [{}, {"seeds": 2}])
 def test_on_steps_gets_each_steps_values_once_and_in_order(config, tmp_path, fields):
     plain, found = fit(config(**fields)), []
     for n in (1, 4, "auto"):
-        log = Log()
-        result = fit(config(steps_per_call=n, workdir=tmp_path / f"{n}", **fields), callbacks=[log])
-        assert result.record["params_sha256"] == plain.record["params_sha256"]
-        values = jax.tree.map(lambda *calls: np.concatenate(calls, -1), *log.calls)
+        run, watch = config(steps_per_call=n, workdir=tmp_path / f"{n}", **fields), mock.Mock()
+        assert fit(run, callbacks=[watch]).record["params_sha256"] == plain.record["params_sha256"]
+        firsts, calls = zip(*(call.args for call in watch.on_steps.call_args_list), strict=True)
+        ends = np.cumsum([values["loss"].shape[-1] for values in calls])
+        assert firsts == (0, *ends[:-1])
+        values = jax.tree.map(lambda *parts: np.concatenate(parts, -1), *calls)
         found.append((values["loss"], values["grad_norm"]))
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
@@ -329,13 +288,8 @@ def test_on_steps_gets_each_steps_values_once_and_in_order(config, tmp_path, fie
 
 
 def test_params_sha256_depends_on_names_shapes_dtypes_and_values():
-    base = {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float32)}
-    variants = [
-        base,
-        {"b": base["b"], "c": base["a"]},
-        {**base, "a": np.zeros((3, 2), np.float32)},
-        {**base, "a": np.zeros((2, 3), np.int32)},
-        {**base, "b": np.array([1, 1, 1, 2], np.float32)},
-    ]
-    assert len({params_sha256(v) for v in variants}) == len(variants)
-    assert params_sha256({"b": base["b"], "a": base["a"]}) == params_sha256(base)
+    a, b = np.zeros((2, 3), np.float32), np.ones(4, np.float32)
+    variants = [{"a": a, "b": b}, {"b": b, "c": a}, {"a": a.reshape(3, 2), "b": b}]
+    variants += [{"a": a.astype(np.int32), "b": b}, {"a": a, "b": np.float32([1, 1, 1, 2])}]
+    assert len({params_sha256(v) for v in variants}) == 5
+    assert params_sha256({"b": b, "a": a}) == params_sha256(variants[0])

@@ -1,4 +1,3 @@
-import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -29,17 +28,6 @@ def truth(originals: Path) -> tuple[Split, Split]:
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every connection and every look-up of a name fails."""
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise OSError(101, "Network is unreachable")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 class Handler(SimpleHTTPRequestHandler):

@@ -7,13 +7,8 @@ import numpy as np
 from mnist_jax.data.augment import Augmentation
 
 KEY = jax.random.key(3)
-
-
-def dots(batch: int = 64) -> np.ndarray:
-    """Images with a bright 3 × 3 spot above and to the right of the center."""
-    images = np.zeros((batch, 28, 28, 1), np.float32)
-    images[:, 8:11, 17:20] = 1
-    return images
+DOTS = np.zeros((64, 28, 28, 1), np.float32)
+DOTS[:, 8:11, 17:20] = 1  # a bright spot above and to the right of the center
 
 
 def augment(images: np.ndarray, **amounts: float) -> np.ndarray:
@@ -28,20 +23,15 @@ def center(images) -> np.ndarray:
     return np.stack([(mass.sum(2) @ places) / total, (mass.sum(1) @ places) / total], 1)
 
 
-def test_without_any_amount_images_stay_as_they_are():
-    assert not Augmentation()
-    np.testing.assert_allclose(augment(dots()), dots(), atol=1e-5)
-
-
 def test_a_shift_moves_each_image_independently_within_the_bound():
-    moved = center(augment(dots(), shift=2.0)) - center(dots())
+    moved = center(augment(DOTS, shift=2.0)) - center(DOTS)
     assert np.abs(moved).max() <= 2.0 + 1e-4
     assert moved.std(0).min() > 0.9  # a uniform draw's is 1.15
     assert np.abs(np.corrcoef(moved.T)[0, 1]) < 0.4
 
 
 def test_a_rotation_keeps_the_distance_from_the_middle():
-    before, after = (center(x) - 13.5 for x in (dots(), augment(dots(), rotation=20.0)))
+    before, after = (center(x) - 13.5 for x in (DOTS, augment(DOTS, rotation=20.0)))
     np.testing.assert_allclose(np.hypot(*after.T), np.hypot(*before.T), rtol=0.02)
     angles = np.degrees(np.arctan2(*after.T) - np.arctan2(*before.T))
     assert 15 < np.abs(angles).max() < 20.5
@@ -49,13 +39,15 @@ def test_a_rotation_keeps_the_distance_from_the_middle():
 
 
 def test_a_scale_changes_each_axis_between_its_bounds():
-    factors = (center(augment(dots(), scale=0.25)) - 13.5) / (center(dots()) - 13.5)
+    factors = (center(augment(DOTS, scale=0.25)) - 13.5) / (center(DOTS) - 13.5)
     assert 1 / 1.25 - 0.02 < factors.min() < 0.85
     assert 1.15 < factors.max() < 1.25 + 0.02
     assert np.abs(factors[:, 0] - factors[:, 1]).max() > 0.1
 
 
-def test_pixels_keep_their_range():
+def test_pixels_keep_their_range_and_without_any_amount_their_values():
+    assert not Augmentation()
+    np.testing.assert_allclose(augment(DOTS), DOTS, atol=1e-5)
     images = np.random.default_rng(0).uniform(0, 255, (16, 28, 28, 1)).astype(np.float32)
     moved = augment(images, shift=3.0, rotation=30.0, scale=0.3)
     assert moved.shape == images.shape

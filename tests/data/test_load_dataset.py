@@ -24,11 +24,14 @@ def cache_file(data_dir: Path) -> Path:
     return file
 
 
-def test_every_source_gives_the_same_arrays(originals, truth, data_dir, no_network, capfd):
+def test_every_source_gives_the_same(originals, truth, data_dir, no_network, capfd, monkeypatch):
+    """The cache needs neither tfds nor a network nor a lock."""
     first = load_dataset("auto", data_dir=data_dir, manual_dir=originals)
     cached = load_dataset("mnist", data_dir=data_dir)
     cache_file(data_dir).unlink()
     prepared = load_dataset("mnist", data_dir=data_dir)
+    for module in ("tensorflow_datasets", "requests", "filelock"):
+        monkeypatch.setitem(sys.modules, module, None)
     again = load_dataset("auto", data_dir=data_dir)
     origins = ("original files in", "decoded cache", "prepared folder", "decoded cache")
     for dataset, source in zip((first, cached, prepared, again), origins, strict=True):
@@ -48,15 +51,6 @@ def test_a_download_is_prepared_and_cached_and_never_repeated(truth, data_dir, s
     assert_holds(load_dataset("auto", data_dir=data_dir), truth)
     assert server.requested == list(small.NAMES)
     assert capfd.readouterr() == ("", "")
-
-
-def test_the_cache_needs_neither_tfds_nor_a_network_nor_a_lock(
-    originals, truth, data_dir, no_network, monkeypatch
-):
-    load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
-    for module in ("tensorflow_datasets", "requests", "filelock"):
-        monkeypatch.setitem(sys.modules, module, None)
-    assert_holds(load_dataset("auto", data_dir=data_dir), truth)
 
 
 def test_other_files_are_never_read_as_the_old_data(originals, data_dir, tmp_path, monkeypatch):
@@ -86,12 +80,8 @@ def test_the_digits_take_no_manual_dir(originals, data_dir):
         load_dataset("digits", data_dir=data_dir, manual_dir=originals)
 
 
-@pytest.mark.parametrize(
-    "fault", ["http://mnist.invalid/", "http://127.0.0.1:9/", "stall", 404, 503]
-)
-def test_auto_is_the_digits_only_when_mnist_is_unreachable(
-    truth, data_dir, server, monkeypatch, fault
-):
+@pytest.mark.parametrize("fault", ["http://x.invalid/", "http://127.0.0.1:9/", "stall", 404, 503])
+def test_auto_is_digits_only_if_mnist_is_unreachable(truth, data_dir, server, monkeypatch, fault):
     monkeypatch.setattr(sources, "TIMEOUT_S", 0.3)
     with monkeypatch.context() as patch:
         if str(fault).startswith("http"):
@@ -110,15 +100,13 @@ def test_auto_is_the_digits_only_when_mnist_is_unreachable(
     assert_holds(load_dataset("auto", data_dir=data_dir), truth)
 
 
-def test_a_data_dir_that_cannot_be_written_is_an_error(data_dir):
+def test_a_data_dir_must_be_writable_and_unlocked(originals, data_dir, no_network, monkeypatch):
     data_dir.write_text("a file")
     with pytest.raises(DataError, match=r"cannot write .*; choose another --data_dir"):
         load_dataset("auto", data_dir=data_dir)
-
-
-def test_a_lock_that_is_never_released_is_an_error(originals, data_dir, no_network, monkeypatch):
-    monkeypatch.setattr(cache, "LOCK_TIMEOUT_S", 0.1)
+    data_dir.unlink()
     data_dir.mkdir()
+    monkeypatch.setattr(cache, "LOCK_TIMEOUT_S", 0.1)
     lock = filelock.FileLock(data_dir / ".mnist.lock")
     with lock, pytest.raises(DataError, match="another process has been preparing mnist for"):
         load_dataset("auto", data_dir=data_dir)
@@ -134,37 +122,34 @@ def test_a_download_that_is_not_the_original_is_an_error(originals, truth, data_
     assert_holds(load_dataset("auto", data_dir=data_dir), truth)
 
 
-def test_a_damaged_cache_is_an_error_under_auto(originals, truth, data_dir, no_network):
-    load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
-    path = cache_file(data_dir)
-    data = path.read_bytes()
-    path.write_bytes(data[:5000] + bytes([data[5000] ^ 16]) + data[5001:])
-    with pytest.raises(DataError, match=f"the decoded cache is damaged: .*; delete {path}"):
-        load_dataset("auto", data_dir=data_dir)
-    path.unlink()
-    assert_holds(load_dataset("auto", data_dir=data_dir), truth)
+def flipped(data: bytes) -> bytes:
+    return data[:20_000] + bytes([data[20_000] ^ 1]) + data[20_001:]
+
+
+TFDS_FOLDER = r"cannot use {path.parent} \(.*\); move it away"
 
 
 @pytest.mark.parametrize(
-    ("file", "change"),
+    ("file", "change", "message"),
     [
-        ("mnist-train*", lambda data: data[: len(data) // 2]),
-        ("mnist-train*", lambda data: data[:20000] + bytes([data[20000] ^ 1]) + data[20001:]),
-        ("dataset_info.json", lambda data: b""),
+        ("decoded/*.safetensors", flipped, "the decoded cache is damaged: .*; delete {path}"),
+        ("mnist/*/mnist-train*", lambda data: data[: len(data) // 2], TFDS_FOLDER),
+        ("mnist/*/mnist-train*", flipped, TFDS_FOLDER),
+        ("mnist/*/dataset_info.json", lambda data: b"", TFDS_FOLDER),
     ],
-    ids=["truncated", "a bit of an image", "no info"],
+    ids=["cache", "truncated", "a bit of an image", "no info"],
 )
-def test_a_damaged_tfds_folder_is_an_error(originals, data_dir, no_network, file, change):
+def test_damaged_data_are_an_error_and_stay(originals, data_dir, no_network, file, change, message):
     load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
-    cache_file(data_dir).unlink()
-    folder = data_dir / "mnist" / "3.0.1"
-    (path,) = folder.glob(file)
+    (path,) = data_dir.glob(file)
+    if message == TFDS_FOLDER:
+        cache_file(data_dir).unlink()
     path.write_bytes(change(path.read_bytes()))
-    before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(DataError, match=rf"cannot use {folder} \(.*\); move it away") as failed:
+    before = {file: file.read_bytes() for file in path.parent.iterdir()}
+    with pytest.raises(DataError, match=message.format(path=path)) as failed:
         load_dataset("auto", data_dir=data_dir)
     assert "\n" not in str(failed.value)
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
 
 
 def test_without_tfds_the_command_warns(originals, truth, data_dir, monkeypatch, capsys):

@@ -1,18 +1,14 @@
 """The prepared folder is an ordinary one of tfds, written and read without TensorFlow."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import small
+from shared import ROOT, python
 
 from mnist_jax.data import load_dataset, sources
 
 tfds = pytest.importorskip("tensorflow_datasets")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
@@ -48,7 +44,6 @@ for file in (data_dir / "decoded").iterdir():
 print(load_dataset("mnist", data_dir=data_dir).source.split()[0])
 assert "tensorflow" not in sys.modules
 """
-    path = os.pathsep.join(map(str, (tmp_path / "reach", Path(small.__file__).parent, ROOT)))
-    command, env = [sys.executable, "-c", code, originals, data_dir], {"PYTHONPATH": path}
-    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "prepared\n", "")
+    path = os.pathsep.join(map(str, (tmp_path / "reach", ROOT / "tests", ROOT)))
+    done = python("-c", code, originals, data_dir, PYTHONPATH=path)
+    assert (done.stdout, done.stderr) == ("prepared\n", "")

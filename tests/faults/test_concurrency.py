@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 import training
@@ -32,9 +31,9 @@ def test_of_twenty_starts_in_one_folder_one_wins(data_dir, tmp_path, counted):
 
 def test_all_that_prepare_one_data_folder_succeed(tmp_path, amount, counted):
     words = f"-m mnist_jax data --dataset=digits --data_dir={tmp_path}".split()
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    start = partial(subprocess.Popen, [sys.executable, *words], cwd=training.ROOT, **pipes)
-    processes = [start() for _ in range(amount(2, 5))]
+    command, pipe = [sys.executable, *words], subprocess.PIPE
+    how = {"cwd": training.ROOT, "stdout": pipe, "stderr": pipe, "text": True}
+    processes = [subprocess.Popen(command, **how) for _ in range(amount(2, 5))]
     ends = [(*process.communicate(timeout=300), process.returncode) for process in processes]
     succeeded = [out for out, err, status in ends if (err, status) == ("", 0)]
     counted("concurrency", preparing=len(processes), succeeded=len(succeeded))

@@ -13,7 +13,6 @@ import math
 import os
 import re
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,12 +24,12 @@ import jax
 import numpy as np
 import pytest
 import training
+from shared import StopAfter
 
-from mnist_jax import Callback, Config, fit
+from mnist_jax import Config, fit
 from mnist_jax.errors import DeviceError, InterruptedRunError
 from mnist_jax.runs.checkpoint import load_newest
 from mnist_jax.runs.run_dir import read_result
-from mnist_jax.signals import Stop
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -42,9 +41,7 @@ Content = dict[Path, bytes]
 class Disk:
     """Stands between this process and a folder: records its changes, and can let calls fail.
 
-    Args:
-        root: the folder.
-        errors: the errno by the number of the call that fails with it.
+    `errors` has the errno by the number of the call that fails with it.
     """
 
     def __init__(self, root: Path, errors: dict[int, int] | None = None):
@@ -157,17 +154,16 @@ def contents(names: dict[Path, File | None], *, lucky: bool) -> Content:
     }
 
 
-class Reports(Callback):
-    """Asks for the end of the run in its second epoch; reports to the Disk what is saved."""
+class Reports(StopAfter):
+    """Reports to the Disk what is saved."""
 
-    def __init__(self, disk: Disk, stop_at: int | None = None):
-        self.disk, self.stop_at, self.stop = disk, stop_at, Stop()
-        self.steps: list[int] = []
+    def __init__(self, disk: Disk, events: int = 0):
+        super().__init__(events)
+        self.disk, self.steps = disk, []
 
-    def on_chunk_end(self, epoch, step, last_step, metrics, train_s):
+    def on_chunk_end(self, epoch, step, *values):
+        super().on_chunk_end(epoch, step, *values)
         self.steps.append((epoch - 1) * STEPS + step)
-        if self.steps[-1] == self.stop_at:
-            self.stop.signal = signal.SIGTERM
         if len(self.steps) > 2:  # each save waits for the one before
             self.disk.report(self.steps[-3])
 
@@ -176,7 +172,7 @@ class Reports(Callback):
 
 
 def interrupt_and_resume(config: Config, disk: Disk) -> None:
-    first = Reports(disk, stop_at=STEPS + 2)
+    first = Reports(disk, events=4)  # two chunks, the epoch's end, and a chunk
     with contextlib.suppress(InterruptedRunError):
         fit(config, callbacks=[first], stop=first.stop)
     disk.report(STEPS + 2)

@@ -10,11 +10,9 @@ import io
 import json
 import resource
 import signal
-import socket
 import struct
 import time
 from typing import Any
-from unittest import mock
 
 import hypothesis
 import numpy as np
@@ -198,14 +196,11 @@ def command_lines(kind: type) -> st.SearchStrategy[list[str]]:
     return st.lists(mostly(st.builds("{}={}".format, flags, VALUES), flags, VALUES), max_size=6)
 
 
-def test_command_lines(fuzz, tmp_path, monkeypatch):
+def test_command_lines(fuzz, tmp_path, monkeypatch, no_network):
     """Runs in an empty folder without a network, so that no command but training can do much."""
-    no_network = mock.Mock(side_effect=OSError("there is none"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(__main__, "fit", lambda config, **_: None)
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setattr(socket.socket, "connect", no_network)
 
     def use(main_and_words):
         main, words = main_and_words

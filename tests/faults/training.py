@@ -6,11 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shared import rows_without_times
+from shared import ROOT, rows_without_times
 
 from mnist_jax import Config, cli, fit
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # Flags for runs of a few seconds on the digits, in many calls of the compiled program.
 RUNS = {

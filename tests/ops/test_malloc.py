@@ -1,10 +1,9 @@
 """glibc's malloc reuses freed memory after `tune_glibc` and returns it after `trim`."""
 
 import platform
-import subprocess
-import sys
 
 import pytest
+from shared import python
 
 PROGRAM = """
 import os, resource, threading
@@ -34,9 +33,8 @@ print(*faults, before - resident_bytes())
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 @pytest.mark.parametrize("tuned", [True, False])
 def test_a_second_array_reuses_the_memory_of_the_first(tuned):
-    command = [sys.executable, "-c", PROGRAM.format(tuned=tuned)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    first, second, trimmed = map(int, output.split())
+    done = python("-c", PROGRAM.format(tuned=tuned))
+    first, second, trimmed = map(int, done.stdout.split())
     assert first > 70  # 77 pages of 2 MiB, or 39,000 of 4 KiB
     assert second < 20 if tuned else second > 70
     assert trimmed > 150e6 if tuned else trimmed < 50e6

@@ -1,7 +1,7 @@
 """Run by test_mesh.py in a process with eight CPU devices; prints what it finds as JSON.
 
-Arguments: models whose compiled train steps are examined, "runs" for calls of `fit`, "shardings"
-for one Trainer with arrays of several shardings.
+Arguments: models whose training is examined, "runs" for calls of `fit`, "arrays" for one
+Trainer with arrays of several shardings and dtypes.
 """
 
 import contextlib
@@ -18,25 +18,24 @@ import jax
 import numpy as np
 import small
 
-from mnist_jax.compiled_steps import Trainer, make_steps
+from mnist_jax.compiled_steps import Trainer
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
-from mnist_jax.data.batches import num_batches
 from mnist_jax.errors import InterruptedRunError
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import make_optimizer
-from mnist_jax.parallel.mesh import make_mesh, put, replicated, sharded, to_host, use_device
+from mnist_jax.parallel.mesh import make_mesh, sharded, to_host, use_device
 from mnist_jax.signals import Stop
-from mnist_jax.steps import make_step_config
 from mnist_jax.training import fit
 
-SIZE, BATCH_SIZE = 300, 36  # 36 images on 8 devices: 4 rows of padding
-SPLIT = small.make_split(SIZE, seed=0)
+SPLIT = small.make_split(300, seed=0)
 COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+# 36 images on 8 devices: 4 rows of padding.
+SAME: dict[str, Any] = {"hidden_sizes": (16,), "shift": 2.0, "batch_size": 36, "steps_per_call": 9}
 CONFIGS = {
-    "mlp": Config(model="mlp", hidden_sizes=(16,), dropout=0.3, shift=2.0, ema_decay=0.9),
-    "cnn": Config(model="cnn", hidden_sizes=(16,), shift=2.0),
+    "mlp": Config(model="mlp", dropout=0.3, ema_decay=0.9, **SAME),
+    "cnn": Config(model="cnn", **SAME),
 }
 RUN = {"model": "logistic", "dataset": "digits", "epochs": 2, "steps_per_call": 5}
 
@@ -47,55 +46,42 @@ def largest_difference(tree: Any, reference: Any) -> float:
     return float(max(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30) for a, b in pairs))
 
 
-class Training:
-    """The compiled steps of a config on `count` devices, and their arguments."""
+def trainer_of(config: Config, count: int) -> Trainer:
+    """Trains on `count` devices, at most an epoch in a call."""
+    config, mesh = config.resolve(), make_mesh(jax.devices()[:count])
+    dataset = Dataset("mnist", SPLIT, SPLIT, "", (), ())
+    model = MODELS[config.model](**config.arguments("model"))
+    tx = make_optimizer(**config.optimizer_arguments(), steps=100)
+    return Trainer(model, tx, dataset, config, mesh)
 
-    def __init__(self, config: Config, count: int, dtype: Any):
-        config, mesh = config.resolve(), make_mesh(jax.devices()[:count])
-        self.put = partial(put, sharding=replicated(mesh))
-        self.steps = make_steps(
-            MODELS[config.model](**config.arguments("model")),
-            make_optimizer(**config.optimizer_arguments(), steps=100),
-            mesh,
-            train_size=SIZE,
-            batch_size=BATCH_SIZE,
-            step_config=make_step_config(config),
-        )
 
-        def cast(x: Any) -> np.ndarray:
-            return np.asarray(x, dtype if np.issubdtype(x.dtype, np.floating) else None)
+def cast(tree: Any, dtype: Any) -> Any:
+    """As NumPy arrays; the floating-point ones have this type."""
+    is_float = partial(np.issubdtype, arg2=np.floating)
+    return jax.tree.map(lambda x: np.asarray(x, dtype if is_float(x.dtype) else None), tree)
 
-        key = jax.random.key(config.seed)
-        start = to_host(self.steps.init_state(key)), Metrics.zeros()
-        self.state, self.metrics = self.put(jax.tree.map(cast, start))
-        self.data = self.put(SPLIT)
-        self.key = jax.random.wrap_key_data(self.put(to_host(jax.random.key_data(key))))
-        arguments = self.arguments(self.state, epoch=0, batches=0)
-        self.compiled = self.steps.train_steps.lower(*arguments).compile()
 
-    def arguments(self, state: Any, epoch: int, batches: int) -> tuple:
-        order = self.steps.epoch_permutation(self.key, self.put(np.int32(epoch)))
-        numbers = self.put((np.int32(0), np.int32(batches)))
-        return state, self.metrics, self.data, order, self.key, *numbers
+def train(trainer: Trainer, dtype: Any, epochs: int, batches: int) -> tuple[Any, Metrics]:
+    """The state after so many epochs of so many batches, and the metrics of the last."""
+    state, zeros = cast((to_host(trainer.init()), Metrics.zeros()), dtype)
+    state, metrics = trainer.put_state(state), zeros
+    for epoch in range(epochs):
+        state, metrics, *_ = trainer.train(state, zeros, trainer.permutation(epoch), 0, batches)
+    return to_host(state), metrics
 
-    def train(self, epochs: int, batches: int) -> tuple[Any, Metrics]:
-        """The state after so many epochs of so many batches, and the metrics of the last."""
-        state, metrics = self.state, self.metrics
-        for epoch in range(epochs):
-            state, metrics, _ = self.compiled(*self.arguments(state, epoch, batches))
-        return to_host(state), to_host(metrics)
 
-    def evaluate(self, params: Any) -> Metrics:
-        params, *numbers = self.put((params, np.int32(0), np.int32(2)))
-        return to_host(self.steps.eval_steps(params, {}, self.metrics, self.data, *numbers))
+def evaluate(trainer: Trainer, state: Any) -> Metrics:
+    return list(trainer.evaluate(state, "test"))[-1]
 
-    def collectives(self) -> dict[str, list[int]]:
-        """For each collective operation of the program, its numbers of floating-point operands."""
-        found: dict[str, list[int]] = {}
-        pattern = rf" = (.*?) ({COLLECTIVES})(?:-start)?\("
-        for types, name in re.findall(pattern, self.compiled.as_text()):
-            found.setdefault(name, []).append(len(re.findall(r"f\d\d\[", types)))
-        return {name: sorted(numbers) for name, numbers in found.items()}
+
+def collectives(trainer: Trainer) -> dict[str, list[int]]:
+    """For each collective operation of a step, its numbers of floating-point operands."""
+    train_steps = trainer._steps.train_steps
+    [program] = [found for key, found in trainer._compiled.items() if key[0] is train_steps]
+    found: dict[str, list[int]] = {}
+    for types, name in re.findall(rf" = (.*?) ({COLLECTIVES})(?:-start)?\(", program.as_text()):
+        found.setdefault(name, []).append(len(re.findall(r"f\d\d\[", types)))
+    return {name: sorted(numbers) for name, numbers in found.items()}
 
 
 def gradients(state: Any) -> list[np.ndarray]:
@@ -112,15 +98,16 @@ def examine(name: str) -> dict[str, Any]:
     is_cnn = name == "cnn"
     with jax.enable_x64(not is_cnn):
         dtype = np.float32 if is_cnn else np.float64
-        trainings = [Training(CONFIGS[name], count, dtype) for count in (1, 8)]
-        found: dict[str, Any] = {"collectives": [each.collectives() for each in trainings]}
+        trainers = [trainer_of(CONFIGS[name], count) for count in (1, 8)]
+        epochs, batches = (1, 1) if is_cnn else (4, trainers[0].steps_per_epoch)
+        ends = [train(trainer, dtype, epochs, batches) for trainer in trainers]
+        found: dict[str, Any] = {"collectives": list(map(collectives, trainers))}
+        (one, _), (eight, _) = ends
         if is_cnn:
-            one, eight = (gradients(each.train(epochs=1, batches=1)[0]) for each in trainings)
+            one, eight = gradients(one), gradients(eight)
         else:
-            batches = num_batches(SIZE, BATCH_SIZE)
-            ends = [each.train(epochs=4, batches=batches) for each in trainings]
-            (one, _), (eight, _) = ends
-            tests = [each.evaluate(one.params) for each in trainings]
+            rounded = cast(one, np.float32)
+            tests = [evaluate(trainer, trainer.put_state(rounded)) for trainer in trainers]
             pairs = [metrics for _, metrics in ends], tests
             found["counts"] = [[[int(m.count), int(m.correct)] for m in pair] for pair in pairs]
     return found | {"difference": largest_difference(eight, one)}
@@ -144,21 +131,19 @@ def runs() -> dict[str, list[dict]]:
     return {name: [run(own, 1), run(own, *moves)] for name, (own, moves) in plans.items()}
 
 
-def shardings() -> list[int]:
-    """Correct test images with replicated parameters, then with a kernel split over the devices."""
-    config, mesh = Config(model="logistic", batch_size=100).resolve(), make_mesh(jax.devices())
-    dataset = Dataset("mnist", SPLIT, SPLIT, "", (), ())
-    model, tx = MODELS["logistic"](), make_optimizer(**config.optimizer_arguments(), steps=100)
-    trainer = Trainer(model, tx, dataset, config, mesh)
-    whole = trainer.init()
+def arrays() -> list[float]:
+    """The loss of replicated parameters, of a kernel split over the devices, and in bfloat16."""
+    trainer = trainer_of(Config(model="logistic", batch_size=100), 8)
+    whole, split = trainer.init(), sharded(make_mesh(jax.devices()))
     logits = whole.params["logits"]
-    logits = {**logits, "kernel": jax.device_put(logits["kernel"], sharded(mesh))}
+    logits = {**logits, "kernel": jax.device_put(logits["kernel"], split)}
     parts = whole._replace(params={"logits": logits})
-    return [int(list(trainer.evaluate(s, "test"))[-1].correct) for s in (whole, parts)]
+    halves = whole._replace(params=jax.tree.map(lambda x: x.astype("bfloat16"), whole.params))
+    return [evaluate(trainer, state).loss for state in (whole, parts, halves)]
 
 
 if __name__ == "__main__":
     with use_device("cpu", "float32"):
-        others = {"runs": runs, "shardings": shardings}
+        others = {"runs": runs, "arrays": arrays}
         found = {name: others.get(name, partial(examine, name))() for name in sys.argv[1:]}
         print(json.dumps(found))

@@ -5,7 +5,6 @@ a permutation for each process, with a signal that only one process sees.
 """
 
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -18,20 +17,19 @@ from typing import Any
 
 import jax
 import pytest
+from shared import ROOT
 
 from mnist_jax import Config, fit
 from mnist_jax.errors import DeviceError, UsageError
 from mnist_jax.parallel import distributed
+from mnist_jax.runs.run_dir import read_result
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Gloo")
 
-ROOT = Path(__file__).resolve().parents[2]
 Ended = subprocess.CompletedProcess
 # 1,437 training images: neither batches of 75 nor the rest divide into two parts.
-FIELDS: dict[str, Any] = {
-    "model": "logistic", "dataset": "digits", "batch_size": 75, "epochs": 6, "learning_rate": 0.005,
-    "steps_per_call": 5,
-}  # fmt: skip
+FIELDS: dict[str, Any] = {"model": "logistic", "dataset": "digits", "batch_size": 75, "epochs": 6}
+FIELDS |= {"learning_rate": 0.005, "steps_per_call": 5}
 
 
 def free_port() -> int:
@@ -43,11 +41,9 @@ def start(*command: Any, **variables: str) -> subprocess.Popen:
     """Starts Python with these arguments, from the checkout."""
     # JAX warns about proxies.
     inherited = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env={**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables},
-    )  # fmt: skip
+    env = inherited | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | variables
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=env, **pipes)
 
 
 def start_all(count: int, *flags: Any, differing: tuple[str, ...] = ()) -> list[subprocess.Popen]:
@@ -84,10 +80,6 @@ def assert_lost(ended: Ended) -> None:
     """It ended because another did: by our error, or aborted by JAX if that is faster."""
     assert ended.returncode in (6, -signal.SIGABRT), ended
     assert re.search("another (process has probably ended|task died)", ended.stderr), ended
-
-
-def record(workdir: Path) -> dict[str, Any]:
-    return json.loads((workdir / "result.json").read_text())
 
 
 def wait_for_epochs(workdir: Path, epochs: int, process: subprocess.Popen) -> None:
@@ -162,9 +154,7 @@ distributed.leave(cli.exit_status(agree, debug=False))
 """
 
 
-def test_processes_that_slurm_started_agree_and_train_until_an_error_in_one_ends_the_other(
-    config, flags, tmp_path
-):
+def test_processes_that_slurm_started_agree_and_train_until_one_fails(config, flags, tmp_path):
     """They train two networks, bit for bit those of one device: each is trained on one."""
     changes = {"model": "mlp", "hidden_sizes": (128,), "epochs": 1, "seeds": 2}  # not stacked
     alone = fit(dataclasses.replace(config, **changes, workdir=tmp_path / "alone")).record
@@ -180,7 +170,7 @@ def test_processes_that_slurm_started_agree_and_train_until_an_error_in_one_ends
     assert failed.stdout.startswith(refused) and waiting.stdout == failed.stdout
     assert failed.returncode == 1 and "ZeroDivisionError" in one_error(failed)
     assert_lost(waiting)
-    found = record(tmp_path / "run")
+    found = read_result(tmp_path / "run")
     assert len(found["devices"]) == 2
     assert found["params_sha256"] == alone["params_sha256"]
 
@@ -200,13 +190,10 @@ def test_auto_without_a_launcher_is_refused(flags):
     assert ended.returncode == 2 and "auto needs Slurm, Open MPI 4" in one_error(ended)
 
 
-def test_connecting_after_a_computation_is_refused():
+def test_connecting_after_a_computation_or_through_a_port_in_use_is_refused():
     jax.devices()
     with pytest.raises(UsageError, match="must be called before any JAX calls"):
         distributed.initialize("localhost:1", 2, 0)
-
-
-def test_a_port_in_use_is_refused():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(DeviceError, match=f"port {port} .*in use.* choose another port"):
@@ -227,7 +214,7 @@ def test_two_processes_reach_the_accuracy_of_one(two, alone):
     workdir, (first, second) = two
     assert (first.returncode, second.returncode) == (0, 0), two
     # Sums in another order round otherwise; of 360 images that turns none.
-    found = record(workdir)
+    found = read_result(workdir)
     assert (found["test_correct"], found["test_count"]) == (alone["test_correct"], 360)
     assert alone["test_accuracy"] > 0.8
     assert len(found["devices"]) == 2
@@ -266,4 +253,4 @@ def test_a_lost_process_ends_the_others_and_the_run_resumes(number, victim, two,
 
     again = ends(start_all(2, *flags, f"--workdir={workdir}"))
     assert [each.returncode for each in again] == [0, 0], again
-    assert record(workdir)["params_sha256"] == record(two[0])["params_sha256"]
+    assert read_result(workdir)["params_sha256"] == read_result(two[0])["params_sha256"]

@@ -2,53 +2,41 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared import python
 
 from mnist_jax.errors import DeviceError, UsageError
 from mnist_jax.parallel import mesh
 
-ROOT = Path(__file__).parents[2]
 DEVICE = jax.devices("cpu")[0]
 
 
 def on_eight_devices(*names: str) -> dict[str, Any]:
-    variables = {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     # Skips LLVM's passes, not XLA's: programs compile faster.
-    variables["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-    command = [sys.executable, "tests/parallel/on_eight_devices.py", *names]
-    pipes = {"capture_output": True, "text": True, "timeout": 900}
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, **pipes)
-    assert done.returncode == 0, done.stderr[-2000:]
+    variables = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_NUM_CPU_DEVICES": "8"}
+    done = python("tests/parallel/on_eight_devices.py", *names, **variables)
     return json.loads(done.stdout)
 
 
 @pytest.fixture
 def found_on_eight(once):
     """What one process finds for all tests of this file."""
-    return once("eight", lambda folder: on_eight_devices("mlp", "runs", "shardings"))
+    return once("eight", lambda folder: on_eight_devices("mlp", "runs", "arrays"))
 
 
 # In the collectives, each operation is the number of its floating-point operands: the gradients and
 # the loss in one all-reduce, the counts in another one. On a CPU the gradient of a Winograd kernel
 # is summed as six arrays.
-@pytest.mark.parametrize(
-    ("name", "operands", "bound"),
-    [
-        ("mlp", 4 + 1, 1e-9),
-        pytest.param("cnn", 12 + 3 * 5 + 1, 1e-5, marks=pytest.mark.campaign),
-    ],
-)
-def test_eight_devices_compute_what_one_computes_with_one_all_reduce(
-    name, operands, bound, found_on_eight
-):
+CNN = pytest.param("cnn", 12 + 3 * 5 + 1, 1e-5, marks=pytest.mark.campaign)
+
+
+@pytest.mark.parametrize(("name", "operands", "bound"), [("mlp", 4 + 1, 1e-9), CNN])
+def test_eight_devices_compute_as_one_with_one_all_reduce(name, operands, bound, found_on_eight):
     found = found_on_eight[name] if name == "mlp" else on_eight_devices(name)[name]
     assert found["collectives"] == [{}, {"all-reduce": [0, operands]}]  # on one device, on eight
     assert 0 < found["difference"] < bound
@@ -65,18 +53,16 @@ def test_a_run_gives_the_same_results_on_other_devices_and_when_it_moves(found_o
         np.testing.assert_allclose(moved["test_correct"], one["test_correct"], atol=2)  # of 360
 
 
-def test_arrays_of_another_sharding_get_a_program_of_their_own(found_on_eight):
-    replicated, split = found_on_eight["shardings"]
-    assert replicated == split > 0
-
-
-def test_seeds_that_the_devices_do_not_divide_are_refused():
-    for seeds, nearest in ((10, "train 8 or 16,"), (3, "train 8,")):
-        with pytest.raises(UsageError, match=f"8 .* do not divide {seeds} .* {nearest}"):
-            mesh.make_mesh([DEVICE] * 8, seeds)
+def test_arrays_of_another_sharding_or_dtype_get_a_program_of_their_own(found_on_eight):
+    replicated, split, bfloat16 = found_on_eight["arrays"]
+    assert split == pytest.approx(replicated, rel=1e-5)
+    assert bfloat16 == pytest.approx(replicated, rel=1e-3) and bfloat16 != replicated
 
 
 def test_the_number_of_devices():
+    for seeds, nearest in ((10, "train 8 or 16,"), (3, "train 8,")):
+        with pytest.raises(UsageError, match=f"8 .* do not divide {seeds} .* {nearest}"):
+            mesh.make_mesh([DEVICE] * 8, seeds)
     assert mesh.select_devices(DEVICE, "all") == jax.devices("cpu")
     assert mesh.select_devices(DEVICE, None) == [DEVICE]
     with pytest.raises(DeviceError, match=r"devices is 99; JAX finds \d+ of cpu; .*JAX_NUM_"):
