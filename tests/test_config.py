@@ -23,7 +23,7 @@ def test_the_defaults_are_the_tutorials_recipe_and_a_given_value_wins(monkeypatc
     assert (config.epochs, config.shift) == (2, 0.0)
 
 
-def test_replace_takes_the_new_presets_and_models_values():
+def test_replace_takes_the_new_presets_and_models_values_and_resolve_settles_them():
     """A value that was not given never sticks to another preset or model."""
     fast = dataclasses.replace(Config(model="mlp"), preset="fast")
     assert fast.resolve() == Config(model="mlp", preset="fast").resolve()
@@ -33,6 +33,10 @@ def test_replace_takes_the_new_presets_and_models_values():
     assert mlp.arguments("model") == options
     assert Config(model="logistic").arguments("model") == {}
     assert Config(optimizer="adamw").resolve().weight_decay == 1e-4
+    config = Config(model="mlp", preset="best", workdir=Path("~/run"), dropout=0.1).resolve()
+    assert config.resolve() == config
+    assert config.workdir == Path("~/run").expanduser()
+    assert Config(compilation_cache=None).resolve().compilation_cache is None
 
 
 def test_options_reach_arguments_without_a_default_and_models_are_classes(monkeypatch):
@@ -44,13 +48,6 @@ def test_options_reach_arguments_without_a_default_and_models_are_classes(monkey
     monkeypatch.setitem(MODELS, "wide", functools.partial(MODELS["mlp"], hidden_sizes=(512,)))
     with pytest.raises(UsageError, match=r"the model 'wide' is no subclass of flax\.linen\.Module"):
         Config(model="wide")
-
-
-def test_resolve_changes_nothing_that_is_resolved():
-    config = Config(model="mlp", preset="best", workdir=Path("~/run"), dropout=0.1).resolve()
-    assert config.resolve() == config
-    assert config.workdir == Path("~/run").expanduser()
-    assert Config(compilation_cache=None).resolve().compilation_cache is None
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
 LINES = (ROOT / "requirements.lock").read_text().replace("\\\n", " ").splitlines()
 
 

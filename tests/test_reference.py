@@ -28,7 +28,6 @@ def test_logits_loss_and_every_gradient_equal_keras(name, dtype):
     # Relative errors. The projections of a gradient show the error of every entry.
     bound, projection_bound = {"float32": (1e-5, 5e-5), "float64": (1e-12, 1e-12)}[dtype]
     reference, model = KERAS["models"][name], models.MODELS[name]()
-    assert weights.fingerprint(name) == reference["fingerprint"]  # Keras had the same numbers
     model = model.clone(dropout=0.0) if name == "cnn" else model
     value_and_grad = jax.value_and_grad(partial(steps.loss_fn, model=model), has_aux=True)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small import make_split
 
 from mnist_jax import models, steps
 from mnist_jax.data.batches import Batch, num_batches
@@ -25,14 +26,7 @@ ORDER = steps.epoch_permutation(ROOT, 0, size=SIZE)
 LOGISTIC = models.LogisticRegression()
 MLP = models.MLP(hidden_sizes=(32, 16))
 DROPOUT = models.MLP(hidden_sizes=(32, 16), dropout=0.5)
-
-
-def make_split(size: int = SIZE, seed: int = 0) -> Split:
-    """Images of 4×4 squares in random shades."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (size, 4, 4, 1)).astype(np.uint8)
-    image = image.repeat(7, axis=1).repeat(7, axis=2)
-    return Split(image, rng.integers(0, 10, size).astype(np.int32))
+SPLIT = make_split(SIZE, seed=0)
 
 
 def make_batch(split: Split, index=slice(None)) -> Batch:
@@ -82,7 +76,7 @@ def test_pixels_become_float32_and_other_dtypes_stay(normalize, largest):
 
 
 def test_labels_are_smoothed_in_training_only_and_the_returned_loss_is_differentiated():
-    params, batch = initial(LOGISTIC).params, make_batch(make_split())
+    params, batch = initial(LOGISTIC).params, make_batch(SPLIT)
     step_config = steps.StepConfig(loss=partial(cross_entropy, label_smoothing=0.3))
     options: Any = {"model": LOGISTIC, "step_config": step_config}
     target = optax.smooth_labels(jax.nn.one_hot(batch["label"], 10), 0.3)
@@ -103,7 +97,7 @@ def test_labels_are_smoothed_in_training_only_and_the_returned_loss_is_different
 
 
 def test_in_bfloat16_the_loss_and_the_gradients_are_float32():
-    batch, params, losses = make_batch(make_split()), initial(MLP).params, {}
+    batch, params, losses = make_batch(SPLIT), initial(MLP).params, {}
     for dtype in (jnp.bfloat16, None):
         model = MLP.clone(dtype=dtype)
         (loss, metrics), grads = value_and_grad(model)(params, batch)
@@ -115,7 +109,7 @@ def test_in_bfloat16_the_loss_and_the_gradients_are_float32():
 
 
 def test_padding_never_counts_whatever_and_wherever_it_is():
-    split, garbage, params = make_split(5), make_split(3, seed=9), initial(MLP).params
+    split, garbage, params = make_split(5, 0), make_split(3, 9), initial(MLP).params
     padded = {
         "image": np.concatenate([split.image, garbage.image]),
         "label": np.concatenate([split.label, garbage.label]),
@@ -137,14 +131,14 @@ def test_padding_never_counts_whatever_and_wherever_it_is():
 def test_three_steps_equal_adam_by_hand():
     """The gradient of logistic regression and Adam (Kingma and Ba, 2015), in NumPy and float64."""
     learning_rate, b1, b2, epsilon = 0.01, 0.9, 0.999, 1e-7
-    split, tx = make_split(), optax.adam(learning_rate, eps=epsilon)
-    x, target = split.image.reshape(SIZE, -1) / 255.0, np.eye(10)[split.label]
+    tx = optax.adam(learning_rate, eps=epsilon)
+    x, target = SPLIT.image.reshape(SIZE, -1) / 255.0, np.eye(10)[SPLIT.label]
     w = np.random.default_rng(0).normal(0, 0.01, (785, 10))  # the last row is the bias
     x, m, v = np.c_[x, np.ones(SIZE)], np.zeros_like(w), np.zeros_like(w)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         params = {"logits": {"kernel": jnp.asarray(w[:-1]), "bias": jnp.asarray(w[-1])}}
         state = steps.TrainState(jnp.int32(0), params, {}, tx.init(params), None)
-        batch: Any = {**make_batch(split), "image": split.image / 255.0}
+        batch: Any = {**make_batch(SPLIT), "image": SPLIT.image / 255.0}
         step = jit(partial(train_step, model=LOGISTIC, tx=tx))
         for t in range(1, 4):
             state, *_ = step(state, batch, ROOT)
@@ -169,7 +163,7 @@ class Normed(models.LogisticRegression):
 
 
 def test_a_model_has_a_state_and_losses_of_its_own_and_padding_is_not_in_them():
-    split, start = make_split(5), initial(Normed(), SGD)
+    split, start = make_split(5, 0), initial(Normed(), SGD)
     index, mask = np.array([0, 1, 2, 3, 4, 0, 0, 0]), np.arange(8) < 5
     step = jit(partial(train_step, model=Normed(), tx=SGD))
     state, metrics, values = step(start, make_batch(split), ROOT)
@@ -193,7 +187,7 @@ def test_an_optimizer_may_call_for_the_gradient_elsewhere():
         return jax.tree.map(jnp.negative, grad_fn(above)), state
 
     tx = optax.GradientTransformationExtraArgs(SGD.init, update)
-    start, batch = initial(LOGISTIC, tx), make_batch(make_split())
+    start, batch = initial(LOGISTIC, tx), make_batch(SPLIT)
     state, *_ = train_step(start, batch, ROOT, model=LOGISTIC, tx=tx)
     grads = value_and_grad(LOGISTIC)(start.params, batch)[1]
     above = jax.tree.map(lambda p, g: p + g / 2, start.params, grads)
@@ -212,7 +206,7 @@ def test_keys_differ_by_root_purpose_and_place():
 
 
 def test_dropout_is_determined_by_the_step_and_the_root_key():
-    batch, start = make_batch(make_split()), initial(DROPOUT)
+    batch, start = make_batch(SPLIT), initial(DROPOUT)
     step = jit(partial(train_step, model=DROPOUT, tx=TX))
     loss, losses = jit(partial(loss_of, model=DROPOUT)), set()
     for place in (0, 1, 7):
@@ -239,15 +233,15 @@ def test_an_epoch_equals_single_steps_over_unpadded_batches_and_is_traced_once()
 
     model = Traced(hidden_sizes=MLP.hidden_sizes)
     program = jit(partial(steps.train_steps, model=model, tx=TX, batch_size=BATCH_SIZE))
-    split, epoch = make_split(), (initial(MLP), Metrics.zeros())
+    epoch = initial(MLP), Metrics.zeros()
     for first, count in ((0, 2), (2, 1)):
-        *epoch, log = program(*epoch, split, ORDER, ROOT, first, count)
+        *epoch, log = program(*epoch, SPLIT, ORDER, ROOT, first, count)
     assert traced == [BATCH_SIZE]  # although the last batch is smaller
     step = jit(partial(train_step, model=MLP, tx=TX))
     state, metrics = initial(MLP), Metrics.zeros()
     for start in range(0, SIZE, BATCH_SIZE):
         index = np.asarray(ORDER)[start : start + BATCH_SIZE]
-        state, batch_metrics, _ = step(state, make_batch(split, index), ROOT)
+        state, batch_metrics, _ = step(state, make_batch(SPLIT, index), ROOT)
         metrics = metrics.merge(batch_metrics)
     assert metrics.count == SIZE
     assert_close((*epoch, log), (state, metrics, {}), atol=1e-5)
@@ -255,16 +249,17 @@ def test_an_epoch_equals_single_steps_over_unpadded_batches_and_is_traced_once()
 
 def test_values_that_are_not_logged_are_not_computed():
     program = partial(steps.train_steps, model=LOGISTIC, tx=SGD, batch_size=BATCH_SIZE)
-    arguments = initial(LOGISTIC, SGD), Metrics.zeros(), make_split(), ORDER, ROOT, 0, 3
+    arguments = initial(LOGISTIC, SGD), Metrics.zeros(), SPLIT, ORDER, ROOT, 0, 3
     texts = [jit(partial(program, log_size=n)).lower(*arguments).compile() for n in (3, 0)]
     assert ["sqrt" in text.as_text() for text in texts] == [True, False]
 
 
-@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (3, 4)])
+@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (12, 4), (3, 4), (7, 1)])
 def test_evaluation_counts_every_image_once_without_dropout(size, batch_size):
-    split, params = make_split(size), initial(DROPOUT).params
+    split, params = make_split(size, 0), initial(DROPOUT).params
     program = jit(partial(steps.eval_steps, model=DROPOUT, batch_size=batch_size))
     count = num_batches(size, batch_size)
+    assert (count - 1) * batch_size < size <= count * batch_size
     metrics = program(params, {}, Metrics.zeros(), split, 0, count)
     assert metrics.count == size
     assert_close(metrics, steps.eval_step(params, {}, make_batch(split), model=MLP))

@@ -140,10 +140,8 @@ def test_peers_are_compared_within_rounds_and_two_speeds_are_shown():
 
 
 def test_a_seed_that_misses_the_target_counts_as_infinite():
-    rows = [
-        {"model": "mlp", "preset": "fast", "target": 0.9, "reached_s": s, "compile_s": 1.0}
-        for s in (3.0, None, None)
-    ]
+    row = {"model": "mlp", "preset": "fast", "target": 0.9, "compile_s": 1.0}
+    rows = [row | {"reached_s": reached_s} for reached_s in (3.0, None, None)]
     found = Results({}, [], {"time_to_accuracy": rows})
     [times] = time_to_accuracy.times_of(found).values()
     assert times == [3.0, math.inf, math.inf]

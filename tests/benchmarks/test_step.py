@@ -16,6 +16,7 @@ FORK = """
 import flax.linen as nn
 import jax.numpy as jnp
 from mnist_jax import MODELS
+from mnist_jax.models import LogisticRegression
 
 class Block(nn.Module):
     width: int
@@ -26,10 +27,7 @@ class Block(nn.Module):
         norm = nn.BatchNorm(use_running_average=not train)
         return nn.LayerNorm()(norm(x, mask=mask[:, None, None, None]))
 
-class Tiny(nn.Module):
-    num_classes: int
-    image_shape: tuple
-    dtype: object = None
+class Tiny(LogisticRegression):
     width: int = 9
 
     @nn.compact

@@ -49,15 +49,7 @@ def test_json_agrees_with_the_function_and_batches_with_single_pictures(runs, pi
         np.testing.assert_allclose(predict(runs / "one", one), found[:1], atol=1e-6)
 
 
-def test_other_arrays_are_refused(runs):
-    for images in ([], np.zeros((2, 28, 28), np.uint8), np.zeros((2, 28, 28, 1))):
-        with pytest.raises(UsageError, match="allowed are paths of pictures, or an array"):
-            predict(runs / "one", images)
-
-
-def test_an_ensemble_answers_with_the_mean_of_its_finite_members(
-    runs, copied, edit_params, pictures, command
-):
+def test_an_ensemble_is_the_mean_of_finite_members(runs, copied, edit_params, pictures, command):
     image = read_digit(pictures[0]).image[None]
     members = np.exp(Predictor(load_run(runs / "many"))(image).log_probabilities)
     assert len(members) == 3
@@ -94,9 +86,7 @@ def test_classes_have_the_names_of_the_run_s_data_set(copied, pictures, command)
     assert {"Bag ", "Coat", *"abcdefgh"} & set(out.split("  "))
 
 
-def test_bad_files_get_one_line_each_and_the_others_are_answered(
-    runs, pictures, tmp_path, command, monkeypatch
-):
+def test_bad_files_get_lines_and_the_others_answers(runs, pictures, tmp_path, command, monkeypatch):
     (tmp_path / "bad" / "folder.png").mkdir(parents=True)
     folder, good = tmp_path / "bad", pictures[0]
     for name in ("zero.JPG", ".hidden.png", "notes.txt", "folder.png/x.png"):
@@ -137,6 +127,9 @@ def test_bad_files_get_one_line_each_and_the_others_are_answered(
 
     with pytest.raises(DataError, match="no digit found"):
         predict(runs / "one", folder / "blank.png")
+    for images in ([], np.zeros((2, 28, 28), np.uint8), np.zeros((2, 28, 28, 1))):
+        with pytest.raises(UsageError, match="allowed are paths of pictures, or an array"):
+            predict(runs / "one", images)
 
 
 def test_the_preprocessed_images_are_saved(runs, pictures, tmp_path, command):
@@ -167,8 +160,7 @@ def pictured(image: np.ndarray, rng: np.random.Generator, largest: int, path: Pa
     picture = Image.fromarray(levels)
     form = rng.choice(["jpg", "webp", "coloured.png", "transparent.png", "palette.png"])
     if form == "coloured.png":
-        tint = rng.uniform(0.7, 1, 3)
-        picture = Image.fromarray((levels[..., None] * tint).astype(np.uint8))
+        picture = Image.fromarray((levels[..., None] * rng.uniform(0.7, 1, 3)).astype(np.uint8))
     elif form == "transparent.png":
         picture = Image.new("RGBA", (width, height), (20, 30, 90, 0))
         picture.putalpha(Image.fromarray((ink * 255).astype(np.uint8)))
@@ -181,9 +173,7 @@ def pictured(image: np.ndarray, rng: np.random.Generator, largest: int, path: Pa
 
 @pytest.mark.mnist
 @pytest.mark.parametrize("largest", [8, pytest.param(20, marks=pytest.mark.campaign)])
-def test_pictures_are_answered_as_well_as_mnist_s_own_images(
-    mnist_dir, data_dir, tmp_path, largest
-):
+def test_pictures_are_answered_as_well_as_mnist_s_images(mnist_dir, data_dir, tmp_path, largest):
     where = {"manual_dir": mnist_dir, "data_dir": data_dir}
     config = Config(model="mlp", dataset="mnist", epochs=1, workdir=tmp_path / "run", **where)
     workdir, rng = fit(config).workdir, np.random.default_rng(0)

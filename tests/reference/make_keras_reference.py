@@ -44,12 +44,6 @@ def build(name: str) -> keras.Sequential:
     return keras.Sequential(network, name=name)
 
 
-def describe(gradient: np.ndarray) -> dict[str, float | list[float]]:
-    """Norm and projections onto the seeded directions."""
-    projections = weights.make_probes(gradient.shape) @ gradient.ravel()
-    return {"norm": float(np.linalg.norm(gradient)), "projections": projections.tolist()}
-
-
 def reference(name: str) -> dict[str, object]:
     """What Keras computes from the seeded weights and batch."""
     model = build(name)
@@ -67,9 +61,10 @@ def reference(name: str) -> dict[str, object]:
         layer, kind = variable.path.split("/")[-2:]
         if kind not in seeded[layer] or variable.dtype != "float64":
             raise SystemExit(f"expected a kernel or a bias in float64, got {variable}")
-        described[layer][kind] = describe(gradient.numpy())
+        projections = weights.make_probes(gradient.shape) @ gradient.numpy().ravel()
+        norm = float(np.linalg.norm(gradient))
+        described[layer][kind] = {"norm": norm, "projections": projections.tolist()}
     return {
-        "fingerprint": weights.fingerprint(name),
         "parameters": model.count_params(),
         "logits": logits.numpy().tolist(),
         "loss": float(loss),
@@ -88,22 +83,12 @@ def pooling() -> dict[str, object]:
     return {"output": pooled.numpy().tolist(), "gradient": gradient.numpy().tolist()}
 
 
-def main() -> None:
-    """Computes everything and writes it beside this file."""
+if __name__ == "__main__":
     keras.backend.set_floatx("float64")
     versions = {"python": platform.python_version(), "tensorflow": tf.__version__}
     versions |= {"keras": keras.__version__, "numpy": np.__version__}
-    content = {
-        "versions": versions,
-        "pooling": pooling(),
-        "models": {name: reference(name) for name in weights.KERNELS},
-    }
-    path = Path(__file__).with_name("keras.json")
+    models = {name: reference(name) for name in weights.KERNELS}
+    content = {"versions": versions, "pooling": pooling(), "models": models}
     text = json.dumps(content, indent=1)
     text = re.sub(r"\[[^][]*\]", lambda row: " ".join(row[0].split()), text)  # a row, a line
-    path.write_text(text + "\n")
-    print(f"{path.name}: {path.stat().st_size} bytes")
-
-
-if __name__ == "__main__":
-    main()
+    Path(__file__).with_name("keras.json").write_text(text + "\n")

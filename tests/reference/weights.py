@@ -3,8 +3,6 @@
 NumPy alone: `make_keras_reference.py` runs without JAX and `test_reference.py` without TensorFlow.
 """
 
-import hashlib
-
 import numpy as np
 
 SEED = 1234
@@ -63,15 +61,3 @@ def make_ties() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([SEED, 3])
     activations = np.floor(3 * rng.random((2, 6, 8, 3)))
     return activations, 1 + np.arange(2 * 3 * 4 * 3, dtype=np.float64).reshape(2, 3, 4, 3)
-
-
-def fingerprint(model: str) -> str:
-    """SHA-256 of everything above."""
-    arrays = [*make_batch(), *make_ties()]
-    for layer in make_weights(model).values():
-        for weight in layer.values():
-            arrays += [weight, make_probes(weight.shape)]
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()

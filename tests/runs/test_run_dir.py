@@ -31,14 +31,18 @@ def folder(config) -> Path:
     return fit(config).workdir
 
 
-def test_a_folder_in_use_is_refused(config):
+def test_a_folder_in_use_is_refused_and_what_an_interrupted_write_left_is_removed(config):
     folder = config.workdir
     with closing(RunDir(folder, config, DATA)):
         for second in (lambda: RunDir(folder, config, DATA), lambda: check_idle(folder)):
             with pytest.raises(UsageError, match="is in use by another process"):
                 second()
     check_idle(folder)
+    (folder / "checkpoints").mkdir()
+    for name in (".metrics.jsonl.abc.tmp", "checkpoints/.epoch-0000.abc.tmp"):
+        (folder / name).write_text("half")
     RunDir(folder, config, DATA).close()
+    assert not list(folder.rglob("*.tmp"))
 
 
 def test_a_file_system_without_locks_gets_one_warning(config, monkeypatch, tmp_path):
@@ -90,24 +94,11 @@ def test_a_folder_with_something_else_is_left_alone(config):
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
-def test_what_an_interrupted_write_left_is_removed(config):
-    folder = config.workdir
-    RunDir(folder, config, DATA).close()
-    (folder / "checkpoints").mkdir()
-    for name in (".metrics.jsonl.abc.tmp", "checkpoints/.epoch-0000.abc.tmp"):
-        (folder / name).write_text("half")
-    RunDir(folder, config, DATA).close()
-    assert not list(folder.rglob("*.tmp"))
-
-
-def test_sha256sum_checks_the_manifest(folder):
+def test_sha256sum_checks_the_manifest_and_a_damaged_result_is_written_again(config, folder):
     command = ["sha256sum", "--check", "--strict", "manifest.sha256"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     files = ("config.json", "environment.json", "metrics.jsonl", "result.json")
     assert done.stdout.splitlines() == [f"{name}: OK" for name in files]
-
-
-def test_a_damaged_result_is_an_error_and_can_be_written_again(config, folder):
     before = read_result(folder)
     path = folder / "result.json"
     path.write_bytes(path.read_bytes().replace(b"test_accuracy", b"best_accuracy"))
@@ -119,20 +110,17 @@ def test_a_damaged_result_is_an_error_and_can_be_written_again(config, folder):
     assert again.record["test_correct"] == before["test_correct"]
 
 
-def test_a_damaged_config_is_an_error_and_stays(config, folder):
+def test_a_damaged_config_stays_an_error_and_an_unknown_key_is_read(config, folder):
+    values = json.loads((folder / "config.json").read_text())
     wrong = ({"modle": "cnn"}, {"seed": []}, {"data": []})
-    damaged = [json.dumps({"version": 3, **values}).encode() for values in wrong]
+    damaged = [json.dumps({"version": 3, **fields}).encode() for fields in wrong]
     for content in (b"", b"{", b"[]", b"\xff\xfe", *damaged):
         (folder / "config.json").write_bytes(content)
         for use in (lambda: fit(config), lambda: load_run(folder)):
             with pytest.raises((CheckpointError, UsageError)):
                 use()
         assert (folder / "config.json").read_bytes() == content
-
-
-def test_an_unknown_key_of_a_newer_version_is_read(config, folder):
-    values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**values, "colour": "blue"}))
+    (folder / "config.json").write_text(json.dumps({**values, "colour": "blue"}))  # newer
     assert load_run(folder).config == config
     assert fit(config).record == read_result(folder)
 

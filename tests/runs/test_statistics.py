@@ -40,17 +40,16 @@ def test_mcnemar_counts_only_images_on_which_the_two_differ():
 
 
 def test_welch():
-    """Mean 2 and 4, variance 1 and 4: t = 2 / √(5/3) with 50/17 degrees of freedom."""
+    """Mean 2 and 4, variance 1 and 4: t = 2 / √(5/3) with 50/17 degrees of freedom.
+
+    Without variance on one side: t = 1 with one degree of freedom, p = 1/2. On both: certainty.
+    """
     found = statistics.welch(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]))
     assert found["difference"] == 2.0
     assert found["p"] == pytest.approx(0.2206, abs=2e-3)
     low, high = found["ci95"]
     assert (low + high) / 2 == pytest.approx(2.0)
     assert (high - low) / 2 == pytest.approx(3.22 * (5 / 3) ** 0.5, rel=5e-3)
-
-
-def test_welch_without_variance():
-    """On one side: t = 1 with one degree of freedom, p = 1/2. On both: certainty."""
     half = np.array([0.5, 0.5])
     assert statistics.welch(half, np.array([0.5, 0.6]))["p"] == pytest.approx(0.5)
     assert statistics.welch(half, half) == {"difference": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
