@@ -3,9 +3,8 @@
     python -m benchmarks [--budget_minutes=9] [--only step roofline]
 
 Parts run in order of value until the budget is spent; each is saved when it ends. The folder, by
-default benchmarks/results/<device>-<UTC time>, gets `results.json`, which `python -m
-benchmarks.compare` reads, and `card.md`. With --output naming a folder of the same device, commit
-and JAX, what is missing there is added.
+default benchmarks/results/<device>-<UTC time>, gets `results.json` and `card.md`. With --output
+naming a folder of the same device, commit and JAX, what is missing there is added.
 """
 
 import argparse
@@ -70,7 +69,7 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     ]
     parts = zip(launch.PARTS, seconds, runs, strict=True)
     found = [Part(name, s, [common | flags for flags in some]) for name, s, some in parts]
-    # On a CPU the peers come late: they run the slow step of the CNN ten times.
+    # On a CPU the peers come late, for they run the CNN's slow step ten times; seeds gain little.
     return [found[i] for i in (0, 2, 3, 4, 6, 7, 1, 5)] if platform == "cpu" else found
 
 

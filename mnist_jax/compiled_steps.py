@@ -2,7 +2,6 @@
 
 import inspect
 import time
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from mnist_jax import gpu_loop, steps
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.data.batches import num_batches
-from mnist_jax.errors import first_line
+from mnist_jax.errors import first_line, is_out_of_memory
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import count_parameters, param_shapes
 from mnist_jax.ops import malloc
@@ -37,6 +36,11 @@ CALIBRATION_STEPS = 2
 def dynamic_loop_bound(device: jax.Device) -> bool:
     """Whether the number of steps is an argument of the program; see `steps.train_steps`."""
     return device.platform == "cpu"
+
+
+def uses_gpu_loop(device: jax.Device) -> bool:
+    """Whether training runs `gpu_loop.train_steps` in place of `steps.train_steps`."""
+    return device.platform == "gpu"
 
 
 class Steps(NamedTuple):
@@ -77,7 +81,7 @@ def make_steps(
     sharding = None if members else sharded(mesh)
     init_state = partial(steps.init_state, **how)
     epoch_permutation = partial(steps.epoch_permutation, size=train_size)
-    loop = gpu_loop if device.platform == "gpu" else steps
+    loop = gpu_loop if uses_gpu_loop(device) else steps
     train_steps = partial(
         loop.train_steps, **how, batch_size=batch_size, sharding=sharding, log_size=log_size
     )
@@ -149,6 +153,7 @@ class Trainer:
 
     Attributes:
         seconds: compile_s, train_s and eval_s so far, each of finished work.
+        warnings: what the programs could not do.
     """
 
     def __init__(
@@ -188,6 +193,7 @@ class Trainer:
         )
         self._options = partial(meshes.compiler_options, device, deterministic=config.deterministic)
         self._one_graph = self._options() != self._options(one_graph=False)
+        self.warnings: list[str] = []
         self._compiled: dict[Any, Any] = {}
         self._steps_per_call: dict[Any, int] = {}  # by program, from the time of its last call
 
@@ -258,9 +264,11 @@ class Trainer:
         elif self.dynamic:
             count = min(count, self._steps_per_call.get(program, CALIBRATION_STEPS))
         count = distributed.broadcast(count)  # measured times differ between processes
-        # A library may refuse to be part of a CUDA graph, which shows in the first call.
+        # A library may refuse to be part of a CUDA graph, which shows in the first call. Then the
+        # first argument, which it may have consumed, is needed again.
         may_fail = self._one_graph and program not in self._steps_per_call
-        spare = jax.tree.map(jnp.copy, args) if may_fail else ()
+        may_fail = may_fail and jax.process_count() == 1
+        spare = (jax.tree.map(jnp.copy, args[0]), *args[1:]) if may_fail else ()
         args = *args, put(np.int32(first), self._per_run)
         length = put(np.int32(count), self._per_run) if self.dynamic else count
         try:
@@ -269,11 +277,11 @@ class Trainer:
             started = time.perf_counter()
             result = jax.block_until_ready(compiled(*args))  # the host waits here
         except jax.errors.JaxRuntimeError as error:
-            if not may_fail:
+            if not may_fail or is_out_of_memory(error):
                 raise
-            warnings.warn(f"a step is several CUDA graphs: {first_line(error)}", stacklevel=2)
+            problem = f"a step is several CUDA graphs, not one, and slower ({first_line(error)})"
+            self.warnings.append(problem)
             self._one_graph = False
-            self._compiled.clear()
             return self._call(name, program, spare, first, most)
         elapsed_s = time.perf_counter() - started
         self.seconds[name] += elapsed_s
@@ -287,6 +295,7 @@ class Trainer:
         leaves = jax.tree.leaves(args)
         key = (
             program,
+            one_graph,
             *((x.shape, x.dtype, x.sharding) if isinstance(x, jax.Array) else x for x in leaves),
         )
         if key not in self._compiled:

@@ -30,6 +30,7 @@ FORMAT_VERSION = 3  # of config.json and of a run's folder
 
 # Keyword arguments of the model, the optimizer or the loss, with defaults of their own.
 ARGUMENTS = ("hidden_sizes", "dropout", "activation", "momentum", "weight_decay", "label_smoothing")
+FROM_DATA = ("dtype", "image_shape", "num_classes")  # fields of a model that no flag sets
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):\d{1,5}")
 GRID = ("learning_rate", "weight_decay")  # may have several values: a network for each
 PATHS = ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile", "fork", "init_from")
@@ -100,7 +101,8 @@ class Config(Flags):
         for name in (*given, *self.option_values()):
             if name in flags and name not in given:
                 raise UsageError(f"{name} is a flag; give --{name}, not --options {name}=…")
-            if name in ("dtype", "image_shape", "num_classes"):
+            others = [part for kind, part in self.components().items() if kind != "model"]
+            if name in FROM_DATA and not any(name in keywords(part) for part in others):
                 raise UsageError(
                     f"the data or --precision set {name}; leave {name} of --options out"
                 )
@@ -140,7 +142,7 @@ class Config(Flags):
             return {}
         part, config = self.components()[kind], self.resolve()
         values = {name: getattr(config, name) for name in ARGUMENTS} | self.option_values()
-        names = keywords(part)
+        names = keywords(part) - (set(FROM_DATA) if kind == "model" else set())
         return {n: v for n, v in values.items() if n in names and v is not None}
 
     def resolve(self) -> "Config":

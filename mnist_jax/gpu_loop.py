@@ -4,8 +4,8 @@ A kernel takes a microsecond or two to start, however little it computes, and mo
 compute little. So this loop
 
 - draws what needs no parameters (keys, indices, masks) for all steps before the first;
-- keeps the kernels of the layers in the precision that the model casts them to, because the cast
-  costs nothing within the update;
+- keeps the layers' weights in the precision that the model casts them to, because the cast costs
+  nothing within the update;
 - joins all small arrays (biases, their moments, counters) into one, which one kernel updates;
 - looks for numbers that are not finite in all gradients at once.
 """
@@ -53,39 +53,46 @@ def train_steps(
     size, start = split.label.shape[0], state.step
 
     @jax.vmap
-    def inputs(i: jax.Array) -> tuple[jax.Array, jax.Array, StepKeys]:
+    def draw(i: jax.Array) -> tuple[jax.Array, jax.Array, StepKeys]:
         rows = batch_index(size, order, first + i, batch_size=batch_size, sharding=sharding)
         return *rows, step_keys(root_key, start + i)
 
     dtypes = cast_dtypes(model, state)
 
-    def body(i: jax.Array, carry: Any) -> Any:
-        state, metrics, cast_leaves = unravel(carry[0])
-        index, mask, keys = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), drawn)
+    def body(carry: Any, inputs: Any) -> Any:
+        state, metrics, weights = before = unravel(carry[0])
+        i, (index, mask, keys) = inputs
         state, step_metrics, values = train_step(
             state,
             gather_batch(split, index, mask, sharding=sharding),
             keys,
-            replace(state.params, cast_leaves),
+            with_leaves(state.params, weights),
             model=model,
             tx=tx,
             step_config=step_config,
             finite=finite_rows,
         )
-        new = state, metrics.merge(step_metrics), cast(state.params, dtypes)
+        after = state, metrics.merge(step_metrics), cast_leaves(state.params, dtypes)
+        # `scan` does not see the types of joined arrays.
+        if (now := _types(after)) != _types(before):
+            raise TypeError(f"a step changes the shapes or dtypes of its state, to {now}")
         log = {name: carry[1][name].at[i].set(values[name]) for name in carry[1]}
-        return ravel_small(new)[0], log
+        return (ravel_small(after)[0], log), None
 
-    drawn = inputs(jnp.arange(steps))
     rows = jax.eval_shape(finite_rows, (metrics.loss_sum, state.params)).shape
     nonfinite = jnp.broadcast_to(metrics.first_nonfinite, rows)
     metrics = dataclasses.replace(metrics, first_nonfinite=nonfinite)
-    carry, unravel = ravel_small((state, metrics, cast(state.params, dtypes)))
+    carry, unravel = ravel_small((state, metrics, cast_leaves(state.params, dtypes)))
     log = {name: jnp.zeros(log_size) for name in ("loss", "grad_norm") if log_size}
-    carry, log = lax.fori_loop(0, steps, body, (carry, log))
+    numbers = jnp.arange(steps)
+    (carry, log), _ = lax.scan(body, (carry, log), (numbers, draw(numbers)))
     state, metrics, _ = unravel(carry)
     nonfinite = jnp.min(metrics.first_nonfinite)
     return state, dataclasses.replace(metrics, first_nonfinite=nonfinite), log
+
+
+def _types(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
 def ravel_small(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -120,9 +127,9 @@ def finite_rows(tree: Any) -> jax.Array:
 
     One kernel reads all leaves. Joining the parts takes another, and can wait for the last step.
     """
-    vector = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-    rows = jnp.pad(vector, (0, -vector.size % ROW)).reshape(-1, ROW)
-    return jnp.all(jnp.isfinite(rows), axis=1)
+    finite = jnp.concatenate([jnp.isfinite(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+    padded = jnp.pad(finite, (0, -finite.size % ROW), constant_values=True)
+    return jnp.all(padded.reshape(-1, ROW), axis=1)
 
 
 def cast_dtypes(model: nn.Module, state: TrainState) -> list[Any]:
@@ -143,18 +150,19 @@ def cast_dtypes(model: nn.Module, state: TrainState) -> list[Any]:
         uses = [equation for equation in traced.jaxpr.eqns if variable in equation.invars]
         is_cast = len(uses) == 1 and uses[0].primitive.name == "convert_element_type"
         is_cast &= variable not in traced.jaxpr.outvars and len(variable.aval.shape) > 1
-        dtypes.append(uses[0].params["new_dtype"] if is_cast else None)
+        dtype = uses[0].params["new_dtype"] if is_cast else jnp.int32
+        dtypes.append(dtype if jnp.issubdtype(dtype, jnp.floating) else None)
     return dtypes
 
 
-def cast(params: Any, dtypes: Sequence[Any]) -> list[Any]:
+def cast_leaves(params: Any, dtypes: Sequence[Any]) -> list[Any]:
     """The leaves with a dtype from `cast_dtypes`, in it; None for the others."""
     pairs = zip(jax.tree.leaves(params), dtypes, strict=True)
     return [None if dtype is None else leaf.astype(dtype) for leaf, dtype in pairs]
 
 
-def replace(params: Any, leaves: Sequence[Any]) -> Any:
-    """The parameters with the leaves from `cast` in place of their own."""
+def with_leaves(params: Any, leaves: Sequence[Any]) -> Any:
+    """The parameters with the leaves from `cast_leaves` in place of their own."""
     own, treedef = jax.tree.flatten(params)
     pairs = zip(own, leaves, strict=True)
     return jax.tree.unflatten(treedef, [x if y is None else y for x, y in pairs])

@@ -22,7 +22,7 @@ def cross_entropy(logits: jax.Array, batch: Any, *, label_smoothing: float = 0.0
     if label.ndim == logits.ndim:
         losses = optax.softmax_cross_entropy(logits, label)
     else:
-        # On a GPU, the gradient of optax's gather is a scatter, two kernels more than a sum's.
+        # On an accelerator the gradient of optax's gather is a scatter; a sum's needs none.
         losses = lax.platform_dependent(
             logits,
             label,

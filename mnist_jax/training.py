@@ -110,7 +110,8 @@ def fit(
         is_complete = config.workdir is not None and (config.workdir / RESULT).exists()
         if config.fork is not None and not is_complete and not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
             _check_fork(config, dataset, model, tx)
-        if config.num_members and device.platform == "cpu" and hasattr(os, "sysconf"):
+        on_cpu = device.platform == "cpu" and hasattr(os, "sysconf")
+        if config.num_members and on_cpu and not is_complete:
             _check_memory(config, model, tx)
         where = environment.describe(device)
         if jax.process_count() > 1:
@@ -147,6 +148,10 @@ def fit(
             progress = loop.run(min(total_steps, config.max_steps or total_steps))
             stop.armed = False  # nothing is left to save
             progress.seconds = loop.seconds()
+            for warning in trainer.warnings:
+                warnings.append(warning)
+                for callback in callbacks:
+                    callback.on_warning(warning)
             worst = min(finite_members(progress.rows[-1])["train/accuracy"], default=1.0)
             chance = 1 / data.num_classes
             if worst < chance + 0.05 * (1 - chance) and config.max_steps is None:
@@ -222,10 +227,8 @@ def _check_memory(config: Config, model: nn.Module, tx: optax.GradientTransforma
     needed = 3 * size * members / jax.process_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
-        problem = f"{members} networks need at least {needed / 1e9:.0f} GB of memory"
-        raise DeviceError(
-            f"{problem}; this machine has {memory / 1e9:.0f} GB; use a smaller --seeds"
-        )
+        problem = f"{members} networks need at least {needed / 1e9:.1f} GB of memory"
+        raise DeviceError(f"{problem}; this machine has {memory / 1e9:.1f}; train fewer networks")
 
 
 def _load(folder: Path, config: Config, model: nn.Module) -> tuple[Any, Any]:

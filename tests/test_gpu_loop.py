@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import export
 
-from mnist_jax import gpu_loop, models, steps
+from mnist_jax import Callback, Config, compiled_steps, fit, gpu_loop, models, steps
 from mnist_jax.data.split import Split
+from mnist_jax.losses import cross_entropy
 from mnist_jax.metrics import NEVER, Metrics
 
-SIZE, BATCH_SIZE = 22, 4  # an epoch has five batches of 4, and one of 2
+SIZE, BATCH_SIZE = 22, 8  # an epoch has batches of 8, 8 and 6
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -71,14 +73,14 @@ def test_it_trains_as_the_plain_loop_does(name):
     found = []
     for loop in (steps.train_steps, gpu_loop.train_steps):
         carry, logs = start, []
-        for first, count in ((0, 4), (4, 2)):
+        for first, count in ((0, 2), (2, 1)):
             with jax.disable_jit():  # one operation after the other: nothing is rounded otherwise
                 args = *carry, split, order, root, first, count
-                *carry, log = loop(*args, **how, batch_size=BATCH_SIZE, log_size=6)
+                *carry, log = loop(*args, **how, batch_size=BATCH_SIZE, log_size=3)
             logs.append(log)
         found.append((carry, logs))
     jax.tree.map(np.testing.assert_array_equal, *found)
-    assert found[1][0][1].count == SIZE and found[1][0][0].step == 6
+    assert found[1][0][1].count == SIZE and found[1][0][0].step == 3
 
 
 def test_only_parameters_that_the_model_casts_once_and_at_once_are_kept_cast():
@@ -87,8 +89,8 @@ def test_only_parameters_that_the_model_casts_once_and_at_once_are_kept_cast():
         state = steps.init_state(jax.random.key(0), model=model, tx=optax.sgd(1.0))
         dtypes = gpu_loop.cast_dtypes(model, state)
         assert dtypes.count(jnp.bfloat16) == cast == len(dtypes) - dtypes.count(None)
-        copies = gpu_loop.cast(state.params, dtypes)
-        merged = gpu_loop.replace(state.params, copies)
+        copies = gpu_loop.cast_leaves(state.params, dtypes)
+        merged = gpu_loop.with_leaves(state.params, copies)
         assert [leaf.dtype for leaf in jax.tree.leaves(merged)].count(jnp.bfloat16) == cast
 
 
@@ -111,6 +113,46 @@ def test_an_infinite_gradient_of_a_finite_loss_is_noticed_at_its_step():
         program = jax.jit(partial(gpu_loop.train_steps, **how, batch_size=4), static_argnums=6)
         args = steps.init_state(root, **how), Metrics.zeros(), split, np.arange(SIZE), root, 0
         assert program(*args, count)[1].first_nonfinite == expected
+
+
+class Log(Callback):
+    """Keeps the gradient norms of the steps."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_steps(self, first, values):
+        self.norms.append(values["grad_norm"])
+
+
+@pytest.mark.parametrize("fields", [{}, {"seeds": 2}, {"precision": "bfloat16"}])
+def test_a_run_trains_with_it_as_without(fields, monkeypatch, tmp_path):
+    """In calls of four steps, with the values of every step."""
+    given: dict[str, Any] = {"model": "mlp", "hidden_sizes": (8,), "dataset": "digits", "epochs": 1}
+    given |= {**fields, "steps_per_call": 4, "data_dir": tmp_path}
+    found = []
+    for is_used in (False, True):
+        monkeypatch.setattr(compiled_steps, "uses_gpu_loop", lambda _: is_used)  # noqa: B023
+        monkeypatch.setattr(compiled_steps, "dynamic_loop_bound", lambda _: not is_used)  # noqa: B023
+        log, config = Log(), Config(**given, workdir=tmp_path / str(is_used))
+        result = fit(config, callbacks=[log])
+        assert [norms.shape[-1] for norms in log.norms] == [4, 4, 4, 3]
+        found.append((result.params, log.norms))
+    close = partial(np.testing.assert_allclose, rtol=2e-2, atol=1e-3)
+    jax.tree.map(close, *found)
+
+
+def test_the_loss_for_accelerators_equals_optaxs():
+    rng = np.random.default_rng(0)
+    logits, label = rng.normal(0, 30, (40, 10)).astype(np.float32), rng.integers(0, 10, 40)
+    ours = jax.jit(jax.value_and_grad(lambda x: cross_entropy(x, {"label": label}).mean()))
+    checks = [export.DisabledSafetyCheck.platform()]
+    for_gpu = export.export(ours, platforms=["cuda"], disabled_checks=checks)(logits)
+    assert "scatter" not in for_gpu.mlir_module()
+    optaxs = optax.softmax_cross_entropy_with_integer_labels
+    theirs = jax.value_and_grad(lambda x: optaxs(x, label).mean())
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, for_gpu.call(logits), theirs(logits))
 
 
 COMPILE = """

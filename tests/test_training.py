@@ -204,14 +204,29 @@ def test_compiler_options_are_those_of_the_device(monkeypatch):
     assert mesh.compiler_options(h100) == {}
 
 
-def test_a_step_that_cannot_be_one_graph_is_several(config, monkeypatch):
-    def options(device, *, deterministic=False, one_graph=True):
-        return {"xla_cpu_use_no_such_graphs": True} if one_graph else {}
+@pytest.mark.parametrize("problem", ["no graph", "RESOURCE_EXHAUSTED"])
+def test_a_step_that_cannot_be_one_graph_is_several(problem, config, monkeypatch, tmp_path):
+    """The first call has consumed the state when it fails."""
+    expected = fit(config(epochs=2, workdir=tmp_path / "plain"), callbacks=()).record
+    block, calls = jax.block_until_ready, []
 
-    monkeypatch.setattr(mesh, "compiler_options", options)
-    with pytest.warns(UserWarning, match=r"several CUDA graphs: .*no_such_graphs") as caught:
-        result = fit(config(epochs=1), callbacks=())
-    assert len(caught) == 1 and result.record["test_accuracy"] > 0.3
+    def failing_once(result):
+        calls.append(block(result))
+        if len(calls) == 1:
+            raise jax.errors.JaxRuntimeError(problem)
+        return result
+
+    options = {True: {"xla_backend_optimization_level": 3}, False: {}}
+    choose = lambda _, one_graph=True, **__: options[one_graph]  # noqa: E731
+    monkeypatch.setattr(mesh, "compiler_options", choose)
+    monkeypatch.setattr(jax, "block_until_ready", failing_once)
+    if problem == "RESOURCE_EXHAUSTED":  # another attempt would end so too
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            fit(config(epochs=2), callbacks=())
+        return
+    with pytest.warns(UserWarning, match=r"several CUDA graphs, not one, and slower \(no graph\)"):
+        found = fit(config(epochs=2), callbacks=()).record
+    assert found["params_sha256"] == expected["params_sha256"] and found["warnings"]
 
 
 def test_bfloat16_trains_on_a_cpu_with_float32_parameters_and_a_warning(config):

@@ -130,13 +130,12 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
             state, sums, _ = settle(program(state, sums, split, *place, *[single] * dynamic))
         return state
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, compiler_options=meshes.compiler_options(device))
     def step(state: Any, batch: Any, root_key: Any) -> Any:
         return steps.train_step(state, batch, steps.step_keys(root_key, state.step), **how)[0]
 
-    mask = np.ones(job.batch_size, bool)
-
     def host(state: Any, count: int) -> Any:
+        mask = np.ones(job.batch_size, bool)
         for i in range(count):
             index = data.batch_index(i, job.batch_size)
             batch = {"image": data.image[index], "label": data.label[index], "mask": mask}
@@ -144,12 +143,14 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
         return state
 
     batches = num_batches(job.test_size, EVAL_BATCH_SIZE)
-    batches = put(np.int32(batches)) if dynamic else batches
+    fixed = metrics, test, firsts[0], put(np.int32(batches)) if dynamic else batches
+    compiled: dict[str, Any] = {}
 
     def evaluate(state: Any) -> Any:
-        return settle(
-            programs.eval_steps(state.params, state.model_state, metrics, test, firsts[0], batches)
-        )
+        args = state.params, state.model_state, *fixed
+        if not compiled:  # in the first call, which is not timed
+            compiled["eval"] = compile_steps(programs.eval_steps, device, *args)[0]
+        return settle(compiled["eval"](*args[: 5 + dynamic]))
 
     def traced(state: Any) -> dict[str, Any]:
         names = trace.layers_of(program.as_text(), [layer.name for layer in layers(how["model"])])

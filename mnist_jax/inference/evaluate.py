@@ -40,7 +40,7 @@ def evaluate(
         `statistics.summarize` of the members' accuracies, None for a grid; warnings.
     """
     run = load_run(workdir)
-    loaded = dataset_of(run, name=dataset, data_dir=data_dir, manual_dir=manual_dir)
+    loaded = dataset_of(run, dataset=dataset, data_dir=data_dir, manual_dir=manual_dir)
     label, names = loaded.test.label, loaded.class_names
     found = Predictor(run, platform)(loaded.test.image)
 

@@ -103,16 +103,16 @@ def load_runs(folders: Sequence[str | Path]) -> list[LoadedRun]:
 def dataset_of(
     run: LoadedRun,
     *,
-    name: str | Dataset | None = None,
+    dataset: str | Dataset | None = None,
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
 ) -> Dataset:
-    """The data set of a run, or another one by name; errors are those of `load_dataset`."""
+    """The data set of a run, or another one; errors are those of `load_dataset`."""
     config = run.config
-    if isinstance(name, Dataset):
-        dataset, is_own = name, name.name == config.dataset
+    if isinstance(dataset, Dataset):
+        is_own = dataset.name == config.dataset
     else:
-        name, is_own = name or config.dataset, name in (None, config.dataset)
+        name, is_own = dataset or config.dataset, dataset in (None, config.dataset)
         if name not in DATASETS and not is_path(name) and is_own:
             given = f"{run.folder} was trained on {name}, arrays that fit was given"
             raise UsageError(f"{given}; use mnist_jax.evaluate with them, or --dataset=PATH")

@@ -112,8 +112,8 @@ def conv3x3(
 
 
 def _forward(x, w, padding, precision):
-    # In training on an NVIDIA GPU the bias is added by the kernel of the activation. Within cuDNN's
-    # convolution it would need a kernel of its own, to be copied out of the carry of the loop.
+    # The barrier keeps XLA from fusing the bias into cuDNN's convolution: then a kernel of its own
+    # would copy each bias out of the loop's carry first. The activation's kernel adds it for free.
     options = {"padding": padding, "precision": precision}
     cpu, default = partial(_on_cpu, **options), partial(_direct, **options)
 
@@ -135,9 +135,16 @@ conv3x3.defvjp(_forward, _backward)
 
 def _direct(x, w, padding, precision):
     """XLA's own convolution; under `jax.vmap`, `_of_members`."""
-    one = partial(_convolution, padding=padding, precision=precision)
-    many = jax.vmap(partial(_of_members, padding=padding, precision=precision))
-    return _with_vmap(one, many)(x, w)
+    one = jax.custom_batching.custom_vmap(
+        partial(_convolution, padding=padding, precision=precision)
+    )
+
+    @one.def_vmap
+    def many(_, batched, x, w):
+        convolve = partial(_of_members, padding=padding, precision=precision)
+        return jax.vmap(convolve, [0 if b else None for b in batched])(x, w), True
+
+    return one(x, w)
 
 
 def _direct_gradients(x, w, g, padding, precision):
@@ -145,29 +152,19 @@ def _direct_gradients(x, w, g, padding, precision):
 
     GPUs have a routine for these; vmap of the kernel's gradient would make gigantic windows.
     """
+    convolve = partial(_convolution, padding=padding, precision=precision)
+    one = jax.custom_batching.custom_vmap(lambda x, w, g: jax.vjp(convolve, x, w)[1](g))
 
-    def gradients(convolve, x, w, g):
-        return jax.vjp(convolve, x, w)[1](g)
-
-    one = partial(_convolution, padding=padding, precision=precision)
-    many = jax.vmap(partial(_of_members, padding=padding, precision=precision))
-    return _with_vmap(partial(gradients, one), partial(gradients, many))(x, w, g)
-
-
-def _with_vmap(one, many):
-    """`one`, whose `jax.vmap` over a leading axis of its arguments is `many`."""
-    function = jax.custom_batching.custom_vmap(one)
-
-    @function.def_vmap
-    def rule(size, batched, *arrays):
-        stacked = [
+    @one.def_vmap
+    def many(size, batched, *arrays):
+        x, w, g = (
             array if is_batched else jnp.broadcast_to(array, (size, *array.shape))
             for array, is_batched in zip(arrays, batched, strict=True)
-        ]
-        result = many(*stacked)
-        return result, jax.tree.map(lambda _: True, result)
+        )
+        convolve = jax.vmap(partial(_of_members, padding=padding, precision=precision))
+        return jax.vjp(convolve, x, w)[1](g), (True, True)
 
-    return function
+    return one(x, w, g)
 
 
 def _convolution(x, w, padding, precision):

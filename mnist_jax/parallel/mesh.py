@@ -22,7 +22,7 @@ MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "
 # Forbids sums in an arbitrary order, and algorithms (Triton's among them) chosen by measured speed:
 # both give other bits from process to process.
 DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True, "xla_gpu_enable_triton_gemm": False}
-# Commands that XLA puts into CUDA graphs: its own list, and convolutions. So a step is one graph.
+# What XLA puts into CUDA graphs: its own list (of jax 0.10 to 0.12), and convolutions.
 COMMAND_BUFFER = "xla_gpu_enable_command_buffer"
 COMMANDS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,CONVOLUTION"
 CACHE_BYTES = 512 * 2**20  # of the compilation cache; the least recently used programs go first
@@ -141,8 +141,8 @@ def compiler_options(
 ) -> dict[str, Any]:
     """XLA's options for the programs of a run.
 
-    With `one_graph`, a training step on an NVIDIA GPU becomes one CUDA graph, unless XLA_FLAGS says
-    what belongs into graphs. CPU and TPU are deterministic without options.
+    With `one_graph`, a training step on one NVIDIA GPU becomes one CUDA graph as a rule, unless
+    XLA_FLAGS says what belongs into graphs. CPU and TPU are deterministic without options.
     """
     options: dict[str, Any] = {}
     if one_graph and _is_nvidia(device) and COMMAND_BUFFER not in os.environ.get("XLA_FLAGS", ""):
@@ -192,10 +192,10 @@ def enable_compilation_cache(folder: Path | None) -> list[str]:
         return []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lockfile"):  # as JAX will do
+        with FileLock(folder / ".lockfile", timeout=10):  # as JAX will do
             pass
     except OSError as error:
-        return [f"no compilation cache: cannot write {folder} ({error.strerror})"]
+        return [f"no compilation cache: cannot write {folder} ({error.strerror or error})"]
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
