@@ -279,7 +279,7 @@ class Trainer:
         except jax.errors.JaxRuntimeError as error:
             if not may_fail or is_out_of_memory(error):
                 raise
-            problem = f"a step is several CUDA graphs, not one, and slower ({first_line(error)})"
+            problem = f"a step is several CUDA graphs, not one ({first_line(error)})"
             self.warnings.append(problem)
             self._one_graph = False
             return self._call(name, program, spare, first, most)
