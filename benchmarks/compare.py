@@ -6,16 +6,16 @@
 
 A and B are result files or folders of cards. B is slower if its launches (processes, with equally
 many samples), divided by 1 + threshold, still rank above A's: an exact one-sided test, at 5 % over
-all comparisons together (Holm, 1979). --run starts both commands in turn, A B B A A B …, each with
---output=FILE added, and compares launches of a round as pairs (Wilcoxon's signed ranks), since a
-machine that slows down slows both. Separate files are compared by Mann and Whitney's rank sums.
+all comparisons with 9 launches a side (Holm, 1979). --run starts both commands in turn, A B B A A B
+…, each with --output=FILE added, and compares launches of a round as pairs (Wilcoxon's signed
+ranks), since a machine that slows down slows both. Separate files are compared by Mann and
+Whitney's rank sums, which cannot tell a slower program from a slower hour.
 
 --self_test compares a step --rounds times with itself and with the same made slower by --slow_down.
 """
 
 import argparse
 import dataclasses
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -29,12 +29,14 @@ from benchmarks.results import Recorder, Results, say
 from mnist_jax.errors import UsageError, WorseError
 
 LAUNCHES = 11  # of a pair of commands: one round of them may contradict the others
-SIGNIFICANT = 0.05
-CARD_CASES = 18  # as many comparisons as a full card makes
+FEWEST = 9  # launches of either side, for a verdict
+SIGNIFICANT, CI95 = 0.05, (0.025, 0.975)
+CARD_CASES = 6  # what a card measures in so many launches: step and evaluation of three networks
 WANTED, ALLOWED = 0.95, 0.05  # shares of slow-downs found and of false alarms in --self_test
 SAME_DEVICE = ("platform", "device", "cpu", "cpu_family_model", "instruction_set", "cores")
 IGNORED = ("command", "date", "excluded", "load", "gpu", "parts", "dataset", "variables")
 IGNORED += launch.CACHE_VARIABLES
+GPU_LIMITS = "power.limit", "clocks.max.sm"
 
 Sides = tuple[Sequence[float], Sequence[float]]
 
@@ -42,8 +44,8 @@ Sides = tuple[Sequence[float], Sequence[float]]
 class Verdict(NamedTuple):
     """What the launches of two sides say."""
 
-    ratio: float  # of B's median to A's
-    ci95: tuple[float, float]  # bootstrap interval of the ratio over resampled launches
+    ratio: float  # the median of B's times divided by A's of the same round; or of their medians
+    ci95: Sequence[float]  # exact for rounds, else a bootstrap over launches; empty for few
     p: float  # by Holm, if B is not slower (for a ratio below 1, not faster) than the threshold
     word: str  # slower, faster, same, or few if there are too few launches for any verdict
 
@@ -75,26 +77,28 @@ def judge(
     """The verdict on each comparison, by the times of the launches of A and of B.
 
     B may be slower by the share `threshold`. `paired`: launch i of A ran beside launch i of B.
-    Judges as if there were at least `family` comparisons.
+    Judges as if there were at least `family` comparisons with `FEWEST` launches a side.
     """
-    family, grown = max(family, len(sides)), 1 + threshold
-    others = [1.0] * (family - len(sides))
-    both = sides.values(), [(b, a) for a, b in sides.values()]
-    slower, faster = (
-        holm([rank_p(a, [x / grown for x in b], paired=paired) for a, b in pairs] + others)
-        for pairs in both
-    )
-    found, rng = {}, np.random.default_rng(0)
-    for i, (key, (a, b)) in enumerate(sides.items()):
-        drawn = rng.integers(len(a), size=(10_000, len(a)))
-        other = drawn if paired else rng.integers(len(b), size=(10_000, len(b)))
-        ratios = np.median(np.take(b, other), axis=1) / np.median(np.take(a, drawn), axis=1)
-        low, high = (float(end) for end in np.quantile(ratios, (0.025, 0.975)))
-        ratio = float(np.median(b) / np.median(a))
-        least = 1 / (2 ** len(a) if paired else math.comb(len(a) + len(b), len(a)))
-        p, word = (slower[i], "slower") if ratio >= 1 else (faster[i], "faster")
-        word = "few" if least * family > SIGNIFICANT else word if p <= SIGNIFICANT else "same"
-        found[key] = Verdict(ratio, (low, high), p, word)
+    found, rng, grown = {}, np.random.default_rng(0), 1 + threshold
+    judged = [key for key, launches_s in sides.items() if min(map(len, launches_s)) >= FEWEST]
+    adjusted: dict[tuple[Any, bool], float] = {}
+    for is_slower in (True, False):
+        pairs = [sides[key][:: 1 if is_slower else -1] for key in judged]
+        values = [rank_p(a, [x / grown for x in b], paired=paired) for a, b in pairs]
+        values = holm(values + [1.0] * (family - len(judged)))
+        adjusted |= {(key, is_slower): p for key, p in zip(judged, values, strict=False)}
+    for key, (a, b) in sides.items():
+        if paired:
+            ratios = np.divide(b, a).tolist()
+            ratio, ci95 = float(np.median(ratios)), results.interval95(ratios)
+        else:
+            drawn = (rng.choice(x, (10_000, len(x))) for x in (a, b))
+            first, second = (np.median(x, axis=1) for x in drawn)
+            ratio, ends = float(np.median(b) / np.median(a)), np.quantile(second / first, CI95)
+            ci95 = tuple(map(float, ends)) if key in judged else ()
+        p = adjusted.get((key, ratio >= 1), 1.0)
+        word = ("slower" if ratio >= 1 else "faster") if p <= SIGNIFICANT else "same"
+        found[key] = Verdict(ratio, ci95, p, word if key in judged else "few")
     return found
 
 
@@ -119,14 +123,24 @@ def differences(a: Results, b: Results) -> list[str]:
         lines += [f"only in {side}: {name}" for name in names if name not in theirs]
         excluded = found.context.get("excluded", {}).items()
         lines += [f"excluded from {side}: {what}: {why}" for what, why in excluded]
-    x, y = (side.context | side.context.get("variables", {}) for side in (a, b))
+    x, y = (
+        {k: v for k, v in (side.context.get("gpu") or {}).items() if k in GPU_LIMITS}
+        | side.context
+        | side.context.get("variables", {})
+        for side in (a, b)
+    )
     changed = [k for k in sorted({*x, *y} - {*IGNORED}) if x.get(k) != y.get(k)]
     return lines + [f"differs: {k}: {x.get(k)} in A, {y.get(k)} in B" for k in changed]
 
 
-def interleaved(sides: Sequence[Callable[[Recorder], None]], count: int) -> list[Results]:
-    """What each side records, from `count` runs each, in turn and in turning order."""
-    recorders = [Recorder(None, {}) for _ in sides]
+def interleaved(
+    sides: Sequence[Callable[[Recorder], None]], count: int, **options: Any
+) -> list[Results]:
+    """What each side records, from `count` runs each, in turn and in turning order.
+
+    The options are those of `Recorder`.
+    """
+    recorders = [Recorder(None, {}, **options) for _ in sides]
     for number in range(count):
         for side in range(len(sides))[:: -1 if number % 2 else 1]:
             say(f"launch {number + 1} of {count}: {'ABC'[side]}")
@@ -166,15 +180,17 @@ def measure(options: argparse.Namespace) -> None:
         raise UsageError("the files have nothing in common; compare files of the same benchmark")
     verdicts = judge(sides, options.threshold, paired=bool(options.run))
     rows = [
-        [name, f"{v.ratio:.3f}", f"{v.ci95[0]:.3f} to {v.ci95[1]:.3f}", f"{v.p:.2g}", v.word]
+        [name, f"{v.ratio:.3f}", " to ".join(f"{x:.3f}" for x in v.ci95), f"{v.p:.2g}", v.word]
         for name, v in verdicts.items()
     ]
     limit = f"more than {options.threshold:.0%}"
     title = f"B's time divided by A's; slower: by {limit}, 5 % over all (Holm)"
     print(results.table(title, ["", "ratio", "95 %", "p", ""], rows))
     print("\n".join(differences(a, b)))
+    if not options.run:
+        print("files: one may be of a slower hour; --run measures both in turn")
     if any(v.word == "few" for v in verdicts.values()):
-        print(f"few: too few launches; measure with --launches={LAUNCHES}, or use --run")
+        print(f"few: fewer than {FEWEST} launches; measure with --launches={LAUNCHES}")
     if slower := [name for name, v in verdicts.items() if v.word == "slower"]:
         count = f"{len(slower)} of {len(verdicts)}"
         raise WorseError(f"B is slower by {limit} in {count}: {'; '.join(slower)}")
@@ -187,10 +203,12 @@ def self_test(options: argparse.Namespace) -> None:
     [slow, *_] = step.jobs_of(options)
     plain = dataclasses.replace(slow, slow_down=0.0)
     sides = [partial(launch.measure_jobs, jobs=[job]) for job in (plain, plain, slow)]
+    scratch = tempfile.TemporaryDirectory()
     slower = alarms = 0
     for number in range(options.rounds):
         say(f"comparison {number + 1} of {options.rounds}")
-        a, *others = interleaved(sides, options.launches)
+        variables = launch.shared_cache(scratch.name)  # compiling would take most of the time
+        a, *others = interleaved(sides, options.launches, variables=variables)
         # A slow-down must be found among as many comparisons as a card makes.
         for is_planted, family, b in zip((False, True), (1, CARD_CASES), others, strict=True):
             pairs = launches(a, b)

@@ -35,6 +35,16 @@ def test_verdicts(b, word, paired):
     assert judge(STEADY, b, paired=paired).word == word
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_too_few_launches_get_no_verdict_and_leave_the_others_theirs(paired):
+    few, enough = STEADY[: compare.FEWEST - 1], STEADY[: compare.FEWEST]
+    sides = {i: (list(few), list(1.5 * few)) for i in range(100)}
+    sides["enough"] = list(enough), list(1.5 * enough)
+    found = compare.judge(sides, 0.02, paired=paired)
+    assert [found[0].word, found["enough"].word] == ["few", "slower"]
+    assert compare.judge({"": ([1.0] * 5, [2.0] * 5)}, 0.02, paired=paired)[""].ci95 == ()
+
+
 def test_probabilities_by_hand():
     a, b = np.arange(1.0, 6), np.arange(1.0, 6) + 10
     assert compare.rank_p(a, b, paired=False) == pytest.approx(1 / 252)
