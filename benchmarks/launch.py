@@ -138,7 +138,7 @@ def describe(platform: str) -> dict[str, Any]:
 
 
 def gpu_state() -> dict[str, Any] | None:
-    """What nvidia-smi says of the first GPU: clocks, power, throttling, other processes."""
+    """What nvidia-smi says of the first GPU: clocks, power, throttling, others' processes."""
 
     def query(kind: str, fields: Sequence[str]) -> list[list[str]]:
         words = ["nvidia-smi", f"--query-{kind}={','.join(fields)}", "--format=csv,noheader"]
@@ -150,7 +150,8 @@ def gpu_state() -> dict[str, Any] | None:
     if not (rows := query("gpu", GPU_FIELDS)):
         return None
     found = dict(zip(GPU_FIELDS, rows[0], strict=True))
-    return found | {"processes": len(query("compute-apps", ["pid"]))}
+    others = [pid for [pid] in query("compute-apps", ["pid"]) if pid != str(os.getpid())]
+    return found | {"processes": len(others)}
 
 
 def load(options: argparse.Namespace) -> Dataset:
@@ -201,7 +202,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "platform": _one("device; auto: the best JAX finds", "auto", choices=PLATFORMS),
     "repeats": _one("samples of each case, fewer above 1.5 s; or seeds", 20, int),
     "launches": _one("processes that measure each case", 1, int),
-    "rounds": _one("how often everything runs", 5, int),
+    "rounds": _one("how often everything runs", 9, int),
     "mode": _several("how steps are called", ["many", "one"], choices=MODES),
     "what": _several("a training step, an evaluation of 10,000 images", TIMED, choices=TIMED),
     "trace": {"action": "store_true", "help": "count the kernels of a step"},

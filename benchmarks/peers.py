@@ -2,7 +2,8 @@
 
 The same network, batches, precision and optimizer. In each round every framework runs once, in a
 process of its own with all cores and the same malloc settings, in an order that rotates; ratios are
-taken within a round. A framework that fails is excluded. On a GPU Keras is not measured.
+taken within a round. A framework that fails is excluded. On a GPU Keras is not measured, on a TPU
+neither Keras nor PyTorch.
 """
 
 import argparse
@@ -42,7 +43,8 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     if platform == "cpu" and precision != "float32":
         raise UsageError(f"precision is {precision}; allowed on a CPU is float32")
     known = [*MODES, *(KERAS if platform == "cpu" else GRAPHS)]
-    wanted = [x for x in known if x[0] in ("mnist_jax", *options.frameworks)]
+    frameworks = [x for x in options.frameworks if x == "flax" or platform != "tpu"]
+    wanted = [x for x in known if x[0] in ("mnist_jax", *frameworks)]
     wanted = [x for x in wanted if x == OURS or x[1] in (options.modes or [x[1]])]
     case: dict[str, Any] = {"batch_size": options.batch_size[0], "precision": precision}
     case |= {"platform": platform, "samples": options.repeats}
@@ -51,8 +53,8 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
         shift = number % len(wanted)
         for framework, mode in [*wanted[shift:], *wanted[:shift]]:
             job = jobs.Job(model=model, framework=framework, mode=mode, **case)
-            if model == "cnn" and platform == "cpu":  # a step lasts 0.1 s or more
-                job = dataclasses.replace(job, min_sample_s=0.2, warmup_s=(0.5, 5.0))
+            if model == "cnn" and platform == "cpu":  # of a step of 0.1 s or more, several
+                job = dataclasses.replace(job, min_sample_s=1.0, warmup_s=(0.5, 5.0))
             if job.name in recorder.found.context["excluded"]:
                 continue
             own = framework in ("mnist_jax", "flax")
@@ -93,17 +95,27 @@ def report(found: Results) -> list[str]:
     cases = found.cases(TRAIN)
     models = list(dict.fromkeys(case.first.model for case in cases))
     rows: dict[tuple[str, str], dict[str, str]] = {}
+    warnings = []
     for case in cases:
         who, model = (case.first.framework, case.first.mode), case.first.model
         cell = " or ".join(f"{1e3 * s:,.4g}" for s in timing.modes(case.launches_s))
         if ratio := ratios(found, model).get(who):
             cell += " ({:.2f}; {:.2f} to {:.2f})".format(*ratio)
+        elif who == OURS:
+            least_s, most_s = min(case.launches_s), max(case.launches_s)
+            cell += f" ({1e3 * least_s:,.4g} to {1e3 * most_s:,.4g})"
+        unsteady = sum(timing.spread(b.samples_s) > timing.UNSTABLE for b in case.benchmarks)
+        if unsteady > len(case.benchmarks) / 2:
+            warnings.append(f"{' '.join(who)}, {model}: the samples of {unsteady} rounds")
         rows.setdefault(who, {})[model] = cell
     lines = [[*who, *(of.get(model, "-") for model in models)] for who, of in rows.items()]
     lines.sort(key=lambda line: line[0] != OURS[0])
     rounds = max((len(case.launches_s) for case in cases), default=0)
     title = f"A training step, ms, {rounds} rounds (our time ÷ theirs; range)"
     parts = [results.table(title, ["framework", "mode", *models], lines)]
+    if warnings:
+        share = f"differ: half of them span more than {timing.UNSTABLE:.0%} of their median"
+        parts.append(f"warning: {'; '.join(warnings)} {share}")
     load = found.context["load"][0] / found.context["cores"]
     if load > BUSY:
         busy = f"warning: the load was {load:.2f} a core when this began; other work slows some"
