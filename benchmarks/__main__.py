@@ -23,7 +23,7 @@ from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
 
 PARTS = step, peers, roofline, sweep, accuracy, step, ledger, lowering
 MODULES: dict[str, Any] = dict(zip(launch.PARTS, PARTS, strict=True))
-SAME = ("platform", "device", "cpu", "git_commit", "jax")
+SAME = ("platform", "device", "cpu", "git_commit", "code_sha256", "jax")
 MINUTES_ON_CPU, MINUTES = 4.0, 9.0
 
 
@@ -111,9 +111,10 @@ def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder,
     recorder = Recorder(file, context | {"parts": {}})
     if earlier:
         for field in SAME:
-            if (there := earlier.context.get(field)) != context[field]:
-                message = f"{file} has {field} {there!r}; here it is {context[field]!r}"
+            if (there := earlier.context.get(field)) != context.get(field):
+                message = f"{file} has {field} {there!r}; here it is {context.get(field)!r}"
                 raise UsageError(f"{message}; choose another --output")
+        recorder.found.context.update(earlier.context | recorder.found.context)
         for name, entry in earlier.context["parts"].items():
             if entry["complete"]:
                 recorder.found.context["parts"][name] = entry

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import ledger, peers, roofline, step, sweep, time_to_accuracy
+from benchmarks import ledger, peers, roofline, step, sweep, time_to_accuracy, timing
 from benchmarks.results import Results
 from benchmarks.workers.job import MANY
 
@@ -41,15 +41,17 @@ def headline(found: Results) -> list[str]:
         "accuracy": [time_to_accuracy.summary(*case, times_s) for case, times_s in reached],
         "train.py": spent + ([f"lowers for {', '.join(lowered)}"] if lowered else []),
     }
-    return [f"- {name}: {'; '.join(said) or 'not measured'}" for name, said in lines.items()]
+    texts = {name: "; ".join(filter(None, said)) for name, said in lines.items()}
+    return [f"- {name}: {text or 'not measured'}" for name, text in texts.items()]
 
 
 def _device(context: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {context[name]}" for name in VERSIONS if name in context)
     words = [device_name(context), context["system"], versions]
     if gpu := context.get("gpu"):
-        clock = f"clock {gpu['clocks.sm']} of {gpu['clocks.max.sm']}"
-        words.append(f"driver {gpu['driver_version']}, {clock}")
+        clock = f"clock {gpu['clocks.sm']} of {gpu['clocks.max.sm']}, limit {gpu['power.limit']}"
+        state = f"{clock}, throttling {gpu['clocks_event_reasons.active']}"
+        words.append(f"driver {gpu['driver_version']}, {state}, other processes {gpu['processes']}")
     dirty = " with changes" if context["git_dirty"] else ""
     return "; ".join([*words, f"commit {context['git_commit']}{dirty}"])
 
@@ -64,6 +66,7 @@ def _step(found: Results) -> list[str]:
     times = f"{1e3 * s:.4g} ms a step, {s * 60_000 / b.batch_size:.3g} s an epoch of 60,000"
     speed = f"{b.batch_size / s:,.0f} images/s (n = {n})"
     said = [f"{b.model}, {b.precision}, batch {b.batch_size}: {times}, {speed}"]
+    said += [timing.warning(b.samples_s)] if n == 1 else []
     if rival := peers.best(found, b.model, "pytorch"):
         mode, rounds, (ratio, low, high) = rival
         fastest = f"PyTorch's fastest mode measured, {mode} (n = {rounds})"
@@ -76,11 +79,15 @@ def _roof(found: Results) -> list[str]:
         return []
     row, whole = rows[-1], rows[-1]["parts"][0]
     roof = roofline.roof(found, row["precision"])
+    fields = {name: row[name] for name in ("model", "batch_size", "precision")}
+    steps = found.cases(step.TRAIN, framework="mnist_jax", mode=MANY, **fields)
+    seconds = steps[0].seconds if steps else whole["seconds"]  # in the line of the step, if there
+    slower = seconds / whole["seconds"]
     copied = roof.bytes_per_s[max(roof.bytes_per_s)] / 1e9
     rates = f"{roof.flops_per_s / 1e9:,.4g} GFLOP/s ({row['precision']}), {copied:,.4g} GB/s"
-    share = f"{whole['limit_s'] / whole['seconds']:.0%} of its limit"
-    share = f"a step of the {row['model']} reaches {share}, {row['of_matrix_rate']:.0%} of the rate"
-    return [rates, share, *([f"MFU {row['mfu']:.0%}"] if row["mfu"] else [])]
+    share = f"a step of the {row['model']} reaches {whole['limit_s'] / seconds:.0%} of its limit"
+    share += f", {row['of_matrix_rate'] / slower:.2f} of the rate by its layers' definitions"
+    return [rates, share, *([f"MFU {row['mfu'] / slower:.0%}"] if row["mfu"] else [])]
 
 
 def markdown(found: Results, reports: Mapping[str, Sequence[str]]) -> str:

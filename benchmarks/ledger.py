@@ -61,7 +61,7 @@ def summary(row: dict[str, Any]) -> str:
     """What a row says in a line."""
     parts = sorted(row["seconds"].items(), key=lambda item: -item[1])[:3]
     shares = ", ".join(f"{part} {s / row['wall_s']:.0%}" for part, s in parts)
-    return f"{row['model']}, {row['cache']}: {row['wall_s']:.3g} s ({shares})"
+    return f"{row['model']}, {EPOCHS} epochs, {row['cache']}: {row['wall_s']:.3g} s ({shares})"
 
 
 def report(found: Results) -> list[str]:
@@ -71,7 +71,7 @@ def report(found: Results) -> list[str]:
         seconds = [*(row["seconds"][part] for part in PARTS), row["wall_s"]]
         rows.append([row["model"], row["cache"], *(f"{s:.2f}" for s in seconds)])
     headings = ["model", "compiled programs", *PARTS, "wall"]
-    return [results.table("Wall time of train.py, seconds", headings, rows)]
+    return [results.table(f"Wall time of train.py, {EPOCHS} epochs, seconds", headings, rows)]
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def _times(case: Case) -> list[str]:
     b, n = case.first, len(case.launches_s)
     speeds = timing.modes(case.launches_s if n > 1 else b.samples_s)
     notes = [" or ".join(f"{1e3 * s:.4g}" for s in speeds)] * (len(speeds) > 1)
-    notes += [timing.warning(b.samples_s).partition(":")[0]] if n == 1 else []
+    worst = max(case.benchmarks, key=lambda b: timing.spread(b.samples_s))
+    notes.append(timing.warning(worst.samples_s))
     networks = int(b.mode.split()[0]) if b.mode[:1].isdecimal() else 1
     images = networks * b.batch_size if b.name == TRAIN else b.details.get("images", Job.test_size)
     names = [b.name, b.model, str(b.batch_size), b.precision, b.mode, f"{n} × {len(b.samples_s)}"]

@@ -59,11 +59,20 @@ def programs_of(job: jobs.Job, mesh: jax.sharding.Mesh) -> tuple[dict[str, Any],
     return how, make_steps(mesh=mesh, **how, **sizes, members=job.seeds is not None)
 
 
-def compile_steps(program: Any, device: jax.Device, *args: Any) -> tuple[Any, dict[str, Any]]:
+def compile_steps(
+    program: Any, device: jax.Device, *args: Any, one_graph: bool = True
+) -> tuple[Any, dict[str, Any]]:
     """The compiled program, and its memory and time of compilation."""
     hits, started = EVENTS.count(CACHE_HIT), time.perf_counter()
-    compiled = program.lower(*args).compile(meshes.compiler_options(device))
+    options = meshes.compiler_options(device, one_graph=one_graph)
+    compiled = program.lower(*args).compile(options)
     compile_s = time.perf_counter() - started
+    if device.platform == "gpu" and one_graph:  # a library may refuse, as in `Trainer`
+        arrays = [x for x in args[1:] if not isinstance(x, int)]
+        try:
+            jax.block_until_ready(compiled(jax.tree.map(jnp.copy, args[0]), *arrays))
+        except jax.errors.JaxRuntimeError:
+            return compile_steps(program, device, *args, one_graph=False)
     malloc.trim()
     found = compiled.memory_analysis()
     sizes = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
@@ -74,7 +83,8 @@ def compile_steps(program: Any, device: jax.Device, *args: Any) -> tuple[Any, di
         raise DeviceError(f"{message}; choose a smaller --batch_size")
     memory = {"temporaries_bytes": found.temp_size_in_bytes, "program_bytes": size}
     cached = "from the cache" if EVENTS.count(CACHE_HIT) > hits else "afresh"
-    return compiled, memory | {"compile_s": compile_s, "compiled": cached}
+    graph = {"one_graph": one_graph} if device.platform == "gpu" else {}
+    return compiled, memory | graph | {"compile_s": compile_s, "compiled": cached}
 
 
 def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workload:

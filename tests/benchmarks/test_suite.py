@@ -68,9 +68,10 @@ def test_a_card_begins_with_six_filled_lines(tmp_path: Path):
         "(n = 9); 0.50 (0.50 to 0.50) of PyTorch's fastest mode measured, eager (n = 5)"
     )
     assert "mlp: t = 1e+03 µs + 10 µs · B, half speed at batch 100" in lines[4]
-    assert "200 GFLOP/s (float32), 0.2 GB/s; a step of the cnn reaches 25% of its limit" in lines[5]
+    assert "200 GFLOP/s (float32), 0.2 GB/s; a step of the cnn reaches 24% of its limit" in lines[5]
     assert lines[6] == "- accuracy: cnn 99.0% in 30 s (fast, 1 of 1 seeds)"
-    assert "mlp, cold: 4 s (start, exit 25%" in lines[7] and lines[7].endswith("lowers for tpu")
+    assert "mlp, 3 epochs, cold: 4 s (start, exit 25%" in lines[7]
+    assert lines[7].endswith("lowers for tpu")
     for name in set(suite.MODULES) - {"seeds"}:
         assert f"\n## {name.replace('_', ' ').capitalize()}\n" in page
     assert "120 to 128" not in page and "121 to 127" in page  # of nine launches
