@@ -9,41 +9,63 @@ import numpy as np
 from mnist_jax import atomic_io
 from mnist_jax.errors import CheckpointError
 from mnist_jax.inference.flags import DataFlags, RunFolder
-from mnist_jax.inference.restore import LoadedRun, Predictor, dataset_of, load_run
+from mnist_jax.inference.restore import Predictor, dataset_of, load_run
 from mnist_jax.runs import run_dir
 
 TOLERANCE = 0.001  # share of images whose answer rounding may change
 
 
-def verify(
-    folder: Path,
-    *,
-    data_dir: Path | None = None,
-    manual_dir: Path | None = None,
-    platform: str | None = None,
-) -> Iterator[str]:
-    """Checks a run's files against their digests, then evaluates its model again.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verify(DataFlags):
+    """Checks a run's files against their digests and recomputes its accuracy."""
 
-    Changes nothing. Yields a line per check.
+    folder: RunFolder
+    """The run's folder."""
 
-    Raises:
-        UsageError: the folder holds no run.
-        CheckpointError: a check failed; the message names it.
-    """
-    run_dir.read_config(folder)
-    checks = {
-        "files": lambda: _files(folder),
-        "checkpoints": lambda: _checkpoints(folder),
-        "accuracy": lambda: _accuracy(load_run(folder), data_dir, manual_dir, platform),
-    }
-    for name, check in checks.items():
-        try:
-            yield f"{name:12s}{check()}"
-        except (CheckpointError, atomic_io.IntegrityError, OSError) as error:
-            raise CheckpointError(
-                f"{folder} differs from what its run wrote: {name}: {error}; remove result.json "
-                "and repeat the run's command"
-            ) from error
+    def run(self) -> None:
+        """Prints a line per check; raises CheckpointError if one fails. Changes nothing."""
+        run_dir.check_idle(atomic_io.user_path(self.folder))
+        for line in self.check():
+            print(line, flush=True)
+        print("OK")
+
+    def check(self) -> Iterator[str]:
+        """Yields a line per check.
+
+        Raises:
+            UsageError: the folder holds no run.
+            CheckpointError: a check failed; the message names it.
+        """
+        folder = atomic_io.user_path(self.folder)
+        run_dir.read_config(folder)
+        checks = {"files": _files, "checkpoints": _checkpoints, "accuracy": self._accuracy}
+        for name, check in checks.items():
+            try:
+                yield f"{name:12s}{check(folder)}"
+            except (CheckpointError, atomic_io.IntegrityError, OSError) as error:
+                raise CheckpointError(
+                    f"{folder} differs from what its run wrote: {name}: {error}; remove "
+                    "result.json and repeat the run's command"
+                ) from error
+
+    def _accuracy(self, folder: Path) -> str:
+        run, record = load_run(folder), run_dir.read_result(folder)
+        if record is None:
+            return "not recorded yet"
+        test = dataset_of(run, **self.folders_of_data()).test
+        prediction = Predictor(run, self.platform)(test.image)
+        correct = (prediction.log_probabilities.argmax(2) == test.label).sum(1)
+        counts = zip(run.config.members(), np.atleast_1d(record["test_correct"]), strict=True)
+        recorded = np.array([count for member, count in counts if member in prediction.members])
+        found = f"{', '.join(map(str, correct))} of {record['test_count']} test images"
+        if (correct == recorded).all():
+            return f"{found}, as recorded"
+        found += f", recorded: {', '.join(map(str, recorded))}"
+        if np.abs(correct - recorded).max() > TOLERANCE * record["test_count"]:
+            raise CheckpointError(found)
+        then = atomic_io.read_json(folder / run_dir.ENVIRONMENT)
+        where = f"{then.get('device')} ({then.get('instruction_set')}) with jax {then.get('jax')}"
+        return f"{found}; the run used {where}, which may round differently"
 
 
 def _files(folder: Path) -> str:
@@ -61,41 +83,3 @@ def _checkpoints(folder: Path) -> str:
     for path in paths:
         atomic_io.read_verified(path)
     return f"{len(paths)} match their digests; the newest is at step {load_run(folder).step:,}"
-
-
-def _accuracy(
-    run: LoadedRun, data_dir: Path | None, manual_dir: Path | None, platform: str | None
-) -> str:
-    record = run_dir.read_result(run.folder)
-    if record is None:
-        return "not recorded yet"
-    test = dataset_of(run, data_dir=data_dir, manual_dir=manual_dir).test
-    prediction = Predictor(run, platform)(test.image)
-    correct = (prediction.log_probabilities.argmax(2) == test.label).sum(1)
-    counts = zip(run.config.members(), np.atleast_1d(record["test_correct"]), strict=True)
-    recorded = np.array([count for member, count in counts if member in prediction.members])
-    found = f"{', '.join(map(str, correct))} of {record['test_count']} test images"
-    if (correct == recorded).all():
-        return f"{found}, as recorded"
-    found += f", recorded: {', '.join(map(str, recorded))}"
-    if np.abs(correct - recorded).max() > TOLERANCE * record["test_count"]:
-        raise CheckpointError(found)
-    then = atomic_io.read_json(run.folder / run_dir.ENVIRONMENT)
-    where = f"{then.get('device')} ({then.get('instruction_set')})"
-    return f"{found}; the run used jax {then.get('jax')} on {where}, which may round differently"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Verify(DataFlags):
-    """Checks a run's files against their digests and recomputes its accuracy."""
-
-    folder: RunFolder
-    """The run's folder."""
-
-    def run(self) -> None:
-        """Prints a line per check; raises CheckpointError if one fails."""
-        folder = atomic_io.user_path(self.folder)
-        run_dir.check_idle(folder)
-        for line in verify(folder, platform=self.platform, **self.folders_of_data()):
-            print(line, flush=True)
-        print("OK")

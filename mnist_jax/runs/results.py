@@ -13,7 +13,7 @@ from mnist_jax.metrics import Metrics, finite_mask
 from mnist_jax.models import count_parameters
 from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import Progress, names_of
-from mnist_jax.runs.statistics import percent, summarize
+from mnist_jax.runs.statistics import mean_text, percent, summarize
 
 
 def metrics_row(found: Mapping[str, Metrics]) -> dict[str, Any]:
@@ -100,17 +100,14 @@ def record(
 
 def accuracy_line(record: dict[str, Any]) -> str:
     """The last line of a run: `test accuracy: 92.55 % (9255/10000)`. For a grid, a line each."""
-    correct, count = record["test_correct"], record["test_count"]
     if "statistics" in record:
-        summary = record["statistics"]["test_accuracy"]
-        sd = "" if summary["sd"] is None else f", sd {percent(summary['sd'], '')}"
-        return f"test accuracy: {percent(summary['mean'])} mean of {summary['n']} seeds{sd}"
+        return f"test accuracy: {mean_text(record['statistics']['test_accuracy'])}"
+    correct, count = record["test_correct"], record["test_count"]
     if "members" in record:
-        lines = [
+        return "\n".join(
             f"test accuracy: {percent(c / count)} ({c}/{count}) {member_label(member)}"
             for c, member in zip(correct, record["members"], strict=True)
-        ]
-        return "\n".join(lines)
+        )
     return f"test accuracy: {percent(correct / count)} ({correct}/{count})"
 
 

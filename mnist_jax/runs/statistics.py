@@ -29,27 +29,30 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
     return {"n": n, "mean": mean, "sd": sd, "ci95": ci95, "best": max(values), "worst": min(values)}
 
 
+def mean_text(found: dict[str, Any], what: str = "seeds") -> str:
+    """The `summarize` of accuracies in short: `97.79 % mean of 10 seeds, sd 0.26`."""
+    sd = "" if found["sd"] is None else f", sd {percent(found['sd'], '')}"
+    return f"{percent(found['mean'])} mean of {found['n']} {what}{sd}"
+
+
 def summary_text(found: dict[str, Any]) -> str:
-    """One line for the `summarize` of seeds' accuracies."""
-    text = f"{percent(found['mean'])} mean of {found['n']} seeds"
+    """The whole `summarize` of seeds' accuracies in one line."""
     if found["sd"] is None:
-        return text
-    sd, best, worst = (percent(found[key], "") for key in ("sd", "best", "worst"))
+        return mean_text(found)
+    best, worst = (percent(found[key], "") for key in ("best", "worst"))
     low, high = (percent(end, "") for end in found["ci95"])
-    return f"{text}, sd {sd}, 95 % interval {low} to {high}; best {best}, worst {worst}"
+    return f"{mean_text(found)}, 95 % interval {low} to {high}; best {best}, worst {worst}"
 
 
 def accuracy(predicted: np.ndarray, label: np.ndarray) -> dict[str, Any]:
-    """correct, count, accuracy and ci95 of predicted classes, (images,) int like their labels."""
+    """correct, count, accuracy and ci95 of predicted classes, (images,) int like their labels.
+
+    ci95 is Wilson's interval (1927); it covers the choice of the images only.
+    """
     correct, count = int(np.sum(predicted == label)), len(label)
-    interval = binomial_ci95(correct, count)
-    return {"correct": correct, "count": count, "accuracy": correct / count, "ci95": interval}
-
-
-def binomial_ci95(correct: int, count: int) -> list[float]:
-    """Wilson's 95 % interval (1927) of an accuracy; it covers the choice of the images only."""
     test: Any = scipy.stats.binomtest(correct, count)
-    return [float(end) for end in test.proportion_ci(method="wilson")]
+    ci95 = list(map(float, test.proportion_ci(method="wilson")))
+    return {"correct": correct, "count": count, "accuracy": correct / count, "ci95": ci95}
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:

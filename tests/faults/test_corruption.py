@@ -14,7 +14,7 @@ import pytest
 from mnist_jax import Config, fit
 from mnist_jax.errors import CheckpointError, MnistJaxError
 from mnist_jax.inference.restore import load_run
-from mnist_jax.inference.verify import verify
+from mnist_jax.inference.verify import Verify
 
 RUN = ("config.json", "environment.json", "metrics.jsonl", "result.json", "manifest.sha256")
 NEWEST = "checkpoints/epoch-0001-step-00000004.safetensors"
@@ -39,7 +39,7 @@ def read(config: Config) -> list:
     run = load_run(config.workdir)
     if run.warnings:
         raise CheckpointError(*run.warnings)
-    list(itertools.islice(verify(config.workdir), 2))  # files and checkpoints
+    list(itertools.islice(Verify(folder=config.workdir).check(), 2))  # files and checkpoints
     params = [(leaf.dtype, leaf.shape, leaf.tobytes()) for leaf in jax.tree.leaves(run.members)]
     return [again.record, run.config, run.rows, run.step, *params]
 

@@ -26,8 +26,9 @@ def test_accuracy_and_its_interval():
     half = z * (x * (n - x) / n + z**2 / 4) ** 0.5
     ends = [(x + z**2 / 2 + sign * half) / (n + z**2) for sign in (-1, 1)]
     assert found["ci95"] == pytest.approx(ends, rel=1e-6)
-    assert statistics.binomial_ci95(0, 7)[0] == 0
-    assert statistics.binomial_ci95(7, 7)[1] == 1
+    label = np.ones(7, bool)
+    assert statistics.accuracy(~label, label)["ci95"][0] == 0
+    assert statistics.accuracy(label, label)["ci95"][1] == 1
 
 
 def test_mcnemar_counts_only_images_on_which_the_two_differ():
