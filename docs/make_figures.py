@@ -17,9 +17,8 @@ from matplotlib.figure import Figure
 from mnist_jax import cli
 from mnist_jax.atomic_io import write_atomically
 from mnist_jax.errors import UsageError
-from mnist_jax.inference.compare import predict_all
 from mnist_jax.inference.flags import DataFlags, Runs
-from mnist_jax.inference.restore import dataset_of, load_runs
+from mnist_jax.inference.restore import Predictor, dataset_of, load_runs
 from mnist_jax.reporting import plots, report
 
 
@@ -57,7 +56,7 @@ class MakeFigures(DataFlags):
         for found in report.comparison_figures({run.config.model: run.rows for run in runs}):
             yield found.name, found.figure, found.heading
         for run in runs:
-            prediction = predict_all([run], dataset, platform=self.platform)
+            prediction = Predictor(run, self.platform)(dataset.test.image)
             for found in report.run_figures(run, dataset, prediction):
                 yield f"{run.config.model}-{found.name}", found.figure, found.heading
 

@@ -1,47 +1,31 @@
 """Ensembles of saved models, and whether one run is better than another."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
-from mnist_jax.data import Dataset
 from mnist_jax.errors import WorseError
 from mnist_jax.inference.evaluate import accuracy_text
 from mnist_jax.inference.flags import DataFlags, Positional, Runs, arg, open_runs, print_warnings
-from mnist_jax.inference.restore import LoadedRun, Prediction, Predictor, dataset_of
+from mnist_jax.inference.restore import Prediction, Predictor, dataset_of
 from mnist_jax.runs import statistics
-from mnist_jax.runs.statistics import accuracy, percent, summarize
+from mnist_jax.runs.statistics import accuracy, mean_text, summarize
 
 SIGNIFICANT = 0.05  # p below which a difference is significant
 
 
-def predict_all(
-    runs: Sequence[LoadedRun], dataset: Dataset, *, platform: str | None = None
-) -> Prediction:
-    """Predicts the test images with every member of every run, as one ensemble; see `Predictor`."""
-    found = [Predictor(run, platform)(dataset.test.image) for run in runs]
-    return Prediction(
-        np.concatenate([prediction.log_probabilities for prediction in found]),
-        [member for prediction in found for member in prediction.members],
-        [warning for prediction in found for warning in prediction.warnings],
-    )
-
-
-def vote(prediction: Prediction, label: np.ndarray) -> dict[str, Any]:
-    """Accuracy of an ensemble on images with these labels, (images,) int.
+def vote(log_probabilities: np.ndarray, label: np.ndarray) -> dict[str, Any]:
+    """Accuracy of an ensemble, from (members, images, classes) and the labels (images,) int.
 
     Returns:
-        members, their number; single, `summarize` of their accuracies; averaged, the `accuracy` of
-        their mean probabilities; majority, that of their votes, a tie going to the more probable
-        class.
+        single, `summarize` of the members' accuracies; averaged, the `accuracy` of their mean
+        probabilities; majority, that of their votes, a tie going to the more probable class.
     """
-    mean, answers = prediction.mean, prediction.log_probabilities.argmax(2)
+    mean, answers = np.exp(log_probabilities).mean(0), log_probabilities.argmax(2)
     votes = np.eye(mean.shape[1])[answers].sum(0)  # (images, classes)
     return {
-        "members": len(answers),
         "single": summarize((answers == label).mean(1).tolist()),
         "averaged": accuracy(mean.argmax(1), label),
         "majority": accuracy((votes + mean / 2).argmax(1), label),
@@ -81,12 +65,11 @@ class Ensemble(DataFlags):
         """Prints the accuracy of single members and of the ensemble."""
         runs = open_runs(self.folders)
         dataset = dataset_of(runs[0], **self.folders_of_data())
-        prediction = predict_all(runs, dataset, platform=self.platform)
-        print_warnings((*dataset.warnings, *prediction.warnings))
-        found = vote(prediction, dataset.test.label)
-        single = found["single"]
-        sd = "" if single["sd"] is None else f", sd {percent(single['sd'], '')}"
-        print(f"single     {percent(single['mean'])} mean of {single['n']} members{sd}")
+        answers = [Predictor(run, self.platform)(dataset.test.image) for run in runs]
+        print_warnings([*dataset.warnings, *(text for a in answers for text in a.warnings)])
+        members = np.concatenate([answer.log_probabilities for answer in answers])
+        found = vote(members, dataset.test.label)
+        print(f"single     {mean_text(found['single'], 'members')}")
         print(f"averaged   {accuracy_text(found['averaged'])}")
         print(f"majority   {accuracy_text(found['majority'])}")
 
@@ -106,7 +89,7 @@ class Compare(DataFlags):
         """Prints both tests and the verdict; raises WorseError if the second is worse."""
         runs = open_runs(self.folders)
         dataset = dataset_of(runs[0], **self.folders_of_data())
-        a, b = (predict_all([run], dataset, platform=self.platform) for run in runs)
+        a, b = (Predictor(run, self.platform)(dataset.test.image) for run in runs)
         print_warnings((*dataset.warnings, *a.warnings, *b.warnings))
         found = compare(a, b, dataset.test.label)
         images, seeds = found["images"], found["seeds"]

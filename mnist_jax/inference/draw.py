@@ -5,6 +5,7 @@ whoever reaches its address, also through a proxy: a reader of digits has nothin
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import socket
@@ -66,26 +67,22 @@ def read_drawing(predictor: Predictor, grey: np.ndarray) -> dict[str, Any]:
 def application(predictor: Predictor, model: dict[str, Any]) -> Callable[..., Any]:
     """The WSGI application: the page at /, `model` at /model, `read_drawing` at /read."""
     page = resources.files("mnist_jax.inference").joinpath("draw.html").read_text("utf-8")
+    respond = functools.partial(Response, headers=HEADERS)
 
     @Request.application
     def app(request: Request) -> Response:
-        response = respond(request)
-        response.headers.extend(HEADERS)
-        return response
-
-    def respond(request: Request) -> Response:
         match request.method, request.path:
             case "GET", "/":
-                return Response(page, mimetype="text/html")
+                return respond(page, mimetype="text/html")
             case "GET", "/model":
-                return Response(json.dumps(model), mimetype="application/json")
+                return respond(json.dumps(model), mimetype="application/json")
             case "POST", "/read":
                 grey = np.frombuffer(request.get_data(), np.uint8)
                 if grey.size != SIDE**2:
-                    return Response(f"a drawing has {SIDE}×{SIDE} bytes", 400)
+                    return respond(f"a drawing has {SIDE}×{SIDE} bytes", 400)
                 answer = read_drawing(predictor, grey.reshape(SIDE, SIDE))
-                return Response(json.dumps(answer), mimetype="application/json")
-        return Response("not found", 404)
+                return respond(json.dumps(answer), mimetype="application/json")
+        return respond("not found", 404)
 
     return app
 

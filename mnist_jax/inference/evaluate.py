@@ -16,7 +16,7 @@ from mnist_jax.inference.restore import Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.run_dir import read_config
-from mnist_jax.runs.statistics import accuracy, percent, summarize
+from mnist_jax.runs.statistics import accuracy, mean_text, percent, summarize
 
 
 def evaluate(
@@ -113,9 +113,8 @@ class Evaluate(DataFlags):
             for member in found["members"]:
                 name = member_label({n: v for n, v in member.items() if n in ("seed", *GRID)})
                 print(f"{name}  {accuracy_text(member)}, loss {member['loss']:.4f}")
-            if single := found["single"]:
-                mean, sd = percent(single["mean"]), percent(single["sd"], "")
-                print(f"single    {mean} mean of {single['n']} members, sd {sd}")
+            if found["single"]:
+                print(f"single    {mean_text(found['single'], 'members')}")
         print(f"{'ensemble' if many else 'accuracy'}  {accuracy_text(found)}")
         heading = "rows: labels; columns: predicted classes"
         print(f"loss      {found['loss']:.4f}", "", heading, *table_lines(found), sep="\n")

@@ -17,7 +17,7 @@ from jax import export as jax_export
 from mnist_jax import atomic_io, models
 from mnist_jax.errors import NonFiniteError, UsageError
 from mnist_jax.inference.flags import RunFolder, print_warnings, write_output
-from mnist_jax.inference.restore import LoadedRun, load_run, logits_fn
+from mnist_jax.inference.restore import LoadedRun, load_run
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.checkpoint import names_of
 from mnist_jax.runs.statistics import percent
@@ -51,7 +51,7 @@ def export(
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(variables)):
         raise NonFiniteError(f"{names[place]} of {run.folder} is not finite; export another")
     if file_format == "stablehlo":
-        data, content = to_stablehlo(run, variables), "probabilities"
+        data, content = _to_stablehlo(run, variables), "probabilities"
     else:
         state = {name: tree for name, tree in variables.items() if name != "params"}
         data = safetensors.numpy.save(names_of(variables["params"]) | names_of(state))
@@ -88,16 +88,14 @@ def _source(model: nn.Module) -> str | None:
         return None
 
 
-def to_stablehlo(run: LoadedRun, variables: Any) -> bytes:
+def _to_stablehlo(run: LoadedRun, variables: Any) -> bytes:
     """A program that holds the parameters, to be read by `jax.export.deserialize`.
 
     (b, *image_shape) uint8 → probabilities (b, classes) float32, in the run's precision.
     """
-    logits = logits_fn(run)
-    images = jax.ShapeDtypeStruct(
-        (*jax_export.symbolic_shape("b"), *run.data.image_shape), jnp.uint8
-    )
-    program = jax.jit(lambda image: jax.nn.softmax(logits(variables, image)))
+    shape = *jax_export.symbolic_shape("b"), *run.data.image_shape
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    program = jax.jit(lambda image: jax.nn.softmax(run.logits(variables, image)))
     # Without source locations, which would put this machine's paths into the file.
     option = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, option)

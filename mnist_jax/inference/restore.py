@@ -1,8 +1,7 @@
 """Saved runs: read back from their folders, and applied to images."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,23 +38,25 @@ class LoadedRun(NamedTuple):
     # The variables to evaluate of each network of the run: {"params": …} and its model state.
     members: list[dict[str, Any]]
     step: int  # updates done
-    epoch: int  # completed epochs
     rows: list[dict[str, Any]]  # the lines of metrics.jsonl
     seconds: dict[str, float]  # timings, as in result.json
     warnings: list[str]  # a damaged checkpoint that was skipped; that the run is not complete
 
-    def use_device(self, platform: str | None = None) -> AbstractContextManager[jax.Device]:
-        """`mesh.use_device` with the run's precision; platform: None for the run's own."""
-        return mesh.use_device(platform or self.config.platform, self.config.precision)
+    def logits(self, variables: Any, image: jax.Array) -> jax.Array:
+        """Logits (n, classes) float32 of one of the members; a pure function of both arguments.
+
+        Images are (n, *image_shape): uint8, or float32 as the network sees them.
+        """
+        x = steps.to_input(image, normalize=self.config.normalize)
+        state = {name: value for name, value in variables.items() if name != "params"}
+        return forward(self.model, variables["params"], state, x)[0]
 
     def apply(self, image: jax.Array) -> jax.Array:
-        """Log probabilities (n, classes) float32 of images; a pure function, for a teacher.
+        """Log probabilities (n, classes) float32 of images as for `logits`; pure, for a teacher.
 
-        Images are (n, *image_shape): uint8, or float32 as the network sees them. Several members
-        vote with the mean of their probabilities.
+        Several members vote with the mean of their probabilities.
         """
-        logits = logits_fn(self)
-        found = [jax.nn.log_softmax(logits(variables, image)) for variables in self.members]
+        found = [jax.nn.log_softmax(self.logits(each, image)) for each in self.members]
         return jax.nn.logsumexp(jnp.stack(found), axis=0) - math.log(len(found))
 
 
@@ -84,9 +85,7 @@ def load_run(folder: str | Path) -> LoadedRun:
     if read_result(folder) is None:
         warnings.append(f"{folder} is not complete: it has done {step:,} steps")
     rows, seconds = rest["rows"], rest["seconds"]
-    return LoadedRun(
-        folder, config, data, model, members, step, rest["epoch"], rows, seconds, warnings
-    )
+    return LoadedRun(folder, config, data, model, members, step, rows, seconds, warnings)
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[LoadedRun]:
@@ -128,18 +127,6 @@ def dataset_of(
     return dataset
 
 
-def logits_fn(run: LoadedRun) -> Callable[[Any, jax.Array], jax.Array]:
-    """A pure function: one member's variables, images (n, *image_shape) uint8 → logits float32."""
-    normalize = run.config.normalize
-
-    def logits(variables: Any, image: jax.Array) -> jax.Array:
-        x = steps.to_input(image, normalize=normalize)
-        state = {name: value for name, value in variables.items() if name != "params"}
-        return forward(run.model, variables["params"], state, x)[0].astype(jnp.float32)
-
-    return logits
-
-
 def check_pictures(run: LoadedRun) -> None:
     """Raises UsageError if the run's images are not 28×28×1, as pictures become."""
     if run.data.image_shape != IMAGE_SHAPE:
@@ -170,7 +157,7 @@ class Predictor:
 
     def __init__(self, run: LoadedRun, platform: str | None = None):
         self._run, self._platform = run, platform
-        self._logits = jax.jit(logits_fn(run))
+        self._logits = jax.jit(run.logits)
         self._placed: Any = None  # the variables of a single member, on the device
 
     def __call__(self, images: np.ndarray) -> Prediction:
@@ -181,7 +168,8 @@ class Predictor:
             NonFiniteError: the outputs of every member are NaN or infinite.
         """
         run, members, found, warnings = self._run, [], [], []
-        with run.use_device(self._platform) as device:
+        platform = self._platform or run.config.platform
+        with mesh.use_device(platform, run.config.precision) as device:
             suitable = CPU_BATCH_SIZE if device.platform == "cpu" else EVAL_BATCH_SIZE
             size = min(suitable, len(images))
             padding = -len(images) % size  # one shape, one program

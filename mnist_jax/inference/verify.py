@@ -64,7 +64,7 @@ class Verify(DataFlags):
         if np.abs(correct - recorded).max() > TOLERANCE * record["test_count"]:
             raise CheckpointError(found)
         then = atomic_io.read_json(folder / run_dir.ENVIRONMENT)
-        where = f"{then.get('device')} ({then.get('instruction_set')}) with jax {then.get('jax')}"
+        where = f"jax {then.get('jax')} on {then.get('device')} ({then.get('instruction_set')})"
         return f"{found}; the run used {where}, which may round differently"
 
 

@@ -17,10 +17,10 @@ from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config, member_label
 from mnist_jax.data import Dataset
 from mnist_jax.errors import MnistJaxError
-from mnist_jax.inference.compare import predict_all
+from mnist_jax.inference import restore
 from mnist_jax.inference.evaluate import accuracy_text
 from mnist_jax.inference.flags import DataFlags, Runs, write_output
-from mnist_jax.inference.restore import LoadedRun, Prediction, dataset_of, load_run, load_runs
+from mnist_jax.inference.restore import LoadedRun, Prediction
 from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_members, select_members
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.parallel.mesh import enable_compilation_cache
@@ -45,13 +45,13 @@ class Report(DataFlags):
 
     def run(self) -> None:
         """Writes the page and prints its path."""
-        runs = load_runs(self.runs)
+        runs = restore.load_runs(self.runs)
         folder = runs[0].folder if len(runs) == 1 else Path()
         output = atomic_io.user_path(self.output or folder / REPORT)
         if len(runs) == 1:
             enable_compilation_cache(runs[0].config.compilation_cache)
-            dataset = dataset_of(runs[0], **self.folders_of_data())
-            page = run_page(runs[0], dataset, predict_all(runs, dataset, platform=self.platform))
+            dataset = restore.dataset_of(runs[0], **self.folders_of_data())
+            page = run_page(runs[0], dataset, self.platform)
         else:
             page = comparison_page(runs)
         write_page(output, page)
@@ -68,8 +68,7 @@ class ReportWriter(Callback):
     def on_train_end(self, result: Result) -> None:
         """Writes the page."""
         try:
-            run = load_run(result.workdir)
-            page = run_page(run, self._dataset, predict_all([run], self._dataset))
+            page = run_page(restore.load_run(result.workdir), self._dataset)
             write_page(result.workdir / REPORT, page)
         except (MnistJaxError, OSError) as error:
             print(f"warning: no report was written: {error}", file=sys.stderr)
@@ -117,21 +116,20 @@ def write_page(path: Path, content: Mapping[str, Any]) -> None:
     write_output(path, html.encode("utf-8", "replace"))
 
 
-def run_page(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> dict[str, Any]:
+def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> dict[str, Any]:
     """The content of the page of one run."""
     config, record, label = run.config, read_result(run.folder) or {}, dataset.test.label
-    predicted = prediction.log_probabilities.argmax(2)  # (members, images)
-    results = []
-    if config.num_members is None:
-        found = statistics.accuracy(predicted[0], label)
+    prediction = restore.Predictor(run, platform)(dataset.test.image)
+    answers, points = prediction.log_probabilities.argmax(2), _grid_points({"": run})
+    accuracies = (answers == label).mean(1).tolist()  # of the members
+    if config.grid:
+        accuracy = f"{percent(min(accuracies), '')} to {percent(max(accuracies))}"
+        sentence = f"{accuracy} from the worst to the best of {len(accuracies)} networks"
+    elif config.num_members is None:
+        found = statistics.accuracy(answers[0], label)
         accuracy, sentence = percent(found["accuracy"]), accuracy_text(found)
-    elif config.grid:
-        found = (predicted == label).mean(1)
-        accuracy = f"{percent(min(found), '')} to {percent(max(found))}"
-        sentence = f"{accuracy} from the worst to the best of {len(found)} networks"
-        results = [_result_table(_grid_points({"": run}))]
     else:
-        found = statistics.summarize((predicted == label).mean(1).tolist())
+        found = statistics.summarize(accuracies)
         accuracy, sentence = percent(found["mean"]), summary_text(found)
     training = (
         f"{count_parameters(param_shapes(run.model)):,} parameters, trained for {run.step:,} steps "
@@ -141,8 +139,7 @@ def run_page(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> dict[s
         (name, kind, " × ".join(map(str, shape)), f"{count:,}")
         for name, kind, shape, count in layers(run.model)
     ]
-    recorded = record.get("warnings", [])
-    warnings = [*run.warnings, *dataset.warnings, *prediction.warnings, *recorded]
+    warnings = [*run.warnings, *dataset.warnings, *prediction.warnings, *record.get("warnings", [])]
     timings = record.get("timings", run.seconds)
     times = [(name[:-2], f"{s:,.1f}") for name, s in timings.items()]
     configs = {"this run": config, f"preset {config.preset}": config.defaults()}
@@ -154,11 +151,11 @@ def run_page(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> dict[s
         "accuracy": accuracy,
         "summary": [f"Test images: {sentence}.", training, f"Folder: {run.folder}"],
         "warnings": list(dict.fromkeys(warnings)),
-        "results": results,
+        "results": [_result_table(points)] if config.grid else [],
         "figures": run_figures(run, dataset, prediction),
         "details": [
             Table("Layers", ("layer", "kind", "output shape", "parameters"), shapes),
-            _epoch_table(_grid_points({"": run})),
+            _epoch_table(points),
             Table("Time", ("part", "seconds"), times),
             _config_table(configs, [config.command_line()]),
             Table("Environment", (), versions, numbers=False),
@@ -187,7 +184,7 @@ def run_figures(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> lis
     figures = [curves_figure(curves)] if run.rows else []
     if not run.config.grid:
         figures += confusion_figures(dataset, prediction)
-        figures += weights_figures(run, prediction.members[0], dataset.class_names)
+        figures += weights_figures(run, prediction.members[0])
     return figures
 
 
@@ -242,9 +239,7 @@ def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFi
     return figures
 
 
-def weights_figures(
-    run: LoadedRun, member: dict[str, Any], names: Sequence[str]
-) -> list[ReportFigure]:
+def weights_figures(run: LoadedRun, member: dict[str, Any]) -> list[ReportFigure]:
     """The first layer's weights for each class or for some units, if the layer takes pixels."""
     params = run.members[run.config.members().index(member)]["params"]
     height, width, _ = run.data.image_shape
@@ -257,7 +252,8 @@ def weights_figures(
     else:
         return []
     if layer == "logits":
-        figure, caption = plots.weights(tiles, names, columns=5), "Pixel weights of each class"
+        figure = plots.weights(tiles, run.data.class_names, columns=5)
+        caption = "Pixel weights of each class"
     else:
         figure = plots.weights(tiles[:UNITS])
         caption = f"{min(UNITS, len(tiles))} of {len(tiles)} units of {layer}"

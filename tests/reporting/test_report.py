@@ -205,8 +205,8 @@ def test_the_first_layer_is_shown_if_it_takes_pixels():
     ):
         shapes = models.param_shapes(model := kind())
         params = jax.tree.map(lambda x: np.arange(x.size, dtype=float).reshape(x.shape), shapes)
-        run = LoadedRun(Path(), config, data, model, [{}, {"params": params}], 0, 0, [], {}, [])
-        figures = report.weights_figures(run, {"seed": 6}, data.class_names)
+        run = LoadedRun(Path(), config, data, model, [{}, {"params": params}], 0, [], {}, [])
+        figures = report.weights_figures(run, {"seed": 6})
         assert [figure.caption.partition(" Blue")[0] for figure in figures] == captions
         if kind is models.MLP:  # unit 0 at the top left, its pixels row by row
             canvas = figures[0].figure.axes[0].images[0].get_array()
