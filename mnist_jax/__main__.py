@@ -1,7 +1,7 @@
 """The commands: `python -m mnist_jax COMMAND …`, or `mnist-jax COMMAND …`; `--help` lists them."""
 
-import importlib
 import inspect
+import pkgutil
 import sys
 
 import jax
@@ -26,8 +26,7 @@ COMMANDS = {  # besides train
 
 
 def _load(name: str) -> type:
-    module, _, kind = COMMANDS[name].partition(":")
-    return getattr(importlib.import_module(f"mnist_jax.{module}"), kind)
+    return pkgutil.resolve_name(f"mnist_jax.{COMMANDS[name]}")
 
 
 def _overview() -> str:

@@ -12,17 +12,8 @@ from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from mnist_jax.errors import (
-    DeviceError,
-    InterruptedRunError,
-    MnistJaxError,
-    NonFiniteError,
-    WorseError,
-    first_line,
-    is_out_of_memory,
-    is_process_failure,
-    printable,
-)
+from mnist_jax import errors
+from mnist_jax.errors import DeviceError, first_line
 
 Options = TypeVar("Options")
 # Other names of flags, from the habits of other programs.
@@ -102,23 +93,24 @@ def exit_status(
         if debug and status < 128:
             traceback.print_exc()
         with contextlib.suppress(OSError):  # nobody reads stderr
-            print(printable(line), file=sys.stderr, flush=True)
+            print(errors.printable(line), file=sys.stderr, flush=True)
         return status
     return 0
 
 
 def _status_and_line(error: BaseException, save_memory: str) -> tuple[int, str]:
-    if isinstance(error, InterruptedRunError | WorseError):  # an outcome
+    if isinstance(error, errors.InterruptedRunError | errors.WorseError):  # an outcome
         return error.exit_status, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted"
-    if isinstance(error, MnistJaxError):
+    if isinstance(error, errors.MnistJaxError):
         return error.exit_status, f"error: {error}"
     if isinstance(error, FloatingPointError):  # of JAX_DEBUG_NANS
-        return NonFiniteError.exit_status, f"error: {first_line(error)}; --debug shows where"
-    if isinstance(error, MemoryError) or is_out_of_memory(error):
+        status = errors.NonFiniteError.exit_status
+        return status, f"error: {first_line(error)}; --debug shows where"
+    if isinstance(error, MemoryError) or errors.is_out_of_memory(error):
         return DeviceError.exit_status, f"error: out of memory ({first_line(error)}); {save_memory}"
-    if is_process_failure(error):
+    if errors.is_process_failure(error):
         return DeviceError.exit_status, (
             f"error: another process has probably ended ({first_line(error)}); its output says "
             "why; the same commands with the run's folder as --workdir resume the run"

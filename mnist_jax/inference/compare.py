@@ -7,11 +7,10 @@ from typing import Annotated, Any
 import numpy as np
 
 from mnist_jax.errors import WorseError
-from mnist_jax.inference.evaluate import accuracy_text
 from mnist_jax.inference.flags import DataFlags, Positional, Runs, arg, open_runs, print_warnings
 from mnist_jax.inference.restore import Prediction, Predictor, dataset_of
 from mnist_jax.runs import statistics
-from mnist_jax.runs.statistics import accuracy, mean_text, summarize
+from mnist_jax.runs.statistics import accuracy, accuracy_text, mean_text, summarize
 
 SIGNIFICANT = 0.05  # p below which a difference is significant
 
@@ -44,9 +43,7 @@ def compare(a: Prediction, b: Prediction, label: np.ndarray) -> dict[str, Any]:
     difference = float(right_b.mean() - right_a.mean())
     images = {"difference": difference, **statistics.mcnemar(right_a, right_b)}
     members = [(side.log_probabilities.argmax(2) == label).mean(1) for side in (a, b)]
-    have_seeds = all(len(x) > 1 for x in members) and not any(
-        set(member) - {"seed"} for side in (a, b) for member in side.members
-    )
+    have_seeds = all(len(s.members) > 1 and s.members[0].keys() == {"seed"} for s in (a, b))
     seeds = statistics.welch(*members) if have_seeds else None
     test = seeds or images
     significant = test["p"] < SIGNIFICANT
@@ -114,7 +111,7 @@ def _networks(side: Prediction) -> str:
     """What is compared, in words."""
     if (number := len(side.members)) == 1:
         return "one network"
-    grid = " and ".join(sorted({name for member in side.members for name in member} - {"seed"}))
+    grid = " and ".join(sorted(side.members[0].keys() - {"seed"}))
     points = f", of every {grid}" if grid else ""
     return f"an ensemble: the mean of the probabilities of {number} networks{points}"
 

@@ -16,7 +16,7 @@ from mnist_jax.inference.restore import Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.run_dir import read_config
-from mnist_jax.runs.statistics import accuracy, mean_text, percent, summarize
+from mnist_jax.runs.statistics import accuracy, accuracy_text, mean_text, percent, summarize
 
 
 def evaluate(
@@ -63,13 +63,6 @@ def evaluate(
         "single": None if run.config.grid else summarize([m["accuracy"] for m in members]),
         "warnings": [*run.warnings, *loaded.warnings, *found.warnings],
     }
-
-
-def accuracy_text(found: dict[str, Any]) -> str:
-    """One line for a result of `statistics.accuracy`."""
-    low, high = (percent(end, "") for end in found["ci95"])
-    counts = f"({found['correct']}/{found['count']})"
-    return f"{percent(found['accuracy'])} {counts}, 95 % interval {low} to {high}"
 
 
 def table_lines(found: dict[str, Any]) -> list[str]:

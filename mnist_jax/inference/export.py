@@ -1,5 +1,6 @@
 """Exports a saved model for other programs: its parameters, or a StableHLO program."""
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -7,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +57,9 @@ def export(
         data = safetensors.numpy.save(names_of(variables["params"]) | names_of(state))
         scaled = " / 255" if config.normalize else ""
         content = f"logits of float32 images{scaled}; apply softmax"
+    code = None  # of the model's class, to rebuild it from; a class may be in no file
+    with contextlib.suppress(OSError, TypeError):
+        code = inspect.getsource(type(run.model))
     rows = [row for row in run.rows if row["step"] == run.step]
     accuracy = float(np.atleast_1d(rows[-1]["test/accuracy"])[place]) if rows else None
     description = {
@@ -66,7 +69,7 @@ def export(
         "input": {"shape": ["b", *run.data.image_shape], "dtype": "uint8"},
         "output": {"shape": ["b", run.data.num_classes], "dtype": "float32", "content": content},
         "classes": run.data.class_names,
-        "code": _source(run.model),
+        "code": code,
         "conventions": CONVENTIONS if type(run.model).__module__ == models.__name__ else None,
         **config.members()[place],
         "step": run.step,
@@ -78,14 +81,6 @@ def export(
     write_output(output, data)
     write_output(Path(f"{output}.json"), text.encode())
     return description
-
-
-def _source(model: nn.Module) -> str | None:
-    """The code of the model's class, to rebuild it from; None if it is in no file."""
-    try:
-        return inspect.getsource(type(model))
-    except (OSError, TypeError):
-        return None
 
 
 def _to_stablehlo(run: LoadedRun, variables: Any) -> bytes:

@@ -13,13 +13,7 @@ from PIL import Image
 
 from mnist_jax.atomic_io import user_path
 from mnist_jax.errors import DataError, DeviceError, UsageError, printable
-from mnist_jax.inference.flags import (
-    PlatformFlags,
-    Positional,
-    arg,
-    open_runs,
-    print_warnings,
-)
+from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs, print_warnings
 from mnist_jax.inference.preprocess import NotAPictureError, read_digit
 from mnist_jax.inference.restore import PRETRAINED, Predictor, check_pictures, load_run
 from mnist_jax.runs.run_dir import CONFIG
@@ -65,12 +59,8 @@ def predict(
     return Predictor(run, platform)(images).mean.astype(np.float32)
 
 
-def list_pictures(path: Path) -> list[Path]:
-    """The files in a folder, sorted, without subfolders and hidden files; else the path itself.
-
-    Raises:
-        DataError: the folder holds no file.
-    """
+def _files_of(path: Path) -> list[Path]:
+    """The files in a folder, sorted, without subfolders and hidden files; else the path itself."""
     if not path.is_dir():
         return [path]
     if files := [file for file in sorted(path.glob("[!.]*")) if not file.is_dir()]:
@@ -106,7 +96,7 @@ class Predict(PlatformFlags):
             raise UsageError(f"{named[0]} is neither a run nor a picture; name a run's folder")
         if not named:
             raise UsageError("no picture is named; name files, or folders of them")
-        paths = [file for path in named for file in list_pictures(path)]
+        paths = [file for path in named for file in _files_of(path)]
         if folder == PRETRAINED:
             print("no run is named: the MLP that comes with mnist_jax answers", file=sys.stderr)
         (run,) = open_runs([folder])
@@ -129,7 +119,8 @@ class Predict(PlatformFlags):
                 continue
             prediction = predictor(digit.image[None])
             warnings = list(prediction.warnings)
-            if (digits := digit.others + 1) > 1:
+            if digit.others:
+                digits = digit.others + 1
                 warnings.append(f"{path} seems to hold {digits} digits; the largest is used")
             print_warnings(printable(text) for text in warnings if text not in shown)
             shown.update(warnings)

@@ -202,24 +202,18 @@ def _without_lines(mask: np.ndarray) -> np.ndarray:
     fills the picture, and stay.
     """
     for axis in (0, 1):
-        kept = mask.copy()
-        across, lines = np.moveaxis(kept, axis, 0), _runs(mask.mean(1 - axis) > LINE).tolist()
-        inner = [
-            (first, end)
-            for first, end in lines
-            if first > 0 and end < len(across) and end - first <= max(mask.shape) / 12
-        ]
-        for first, end in inner:
-            across[first:end] &= across[first - 1] & across[end]
+        kept, lines = mask.copy(), 0
+        across = np.moveaxis(kept, axis, 0)
+        labels, _ = scipy.ndimage.label(mask.mean(1 - axis) > LINE)
+        for (line,) in scipy.ndimage.find_objects(labels):
+            thickness = line.stop - line.start
+            if line.start > 0 and line.stop < len(across) and thickness <= max(mask.shape) / 12:
+                across[line] &= across[line.start - 1] & across[line.stop]
+                lines += 1
         ends = across.shape[1] // 20 + 1
-        if len(inner) > 1 and not across[:, :ends].any() and not across[:, -ends:].any():
+        if lines > 1 and not across[:, :ends].any() and not across[:, -ends:].any():
             mask = kept
     return mask
-
-
-def _runs(values: np.ndarray) -> np.ndarray:
-    """First index and end of each run of True, (runs, 2)."""
-    return np.flatnonzero(np.diff(np.pad(values, 1).astype(np.int8))).reshape(-1, 2)
 
 
 def _boxes(labels: np.ndarray) -> list[int]:
@@ -251,10 +245,10 @@ def _otsu(values: np.ndarray) -> float:
 def _sizes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Area and longer side in pixels of each label's region, at its index; 0 for the background."""
     boxes = scipy.ndimage.find_objects(labels)
-    sides = [max(ends.stop - ends.start for ends in box) if box else 0 for box in boxes]
+    sides = [0, *(max(ends.stop - ends.start for ends in box) for box in boxes)]
     areas = np.bincount(labels.ravel())
     areas[0] = 0
-    return areas, np.array([0, *sides])
+    return areas, np.array(sides)
 
 
 def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:

@@ -34,7 +34,7 @@ class Display(Callback):
         hidden = not self.console.is_interactive
         self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)
         self.task = self.bar.add_task("loading the data", total=None, text="")
-        self.config: Config | None = None  # None until training begins
+        self.config: Any = None  # a Config once training begins
 
     def on_fit_begin(self, config: Config) -> None:
         """Shows the bar."""
@@ -77,23 +77,20 @@ class Display(Callback):
         """Moves the bar."""
         if self.bar.disable:
             return
-        config = self.config
-        assert config is not None, "training has begun"
         finite = np.ravel(metrics.first_nonfinite) == NEVER
         means = [np.ravel(x)[finite].mean() for x in (metrics.loss, metrics.accuracy)]
-        cell = "" if config.grid else _cell(*means)
+        cell = "" if self.config.grid else _cell(*means)
         rate, left_s = np.sum(metrics.count) / train_s, (num_batches - batch) * train_s / batch
         text = f"{batch}/{num_batches}{cell}  {rate:,.0f} images/s  {left_s:.0f} s left"
-        name = f"epoch {epoch}/{config.epochs}"
+        name = f"epoch {epoch}/{self.config.epochs}"
         self.bar.update(self.task, total=num_batches, completed=batch, description=name, text=text)
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
         """Prints one line; of a grid one for each point."""
-        config = self.config
-        assert config is not None, "training has begun"
         found = [name for name in ("train", "validation", "test") if f"{name}/loss" in row]
-        number = f"{row['epoch']:>{len(str(config.epochs))}}/{config.epochs}"
-        for label, indices in config.grid_points().items():
+        epochs = str(self.config.epochs)
+        number = f"{row['epoch']:>{len(epochs)}}/{epochs}"
+        for label, indices in self.config.grid_points().items():
             part = select_members(row, indices)
             means = {name: mean_over_members(part, name) for name in part}
             cells = "".join(_cell(means[f"{s}/loss"], means[f"{s}/accuracy"]) for s in found)

@@ -74,10 +74,7 @@ def weights(tiles: np.ndarray, names: Sequence[str] = (), *, columns: int = 8) -
 def _grid(
     tiles: np.ndarray, names: Sequence[str], *, columns: int, **colours: Any
 ) -> tuple[Figure, Any]:
-    """Draws tiles (n, height, width), or with RGBA (…, 4), in rows.
-
-    They are one image: much faster than many axes.
-    """
+    """Draws tiles (n, height, width), or RGBA (…, 4), as one image: faster than many axes."""
     n, height, width, *channels = tiles.shape
     columns = min(columns, n)
     rows = -(-n // columns)
@@ -134,8 +131,7 @@ def accuracy_against_time(runs: Mapping[str, Rows]) -> Figure:
     for colour, (run, rows) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
         seconds = np.cumsum([row["train_s"] for row in rows])
         _curve(axes, seconds, rows, "test/accuracy", colour, label=run, marker="o")
-    axes.set_xscale("log")
-    axes.set(title="test accuracy", xlabel="seconds of training")
+    axes.set(title="test accuracy", xlabel="seconds of training", xscale="log")
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda s, _: f"{s:g}"))

@@ -13,11 +13,7 @@ from mnist_jax.metrics import Metrics
 
 
 class Profiler(Callback):
-    """Writes a trace for TensorBoard or Perfetto into a folder, without the warm-up call.
-
-    Raises:
-        DeviceError: the folder cannot be made.
-    """
+    """Writes a trace for TensorBoard or Perfetto into a folder; raises DeviceError if it cannot."""
 
     def __init__(self, folder: Path):
         try:

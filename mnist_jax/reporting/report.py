@@ -18,7 +18,6 @@ from mnist_jax.config import Config, member_label
 from mnist_jax.data import Dataset
 from mnist_jax.errors import MnistJaxError
 from mnist_jax.inference import restore
-from mnist_jax.inference.evaluate import accuracy_text
 from mnist_jax.inference.flags import DataFlags, Runs, write_output
 from mnist_jax.inference.restore import LoadedRun, Prediction
 from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_members, select_members
@@ -27,7 +26,7 @@ from mnist_jax.parallel.mesh import enable_compilation_cache
 from mnist_jax.reporting import plots
 from mnist_jax.runs import statistics
 from mnist_jax.runs.run_dir import REPORT, read_result
-from mnist_jax.runs.statistics import percent, summary_text
+from mnist_jax.runs.statistics import accuracy_text, percent, summary_text
 
 ERRORS = 24  # misclassified images shown
 UNITS = 64  # units of the first layer shown
@@ -105,11 +104,7 @@ class Table(NamedTuple):
 
 
 def write_page(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes the values of page.html, all of them escaped, as an HTML file.
-
-    Raises:
-        DeviceError: the file cannot be written.
-    """
+    """Writes the values of page.html, all of them escaped, as an HTML file; raises DeviceError."""
     loader = jinja2.PackageLoader("mnist_jax", "reporting")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
     html = environment.get_template("page.html").render(content)

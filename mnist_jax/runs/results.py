@@ -53,14 +53,8 @@ def record(
 ) -> dict[str, Any]:
     """The content of result.json.
 
-    Args:
-        config: resolved.
-        data: of the data set.
-        progress: the final one, with NumPy arrays.
-        params: those that were evaluated, NumPy arrays.
-        warnings: of the run.
-        devices: of all processes.
-        environment: from `environment.describe`.
+    `config` is resolved, `progress` the final one, `params` what was evaluated, as NumPy arrays;
+    `devices` are those of all processes, `environment` comes from `environment.describe`.
     """
     common = {
         "model": config.model,
@@ -78,8 +72,8 @@ def record(
     }
     if config.num_members is None:
         return {**common, "params_sha256": params_sha256(params)}
-    finite, labels = finite_mask(progress.rows[-1]), config.member_labels()
-    diverged = [label for label, ok in zip(labels, finite, strict=True) if not ok]
+    finite = finite_mask(progress.rows[-1])
+    diverged = [label for label, ok in zip(config.member_labels(), finite, strict=True) if not ok]
     members = range(config.num_members)
     common |= {
         "seeds": config.seeds,

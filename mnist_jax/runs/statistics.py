@@ -55,6 +55,13 @@ def accuracy(predicted: np.ndarray, label: np.ndarray) -> dict[str, Any]:
     return {"correct": correct, "count": count, "accuracy": correct / count, "ci95": ci95}
 
 
+def accuracy_text(found: dict[str, Any]) -> str:
+    """The result of `accuracy` in one line."""
+    low, high = (percent(end, "") for end in found["ci95"])
+    counts = f"({found['correct']}/{found['count']})"
+    return f"{percent(found['accuracy'])} {counts}, 95 % interval {low} to {high}"
+
+
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:
     """McNemar's exact test (1947) of two models on the same images: (images,) bool, who is right.
 
