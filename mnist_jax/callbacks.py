@@ -74,12 +74,10 @@ class Callback:
     def on_chunk_end(
         self, epoch: int, batch: int, num_batches: int, metrics: Metrics, train_s: float
     ) -> None:
-        """One call of the compiled train steps is done.
+        """One call of the compiled train steps is done: `batch` of `num_batches` in this epoch.
 
         Args:
-            epoch: the epoch, from 1.
-            batch: batches done in this epoch.
-            num_batches: batches in this epoch.
+            epoch: from 1.
             metrics: of the epoch so far; NumPy arrays, with one value per member if there are any.
             train_s: seconds of training in this epoch so far, without compilation.
         """

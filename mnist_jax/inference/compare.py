@@ -10,7 +10,6 @@ from mnist_jax.errors import WorseError
 from mnist_jax.inference.flags import DataFlags, Positional, Runs, arg, open_runs, print_warnings
 from mnist_jax.inference.restore import Prediction, Predictor, dataset_of
 from mnist_jax.runs import statistics
-from mnist_jax.runs.statistics import accuracy, accuracy_text, mean_text, summarize
 
 SIGNIFICANT = 0.05  # p below which a difference is significant
 
@@ -25,9 +24,9 @@ def vote(log_probabilities: np.ndarray, label: np.ndarray) -> dict[str, Any]:
     mean, answers = np.exp(log_probabilities).mean(0), log_probabilities.argmax(2)
     votes = np.eye(mean.shape[1])[answers].sum(0)  # (images, classes)
     return {
-        "single": summarize((answers == label).mean(1).tolist()),
-        "averaged": accuracy(mean.argmax(1), label),
-        "majority": accuracy((votes + mean / 2).argmax(1), label),
+        "single": statistics.summarize((answers == label).mean(1).tolist()),
+        "averaged": statistics.accuracy(mean.argmax(1), label),
+        "majority": statistics.accuracy((votes + mean / 2).argmax(1), label),
     }
 
 
@@ -66,9 +65,9 @@ class Ensemble(DataFlags):
         print_warnings([*dataset.warnings, *(text for a in answers for text in a.warnings)])
         members = np.concatenate([answer.log_probabilities for answer in answers])
         found = vote(members, dataset.test.label)
-        print(f"single     {mean_text(found['single'], 'members')}")
-        print(f"averaged   {accuracy_text(found['averaged'])}")
-        print(f"majority   {accuracy_text(found['majority'])}")
+        print(f"single     {statistics.mean_text(found['single'], 'members')}")
+        print(f"averaged   {statistics.accuracy_text(found['averaged'])}")
+        print(f"majority   {statistics.accuracy_text(found['majority'])}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
