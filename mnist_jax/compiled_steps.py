@@ -23,7 +23,7 @@ from mnist_jax.models import count_parameters, param_shapes
 from mnist_jax.ops import malloc
 from mnist_jax.parallel import distributed
 from mnist_jax.parallel import mesh as meshes
-from mnist_jax.parallel.ensemble import over_devices, over_members
+from mnist_jax.parallel.ensemble import over_members
 from mnist_jax.parallel.mesh import put, replicated, sharded, to_host
 
 # Images per batch in evaluation. Fixed, so that every run rounds its sums the same way; small
@@ -77,49 +77,10 @@ def make_steps(
         log_size: steps of a call whose values are returned; see `steps.train_steps`.
     """
     device = mesh.devices.flat[0]
-    how = {"model": model, "tx": tx, "step_config": step_config}
-    sharding = None if members else sharded(mesh)
-    init_state = partial(steps.init_state, **how)
-    epoch_permutation = partial(steps.epoch_permutation, size=train_size)
-    loop = gpu_loop if uses_gpu_loop(device) else steps
-    train_steps = partial(
-        loop.train_steps, **how, batch_size=batch_size, sharding=sharding, log_size=log_size
-    )
-    jit = _jit(mesh, model, members)
-    stacked = ["state", "metrics", "order", "root_key"]
-    return Steps(
-        jit(
-            init_state,
-            ["root_key", "hyperparams", "params", "model_state"],
-            compiler_options=meshes.quick_to_compile(device),
-        ),
-        jit(epoch_permutation, ["root_key"]),
-        jit(train_steps, stacked, donate_argnums=0),
-        make_eval_steps(model, mesh, step_config=step_config, members=members),
-    )
-
-
-def make_eval_steps(
-    model: nn.Module, mesh: Mesh, *, step_config: steps.StepConfig, members: bool = False
-) -> Any:
-    """`steps.eval_steps` under `jax.jit`, in batches of `EVAL_BATCH_SIZE`; see `make_steps`."""
-    eval_steps = partial(
-        steps.eval_steps,
-        model=model,
-        batch_size=EVAL_BATCH_SIZE,
-        step_config=step_config,
-        sharding=None if members else sharded(mesh),
-    )
-    return _jit(mesh, model, members)(eval_steps, ["params", "model_state", "metrics"])
-
-
-def _jit(mesh: Mesh, model: nn.Module, members: bool) -> Any:
-    """`jax.jit` for one network, whose results are replicated, or for all members.
-
-    The function it returns takes the names of the arguments that are stacked by member. An argument
-    `steps` is static on an accelerator.
-    """
-    device = mesh.devices.flat[0]
+    # On a CPU a step of the MLP already fills the cores: `vmap` gains nothing and costs cache
+    # misses. A step of logistic regression is too small to fill them.
+    is_large = count_parameters(param_shapes(model)) > 100_000
+    sequential = device.platform == "cpu" and is_large
 
     def jit(function: Any, stacked: list[str], **options: Any) -> Any:
         parameters = inspect.signature(function).parameters.values()
@@ -128,21 +89,32 @@ def _jit(mesh: Mesh, model: nn.Module, members: bool) -> Any:
             options["static_argnums"] = names.index("steps")
         if not members:
             return jax.jit(function, out_shardings=replicated(mesh), **options)
-        sequential = members_run_sequentially(model, device)
         is_stacked = [name in stacked for name in names]
-        function = over_members(function, is_stacked, sequential=sequential)
-        return jax.jit(over_devices(function, is_stacked, mesh), **options)
+        return jax.jit(over_members(function, is_stacked, mesh, sequential=sequential), **options)
 
-    return jit
-
-
-def members_run_sequentially(model: nn.Module, device: jax.Device) -> bool:
-    """Whether the members of an ensemble train one after the other instead of under `vmap`.
-
-    On a CPU a step of the MLP already fills the cores: `vmap` gains nothing and costs cache misses.
-    A step of logistic regression is too small to fill them.
-    """
-    return device.platform == "cpu" and count_parameters(param_shapes(model)) > 100_000
+    loop = gpu_loop if uses_gpu_loop(device) else steps
+    how = {"model": model, "step_config": step_config}
+    batches = {**how, "sharding": None if members else sharded(mesh)}
+    train = {**batches, "tx": tx, "batch_size": batch_size, "log_size": log_size}
+    # `init_state` runs once, and takes longer to optimize than to run.
+    quick = {"xla_backend_optimization_level": 1} if device.platform == "cpu" else None
+    return Steps(
+        jit(
+            partial(steps.init_state, **how, tx=tx),
+            ["root_key", "hyperparams", "params", "model_state"],
+            compiler_options=quick,
+        ),
+        jit(partial(steps.epoch_permutation, size=train_size), ["root_key"]),
+        jit(
+            partial(loop.train_steps, **train),
+            ["state", "metrics", "order", "root_key"],
+            donate_argnums=0,
+        ),
+        jit(
+            partial(steps.eval_steps, **batches, batch_size=EVAL_BATCH_SIZE),
+            ["params", "model_state", "metrics"],
+        ),
+    )
 
 
 class Trainer:

@@ -19,32 +19,18 @@ def member_of(tree: Any, member: int) -> Any:
 
 
 def over_members(
-    function: Callable[..., Any], is_stacked: Sequence[bool], *, sequential: bool
+    function: Callable[..., Any], is_stacked: Sequence[bool], mesh: Mesh, *, sequential: bool
 ) -> Callable[..., Any]:
-    """`function` for all members; its results are stacked.
+    """`function` for all members, an equal share of them on each device; its results are stacked.
+
+    The devices do not communicate.
 
     Args:
-        function: of positional arguments, for one member.
+        function: of positional arguments, for one member. Python ints among them are static.
         is_stacked: for each argument, whether it is stacked by member or shared.
+        mesh: from `mesh.make_mesh`.
         sequential: `lax.map` over the members instead of `vmap`: slower if the operations are too
             small to fill the device, but with the activations of only one member in memory.
-    """
-    if not sequential:
-        return jax.vmap(function, [0 if stacked else None for stacked in is_stacked])
-
-    def loop(*args: Any) -> Any:
-        stacked = {i: arg for i, arg in enumerate(args) if is_stacked[i]}
-        return lax.map(lambda own: function(*_replace(args, own)), stacked)
-
-    return loop
-
-
-def over_devices(
-    function: Callable[..., Any], is_stacked: Sequence[bool], mesh: Mesh
-) -> Callable[..., Any]:
-    """`function` from `over_members`, with an equal share of the members on each device.
-
-    The devices do not communicate. Python ints among the arguments are static.
     """
     members, shared = PartitionSpec(*mesh.axis_names), PartitionSpec()
 
@@ -54,13 +40,13 @@ def over_devices(
 
         @partial(jax.shard_map, mesh=mesh, in_specs=(specs,), out_specs=members, check_vma=False)
         def on_device(local: dict[int, Any]) -> Any:
-            return function(*_replace(args, local))
+            def one(own: dict[int, Any]) -> Any:
+                values = dict(enumerate(args)) | local | own
+                return function(*values.values())
+
+            stacked = {i: array for i, array in local.items() if is_stacked[i]}
+            return lax.map(one, stacked) if sequential else jax.vmap(one)(stacked)
 
         return on_device(arrays)
 
     return call
-
-
-def _replace(args: Sequence[Any], new: dict[int, Any]) -> list[Any]:
-    """The arguments, with new ones at some positions."""
-    return [new.get(i, arg) for i, arg in enumerate(args)]

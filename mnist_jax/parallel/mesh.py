@@ -145,25 +145,17 @@ def compiler_options(
     XLA_FLAGS says what belongs into graphs. CPU and TPU are deterministic without options.
     """
     options: dict[str, Any] = {}
-    if one_graph and _is_nvidia(device) and COMMAND_BUFFER not in os.environ.get("XLA_FLAGS", ""):
+    is_nvidia = re.match(r"\d+\.", _compute_capability(device))
+    if one_graph and is_nvidia and COMMAND_BUFFER not in os.environ.get("XLA_FLAGS", ""):
         options[COMMAND_BUFFER] = COMMANDS
     if deterministic and device.platform == "gpu":
         options |= DETERMINISTIC_OPTIONS
     return options
 
 
-def _is_nvidia(device: jax.Device) -> bool:
-    return re.match(r"\d+\.", _compute_capability(device)) is not None
-
-
 def _compute_capability(device: jax.Device) -> str:
     """Such as 9.0 of an NVIDIA GPU, or gfx942 of an AMD GPU; empty for other devices."""
     return getattr(device, "compute_capability", "")
-
-
-def quick_to_compile(device: jax.Device) -> dict[str, int] | None:
-    """XLA's options for a program that runs once and takes longer to optimize than to run."""
-    return {"xla_backend_optimization_level": 1} if device.platform == "cpu" else None
 
 
 def compute_dtype(precision: str, device: jax.Device) -> Dtype | None:
