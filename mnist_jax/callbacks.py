@@ -95,6 +95,13 @@ class Callback:
         """`fit` ends, also after an error."""
 
 
+def warn(callbacks: Sequence[Callback], messages: Sequence[str]) -> None:
+    """Tells all callbacks all messages."""
+    for callback in callbacks:
+        for message in messages:
+            callback.on_warning(message)
+
+
 class PythonWarnings(Callback):
     """Turns warnings into Python's."""
 

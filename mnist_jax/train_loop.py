@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnist_jax.callbacks import Callback
+from mnist_jax.callbacks import Callback, warn
 from mnist_jax.compiled_steps import Trainer
 from mnist_jax.errors import InterruptedRunError, NonFiniteError
 from mnist_jax.metrics import NEVER, Metrics
@@ -61,14 +61,9 @@ class TrainLoop:
             state = self.trainer.put_state(arrays["state"])
             self.progress = Progress(state, arrays["metrics"], **metadata)
             self.earlier = self.progress.seconds
-            self._warn(warnings)
+            warn(self.callbacks, warnings)
         distributed.on_primary(lambda: self.run_dir.write_metrics(self.progress.rows))
         self.stop.armed = True
-
-    def _warn(self, warnings: list[str]) -> None:
-        for callback in self.callbacks:
-            for warning in warnings:
-                callback.on_warning(warning)
 
     def run(self, last_step: int) -> Progress:
         """Trains up to `last_step` updates; returns the progress with NumPy arrays."""
@@ -138,7 +133,8 @@ class TrainLoop:
             )
         for member in set(np.flatnonzero(diverged).tolist()) - self.diverged:
             self.diverged.add(member)
-            self._warn([results.diverged_warning(self.trainer.config.member_labels()[member])])
+            label = self.trainer.config.member_labels()[member]
+            warn(self.callbacks, [results.diverged_warning(label)])
 
     def _between_calls(self) -> None:
         """Saves if a checkpoint is due; ends the run after a signal."""

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from mnist_jax import steps
-from mnist_jax.callbacks import Callback, PythonWarnings, Result
+from mnist_jax.callbacks import Callback, PythonWarnings, Result, warn
 from mnist_jax.compiled_steps import Trainer
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
@@ -30,7 +30,7 @@ from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel import distributed
 from mnist_jax.parallel.mesh import compute_dtype, make_mesh, select_devices, to_host, use_device
 from mnist_jax.runs import environment, results
-from mnist_jax.runs.checkpoint import load_variables, stacked_shapes
+from mnist_jax.runs.checkpoint import load_saved, stacked_shapes, variables_of
 from mnist_jax.runs.run_dir import RESULT, RunDir, default_folder, read_config
 from mnist_jax.runs.statistics import percent
 from mnist_jax.signals import Stop, catch_signals
@@ -119,9 +119,8 @@ def fit(
         warnings = list(dataset.warnings)
         if config.precision == "bfloat16" and device.platform == "cpu":
             warnings.append("bfloat16 on a CPU is slower than float32; only its accuracy is real")
+        warn(callbacks, warnings)
         for callback in callbacks:
-            for warning in warnings:
-                callback.on_warning(warning)
             callback.on_data_loaded(dataset)
         run: Any = None  # a RunDir in process 0
 
@@ -133,9 +132,7 @@ def fit(
             return str(run.folder), run.result, run.warnings + changes
 
         folder, record, changes = distributed.on_primary(open_folder)
-        for callback in callbacks:
-            for warning in changes:
-                callback.on_warning(warning)
+        warn(callbacks, changes)
         if record is None:
             own = [getattr(callback.on_steps, "__func__", None) for callback in callbacks]
             log = distributed.broadcast(any(method is not Callback.on_steps for method in own))
@@ -148,19 +145,16 @@ def fit(
             progress = loop.run(min(total_steps, config.max_steps or total_steps))
             stop.armed = False  # nothing is left to save
             progress.seconds = loop.seconds()
-            for warning in trainer.warnings:
-                warnings.append(warning)
-                for callback in callbacks:
-                    callback.on_warning(warning)
+            problems = list(trainer.warnings)
             worst = min(finite_members(progress.rows[-1])["train/accuracy"], default=1.0)
             chance = 1 / data.num_classes
             if worst < chance + 0.05 * (1 - chance) and config.max_steps is None:
                 problem = f"a train accuracy is {percent(worst)}, hardly better than guessing"
-                warnings.append(f"{problem}; a smaller --learning_rate usually helps")
-                for callback in callbacks:
-                    callback.on_warning(warnings[-1])
+                problems.append(f"{problem}; a smaller --learning_rate usually helps")
+            warn(callbacks, problems)
             params = to_host(trainer.eval_params(progress.state))
             model_state = progress.state.model_state
+            warnings += problems
             record = results.record(config, data, progress, params, warnings, devices, where)
             distributed.on_primary(lambda: run.finish(record))
         else:
@@ -232,12 +226,12 @@ def _check_memory(config: Config, model: nn.Module, tx: optax.GradientTransforma
 
 
 def _load(folder: Path, config: Config, model: nn.Module) -> tuple[Any, Any]:
-    """`load_variables`, read by process 0 for all."""
+    """The run's parameters to evaluate and model state, read by process 0 for all."""
     found = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), stacked_shapes(config, model))
 
     def load() -> None:
         nonlocal found
-        found = load_variables(folder, config, model)
+        found = variables_of(load_saved(folder)[0], config, model)
 
     distributed.on_primary(load)
     return distributed.broadcast_arrays(found)
@@ -249,7 +243,7 @@ def _initial(config: Config, init_params: Any, model: nn.Module) -> tuple[Any, A
         initial = to_host(init_params), None
     elif config.init_from is not None:
         other, _ = read_config(config.init_from)
-        initial = load_variables(config.init_from, other, model)
+        initial = variables_of(load_saved(config.init_from)[0], other, model)
     else:
         return None, None
 
@@ -277,7 +271,6 @@ def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict
         digest.update(array.tobytes())
     return {
         **config.hyperparameters(),
-        **{name: getattr(config, name) for name in ("devices",)},
         **{name: where[name] for name in (*environment.PACKAGES, "platform", "devices")},
         "images of the data set": digest.hexdigest()[:16],
     }

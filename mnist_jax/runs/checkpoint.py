@@ -130,17 +130,6 @@ def load_saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], lis
     raise CheckpointError(f"{folder} holds no checkpoint yet; resume the run, or name another")
 
 
-def load_variables(folder: Path, config: Config, model: nn.Module) -> tuple[Any, Any]:
-    """The parameters to evaluate (their EMA if the run keeps one) and the model state of a run.
-
-    NumPy arrays, stacked by member if the run has members; the optimizer's state is not read.
-
-    Raises:
-        CheckpointError: there is no intact checkpoint, or it is of another model.
-    """
-    return variables_of(load_saved(folder)[0], config, model)
-
-
 def stacked_shapes(config: Config, model: nn.Module) -> tuple[Any, Any]:
     """Shapes and dtypes of the parameters and the model state, stacked by member if there are."""
     shapes, members = variable_shapes(model), config.num_members
@@ -151,7 +140,17 @@ def stacked_shapes(config: Config, model: nn.Module) -> tuple[Any, Any]:
 def variables_of(
     arrays: dict[str, np.ndarray], config: Config, model: nn.Module
 ) -> tuple[Any, Any]:
-    """As `load_variables`, from the arrays of a checkpoint."""
+    """The parameters to evaluate (their EMA if the run keeps one) and the model state of a run.
+
+    NumPy arrays, stacked by member if the run has members; the optimizer's state is not read.
+
+    Args:
+        arrays: from `load_saved`.
+        config, model: of the run.
+
+    Raises:
+        CheckpointError: the arrays are of another model.
+    """
     params, model_state = stacked_shapes(config, model)
     model_state = fill(model_state, arrays, "state/model_state/")
     if not config.ema_decay:
