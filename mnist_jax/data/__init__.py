@@ -53,14 +53,14 @@ def load_dataset(
             raise unknown_choice("dataset", name, (*known, "a path"))
         return load_files(user_path(name))
     load = DATASETS["mnist" if name == "auto" else name]
-    folders = {"data_dir": user_path(data_dir)}
-    if manual_dir is not None:
-        folders["manual_dir"] = user_path(manual_dir)
     takes = inspect.signature(load).parameters
-    if manual_dir is not None and "manual_dir" not in takes:
-        raise UsageError(f"{name} takes no --manual_dir; {', '.join(SOURCES)} do; leave it out")
+    folders = {"data_dir": user_path(data_dir)} if "data_dir" in takes else {}
+    if manual_dir is not None:
+        if "manual_dir" not in takes:
+            raise UsageError(f"{name} takes no --manual_dir; {', '.join(SOURCES)} do; leave it out")
+        folders["manual_dir"] = user_path(manual_dir)
     try:
-        return load(**{key: value for key, value in folders.items() if key in takes}, **options)
+        return load(**folders, **options)
     except UnreachableError as error:
         if name != "auto":
             raise DataError(
@@ -69,7 +69,7 @@ def load_dataset(
             ) from error
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error}"
         try:
-            return replace(DATASETS["digits"](**folders), warnings=(warning,))
+            return replace(_load("digits", user_path(data_dir)), warnings=(warning,))
         except ModuleNotFoundError as missing:
             problem = f"scikit-learn's digits cannot be loaded either: {missing}"
             raise DataError(f"{error}; and {problem}") from error
@@ -83,18 +83,16 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
     """Reads the decoded cache, or else another source, and writes the cache."""
     if manual_dir is not None:
         read_originals(name, manual_dir)  # an error even if the cache is there
-    path = cache.file_of(name, data_dir, SOURCES[name].key if name in SOURCES else digits.VERSION)
+    key = digits.VERSION if name == "digits" else SOURCES[name].key  # identifies the content
+    path = data_dir / "decoded" / f"{name}-{key[:16]}.safetensors"
+    source, warnings = f"decoded cache {path}", ()
     if (splits := cache.read(path)) is None:
         with cache.lock(data_dir, name):
             if (splits := cache.read(path)) is None:  # unless another process has written it
-                dataset = _read_source(name, data_dir, manual_dir)
-                cache.write(path, dataset.train, dataset.test)
-                return dataset
-    return Dataset(name, *splits, f"decoded cache {path}", (), _class_names(name))
-
-
-def _class_names(name: str) -> tuple[str, ...]:
-    return SOURCES[name if name in SOURCES else "mnist"].class_names
+                splits, source, warnings = _read_source(name, data_dir, manual_dir)
+                cache.write(path, *splits)
+    class_names = SOURCES.get(name, SOURCES["mnist"]).class_names
+    return Dataset(name, *splits, source, warnings, class_names)
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -105,25 +103,27 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 may take data_dir, manual_dir, and options, as keyword arguments."""
 
 
-def _read_source(name: str, data_dir: Path, manual_dir: Path | None) -> Dataset:
-    """Reads the first source after the cache."""
-    warnings = ()
+def _read_source(
+    name: str, data_dir: Path, manual_dir: Path | None
+) -> tuple[tuple[Split, Split], str, tuple[str, ...]]:
+    """Train and test from the first source after the cache, its description, and warnings."""
     if name == "digits":
-        description, splits = "the digits bundled with scikit-learn", digits.load()
-    elif (folder := tfds_folder.folder_of(name, data_dir)).exists():
-        description, splits = f"prepared folder {folder}", tfds_folder.read(folder, SOURCES[name])
-    else:
-        description, originals = f"original files in {manual_dir}", manual_dir
-        if originals is None:
-            originals = data_dir / "downloads" / name
-            description = f"downloaded from {SOURCES[name].url}"
-            download(name, originals)
-        splits = parse(read_originals(name, originals))
-        try:
-            tfds_folder.prepare(name, data_dir, *splits)
-        except ImportError as error:  # array_record does not exist for Windows
-            warnings = (f"{folder} is not prepared: {error}; the original files were read",)
-    return Dataset(name, *splits, description, warnings, _class_names(name))
+        return digits.load(), "the digits bundled with scikit-learn", ()
+    folder = data_dir / name / SOURCES[name].version  # where tfds keeps it
+    if folder.exists():
+        return tfds_folder.read(folder, SOURCES[name]), f"prepared folder {folder}", ()
+    description, originals = f"original files in {manual_dir}", manual_dir
+    if originals is None:
+        description = f"downloaded from {SOURCES[name].url}"
+        originals = data_dir / "downloads" / name
+        download(name, originals)
+    splits = parse(read_originals(name, originals))
+    try:
+        tfds_folder.prepare(name, data_dir, *splits)
+    except ImportError as error:  # array_record does not exist for Windows
+        warning = f"{folder} is not prepared: {error}; the original files were read"
+        return splits, description, (warning,)
+    return splits, description, ()
 
 
 @dataclass(frozen=True, kw_only=True)

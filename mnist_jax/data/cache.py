@@ -12,11 +12,6 @@ from mnist_jax.errors import DataError
 LOCK_TIMEOUT_S = 600
 
 
-def file_of(name: str, data_dir: Path, key: str) -> Path:
-    """The file for that content of `name` which `key`, a digest or a version, identifies."""
-    return data_dir / "decoded" / f"{name}-{key[:16]}.safetensors"
-
-
 def read(path: Path) -> tuple[Split, Split] | None:
     """Returns train and test; None if there is no such file, or it may not be read.
 

@@ -93,11 +93,6 @@ class Dataset:
         shape: Any = self.train.image.shape[1:]
         return DataSpec(self.name, shape, self.class_names, self.sha256)
 
-    def eval_splits(self) -> dict[str, Split]:
-        """The splits a run is evaluated on, by name."""
-        held_out = {} if self.validation is None else {"validation": self.validation}
-        return {**held_out, "test": self.test}
-
 
 def _split(part: str, images: Any, labels: Any) -> Split:
     """Images as uint8 (n, height, width, channels), labels as int32 (n,)."""

@@ -17,11 +17,6 @@ from mnist_jax.data.split import Split
 from mnist_jax.errors import DataError, first_line
 
 
-def folder_of(name: str, data_dir: Path) -> Path:
-    """Where tfds keeps the prepared data set."""
-    return data_dir / name / SOURCES[name].version
-
-
 def _description(source: Source) -> str:
     """Recorded in the folder, so that it is never read as the data of other files."""
     return f"Prepared from original files with the combined SHA-256 {source.key}"
@@ -53,7 +48,7 @@ def read(folder: Path, source: Source) -> tuple[Split, Split]:
 
 
 def prepare(name: str, data_dir: Path, train: Split, test: Split) -> None:
-    """Writes `folder_of(name, data_dir)`, unless it exists; complete or not at all.
+    """Writes the folder of that name in `data_dir`, unless it exists; complete or not at all.
 
     Raises:
         ImportError: tfds is not installed.
