@@ -21,6 +21,7 @@ from mnist_jax.errors import first_line, is_out_of_memory
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import count_parameters, param_shapes
 from mnist_jax.ops import malloc
+from mnist_jax.optimizer import ema_params
 from mnist_jax.parallel import distributed
 from mnist_jax.parallel import mesh as meshes
 from mnist_jax.parallel.ensemble import over_members
@@ -31,6 +32,8 @@ from mnist_jax.parallel.mesh import put, replicated, sharded, to_host
 EVAL_BATCH_SIZE = 250
 CALL_S = 1.0  # target duration of a call on a CPU, for a moving progress bar and a quick Ctrl-C
 CALIBRATION_STEPS = 2
+# The arguments of the functions of `steps` that are stacked by member; members share the others.
+STACKED = ("root_key", "hyperparams", "params", "model_state", "state", "metrics", "order")
 
 
 def dynamic_loop_bound(device: jax.Device) -> bool:
@@ -70,10 +73,9 @@ def make_steps(
     """The compiled functions of a run; each compiles when it is first called.
 
     Args:
-        model, tx, mesh: the network, the optimizer, and the result of `mesh.make_mesh`.
+        mesh: from `mesh.make_mesh`.
         train_size, batch_size: numbers of training images, in the split and per step.
-        step_config: the other options of a step.
-        members: whether states, metrics, orders and keys are stacked by member.
+        members: whether the arguments in `STACKED` are stacked by member.
         log_size: steps of a call whose values are returned; see `steps.train_steps`.
     """
     device = mesh.devices.flat[0]
@@ -82,14 +84,14 @@ def make_steps(
     is_large = count_parameters(param_shapes(model)) > 100_000
     sequential = device.platform == "cpu" and is_large
 
-    def jit(function: Any, stacked: list[str], **options: Any) -> Any:
+    def jit(function: Any, **options: Any) -> Any:
         parameters = inspect.signature(function).parameters.values()
         names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
         if "steps" in names and not dynamic_loop_bound(device):
             options["static_argnums"] = names.index("steps")
         if not members:
             return jax.jit(function, out_shardings=replicated(mesh), **options)
-        is_stacked = [name in stacked for name in names]
+        is_stacked = [name in STACKED for name in names]
         return jax.jit(over_members(function, is_stacked, mesh, sequential=sequential), **options)
 
     loop = gpu_loop if uses_gpu_loop(device) else steps
@@ -99,21 +101,10 @@ def make_steps(
     # `init_state` runs once, and takes longer to optimize than to run.
     quick = {"xla_backend_optimization_level": 1} if device.platform == "cpu" else None
     return Steps(
-        jit(
-            partial(steps.init_state, **how, tx=tx),
-            ["root_key", "hyperparams", "params", "model_state"],
-            compiler_options=quick,
-        ),
-        jit(partial(steps.epoch_permutation, size=train_size), ["root_key"]),
-        jit(
-            partial(loop.train_steps, **train),
-            ["state", "metrics", "order", "root_key"],
-            donate_argnums=0,
-        ),
-        jit(
-            partial(steps.eval_steps, **batches, batch_size=EVAL_BATCH_SIZE),
-            ["params", "model_state", "metrics"],
-        ),
+        jit(partial(steps.init_state, **how, tx=tx), compiler_options=quick),
+        jit(partial(steps.epoch_permutation, size=train_size)),
+        jit(partial(loop.train_steps, **train), donate_argnums=0),
+        jit(partial(steps.eval_steps, **batches, batch_size=EVAL_BATCH_SIZE)),
     )
 
 
@@ -143,21 +134,25 @@ class Trainer:
         self.config = config
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
         self.dynamic = dynamic_loop_bound(device)
-        self.train_size = len(dataset.train.label)
-        self.steps_per_epoch = num_batches(self.train_size, config.batch_size)
+        train_size = len(dataset.train.label)
+        self.steps_per_epoch = num_batches(train_size, config.batch_size)
         self._members = config.num_members
         self._per_run = replicated(mesh)  # the sharding of what the members share
         self._per_member = replicated(mesh) if self._members is None else sharded(mesh)
-        key_data = put(_key_data(config), self._per_member)
+        seeds = jax.device_put(np.array([member["seed"] for member in config.members()], np.uint32))
+        keys = jax.vmap(partial(jax.random.key, impl="threefry2x32"))(seeds)
+        key_data = to_host(jax.random.key_data(keys))  # (members, 2)
+        key_data = put(key_data[0] if self._members is None else key_data, self._per_member)
         self.keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
         # The only transfer of images: they stay on the devices, as uint8.
         self.train_split = put(dataset.train, self._per_run)
-        self.eval_splits = put(dataset.eval_splits(), self._per_run)
+        held_out = {} if dataset.validation is None else {"validation": dataset.validation}
+        self.eval_splits = put({**held_out, "test": dataset.test}, self._per_run)
         self._steps = make_steps(
             model,
             tx,
             mesh,
-            train_size=self.train_size,
+            train_size=train_size,
             batch_size=config.batch_size,
             step_config=steps.make_step_config(config),
             members=self._members is not None,
@@ -191,7 +186,8 @@ class Trainer:
 
     def eval_params(self, state: steps.TrainState) -> Any:
         """The parameters that are evaluated: their EMA if the run keeps one."""
-        return steps.eval_params(state, self.config.ema_decay or 0.0)
+        decay = self.config.ema_decay
+        return ema_params(state.ema, state.step, decay) if decay else state.params
 
     def permutation(self, epoch: int) -> jax.Array:
         """The order of an epoch's training images; epochs count from 0."""
@@ -276,11 +272,3 @@ class Trainer:
             malloc.trim()
             self.seconds["compile_s"] += time.perf_counter() - started
         return self._compiled[key]
-
-
-def _key_data(config: Config) -> np.ndarray:
-    """The root key's data, (2,) uint32, or (members, 2)."""
-    seeds = jax.device_put(np.array([member["seed"] for member in config.members()], np.uint32))
-    keys = jax.vmap(partial(jax.random.key, impl="threefry2x32"))(seeds)
-    data = to_host(jax.random.key_data(keys))  # (members, 2)
-    return data[0] if config.num_members is None else data

@@ -28,7 +28,7 @@ from mnist_jax.errors import UsageError
 from mnist_jax.losses import LOSSES, cross_entropy
 from mnist_jax.metrics import NEVER, Metrics
 from mnist_jax.models import forward, init_variables
-from mnist_jax.optimizer import ema_params, update_ema
+from mnist_jax.optimizer import update_ema
 
 INIT, SHUFFLE, DROPOUT, AUGMENT, TRANSFORM = range(5)  # the purpose of a key
 
@@ -103,7 +103,6 @@ def init_state(
         root_key: the run's key.
         hyperparams: values in the optimizer's state to replace, such as its learning_rate.
         params, model_state: to start from; None for the model's own initial values.
-        model, tx, step_config: as in `train_step`.
     """
     initial = init_variables(model, derive_key(root_key, INIT, 0))
     params = initial[0] if params is None else params
@@ -111,11 +110,6 @@ def init_state(
     opt_state = optax.tree.set(tx.init(params), **(hyperparams or {}))
     ema = jax.tree.map(jnp.zeros_like, params) if step_config.ema_decay else None
     return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema)
-
-
-def eval_params(state: TrainState, ema_decay: float) -> Any:
-    """The parameters to evaluate: their EMA if there is one."""
-    return ema_params(state.ema, state.step, ema_decay) if ema_decay else state.params
 
 
 def to_input(image: jax.Array, *, normalize: bool) -> jax.Array:
@@ -149,11 +143,8 @@ def loss_fn(
     """What training differentiates: the mean loss over the unmasked rows, plus sown losses.
 
     Args:
-        params, model_state: of the model.
         batch: from `train_input`.
         key: for dropout.
-        model: a module that returns logits (batch, num_classes).
-        step_config: has the loss.
 
     Returns the scalar, and with it the batch's metrics and the new model state.
     """
@@ -204,10 +195,9 @@ def train_step(
     function from parameters to gradients on this batch.
 
     Args:
-        state, batch: the state, and a batch as stored.
+        batch: as stored.
         keys: from `step_keys`.
         cast_params: the state's parameters, some in the precision that the model casts them to.
-        model, tx, step_config: the network, the optimizer and the other options.
         finite: tells whether the numbers of a tree are finite; `first_nonfinite` has its shape.
     """
     batch = train_input(batch, keys, step_config)
@@ -291,7 +281,6 @@ def train_steps(
         order: (size,) int32, from `epoch_permutation`.
         root_key: the run's key.
         first, steps: int32, index of the first batch within the epoch, and number of batches.
-        model, tx, batch_size, step_config: as in `train_step` and `take_batch`.
         sharding: of a batch's rows over several devices; everything else is replicated, and XLA
             sums the gradients over the devices.
         log_size: 0, or at least `steps`.

@@ -171,8 +171,7 @@ def _paths(folder: Path) -> list[Path]:
 class CheckpointManager:
     """Saves checkpoints in a background thread, one at a time. Close it at the end.
 
-    A failed write is raised by the next call of `save` or `wait_until_finished`. `is_due` is true
-    `every_s` seconds after the last save began.
+    A failed write is raised by the next call of `save` or `wait_until_finished`.
     """
 
     def __init__(self, folder: Path, every_s: float):
