@@ -35,7 +35,6 @@ FROM_DATA = ("dtype", "image_shape", "num_classes")  # fields of a model that no
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):\d{1,5}")
 GRID = ("learning_rate", "weight_decay")  # may have several values: a network for each
 PATHS = ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile", "fork", "init_from")
-PLATFORMS = ("auto", "cpu", "gpu", "tpu", "cuda", "rocm")
 CHOICES: dict[str, Collection[str]] = {
     "model": MODELS,
     "preset": PRESETS,
@@ -43,7 +42,7 @@ CHOICES: dict[str, Collection[str]] = {
     "loss": LOSSES,
     "augmentation": AUGMENTATIONS,
     "precision": ("float32", "tf32", "bfloat16"),
-    "platform": PLATFORMS,
+    "platform": ("auto", "cpu", "gpu", "tpu", "cuda", "rocm"),
     "schedule": ("constant", "cosine", "onecycle"),
     "activation": ACTIVATIONS,
 }
@@ -67,13 +66,11 @@ class Config(Flags):
         for name, value in vars(self).items():
             if value is None and getattr(Config, name) is None:
                 continue
-            if name == "dataset" and (lower := str(value).lower()) in ("auto", *DATASETS):
+            choices = ("auto", *DATASETS) if name == "dataset" else CHOICES.get(name, ())
+            if value not in choices and (lower := str(value).lower()) in choices:
                 object.__setattr__(self, name, lower)
-            if name in CHOICES and value not in CHOICES[name]:
-                if (lower := str(value).lower()) in CHOICES[name]:
-                    object.__setattr__(self, name, lower)
-                    continue
-                raise unknown_choice(name, value, CHOICES[name])
+            elif name in CHOICES and value not in choices:
+                raise unknown_choice(name, value, choices)
             if name in RULES:
                 allowed, legal = RULES[name]
                 if not allowed(value):

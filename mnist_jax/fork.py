@@ -16,9 +16,7 @@ from mnist_jax.models import MODELS
 from mnist_jax.optimizer import OPTIMIZERS
 from mnist_jax.presets import PRESETS
 
-REGISTRIES: tuple[dict[str, Any], ...] = (
-    *(MODELS, OPTIMIZERS, LOSSES, AUGMENTATIONS, DATASETS, PRESETS),
-)
+REGISTRIES: list[dict[str, Any]] = [MODELS, OPTIMIZERS, LOSSES, AUGMENTATIONS, DATASETS, PRESETS]
 _added: dict[str, list[dict[str, Any]]] = {}  # by a file's SHA-256: its entries in each registry
 
 

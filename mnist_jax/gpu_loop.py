@@ -142,9 +142,7 @@ def cast_dtypes(model: nn.Module, state: TrainState) -> list[Any]:
     mask = jax.ShapeDtypeStruct((2,), bool)
     key = jax.eval_shape(lambda: jax.random.key(0))
     run = partial(forward, model, train=True)
-    traced = jax.make_jaxpr(lambda p, s, x, m, k: run(p, s, x, mask=m, key=k))(
-        state.params, state.model_state, image, mask, key
-    )
+    traced = jax.make_jaxpr(run)(state.params, state.model_state, image, mask=mask, key=key)
     dtypes = []
     for variable in traced.jaxpr.invars[: len(jax.tree.leaves(state.params))]:
         uses = [equation for equation in traced.jaxpr.eqns if variable in equation.invars]

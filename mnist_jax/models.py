@@ -185,7 +185,6 @@ def forward(
     """Applies the network.
 
     Args:
-        model: the network.
         params, model_state: from `init_variables`.
         x: (batch, height, width, channels) float32.
         train: with dropout, and with the statistics of this batch.

@@ -14,7 +14,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 
 from mnist_jax import steps
 from mnist_jax.callbacks import Callback, PythonWarnings, Result, warn
@@ -107,12 +106,12 @@ def fit(
         assert config.batch_size is not None and config.epochs is not None, "resolved"
         total_steps = config.epochs * num_batches(len(dataset.train.label), config.batch_size)
         tx = make_optimizer(**config.optimizer_arguments(), steps=total_steps)
-        is_complete = config.workdir is not None and (config.workdir / RESULT).exists()
-        if config.fork is not None and not is_complete and not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
-            _check_fork(config, dataset, model, tx)
-        on_cpu = device.platform == "cpu" and hasattr(os, "sysconf")
-        if config.num_members and on_cpu and not is_complete:
-            _check_memory(config, model, tx)
+        if config.workdir is None or not (config.workdir / RESULT).exists():
+            how = {"model": model, "tx": tx, "step_config": steps.make_step_config(config)}
+            if config.fork is not None and not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+                _check_fork(config, dataset, how)
+            if config.num_members and device.platform == "cpu" and hasattr(os, "sysconf"):
+                _check_memory(config.num_members, how)
         where = environment.describe(device)
         if jax.process_count() > 1:
             distributed.check_same(_must_agree(config, dataset, where))
@@ -185,20 +184,15 @@ def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset
     return config, dataset
 
 
-def _check_fork(
-    config: Config, dataset: Dataset, model: nn.Module, tx: optax.GradientTransformation
-) -> None:
+def _check_fork(config: Config, dataset: Dataset, how: dict[str, Any]) -> None:
     """Traces a training step, which fails if what the fork adds does; raises UsageError."""
-    how = {"model": model, "tx": tx, "step_config": steps.make_step_config(config)}
-    size, batch_size = len(dataset.train.label), config.batch_size or 1
 
     def one_step(split: Split) -> Any:
-        key = jax.random.key(0)
-        order, state = steps.epoch_permutation(key, 0, size=size), steps.init_state(key, **how)
-        metrics = Metrics.zeros()
-        return steps.train_steps(
-            state, metrics, split, order, key, 0, 1, **how, batch_size=batch_size
-        )
+        key, metrics = jax.random.key(0), Metrics.zeros()
+        state = steps.init_state(key, **how)
+        order = steps.epoch_permutation(key, 0, size=len(dataset.train.label))
+        batches = {"batch_size": config.batch_size, **how}
+        return steps.train_steps(state, metrics, split, order, key, 0, 1, **batches)
 
     try:
         jax.eval_shape(one_step, dataset.train)
@@ -211,12 +205,10 @@ def _check_fork(
         ) from error
 
 
-def _check_memory(config: Config, model: nn.Module, tx: optax.GradientTransformation) -> None:
+def _check_memory(members: int, how: dict[str, Any]) -> None:
     """Raises DeviceError if this machine cannot hold the networks: the system would kill it."""
-    how = {"model": model, "tx": tx, "step_config": steps.make_step_config(config)}
     state = jax.eval_shape(partial(steps.init_state, **how), jax.random.key(0))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    members = config.num_members or 1
     # In memory at once: the state, a checkpoint's copy of it, and the content of its file.
     needed = 3 * size * members / jax.process_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
