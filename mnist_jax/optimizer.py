@@ -46,13 +46,19 @@ def make_optimizer(
     Args:
         name: in `OPTIMIZERS`.
         learning_rate: with a schedule, its highest value.
-        schedule: constant, cosine or onecycle; see `learning_rate_schedule`.
+        schedule: constant; cosine: half a cosine down to 0 (Loshchilov and Hutter, 2017); onecycle:
+            from `learning_rate` / 25 up to `learning_rate` in the first 30 % of the steps, then
+            down to 1/10,000 of the start value, along cosines (Smith and Topin, 2018).
         steps: updates in all epochs of the run, the length of the schedule.
         options: keyword arguments of the optimizer.
     """
 
     def make(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
-        rate = learning_rate_schedule(schedule, learning_rate, steps)
+        rate = learning_rate
+        if schedule == "cosine":
+            rate = optax.cosine_decay_schedule(learning_rate, steps)
+        elif schedule == "onecycle":
+            rate = optax.cosine_onecycle_schedule(steps, learning_rate)
         in_state = {} if weight_decay is None else {"weight_decay": weight_decay}
         return OPTIMIZERS[name](rate, **{**options, **in_state})
 
@@ -60,20 +66,6 @@ def make_optimizer(
     decay = options.get("weight_decay") or None
     tx = optax.inject_hyperparams(make)(learning_rate=learning_rate, weight_decay=decay)
     return optax.with_extra_args_support(tx)
-
-
-def learning_rate_schedule(name: str, learning_rate: Any, steps: int) -> optax.ScalarOrSchedule:
-    """The learning rate as a function of the number of updates done, or a constant.
-
-    onecycle: from `learning_rate` / 25 up to `learning_rate` in the first 30 % of the steps, then
-    down to 1/10,000 of the start value, along cosines (Smith and Topin, 2018). cosine: half a
-    cosine down to 0 (Loshchilov and Hutter, 2017).
-    """
-    if name == "onecycle":
-        return optax.cosine_onecycle_schedule(steps, learning_rate)
-    if name == "cosine":
-        return optax.cosine_decay_schedule(learning_rate, steps)
-    return learning_rate
 
 
 def update_ema(ema: Any, params: Any, decay: float) -> Any:

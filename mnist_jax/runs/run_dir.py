@@ -106,9 +106,8 @@ class RunDir:
 
     def _write_config(self, config: Config, data: DataSpec) -> None:
         if config.fork is not None and config.fork != self.folder / FORK:
-            with self.writing():
-                write_atomically(self.folder / FORK, config.fork.read_bytes())
-        self.write_json(CONFIG, {**config.to_json(), "data": data._asdict()})
+            self._write(FORK, config.fork.read_bytes())
+        self._write(CONFIG, _json({**config.to_json(), "data": data._asdict()}))
 
     def write_environment(self, record: dict[str, Any], allow_code_change: bool) -> list[str]:
         """Writes environment.json, with those of earlier starts; returns a warning of changes.
@@ -130,19 +129,16 @@ class RunDir:
             warnings.append(f"the run resumes in another environment: {facts}")
             earlier = before.pop("earlier", [])
             record = {**record, "earlier": [*earlier, before]}
-        self.write_json(ENVIRONMENT, record if changed else before)
+        self._write(ENVIRONMENT, _json(record if changed else before))
         return warnings
-
-    def write_json(self, name: str, value: dict[str, Any]) -> None:
-        """Writes one of the run's JSON files."""
-        with self.writing():
-            write_atomically(self.folder / name, _json(value))
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl by these lines, one for each epoch."""
+        self._write(METRICS, b"".join(_json(row, indent=None) for row in rows))
+
+    def _write(self, name: str, data: bytes) -> None:
         with self.writing():
-            lines = b"".join(_json(row, indent=None) for row in rows)
-            write_atomically(self.folder / METRICS, lines)
+            write_atomically(self.folder / name, data)
 
     def end_epoch(self, rows: list[dict[str, Any]]) -> bool:
         """Writes metrics.jsonl; returns whether a checkpoint can start without a wait.
