@@ -81,8 +81,9 @@ def make_steps(
     device = mesh.devices.flat[0]
     # On a CPU a step of the MLP already fills the cores: `vmap` gains nothing and costs cache
     # misses. A step of logistic regression is too small to fill them.
-    is_large = count_parameters(param_shapes(model)) > 100_000
-    sequential = device.platform == "cpu" and is_large
+    sequential = (
+        members and device.platform == "cpu" and count_parameters(param_shapes(model)) > 100_000
+    )
 
     def jit(function: Any, **options: Any) -> Any:
         parameters = inspect.signature(function).parameters.values()
