@@ -17,16 +17,18 @@ from mnist_jax.data import Split
 from mnist_jax.metrics import Metrics
 from mnist_jax.parallel import mesh as meshes
 
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 
 
 def operations(job: Job, platform: str) -> int:
     """How many StableHLO operations stand in the module of an epoch."""
-    _, programs = ours.programs_of(job, meshes.make_mesh([meshes.select_device("cpu")]))
+    mesh, where = meshes.make_mesh([meshes.select_device("cpu")]), PLATFORMS[platform]
+    _, programs = ours.programs_of(job, mesh, where)
     key, shape, size = jax.random.key(0), jax.ShapeDtypeStruct, job.train_size
+    count = size // job.batch_size if where != "cpu" else np.int32(size // job.batch_size)
     split: Any = Split(shape((size, *job.image_shape), np.uint8), shape((size,), np.int32))  # pyright: ignore
     state = jax.eval_shape(programs.init_state, key, {}, None, None)
-    place = shape((size,), np.int32), key, np.int32(0), np.int32(size // job.batch_size)
+    place = shape((size,), np.int32), key, np.int32(0), count
     program = export.export(programs.train_steps, platforms=[platform])
     module = program(state, Metrics.zeros(), split, *place).mlir_module()
     return len(re.findall(r"= \"?stablehlo\.\w", module))

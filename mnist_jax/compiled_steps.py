@@ -36,14 +36,14 @@ CALIBRATION_STEPS = 2
 STACKED = ("root_key", "hyperparams", "params", "model_state", "state", "metrics", "order")
 
 
-def dynamic_loop_bound(device: jax.Device) -> bool:
+def dynamic_loop_bound(platform: str) -> bool:
     """Whether the number of steps is an argument of the program; see `steps.train_steps`."""
-    return device.platform == "cpu"
+    return platform == "cpu"
 
 
-def uses_gpu_loop(device: jax.Device) -> bool:
+def uses_gpu_loop(platform: str) -> bool:
     """Whether training runs `gpu_loop.train_steps` in place of `steps.train_steps`."""
-    return device.platform == "gpu"
+    return platform == "gpu"
 
 
 class Steps(NamedTuple):
@@ -69,6 +69,7 @@ def make_steps(
     step_config: steps.StepConfig,
     members: bool = False,
     log_size: int = 0,
+    platform: str | None = None,
 ) -> Steps:
     """The compiled functions of a run; each compiles when it is first called.
 
@@ -77,30 +78,29 @@ def make_steps(
         train_size, batch_size: numbers of training images, in the split and per step.
         members: whether the arguments in `STACKED` are stacked by member.
         log_size: steps of a call whose values are returned; see `steps.train_steps`.
+        platform: cpu, gpu or tpu, that the functions are lowered for; None for that of the mesh.
     """
-    device = mesh.devices.flat[0]
+    where = platform or mesh.devices.flat[0].platform
     # On a CPU a step of the MLP already fills the cores: `vmap` gains nothing and costs cache
     # misses. A step of logistic regression is too small to fill them.
-    sequential = (
-        members and device.platform == "cpu" and count_parameters(param_shapes(model)) > 100_000
-    )
+    sequential = members and where == "cpu" and count_parameters(param_shapes(model)) > 100_000
 
     def jit(function: Any, **options: Any) -> Any:
         parameters = inspect.signature(function).parameters.values()
         names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        if "steps" in names and not dynamic_loop_bound(device):
+        if "steps" in names and not dynamic_loop_bound(where):
             options["static_argnums"] = names.index("steps")
         if not members:
             return jax.jit(function, out_shardings=replicated(mesh), **options)
         is_stacked = [name in STACKED for name in names]
         return jax.jit(over_members(function, is_stacked, mesh, sequential=sequential), **options)
 
-    loop = gpu_loop if uses_gpu_loop(device) else steps
+    loop = gpu_loop if uses_gpu_loop(where) else steps
     how = {"model": model, "step_config": step_config}
     batches = {**how, "sharding": None if members else sharded(mesh)}
     train = {**batches, "tx": tx, "batch_size": batch_size, "log_size": log_size}
     # `init_state` runs once, and takes longer to optimize than to run.
-    quick = {"xla_backend_optimization_level": 1} if device.platform == "cpu" else None
+    quick = {"xla_backend_optimization_level": 1} if where == "cpu" else None
     return Steps(
         jit(partial(steps.init_state, **how, tx=tx), compiler_options=quick),
         jit(partial(steps.epoch_permutation, size=train_size)),
@@ -134,7 +134,7 @@ class Trainer:
         device = mesh.devices.flat[0]
         self.config = config
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
-        self.dynamic = dynamic_loop_bound(device)
+        self.dynamic = dynamic_loop_bound(device.platform)
         train_size = len(dataset.train.label)
         self.steps_per_epoch = num_batches(train_size, config.batch_size)
         self._members = config.num_members

@@ -49,14 +49,17 @@ def model_of(job: jobs.Job, dtype: Any) -> nn.Module:
     return make_model(job.model, num_classes=job.num_classes, **fields)
 
 
-def programs_of(job: jobs.Job, mesh: jax.sharding.Mesh) -> tuple[dict[str, Any], Steps]:
+def programs_of(
+    job: jobs.Job, mesh: jax.sharding.Mesh, platform: str | None = None
+) -> tuple[dict[str, Any], Steps]:
     """Model, tx and step_config of the package's own training, and its programs."""
     config = config_of(job)
     model = model_of(job, meshes.compute_dtype(job.precision, mesh.devices.flat[0]))
     tx = make_optimizer(**config.optimizer_arguments(), steps=1)
     how: dict[str, Any] = {"model": model, "tx": tx, "step_config": steps.make_step_config(config)}
     sizes: dict[str, Any] = {"train_size": job.train_size, "batch_size": job.batch_size}
-    return how, make_steps(mesh=mesh, **how, **sizes, members=job.seeds is not None)
+    sizes |= {"members": job.seeds is not None, "platform": platform}
+    return how, make_steps(mesh=mesh, **how, **sizes)
 
 
 def compile_steps(
@@ -92,7 +95,7 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
     jax.config.update("jax_default_matmul_precision", meshes.MATMUL_PRECISION[job.precision])
     first = meshes.select_device(job.platform)
     mesh = meshes.make_mesh(meshes.select_devices(first, job.devices), job.seeds)
-    device, dynamic = mesh.devices.flat[0], dynamic_loop_bound(mesh.devices.flat[0])
+    device, dynamic = mesh.devices.flat[0], dynamic_loop_bound(first.platform)
     how, programs = programs_of(job, mesh)
     put = partial(meshes.put, sharding=meshes.replicated(mesh))
     keys, order = jax.random.key(0), data.order
