@@ -176,7 +176,8 @@ def random_images(options: argparse.Namespace) -> dict[str, Any]:
     if options.dataset == "auto":
         return fork
     data = load(options)
-    sizes = {"train_size": len(data.train.label), "test_size": len(data.test.label)}
+    most = max(len(data.train.label), *options.batch_size)
+    sizes = {"train_size": most, "test_size": len(data.test.label)}
     shape = {"image_shape": data.spec.image_shape, "num_classes": data.spec.num_classes}
     return {**fork, **shape, **sizes}
 

@@ -51,7 +51,8 @@ def test_random_images_are_like_those_of_the_data_set(tmp_path: Path, monkeypatc
     options = argparse.Namespace(**launch.DEFAULTS | {"dataset": "own.npz"})
     launch.check(options)
     assert Path(options.dataset).is_absolute()
-    sizes = {"image_shape": (8, 9, 3), "num_classes": 5, "train_size": 30, "test_size": 10}
+    # At least one batch of 100.
+    sizes = {"image_shape": (8, 9, 3), "num_classes": 5, "train_size": 100, "test_size": 10}
     assert launch.random_images(options) == {**sizes, "fork": None, "options": ()}
 
 
