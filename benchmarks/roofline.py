@@ -29,8 +29,8 @@ from benchmarks import launch, results, step, timing
 from benchmarks.results import Case, Recorder, Results
 from benchmarks.workers import ours
 from benchmarks.workers.job import Job
+from mnist_jax import compiler
 from mnist_jax.models import count_parameters, forward, layers, variable_shapes
-from mnist_jax.parallel import mesh
 
 PREFIX, PRODUCT, COPY = "roofline_", "matrix_product", "copy"
 REST = "update and the rest"
@@ -144,11 +144,11 @@ def time_copy(size_bytes: int, samples: int) -> dict[str, Any]:
 
 def run(platform: str, precisions: list[str], samples: int) -> dict[str, Any]:
     """Measures the roof; returns the content of a result file."""
-    with mesh.use_device(platform, "float32"):
+    with compiler.use_device(platform, "float32"):
         found = [time_copy(size, samples) for size in COPY_BYTES]
     for precision in precisions:
-        with mesh.use_device(platform, precision) as device:
-            dtype = mesh.compute_dtype(precision, device)
+        with compiler.use_device(platform, precision) as device:
+            dtype = compiler.compute_dtype(precision, device)
             for size in ON_CPU if device.platform == "cpu" else ELSEWHERE:
                 found.append(time_product(size, dtype, samples) | {"precision": precision})
     return {"context": {}, "benchmarks": found, "tables": {}}

@@ -7,9 +7,10 @@ import sys
 import jax
 
 from mnist_jax import Config, __version__, cli, fit, reporting
+from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.errors import unknown_choice
 from mnist_jax.ops import malloc
-from mnist_jax.parallel import distributed, mesh
+from mnist_jax.parallel import distributed
 
 TRAIN = "Trains a network and prints how many of the test images it classifies correctly."
 COMMANDS = {  # besides train
@@ -46,7 +47,7 @@ def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0)
         config = cli.parse(Config, argv, prog=prog, description=TRAIN).resolve()
         processes = config.coordinator, config.num_processes, config.process_id
         warnings = distributed.initialize(*processes)
-        warnings += mesh.enable_compilation_cache(config.compilation_cache)
+        warnings += enable_compilation_cache(config.compilation_cache)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         fit(config, callbacks=reporting.make_callbacks(config), import_s=import_s)

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from mnist_jax import gpu_loop, steps
+from mnist_jax.compiler import compiler_options
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.data.batches import num_batches
@@ -23,7 +24,6 @@ from mnist_jax.models import count_parameters, param_shapes
 from mnist_jax.ops import malloc
 from mnist_jax.optimizer import ema_params
 from mnist_jax.parallel import distributed
-from mnist_jax.parallel import mesh as meshes
 from mnist_jax.parallel.ensemble import over_members
 from mnist_jax.parallel.mesh import put, replicated, sharded, to_host
 
@@ -159,7 +159,7 @@ class Trainer:
             members=self._members is not None,
             log_size=self.steps_per_epoch if log else 0,
         )
-        self._options = partial(meshes.compiler_options, device, deterministic=config.deterministic)
+        self._options = partial(compiler_options, device, deterministic=config.deterministic)
         self._one_graph = self._options() != self._options(one_graph=False)
         self.warnings: list[str] = []
         self._compiled: dict[Any, Any] = {}

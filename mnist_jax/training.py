@@ -18,6 +18,7 @@ import numpy as np
 from mnist_jax import steps
 from mnist_jax.callbacks import Callback, PythonWarnings, Result, warn
 from mnist_jax.compiled_steps import Trainer
+from mnist_jax.compiler import compute_dtype, use_device
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.data.batches import num_batches
@@ -27,7 +28,7 @@ from mnist_jax.metrics import Metrics, finite_members
 from mnist_jax.models import make_model
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel import distributed
-from mnist_jax.parallel.mesh import compute_dtype, make_mesh, select_devices, to_host, use_device
+from mnist_jax.parallel.mesh import make_mesh, select_devices, to_host
 from mnist_jax.runs import environment, results
 from mnist_jax.runs.checkpoint import load_saved, stacked_shapes, variables_of
 from mnist_jax.runs.run_dir import RESULT, RunDir, default_folder, read_config

@@ -159,7 +159,7 @@ COMPILE = """
 import sys, jax, numpy as np
 from functools import partial
 from jax.experimental import topologies
-from mnist_jax import compiled_steps, steps
+from mnist_jax import compiled_steps, compiler, steps
 from mnist_jax.config import Config
 from mnist_jax.data.split import Split
 from mnist_jax.metrics import Metrics
@@ -174,7 +174,7 @@ mesh = meshes.make_mesh([device])
 config = Config(model=name, precision=precision).resolve()
 step_config = steps.make_step_config(config)
 model = make_model(
-    name, dtype=meshes.compute_dtype(precision, device), **config.arguments("model"))
+    name, dtype=compiler.compute_dtype(precision, device), **config.arguments("model"))
 tx = make_optimizer(**config.optimizer_arguments(), steps=600)
 program = compiled_steps.make_steps(
     model, tx, mesh, train_size=60_000, batch_size=100, step_config=step_config).train_steps
@@ -183,9 +183,9 @@ state = jax.eval_shape(partial(steps.init_state, model=model, tx=tx), key)
 split = Split(np.zeros((60_000, 28, 28, 1), np.uint8), np.zeros(60_000, np.int32))
 args = state, Metrics.zeros(), split, split.label, key, np.int32(0)
 place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.replicated(mesh))
-with jax.default_matmul_precision(meshes.MATMUL_PRECISION[precision]):
+with jax.default_matmul_precision(compiler.MATMUL_PRECISION[precision]):
     lowered = program.lower(*jax.tree.map(place, args), 600)
-    lowered.compile(meshes.compiler_options(device))
+    lowered.compile(compiler.compiler_options(device))
 """
 
 

@@ -14,8 +14,7 @@ import optax
 import pytest
 from shared import rows_of
 
-from mnist_jax import MODELS, Callback, fit, load_run, steps
-from mnist_jax.compiled_steps import make_steps
+from mnist_jax import MODELS, Callback, compiled_steps, fit, load_run, steps
 from mnist_jax.errors import CheckpointError, InterruptedRunError, NonFiniteError, UsageError
 from mnist_jax.models import LogisticRegression
 from mnist_jax.parallel import mesh
@@ -51,7 +50,7 @@ def test_initial_parameters_have_the_same_bits_when_fully_optimized(name):
     """The initial state comes from a program that XLA optimizes less, to compile faster."""
     key, tx, model = jax.random.key(3), optax.adam(1e-3), MODELS[name]()
     sizes = {"train_size": 1, "batch_size": 1, "step_config": steps.StepConfig()}
-    quick = make_steps(model, tx, MESH, **sizes).init_state
+    quick = compiled_steps.make_steps(model, tx, MESH, **sizes).init_state
     full = jax.jit(lambda key: steps.init_state(key, model=model, tx=tx))
     jax.tree.map(np.testing.assert_array_equal, quick(key), full(key))
 
@@ -190,20 +189,6 @@ def test_without_jit_a_learner_sees_values_and_where_a_nan_is_made(config, monke
             fit(diverging)
 
 
-def test_compiler_options_are_those_of_the_device(monkeypatch):
-    """XLA would refuse a wrong name here too."""
-    cpu, names = jax.devices()[0], {"H100": "9.0", "MI300": "gfx942"}
-    h100, mi300 = (mock.Mock(platform="gpu", compute_capability=c) for c in names.values())
-    for device, count in ((cpu, 0), (mi300, 2), (h100, 3)):
-        options = mesh.compiler_options(device, deterministic=True)
-        assert len(options) == count
-        jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=options)
-    [graph] = mesh.compiler_options(h100)
-    assert mesh.compiler_options(h100, one_graph=False) == mesh.compiler_options(mi300) == {}
-    monkeypatch.setenv("XLA_FLAGS", f"--{graph}=FUSION")
-    assert mesh.compiler_options(h100) == {}
-
-
 @pytest.mark.parametrize("problem", ["no graph", "RESOURCE_EXHAUSTED"])
 def test_a_step_that_cannot_be_one_graph_is_several(problem, config, monkeypatch, tmp_path):
     """The first call has consumed the state when it fails."""
@@ -218,7 +203,7 @@ def test_a_step_that_cannot_be_one_graph_is_several(problem, config, monkeypatch
 
     options = {True: {"xla_backend_optimization_level": 3}, False: {}}
     choose = lambda _, one_graph=True, **__: options[one_graph]  # noqa: E731
-    monkeypatch.setattr(mesh, "compiler_options", choose)
+    monkeypatch.setattr(compiled_steps, "compiler_options", choose)
     monkeypatch.setattr(jax, "block_until_ready", failing_once)
     if problem == "RESOURCE_EXHAUSTED":  # another attempt would end so too
         with pytest.raises(jax.errors.JaxRuntimeError):

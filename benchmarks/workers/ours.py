@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import launch
 from benchmarks.workers import job as jobs
 from benchmarks.workers import trace
-from mnist_jax import steps
+from mnist_jax import compiler, steps
 from mnist_jax.compiled_steps import EVAL_BATCH_SIZE, Steps, dynamic_loop_bound, make_steps
 from mnist_jax.config import Config
 from mnist_jax.data import Split
@@ -54,7 +54,7 @@ def programs_of(
 ) -> tuple[dict[str, Any], Steps]:
     """Model, tx and step_config of the package's own training, and its programs."""
     config = config_of(job)
-    model = model_of(job, meshes.compute_dtype(job.precision, mesh.devices.flat[0]))
+    model = model_of(job, compiler.compute_dtype(job.precision, mesh.devices.flat[0]))
     tx = make_optimizer(**config.optimizer_arguments(), steps=1)
     how: dict[str, Any] = {"model": model, "tx": tx, "step_config": steps.make_step_config(config)}
     sizes: dict[str, Any] = {"train_size": job.train_size, "batch_size": job.batch_size}
@@ -67,7 +67,7 @@ def compile_steps(
 ) -> tuple[Any, dict[str, Any]]:
     """The compiled program, and its memory and time of compilation."""
     hits, started = EVENTS.count(CACHE_HIT), time.perf_counter()
-    options = meshes.compiler_options(device, one_graph=one_graph)
+    options = compiler.compiler_options(device, one_graph=one_graph)
     compiled = program.lower(*args).compile(options)
     compile_s = time.perf_counter() - started
     if device.platform == "gpu" and one_graph:  # a library may refuse, as in `Trainer`
@@ -92,7 +92,7 @@ def compile_steps(
 
 def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workload:
     """Training in the mode MANY, ONE or HOST, and evaluation; XLA writes its thunks to `dump`."""
-    jax.config.update("jax_default_matmul_precision", meshes.MATMUL_PRECISION[job.precision])
+    jax.config.update("jax_default_matmul_precision", compiler.MATMUL_PRECISION[job.precision])
     first = meshes.select_device(job.platform)
     mesh = meshes.make_mesh(meshes.select_devices(first, job.devices), job.seeds)
     device, dynamic = mesh.devices.flat[0], dynamic_loop_bound(first.platform)
@@ -143,7 +143,7 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
             state, sums, _ = settle(program(state, sums, split, *place, *[single] * dynamic))
         return state
 
-    @partial(jax.jit, donate_argnums=0, compiler_options=meshes.compiler_options(device))
+    @partial(jax.jit, donate_argnums=0, compiler_options=compiler.compiler_options(device))
     def step(state: Any, batch: Any, root_key: Any) -> Any:
         return steps.train_step(state, batch, steps.step_keys(root_key, state.step), **how)[0]
 

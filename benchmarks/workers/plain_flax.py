@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax.training.train_state import TrainState
 
 from benchmarks.workers import job as jobs
-from mnist_jax.parallel.mesh import MATMUL_PRECISION
+from mnist_jax.compiler import MATMUL_PRECISION
 
 
 class Net(nn.Module):

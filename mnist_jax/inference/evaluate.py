@@ -9,12 +9,12 @@ import numpy as np
 import scipy
 
 from mnist_jax.atomic_io import user_path
+from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.config import GRID, member_label
 from mnist_jax.data import Dataset
 from mnist_jax.inference.flags import DataFlags, RunFolder, print_warnings
 from mnist_jax.inference.restore import Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix
-from mnist_jax.parallel import mesh
 from mnist_jax.runs.run_dir import read_config
 from mnist_jax.runs.statistics import accuracy, accuracy_text, mean_text, percent, summarize
 
@@ -92,7 +92,7 @@ class Evaluate(DataFlags):
     def run(self) -> None:
         """Prints the result, warnings on stderr."""
         config, _ = read_config(user_path(self.folder))
-        print_warnings(mesh.enable_compilation_cache(config.compilation_cache))
+        print_warnings(enable_compilation_cache(config.compilation_cache))
         chosen = {"dataset": self.dataset, "platform": self.platform}
         found = evaluate(self.folder, **chosen, **self.folders_of_data())
         print_warnings(found["warnings"])

@@ -15,10 +15,10 @@ import safetensors.numpy
 from jax import export as jax_export
 
 from mnist_jax import atomic_io, models
+from mnist_jax.compiler import MATMUL_PRECISION
 from mnist_jax.errors import NonFiniteError, UsageError
 from mnist_jax.inference.flags import RunFolder, print_warnings, write_output
 from mnist_jax.inference.restore import LoadedRun, load_run
-from mnist_jax.parallel import mesh
 from mnist_jax.runs.checkpoint import names_of
 from mnist_jax.runs.statistics import percent
 
@@ -96,7 +96,7 @@ def _to_stablehlo(run: LoadedRun, variables: Any) -> bytes:
     before = getattr(jax.config, option)
     jax.config.update(option, 0)
     try:
-        with jax.default_matmul_precision(mesh.MATMUL_PRECISION[run.config.precision]):
+        with jax.default_matmul_precision(MATMUL_PRECISION[run.config.precision]):
             return bytes(jax_export.export(program, platforms=PLATFORMS)(images).serialize())
     finally:
         jax.config.update(option, before)

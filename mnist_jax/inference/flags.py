@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mnist_jax.atomic_io import write_atomically
+from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.errors import DeviceError
 from mnist_jax.inference.restore import LoadedRun, load_runs
-from mnist_jax.parallel import mesh
 
 try:
     from tyro.conf import Positional, arg
@@ -57,7 +57,7 @@ def open_runs(folders: Sequence[Path]) -> list[LoadedRun]:
     """Loads a command's runs, prints their warnings and sets the process's compilation cache."""
     runs = load_runs(folders)
     print_warnings(warning for run in runs for warning in run.warnings)
-    print_warnings(mesh.enable_compilation_cache(runs[0].config.compilation_cache))
+    print_warnings(enable_compilation_cache(runs[0].config.compilation_cache))
     return runs
 
 

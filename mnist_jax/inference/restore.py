@@ -14,12 +14,12 @@ import scipy
 from mnist_jax import steps
 from mnist_jax.atomic_io import user_path
 from mnist_jax.compiled_steps import EVAL_BATCH_SIZE
+from mnist_jax.compiler import use_device
 from mnist_jax.config import Config, member_label
 from mnist_jax.data import DATASETS, Dataset, DataSpec, load_dataset
 from mnist_jax.data.files import is_path
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.models import IMAGE_SHAPE, forward, make_model
-from mnist_jax.parallel import mesh
 from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import load_saved, variables_of
 from mnist_jax.runs.run_dir import read_config, read_result
@@ -169,7 +169,7 @@ class Predictor:
         """
         run, members, found, warnings = self._run, [], [], []
         platform = self._platform or run.config.platform
-        with mesh.use_device(platform, run.config.precision) as device:
+        with use_device(platform, run.config.precision) as device:
             suitable = CPU_BATCH_SIZE if device.platform == "cpu" else EVAL_BATCH_SIZE
             size = min(suitable, len(images))
             padding = -len(images) % size  # one shape, one program

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from mnist_jax import atomic_io
 from mnist_jax.callbacks import Callback, Result
+from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.config import Config, member_label
 from mnist_jax.data import Dataset
 from mnist_jax.errors import MnistJaxError
@@ -22,7 +23,6 @@ from mnist_jax.inference.flags import DataFlags, Runs, write_output
 from mnist_jax.inference.restore import LoadedRun, Prediction
 from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_members, select_members
 from mnist_jax.models import count_parameters, layers, param_shapes
-from mnist_jax.parallel.mesh import enable_compilation_cache
 from mnist_jax.reporting import plots
 from mnist_jax.runs import statistics
 from mnist_jax.runs.run_dir import REPORT, read_result

@@ -19,13 +19,14 @@ import numpy as np
 import small
 
 from mnist_jax.compiled_steps import Trainer
+from mnist_jax.compiler import use_device
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InterruptedRunError
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import make_optimizer
-from mnist_jax.parallel.mesh import make_mesh, sharded, to_host, use_device
+from mnist_jax.parallel.mesh import make_mesh, sharded, to_host
 from mnist_jax.signals import Stop
 from mnist_jax.training import fit
 

@@ -1,11 +1,9 @@
 """Devices: selection, meshes, and the same numbers on one device and on eight."""
 
 import json
-import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from shared import python
@@ -67,24 +65,3 @@ def test_the_number_of_devices():
     assert mesh.select_devices(DEVICE, None) == [DEVICE]
     with pytest.raises(DeviceError, match=r"devices is 99; JAX finds \d+ of cpu; .*JAX_NUM_"):
         mesh.select_devices(DEVICE, 99)
-
-
-def test_inside_use_device_numbers_do_not_depend_on_jaxs_settings():
-    with jax.enable_x64(True), jax.default_matmul_precision("bfloat16"):
-        with mesh.use_device("cpu", "float32") as device:
-            assert device == DEVICE
-            assert jnp.zeros(1, float).dtype == jnp.float32
-            text = jax.jit(jnp.dot).lower(jnp.ones((2, 2)), jnp.ones((2, 2))).as_text()
-            assert "HIGHEST" in text
-        assert jnp.zeros(1, float).dtype == jnp.float64
-
-
-def test_a_compilation_cache_that_cannot_be_written_is_a_warning(tmp_path):
-    (tmp_path / "file").touch()
-    before = os.environ["JAX_COMPILATION_CACHE_DIR"]  # set by conftest.py
-    jax.config.update("jax_compilation_cache_dir", None)
-    try:
-        (warning,) = mesh.enable_compilation_cache(tmp_path / "file" / "cache")
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-    assert warning.startswith("no compilation cache: cannot write")
