@@ -146,7 +146,7 @@ class Config(Flags):
     def resolve(self) -> "Config":
         """The same run with every value filled in, and ~ expanded in paths."""
         parts = self.components()
-        values = dict(PRESETS[self.preset])
+        values = PRESETS["tutorial"] | PRESETS[self.preset]  # a fork's may name a few
         for part in parts.values():
             own = keyword_defaults(part)
             values |= {name: own[name] for name in ARGUMENTS if name in own}

@@ -1,7 +1,7 @@
 """`steps.train_steps` for a GPU: the same steps, in fewer kernels.
 
-A kernel takes its time to start, however little it computes, and most kernels of a step compute
-little. So this loop
+With `compiler.compiler_options` a step is one CUDA graph. In it a kernel still takes its time to
+start, and most kernels of a step compute little. So this loop
 
 - draws what needs no parameters (keys, indices, masks) for all steps before the first;
 - keeps the layers' weights in the precision that the model casts them to, because the cast costs

@@ -122,7 +122,7 @@ class TrainLoop:
         progress.metrics = Metrics.zeros(self.trainer.config.num_members)
 
     def _check_finite(self, metrics: Metrics) -> None:
-        """Ends the run if the losses or gradients of all members were NaN or infinite."""
+        """Ends the run if `steps.train_step` found a NaN or infinity in every member."""
         diverged = np.ravel(metrics.first_nonfinite) != NEVER
         if diverged.all():
             step = int(np.max(metrics.first_nonfinite))  # of the last member to diverge

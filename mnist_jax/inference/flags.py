@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from mnist_jax.atomic_io import write_atomically
 from mnist_jax.compiler import enable_compilation_cache
-from mnist_jax.errors import DeviceError
+from mnist_jax.errors import DeviceError, printable
 from mnist_jax.inference.restore import LoadedRun, load_runs
 
 try:
@@ -50,7 +50,7 @@ class DataFlags(PlatformFlags):
 def print_warnings(messages: Iterable[str]) -> None:
     """Prints each message on stderr as one line, `warning: …`."""
     for message in messages:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {printable(message)}", file=sys.stderr)
 
 
 def open_runs(folders: Sequence[Path]) -> list[LoadedRun]:

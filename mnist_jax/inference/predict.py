@@ -122,7 +122,7 @@ class Predict(PlatformFlags):
             if digit.others:
                 digits = digit.others + 1
                 warnings.append(f"{path} seems to hold {digits} digits; the largest is used")
-            print_warnings(printable(text) for text in warnings if text not in shown)
+            print_warnings(text for text in warnings if text not in shown)
             shown.update(warnings)
             if self.save_preprocessed:
                 name = f"{number:04d}-{path.stem}.png"

@@ -16,7 +16,9 @@ from rich.table import Table
 
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config
-from mnist_jax.data import Dataset
+from mnist_jax.data import DATASETS, Dataset
+from mnist_jax.data.files import is_path
+from mnist_jax.errors import printable
 from mnist_jax.metrics import NEVER, Metrics, mean_over_members, select_members
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.runs.results import accuracy_line
@@ -42,7 +44,7 @@ class Display(Callback):
 
     def on_warning(self, message: str) -> None:
         """Prints it on standard error."""
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {printable(message)}", file=sys.stderr)
 
     def on_train_begin(
         self,
@@ -111,8 +113,11 @@ class Display(Callback):
             if "members" not in record:
                 print(f"params  sha256 {record['params_sha256']}")
         print(f"files   {folder}")
-        make_report = f"python -m mnist_jax report {shlex.quote(str(folder))}"
-        print(f"report  {folder / REPORT if (folder / REPORT).exists() else make_report}")
+        name = record["config"]["dataset"]
+        if (folder / REPORT).exists():
+            print(f"report  {folder / REPORT}")
+        elif name in DATASETS or is_path(name):  # and not arrays that fit was given
+            print(f"report  python -m mnist_jax report {shlex.quote(str(folder))}")
         print(accuracy_line(record), flush=True)
 
     def close(self) -> None:

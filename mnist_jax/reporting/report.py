@@ -17,7 +17,7 @@ from mnist_jax.callbacks import Callback, Result
 from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.config import Config, member_label
 from mnist_jax.data import Dataset
-from mnist_jax.errors import MnistJaxError
+from mnist_jax.errors import first_line
 from mnist_jax.inference import restore
 from mnist_jax.inference.flags import DataFlags, Runs, write_output
 from mnist_jax.inference.restore import LoadedRun, Prediction
@@ -69,8 +69,9 @@ class ReportWriter(Callback):
         try:
             page = run_page(restore.load_run(result.workdir), self._dataset)
             write_page(result.workdir / REPORT, page)
-        except (MnistJaxError, OSError) as error:
-            print(f"warning: no report was written: {error}", file=sys.stderr)
+        except Exception as error:  # of any kind: the run is complete
+            problem = first_line(error) or type(error).__name__
+            print(f"warning: no report was written: {problem}", file=sys.stderr)
 
 
 class ReportFigure(NamedTuple):

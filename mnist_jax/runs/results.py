@@ -1,4 +1,4 @@
-"""A run's results as JSON: the lines of metrics.jsonl, and result.json."""
+"""What a run's metrics.jsonl and result.json hold; `run_dir` writes them."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -54,12 +54,13 @@ def test_loss_is_finite_where_probabilities_underflow(copied, edit_params, split
     assert evaluate(folder)["loss"] == pytest.approx(500 * np.mean(split.label != 0))
 
 
-def test_a_run_on_arrays_is_evaluated_with_them(tmp_path):
+def test_a_run_on_arrays_is_evaluated_with_them(tmp_path, capsys):
     y = np.arange(60) % 3
     x = np.eye(8)[y].reshape(60, 8, 1, 1).repeat(8, axis=2)
     data = Dataset.from_arrays("mine", x, y, x, y)
     given = {"model": "logistic", "epochs": 9, "learning_rate": 0.1, "workdir": tmp_path / "run"}
-    record = fit(Config(**given, batch_size=20), dataset=data, callbacks=()).record
+    record = fit(Config(**given, batch_size=20), dataset=data).record
+    assert "\nreport " not in capsys.readouterr().out  # the command could not load them
     assert evaluate(tmp_path / "run", dataset=data)["accuracy"] == record["test_accuracy"]
     with pytest.raises(UsageError, match="trained on mine, arrays that fit was given"):
         evaluate(tmp_path / "run")

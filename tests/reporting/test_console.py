@@ -15,7 +15,7 @@ from mnist_jax.reporting import console
 
 RECORD = {
     "test_correct": 331, "test_count": 360, "params_sha256": "ab12",
-    "timings": {"compile_s": 1.5, "train_s": 0.25},
+    "timings": {"compile_s": 1.5, "train_s": 0.25}, "config": {"dataset": "digits"},
 }  # fmt: skip
 ROW = {
     "epoch": 3, "step": 45, "train/loss": 0.0123, "train/accuracy": 0.9961,
