@@ -167,24 +167,28 @@ from mnist_jax.models import make_model
 from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel import mesh as meshes
 
-name, precision, target = sys.argv[1:]
+name, precision, seeds, target = sys.argv[1:]
+seeds = int(seeds) or None
 device = topologies.get_topology_desc(
     platform="cuda", target_config=open(target).read(), topology="1x1x1").devices[0]
-mesh = meshes.make_mesh([device])
+mesh = meshes.make_mesh([device], seeds)
 config = Config(model=name, precision=precision).resolve()
 step_config = steps.make_step_config(config)
 model = make_model(
     name, dtype=compiler.compute_dtype(precision, device), **config.arguments("model"))
 tx = make_optimizer(**config.optimizer_arguments(), steps=600)
-program = compiled_steps.make_steps(
-    model, tx, mesh, train_size=60_000, batch_size=100, step_config=step_config).train_steps
+programs = compiled_steps.make_steps(
+    model, tx, mesh, train_size=60_000, batch_size=100, step_config=step_config,
+    members=seeds is not None)
+own = lambda tree: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((seeds, *x.shape) if seeds else x.shape, x.dtype), tree)
 key = jax.eval_shape(lambda: jax.random.key(0))
-state = jax.eval_shape(partial(steps.init_state, model=model, tx=tx), key)
+state = own(jax.eval_shape(partial(steps.init_state, model=model, tx=tx), key))
 split = Split(np.zeros((60_000, 28, 28, 1), np.uint8), np.zeros(60_000, np.int32))
-args = state, Metrics.zeros(), split, split.label, key, np.int32(0)
+args = state, Metrics.zeros(seeds), split, own(split.label), own(key), np.int32(0)
 place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.replicated(mesh))
 with jax.default_matmul_precision(compiler.MATMUL_PRECISION[precision]):
-    lowered = program.lower(*jax.tree.map(place, args), 600)
+    lowered = programs.train_steps.lower(*jax.tree.map(place, args), 600)
     lowered.compile(compiler.compiler_options(device))
 """
 
@@ -193,22 +197,23 @@ with jax.default_matmul_precision(compiler.MATMUL_PRECISION[precision]):
     not importlib.util.find_spec("jax_cuda13_plugin"), reason="needs the extra cuda13"
 )
 @pytest.mark.parametrize(
-    ("model", "precision", "most"),
+    ("model", "precision", "seeds", "most"),
     [
-        ("cnn", "bfloat16", 60),
-        ("cnn", "float32", 60),
-        ("cnn", "tf32", 60),
-        ("mlp", "float32", 45),
-        ("logistic", "float32", 16),
+        ("cnn", "bfloat16", 0, 60),
+        ("cnn", "float32", 0, 60),
+        ("cnn", "tf32", 0, 60),
+        ("cnn", "bfloat16", 16, 80),
+        ("mlp", "float32", 0, 45),
+        ("logistic", "float32", 0, 16),
     ],
 )
 def test_compiled_for_an_absent_h100_a_step_is_one_graph_of_few_kernels(
-    model, precision, most, tmp_path
+    model, precision, seeds, most, tmp_path
 ):
     (tmp_path / "h100").write_text(H100)
-    dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_module_re=.*train_steps.*"
+    dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_module_re=.*(train_steps|call).*"
     switches = {"XLA_FLAGS": dump, "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
-    command = [sys.executable, "-c", COMPILE, model, precision, str(tmp_path / "h100")]
+    command = [sys.executable, "-c", COMPILE, model, precision, str(seeds), str(tmp_path / "h100")]
     subprocess.run(command, env={**os.environ, **switches}, check=True)
     [dump] = tmp_path.glob("*thunk_sequence_after_thunk_passes.txt")
     [body] = re.findall(r"(?m)^  body:\n((?: {4}.*\n)+)", dump.read_text())
