@@ -47,7 +47,7 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
             many | {"model": [m for m in models if m == "cnn"]},
         ]
         sizes, modes, common = [1, 16, 256, 4096], [jobs.EAGER], {}
-        seconds = (70, 60, 35, 10, 15, 10, 15, 15)
+        seconds = (70, 90, 40, 10, 15, 10, 15, 15)
     else:
         n, rest = 5, models[-1:]
         steps = [
@@ -59,7 +59,7 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
         seconds = (120, 200, 60, 40, 40, 15, 30, 12)
     runs = [
         steps,
-        [{"model": known, "frameworks": ["pytorch"], "modes": modes, "repeats": n}],
+        [{"model": known, "frameworks": ["pytorch"], "modes": modes, "repeats": n, "rounds": n}],
         [{"model": models, "repeats": 5}],
         [{"model": rest[-1:], "batch_size": sizes, "repeats": n}],
         [{"model": rest[-1:], "batch_size": None, "repeats": n}],

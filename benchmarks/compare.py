@@ -4,14 +4,11 @@
     python -m benchmarks.compare --run 'python -m benchmarks.step --model mlp' 'COMMAND B'
     python -m benchmarks.compare --self_test
 
-A and B are result files or folders of cards. B is slower if its launches (processes, with equally
-many samples), divided by 1 + threshold, still rank above A's: an exact one-sided test, at 5 % over
-all comparisons with 9 launches a side (Holm, 1979). --run starts both commands in turn, A B B A A B
-…, each with --output=FILE added, and compares launches of a round as pairs (Wilcoxon's signed
-ranks), since a machine that slows down slows both. Separate files are compared by Mann and
-Whitney's rank sums, which cannot tell a slower program from a slower hour.
-
---self_test compares a step --rounds times with itself and with the same made slower by --slow_down.
+A and B are result files or folders of cards. B is slower if its launches (processes), divided by
+1 + threshold, still rank above A's: an exact one-sided test, at 5 % over all comparisons with 9
+launches a side (Holm, 1979). --run adds --output=FILE to the commands and starts them in turn,
+A B B A …, so that a slower hour slows both: launches of a round are pairs. --self_test compares a
+step --rounds times with itself and with the same made slower by --slow_down.
 """
 
 import argparse
@@ -36,7 +33,6 @@ WANTED, ALLOWED = 0.95, 0.05  # shares of slow-downs found and of false alarms i
 SAME_DEVICE = ("platform", "device", "cpu", "cpu_family_model", "instruction_set", "cores")
 IGNORED = ("command", "date", "excluded", "load", "gpu", "parts", "dataset", "variables")
 IGNORED += launch.CACHE_VARIABLES
-GPU_LIMITS = "power.limit", "clocks.max.sm"
 
 Sides = tuple[Sequence[float], Sequence[float]]
 
@@ -123,12 +119,7 @@ def differences(a: Results, b: Results) -> list[str]:
         lines += [f"only in {side}: {name}" for name in names if name not in theirs]
         excluded = found.context.get("excluded", {}).items()
         lines += [f"excluded from {side}: {what}: {why}" for what, why in excluded]
-    x, y = (
-        {k: v for k, v in (side.context.get("gpu") or {}).items() if k in GPU_LIMITS}
-        | side.context
-        | side.context.get("variables", {})
-        for side in (a, b)
-    )
+    x, y = (side.context | side.context.get("variables", {}) for side in (a, b))
     changed = [k for k in sorted({*x, *y} - {*IGNORED}) if x.get(k) != y.get(k)]
     return lines + [f"differs: {k}: {x.get(k)} in A, {y.get(k)} in B" for k in changed]
 
@@ -136,10 +127,7 @@ def differences(a: Results, b: Results) -> list[str]:
 def interleaved(
     sides: Sequence[Callable[[Recorder], None]], count: int, **options: Any
 ) -> list[Results]:
-    """What each side records, from `count` runs each, in turn and in turning order.
-
-    The options are those of `Recorder`.
-    """
+    """What each side records, in a Recorder of these options, from `count` runs in turn."""
     recorders = [Recorder(None, {}, **options) for _ in sides]
     for number in range(count):
         for side in range(len(sides))[:: -1 if number % 2 else 1]:

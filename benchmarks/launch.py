@@ -133,8 +133,10 @@ def describe(platform: str) -> dict[str, Any]:
     """What a time depends on: the environment, the plugins, the load, the GPU's state."""
     device = mesh.select_device(platform)
     found = {d.name: d.version for d in importlib.metadata.distributions() if d.name in PLUGINS}
+    gpu = gpu_state() if device.platform == "gpu" else None
+    limits = {name: gpu[name] for name in ("power.limit", "clocks.max.sm")} if gpu else {}
     context = environment.describe(device) | {"plugins": found, "load": os.getloadavg()}
-    return context | {"gpu": gpu_state() if device.platform == "gpu" else None}
+    return context | {"gpu": gpu} | limits
 
 
 def gpu_state() -> dict[str, Any] | None:

@@ -95,7 +95,6 @@ def report(found: Results) -> list[str]:
     cases = found.cases(TRAIN)
     models = list(dict.fromkeys(case.first.model for case in cases))
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    warnings = []
     for case in cases:
         who, model = (case.first.framework, case.first.mode), case.first.model
         cell = " or ".join(f"{1e3 * s:,.4g}" for s in timing.modes(case.launches_s))
@@ -104,18 +103,15 @@ def report(found: Results) -> list[str]:
         elif who == OURS:
             least_s, most_s = min(case.launches_s), max(case.launches_s)
             cell += f" ({1e3 * least_s:,.4g} to {1e3 * most_s:,.4g})"
-        unsteady = sum(timing.spread(b.samples_s) > timing.UNSTABLE for b in case.benchmarks)
-        if unsteady > len(case.benchmarks) / 2:
-            warnings.append(f"{' '.join(who)}, {model}: the samples of {unsteady} rounds")
+        spreads = [timing.spread(b.samples_s) for b in case.benchmarks]
+        cell += " ~" if np.median(spreads) > timing.UNSTABLE else ""
         rows.setdefault(who, {})[model] = cell
     lines = [[*who, *(of.get(model, "-") for model in models)] for who, of in rows.items()]
     lines.sort(key=lambda line: line[0] != OURS[0])
     rounds = max((len(case.launches_s) for case in cases), default=0)
     title = f"A training step, ms, {rounds} rounds (our time ÷ theirs; range)"
     parts = [results.table(title, ["framework", "mode", *models], lines)]
-    if warnings:
-        share = f"differ: half of them span more than {timing.UNSTABLE:.0%} of their median"
-        parts.append(f"warning: {'; '.join(warnings)} {share}")
+    parts.append(f"~: in most rounds, half of the samples span over {timing.UNSTABLE:.0%}.")
     load = found.context["load"][0] / found.context["cores"]
     if load > BUSY:
         busy = f"warning: the load was {load:.2f} a core when this began; other work slows some"
