@@ -10,9 +10,8 @@ Needs NumPy and nothing else, so that it runs in every framework's interpreter.
 """
 
 import dataclasses
-import importlib
 import json
-import math
+import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -34,15 +33,10 @@ FIT, FIT_JIT = "fit", "fit, jit_compile"
 EPOCH, EPOCH_JIT = "fit, epoch an execution", "fit, jit_compile, epoch an execution"
 
 
-def load(name: str) -> Callable[..., Any]:
-    """The function `module:function`."""
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
-
-
 def serve() -> None:
-    """Calls the function on the command line with keyword arguments in JSON; prints its answer."""
-    print(json.dumps(load(sys.argv[1])(**json.loads(sys.argv[2]))), flush=True)
+    """Calls `module:function` of the command line with arguments in JSON; prints its answer."""
+    function = pkgutil.resolve_name(sys.argv[1])
+    print(json.dumps(function(**json.loads(sys.argv[2]))), flush=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +61,7 @@ class Job:
     train_size: int = 60_000
     test_size: int = 10_000
     samples: int = 20
-    budget_s: float | None = 1.5  # this and the next two as in `timing.measure`
+    budget_s: float = 1.5  # this and the next two as in `timing.measure`
     warmup_s: Sequence[float] = (0.2, 3.0)
     min_sample_s: float = 0.1
 
@@ -136,9 +130,8 @@ def run(job: Job, make: Callable[[Job, Data], Workload], found: dict[str, Any]) 
     workload = make(job, make_data(job))
     found["context"].update(workload.context)
     state, case = workload.state, job.case()
-    limits: dict[str, Any] = {"samples": job.samples, "warmup_s": job.warmup_s}
-    limits |= {"budget_s": math.inf if job.budget_s is None else job.budget_s}
-    limits |= {"min_sample_s": max(job.min_sample_s, workload.min_sample_s)}
+    limits = {name: getattr(job, name) for name in ("samples", "budget_s", "warmup_s")}
+    limits["min_sample_s"] = max(job.min_sample_s, workload.min_sample_s)
     if "train" in job.what:
         own = {"sync": workload.sync, "unit": workload.unit}
         times, state = timing.measure(workload.train, state, **own, **limits)
@@ -161,7 +154,7 @@ def run_all(
     cases: Sequence[dict[str, Any]], make: str | Callable[[Job, Data], Workload]
 ) -> dict[str, Any]:
     """Does the jobs of these fields one after the other; returns the content of a result file."""
-    make = load(make) if isinstance(make, str) else make
+    make = pkgutil.resolve_name(make) if isinstance(make, str) else make
     found: dict[str, Any] = {"context": {"excluded": {}}, "benchmarks": [], "tables": {}}
     for job in (Job(**fields) for fields in cases):
         try:
