@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 DUMP = "--xla_dump_to={} --xla_dump_hlo_module_re=.*train_steps.*"
 CONTAINERS = ("while", "call", "conditional")  # their time is that of what they hold
@@ -61,15 +62,6 @@ def kernels(planes: Iterable[Any]) -> list[Kernel]:
     return found
 
 
-def busy_ns(found: Sequence[Kernel]) -> float:
-    """Nanoseconds in which at least one kernel runs."""
-    total, end = 0.0, float("-inf")
-    for kernel in sorted(found, key=lambda kernel: kernel.start_ns):
-        total += max(0.0, kernel.end_ns - max(kernel.start_ns, end))
-        end = max(end, kernel.end_ns)
-    return total
-
-
 def layers_of(hlo: str, names: Sequence[str]) -> dict[str, str]:
     """The layer of each operation of a compiled program, by the name scopes in its metadata."""
     scopes = re.findall(r"%?([\w.-]+) = .*?op_name=\"([^\"]*)\"", hlo)
@@ -87,19 +79,16 @@ def summarize(found: Sequence[Kernel], steps: int, layers: Mapping[str, str]) ->
     for name, start_ns, end_ns in found:
         by_operation[name].append((end_ns - start_ns) / whole)
         by_layer[layers.get(name) or "other"] += (end_ns - start_ns) / whole
-    span_ns = max(kernel.end_ns for kernel in found) - min(kernel.start_ns for kernel in found)
+    times_ns = np.array(sorted((kernel.start_ns, kernel.end_ns) for kernel in found))
+    starts_ns, ends_ns = times_ns[:, 0], np.maximum.accumulate(times_ns[:, 1])
+    gaps_ns = np.maximum(0, starts_ns[1:] - ends_ns[:-1]).sum()  # when no kernel runs
     costliest = sorted(by_operation.items(), key=lambda item: -sum(item[1]))[:COSTLIEST]
-    rows = [
-        {
-            "operation": name,
-            "layer": layers.get(name, ""),
-            "per_step": len(x) / steps,
-            "share": sum(x),
-        }
-        for name, x in costliest
-    ]
+    rows = []
+    for name, shares in costliest:
+        counts = {"per_step": len(shares) / steps, "share": sum(shares)}
+        rows.append({"operation": name, "layer": layers.get(name, ""), **counts})
     whole = {"steps": steps, "kernels_per_step": len(found) / steps}
-    whole["gap_share"] = 1 - busy_ns(found) / span_ns
+    whole["gap_share"] = float(gaps_ns / (ends_ns[-1] - starts_ns[0]))
     return whole | {"costliest": rows, "layer_shares": by_layer}
 
 
