@@ -20,7 +20,7 @@ from benchmarks import results, timing
 from benchmarks.results import Recorder, Results, say
 from benchmarks.workers.job import HOST, MANY, ONE, Job
 from mnist_jax.config import Config
-from mnist_jax.data import DEFAULT_DATA_DIR, Dataset, load_dataset
+from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
 from mnist_jax.errors import DeviceError, MnistJaxError
 from mnist_jax.models import MODELS
 from mnist_jax.parallel import mesh
@@ -106,11 +106,11 @@ def measure(
     recorder.write()
 
 
-def measure_jobs(recorder: Recorder, jobs: Sequence[Job], make: str = "", **options: Any) -> None:
-    """Does jobs in one process, in this order: this project's, or what `make` makes of them."""
+def measure_jobs(recorder: Recorder, jobs: Sequence[Job], worker: str = "", **options: Any) -> None:
+    """Does jobs in one process, in this order, by this project or by that module of `workers`."""
     options["cases"] = [dataclasses.asdict(job) for job in jobs]
-    options |= {"make": make} if make else {}
-    function = "benchmarks.workers.job:run_all" if make else "benchmarks.workers.ours:run"
+    options |= {"make": f"benchmarks.workers.{worker}:make"} if worker else {}
+    function = "benchmarks.workers.job:run_all" if worker else "benchmarks.workers.ours:run"
     measure(recorder, function, "; ".join(job.name for job in jobs), **options)
 
 
@@ -156,15 +156,9 @@ def gpu_state() -> dict[str, Any] | None:
     return found | {"processes": len(others)}
 
 
-def load(options: argparse.Namespace) -> Dataset:
-    """The data set that the flags name, prepared before any clock runs."""
-    places = {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
-    return load_dataset(options.dataset, **places)
-
-
 def flags_of_data(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags of fork and data set for a run of `train.py`."""
-    found = load(options)
+    """The flags of fork and data set for a run of `train.py`; prepares it before any clock runs."""
+    found = load_dataset(options.dataset, data_dir=options.data_dir, manual_dir=options.manual_dir)
     for warning in found.warnings:
         say(f"warning: {warning}")
     name = found.name if options.dataset == "auto" else options.dataset
@@ -177,7 +171,7 @@ def random_images(options: argparse.Namespace) -> dict[str, Any]:
     fork = {"fork": options.fork, "options": options.options}
     if options.dataset == "auto":
         return fork
-    data = load(options)
+    data = load_dataset(options.dataset, data_dir=options.data_dir, manual_dir=options.manual_dir)
     most = max(len(data.train.label), *options.batch_size)
     sizes = {"train_size": most, "test_size": len(data.test.label)}
     shape = {"image_shape": data.spec.image_shape, "num_classes": data.spec.num_classes}
@@ -228,7 +222,8 @@ FLAGS: dict[str, dict[str, Any]] = {
 }
 DEFAULTS = {name: flag.get("default") for name, flag in FLAGS.items()}
 FORK = "fork options dataset data_dir manual_dir"
-CASES = f"output model batch_size precision platform repeats {FORK}"
+STEP = "output model batch_size precision platform repeats"
+CASES = f"{STEP} {FORK}"
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

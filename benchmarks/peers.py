@@ -20,12 +20,7 @@ from mnist_jax.errors import UsageError, unknown_choice
 
 PREFIX = "peers_"
 TRAIN = PREFIX + jobs.TRAIN
-WORKERS = {
-    "mnist_jax": "",
-    "flax": "benchmarks.workers.plain_flax:make",
-    "pytorch": "benchmarks.workers.pytorch:make",
-    "keras": "benchmarks.workers.tf_keras:make",
-}
+WORKERS = {"mnist_jax": "", "flax": "plain_flax", "pytorch": "pytorch", "keras": "tf_keras"}
 OURS = "mnist_jax", jobs.MANY
 MODES = [OURS, ("mnist_jax", jobs.ONE), ("flax", jobs.ONE)]
 MODES += [("pytorch", mode) for mode in (jobs.EAGER, jobs.COMPILED)]
@@ -66,18 +61,16 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
 
 def ratios(found: Results, model: str) -> dict[tuple[str, str], tuple[float, ...]]:
     """By framework and mode: our time ÷ its in rounds that both have; median, least, greatest."""
-    times = {
-        (case.first.framework, case.first.mode): {
-            b.details["round"]: s for b, s in zip(case.benchmarks, case.launches_s, strict=True)
-        }
-        for case in found.cases(TRAIN, model=model)
-    }
+    times, compared = {}, {}
+    for case in found.cases(TRAIN, model=model):
+        rounds = (b.details["round"] for b in case.benchmarks)
+        who = case.first.framework, case.first.mode
+        times[who] = dict(zip(rounds, case.launches_s, strict=True))
     mine = times.pop(OURS, {})
-    compared = {
-        who: [mine[i] / theirs[i] for i in mine.keys() & theirs.keys()]
-        for who, theirs in times.items()
-    }
-    return {who: (float(np.median(r)), min(r), max(r)) for who, r in compared.items() if r}
+    for who, theirs in times.items():
+        if r := [mine[i] / theirs[i] for i in mine.keys() & theirs.keys()]:
+            compared[who] = float(np.median(r)), min(r), max(r)
+    return compared
 
 
 def best(found: Results, model: str, framework: str) -> tuple[str, int, tuple[float, ...]] | None:
@@ -120,8 +113,6 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags = (
-        "output model batch_size precision platform repeats rounds frameworks modes peers_python"
-    )
+    flags = f"{launch.STEP} rounds frameworks modes peers_python"
     defaults = {"model": list(jobs.HIDDEN_SIZES), "repeats": 5}
     raise SystemExit(launch.main(__doc__, measure, flags, report, **defaults))

@@ -37,9 +37,8 @@ jax.monitoring.register_event_listener(lambda event, **_: EVENTS.append(event))
 
 def config_of(job: jobs.Job) -> Config:
     """The preset tutorial with the job's model, batch size and precision. Loads its fork."""
-    fields: dict[str, Any] = {"batch_size": job.batch_size, "precision": job.precision}
-    fields |= {"fork": Path(job.fork) if job.fork else None, "options": tuple(job.options)}
-    return Config(model=job.model, seeds=job.seeds, **fields).resolve()
+    names = ("model", "batch_size", "precision", "seeds", "fork", "options")
+    return Config(**{name: getattr(job, name) for name in names}).resolve()
 
 
 def model_of(job: jobs.Job, dtype: Any) -> nn.Module:

@@ -57,14 +57,10 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     options.autotune.enabled = False
     batches = batches.with_options(options)
 
-    def fit(steps: int, epochs: int) -> None:
-        net.fit(batches.take(steps), epochs=epochs, verbose=0)
-
     def train(state: None, steps: int) -> None:
-        if steps >= epoch:
-            fit(epoch, epochs=steps // epoch)
-        if steps % epoch:
-            fit(steps % epoch, epochs=1)
+        for length, epochs in ((epoch, steps // epoch), (steps % epoch, 1)):  # whole epochs; a part
+            if length and epochs:
+                net.fit(batches.take(length), epochs=epochs, verbose=0)
 
     context = {"keras": keras.__version__, "tensorflow": tf.__version__}
     slow = job.model == "cnn"  # its samples are parts of an epoch
