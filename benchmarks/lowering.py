@@ -46,8 +46,7 @@ def run(models: list[str], **fields: Any) -> dict[str, Any]:
         else:
             case = {name: fields[name] for name in ("batch_size", "precision")}
             rows.append({"model": model, **case, "platform": platform, "operations": count})
-    tables = {"lowering": rows}
-    return {"context": {"excluded": excluded}, "benchmarks": [], "tables": tables}
+    return {"context": {"excluded": excluded}, "benchmarks": [], "tables": {"lowering": rows}}
 
 
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:

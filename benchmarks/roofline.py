@@ -128,8 +128,7 @@ def time_product(size: int, dtype: Any, samples: int) -> dict[str, Any]:
     args = rotation.astype(dtype or jnp.float32)
     group = max(1, 4096 // size)  # the largest takes a second on a CPU
     times = time_loop(lambda _, x, other: x @ other, x.astype(args.dtype), args, samples, group)
-    times |= {"name": PRODUCT, "mode": f"{size} × {size}"}
-    return times | {"details": {"amount": 2 * size**3}}
+    return times | {"name": PRODUCT, "mode": f"{size} × {size}", "details": {"amount": 2 * size**3}}
 
 
 def time_copy(size_bytes: int, samples: int) -> dict[str, Any]:
@@ -213,8 +212,7 @@ def report(found: Results) -> list[str]:
     for b in (b for b in found.benchmarks if not b.model):
         unit = "GFLOP/s" if b.name == PRODUCT else "GB/s"
         times_s = min(b.samples_s), np.median(b.samples_s)
-        rates = (b.details["amount"] / s / 1e9 for s in times_s)
-        best, middle = (f"{rate:,.4g}" for rate in rates)
+        best, middle = (f"{b.details['amount'] / s / 1e9:,.4g}" for s in times_s)
         rows.append([b.name, b.mode, b.precision, str(len(b.samples_s)), best, middle, unit])
         if (spread := timing.spread(b.samples_s)) > SPREAD:
             half = f"warning: half of the {len(b.samples_s)} samples of {b.name} {b.mode} span"

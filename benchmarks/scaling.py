@@ -7,7 +7,6 @@ dividing the work costs.
 
 import argparse
 from dataclasses import replace
-from typing import Any
 
 from benchmarks import launch, results, step, timing
 from benchmarks.results import Recorder, Results
@@ -23,10 +22,10 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
         for count in sorted({1, *counts}):
             strong = replace(job, devices=count)
             weak = replace(strong, batch_size=count * job.batch_size)
-            own: dict[str, Any] = {"details": {"devices": count, "base": job.batch_size}}
-            launch.measure_jobs(recorder, [strong], prefix=STRONG, **own)
+            details = {"devices": count, "base": job.batch_size}
+            launch.measure_jobs(recorder, [strong], prefix=STRONG, details=details)
             if count > 1:
-                launch.measure_jobs(recorder, [weak], prefix=WEAK, **own)
+                launch.measure_jobs(recorder, [weak], prefix=WEAK, details=details)
 
 
 def report(found: Results) -> list[str]:

@@ -74,8 +74,7 @@ def measure(
     while not taken or (len(taken) < samples and steps * sum(taken) < budget_s):
         taken.append(timed(steps) / steps)
     gc.enable()
-    details = {"steps_per_sample": steps}
-    return {"samples_s": taken, "warmup_s": warmup, "details": details}, state
+    return {"samples_s": taken, "warmup_s": warmup, "details": {"steps_per_sample": steps}}, state
 
 
 def estimate(samples_s: Sequence[float], platform: str) -> float:
