@@ -4,10 +4,9 @@ The roof is measured: products of square matrices and copies of arrays, of sever
 the best sample counts. A step takes at least its operations at the one rate and at least its bytes
 at the other (at the array size nearest to its bytes); the larger is its limit.
 
-Operations: docs/benchmarks.md counts them. On a CPU a 3×3 convolution counts as Winograd multiplies
-it and, apart, by its definition. Bytes: each layer's output and its gradient written and read once;
-parameters, gradients and Adam's two moments. A layer's time is its share of the kernels' time in a
-trace of the real step. A block of layers counts as one.
+Operations: docs/benchmarks.md counts them. Bytes: each layer's output and its gradient written and
+read once; parameters, gradients and Adam's two moments. A layer's time is its share of the kernels'
+time in a trace of the real step.
 """
 
 import argparse

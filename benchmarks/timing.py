@@ -1,8 +1,4 @@
-"""The timing harness: warm-up, samples, and what samples say. It needs NumPy only.
-
-A sample is a reading of the clock around as many steps as last `min_sample_s` and a wait for all
-outputs. Compilation falls into the warm-up, which is kept apart. No sample is dropped.
-"""
+"""The timing harness, by the rules of docs/benchmarks.md, and what samples say. NumPy is enough."""
 
 import gc
 import math
@@ -32,7 +28,7 @@ def measure(
 ) -> tuple[dict[str, Any], Any]:
     """Times `call`; returns the fields of a `Benchmark`, and the state after the last step.
 
-    `samples_s` and `warmup_s`, the first call included, are in seconds a step.
+    `samples_s` and `warmup_s`, the first call with its compilation included, are in seconds a step.
 
     Args:
         call, state: (state, steps) → state, runs that many steps; and what it starts from.
@@ -79,8 +75,7 @@ def measure(
 
 def estimate(samples_s: Sequence[float], platform: str) -> float:
     """The one number for the samples of a process: the least on a CPU, elsewhere the median."""
-    # On a CPU other work only adds to a time (Chen and Revels, 2016, arXiv:1608.04295). A GPU is
-    # fastest before it is warm, at a clock rate that does not last.
+    # On a CPU other work only adds to a time (Chen and Revels, 2016, arXiv:1608.04295).
     return float(min(samples_s) if platform == "cpu" else np.median(samples_s))
 
 

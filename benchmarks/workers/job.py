@@ -1,10 +1,8 @@
 """What the frameworks' processes share: the job, its data, the clock and the findings.
 
-Inside the clock of `train`: taking a batch from the training images in memory in an order drawn
-before (Keras draws its own), dropout, forward, backward, update. Of `eval`, which only this project
-has: loss and number of correct answers over every test image. Outside: imports, making the data,
-compilation. This project does two things more than the others: it takes uint8 and normalises each
-batch inside the clock, and it sums loss and correct answers while training, as only Keras does too.
+docs/benchmarks.md says what the clock of a step holds. This project does two things more there than
+the others: it takes uint8 and normalises each batch, and it sums loss and correct answers, as only
+Keras does too. Only this project has an evaluation: loss and correct answers of every test image.
 
 Needs NumPy and nothing else, so that it runs in every framework's interpreter.
 """
