@@ -194,13 +194,12 @@ def account(job: Job, case: Case, found: Results, shares: dict[str, float]) -> d
     whole = parts.pop("")
     sheets = [x for name, x in DATASHEETS.items() if re.search(name, found.context["device"])]
     peak = sheets[0].get(job.precision) if sheets else None
-    spent = {name: shares.get(name, 0.0) * case.seconds for name in parts}
-    spent[REST] = shares.get("other", 0.0) * case.seconds
-    spent["a step"], rate = case.seconds, whole.direct_flops / case.seconds
-    rows = [
-        {"part": name, **work._asdict(), "limit_s": rates.limit_s(work), "seconds": spent[name]}
-        for name, work in [("a step", whole), *parts.items()]
-    ]
+    shares = {**shares, REST: shares.get("other", 0.0), "a step": 1.0}
+    rows = []
+    for name, work in [("a step", whole), *parts.items()]:
+        times = {"limit_s": rates.limit_s(work), "seconds": shares.get(name, 0.0) * case.seconds}
+        rows.append({"part": name, **work._asdict(), **times})
+    rate = whole.direct_flops / case.seconds
     mfu = rate / peak if peak else None
     return {"of_matrix_rate": rate / rates.flops_per_s, "mfu": mfu, "parts": rows}
 

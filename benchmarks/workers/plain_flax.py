@@ -21,20 +21,19 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(batch, 28, 28, 1) → logits (batch, 10), in training."""
-        dtype = self.dtype
         if self.model == "cnn":
-            x = nn.relu(nn.Conv(64, (3, 3), dtype=dtype)(x))
-            x = nn.relu(nn.Conv(64, (3, 3), dtype=dtype)(x))
+            x = nn.relu(nn.Conv(64, (3, 3), dtype=self.dtype)(x))
+            x = nn.relu(nn.Conv(64, (3, 3), dtype=self.dtype)(x))
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
-            x = nn.relu(nn.Conv(128, (3, 3), dtype=dtype)(x))
-            x = nn.relu(nn.Conv(256, (3, 3), padding="VALID", dtype=dtype)(x))
+            x = nn.relu(nn.Conv(128, (3, 3), dtype=self.dtype)(x))
+            x = nn.relu(nn.Conv(256, (3, 3), padding="VALID", dtype=self.dtype)(x))
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = x.reshape((x.shape[0], -1))
         for size in jobs.HIDDEN_SIZES[self.model]:
-            x = nn.relu(nn.Dense(size, dtype=dtype)(x))
+            x = nn.relu(nn.Dense(size, dtype=self.dtype)(x))
             if self.model == "cnn":
                 x = nn.Dropout(jobs.DROPOUT, deterministic=False)(x)
-        return nn.Dense(jobs.NUM_CLASSES, dtype=dtype)(x).astype(jnp.float32)
+        return nn.Dense(jobs.NUM_CLASSES, dtype=self.dtype)(x).astype(jnp.float32)
 
 
 @jax.jit
