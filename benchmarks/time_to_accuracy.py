@@ -82,8 +82,8 @@ def summary(model: str, preset: str, target: float, times_s: list[float]) -> str
 
 def report(found: Results) -> list[str]:
     """The table."""
-    rows = []
-    compiling = {r["model"]: r["compile_s"] for r in found.tables["time_to_accuracy"][::-1]}
+    rows, seeds = [], found.tables.get("time_to_accuracy", [])
+    compiling = {row["model"]: row["compile_s"] for row in reversed(seeds)}  # of the first seed
     for (model, preset, target), times_s in times_of(found).items():
         reached = f"{np.isfinite(times_s).sum()} of {len(times_s)}"
         low, high = results.interval95(times_s) or (min(times_s), max(times_s))
