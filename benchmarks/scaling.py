@@ -11,8 +11,6 @@ from dataclasses import replace
 from benchmarks import launch, results, step, timing
 from benchmarks.results import Recorder, Results
 
-STRONG, WEAK = "strong_", "weak_"  # prefixes of the benchmarks' names
-
 
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     """Measures every case on one device and on more."""
@@ -23,9 +21,9 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
             strong = replace(job, devices=count)
             weak = replace(strong, batch_size=count * job.batch_size)
             details = {"devices": count, "base": job.batch_size}
-            launch.measure_jobs(recorder, [strong], prefix=STRONG, details=details)
+            launch.measure_jobs(recorder, [strong], prefix="strong_", details=details)
             if count > 1:
-                launch.measure_jobs(recorder, [weak], prefix=WEAK, details=details)
+                launch.measure_jobs(recorder, [weak], prefix="weak_", details=details)
 
 
 def report(found: Results) -> list[str]:
