@@ -146,3 +146,4 @@ def test_a_seed_that_misses_the_target_counts_as_infinite():
     [times] = time_to_accuracy.times_of(found).values()
     assert times == [3.0, math.inf, math.inf]
     assert re.search(r"1 of 3 \| inf +\| +3 to inf", time_to_accuracy.report(found)[0])
+    assert time_to_accuracy.report(Results({}, [], {})) == [""]  # every network failed
