@@ -55,7 +55,6 @@ def test_habits_of_other_programs_are_understood():
     [
         (["--modle=cnn"], "--modle"),
         (["--epochs=abc"], "--epochs"),
-        (["--epochs"], "--epochs"),
         (["--model=mlp", "--hidden_sizes=64,32"], "64,32"),
         (["cnn"], "cnn"),
     ],
@@ -108,6 +107,7 @@ def test_the_overview_names_every_command(capsys):
         (["--seeds=100000", "--model=mlp"], 6, "100000 networks need at least "),
         (["--platform=tpu"], 6, "no device for --platform=tpu"),
         (["--dataset=mnist", "--manual_dir=nowhere"], 3, "cannot read nowhere"),
+        (["--manual_dir=nowhere"], 2, "digits takes no --manual_dir; mnist, "),
         (["--learning_rate=1e38", "--model=mlp"], 5, "the loss or its gradient is not finite"),
         (["--profile=/dev/null/x"], 6, "/dev/null/x"),
         (["--workdir=/dev/null/x"], 6, "run's folder /dev/null/x (Not a directory)"),

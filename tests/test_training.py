@@ -231,8 +231,6 @@ def test_fit_shows_the_run_unless_callbacks_are_given(config, tmp_path, capsys):
     assert shown[-1] == line and repr(result) == f"<Result {line}, in {result.workdir}>"
     fit(config(epochs=1, workdir=tmp_path / "other"), callbacks=())
     assert capsys.readouterr().out == ""
-    with pytest.warns(UserWarning, match="bfloat16 on a CPU is slower than float32"):
-        fit(config(epochs=1, workdir=tmp_path / "third", precision="bfloat16"), callbacks=())
 
 
 def test_an_interrupt_saves_the_run_and_a_notebook_shows_one_line(config):

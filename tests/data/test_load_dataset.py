@@ -9,7 +9,7 @@ import pytest
 import small
 
 from mnist_jax.data import Dataset, PrepareData, cache, load_dataset, sources
-from mnist_jax.errors import DataError, UsageError
+from mnist_jax.errors import DataError
 
 
 def assert_holds(dataset: Dataset, truth) -> None:
@@ -73,11 +73,6 @@ def test_a_bad_manual_dir_is_an_error_whatever_else_is_there(originals, data_dir
     for folder, message in ((originals, "is not mnist's"), (originals / "absent", "No such file")):
         with pytest.raises(DataError, match=message):
             load_dataset(name, data_dir=data_dir, manual_dir=folder)
-
-
-def test_the_digits_take_no_manual_dir(originals, data_dir):
-    with pytest.raises(UsageError, match="leave it out"):
-        load_dataset("digits", data_dir=data_dir, manual_dir=originals)
 
 
 @pytest.mark.parametrize("fault", ["http://x.invalid/", "http://127.0.0.1:9/", "stall", 404, 503])
