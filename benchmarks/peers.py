@@ -9,6 +9,7 @@ neither Keras nor PyTorch.
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
 
 
 def ratios(found: Results, model: str) -> dict[tuple[str, str], tuple[float, ...]]:
-    """By framework and mode: our time ÷ its in rounds that both have; median, least, greatest."""
+    """By framework and mode: our time ÷ its in rounds that both have; median and `ends_of`."""
     times, compared = {}, {}
     for case in found.cases(TRAIN, model=model):
         rounds = (b.details["round"] for b in case.benchmarks)
@@ -69,8 +70,13 @@ def ratios(found: Results, model: str) -> dict[tuple[str, str], tuple[float, ...
     mine = times.pop(OURS, {})
     for who, theirs in times.items():
         if r := [mine[i] / theirs[i] for i in mine.keys() & theirs.keys()]:
-            compared[who] = float(np.median(r)), min(r), max(r)
+            compared[who] = float(np.median(r)), *ends_of(r)
     return compared
+
+
+def ends_of(values: Sequence[float]) -> Sequence[float]:
+    """The 95 % interval of the median; of fewer than 6 values the least and the greatest."""
+    return results.interval95(values) or (min(values), max(values))
 
 
 def best(found: Results, model: str, framework: str) -> tuple[str, int, tuple[float, ...]] | None:
@@ -94,15 +100,14 @@ def report(found: Results) -> list[str]:
         if ratio := ratios(found, model).get(who):
             cell += " ({:.2f}; {:.2f} to {:.2f})".format(*ratio)
         elif who == OURS:
-            least_s, most_s = min(case.launches_s), max(case.launches_s)
-            cell += f" ({1e3 * least_s:,.4g} to {1e3 * most_s:,.4g})"
+            cell += " ({:,.4g} to {:,.4g})".format(*(1e3 * s for s in ends_of(case.launches_s)))
         spreads = [timing.spread(b.samples_s) for b in case.benchmarks]
         cell += " ~" if np.median(spreads) > timing.UNSTABLE else ""
         rows.setdefault(who, {})[model] = cell
     lines = [[*who, *(of.get(model, "-") for model in models)] for who, of in rows.items()]
     lines.sort(key=lambda line: line[0] != OURS[0])
     rounds = max((len(case.launches_s) for case in cases), default=0)
-    title = f"A training step, ms, {rounds} rounds (our time ÷ theirs; range)"
+    title = f"A training step, ms, {rounds} rounds (our time ÷ theirs; 95 %, of few rounds range)"
     parts = [results.table(title, ["framework", "mode", *models], lines)]
     parts.append(f"~: in most rounds, half of the samples span over {timing.UNSTABLE:.0%}.")
     load = found.context["load"][0] / found.context["cores"]
