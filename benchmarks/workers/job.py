@@ -152,11 +152,11 @@ def run_all(
     cases: Sequence[dict[str, Any]], make: str | Callable[[Job, Data], Workload]
 ) -> dict[str, Any]:
     """Does the jobs of these fields one after the other; returns the content of a result file."""
-    make = pkgutil.resolve_name(make) if isinstance(make, str) else make
+    made = pkgutil.resolve_name(make) if isinstance(make, str) else make
     found: dict[str, Any] = {"context": {"excluded": {}}, "benchmarks": [], "tables": {}}
     for job in (Job(**fields) for fields in cases):
         try:
-            run(job, make, found)
+            run(job, made, found)
         except Exception as error:  # any: the other jobs are measured all the same
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
             found["context"]["excluded"][job.name] = why
