@@ -76,19 +76,6 @@ def make_folder(path: Path, **options: bool) -> None:
         sync_folder(folder.parent)
 
 
-def read_bounded(path: Path, *, max_bytes: int) -> bytes:
-    """Reads a file that a user names.
-
-    Raises:
-        OSError: it cannot be read.
-        IntegrityError: it is larger than `max_bytes`, or not a regular file.
-    """
-    size = path.stat().st_size
-    if size > max_bytes or not path.is_file():  # opening a pipe would block
-        raise IntegrityError(f"{path} is not a file of at most {max_bytes} bytes")
-    return path.read_bytes()
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file.
 

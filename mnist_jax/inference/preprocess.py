@@ -20,7 +20,7 @@ from numpy.polynomial import polynomial
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
-from mnist_jax.atomic_io import read_bounded, user_path
+from mnist_jax.atomic_io import user_path
 from mnist_jax.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
@@ -67,10 +67,14 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         DataError: the file cannot be read, is not a picture, is damaged or too large.
     """
+    file = user_path(path)
     try:
-        data = read_bounded(user_path(path), max_bytes=MAX_BYTES)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+        size = file.stat().st_size
+        if size > MAX_BYTES or not file.is_file():  # opening a pipe would block
+            raise DataError(f"{path} is not a file of at most {MAX_BYTES:,} bytes")
+        data = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oddities that do not prevent reading
