@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from mnist_jax.errors import WorseError
+from mnist_jax.config import member_label
+from mnist_jax.errors import UsageError, WorseError
 from mnist_jax.inference.flags import DataFlags, Positional, Runs, arg, open_runs, print_warnings
 from mnist_jax.inference.restore import Prediction, Predictor, dataset_of
 from mnist_jax.runs import statistics
@@ -50,6 +51,20 @@ def compare(a: Prediction, b: Prediction, label: np.ndarray) -> dict[str, Any]:
     return {"images": images, "seeds": seeds, "better": better, "worse": worse}
 
 
+def split_grid(answers: Prediction) -> dict[str, Prediction]:
+    """The answers of the networks at each point of a grid, by the label of the point."""
+    places: dict[str, list[int]] = {}
+    for place, member in enumerate(answers.members):
+        label = member_label({name: value for name, value in member.items() if name != "seed"})
+        places.setdefault(label, []).append(place)
+    return {
+        label: Prediction(
+            answers.log_probabilities[own], [{"seed": answers.members[i]["seed"]} for i in own], []
+        )
+        for label, own in places.items()
+    }
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ensemble(DataFlags):
     """Evaluates all networks of the given runs as one ensemble on the test images."""
@@ -78,23 +93,35 @@ class Compare(DataFlags):
     images alone (McNemar's test). Exit status 7: the second is significantly worse.
     """
 
-    folders: Annotated[tuple[Path, Path], Positional, arg(metavar="RUN RUN")]
-    """The two runs' folders."""
+    folders: Annotated[
+        tuple[Path, ...], Positional, arg(metavar="RUN [RUN]", help_behavior_hint="(required)")
+    ]
+    """The two runs' folders; or that of one run with several values of a hyperparameter, whose
+    points are compared with the first."""
 
     def run(self) -> None:
-        """Prints both tests and the verdict; raises WorseError if the second is worse."""
+        """Prints the tests and the verdict; raises WorseError if the second run is worse."""
         runs = open_runs(self.folders)
+        if len(runs) > 2 or (len(runs) == 1 and not runs[0].config.grid):
+            what = "two runs, or one run with several values of a hyperparameter"
+            raise UsageError(f"compare takes {what}; {len(runs)} are named")
         dataset = dataset_of(runs[0], **self.folders_of_data())
-        a, b = (Predictor(run, self.platform)(dataset.test.image) for run in runs)
-        print_warnings((*dataset.warnings, *a.warnings, *b.warnings))
-        found = compare(a, b, dataset.test.label)
+        sides = [Predictor(run, self.platform)(dataset.test.image) for run in runs]
+        print_warnings((*dataset.warnings, *(text for side in sides for text in side.warnings)))
+        if len(sides) == 1:
+            _compare_points(split_grid(sides[0]), dataset.test.label)
+        else:
+            self._compare_runs(sides[0], sides[1], dataset.test.label)
+
+    def _compare_runs(self, a: Prediction, b: Prediction, label: np.ndarray) -> None:
+        found = compare(a, b, label)
         images, seeds = found["images"], found["seeds"]
         print(f"first   {_networks(a)}\nsecond  {_networks(b)}")
         only = f"only the first is right on {images['only_a']}, only the second on"
-        print(f"images  {_test(images)} (McNemar); {only} {images['only_b']}")
+        print(f"images  second {_test(images)} (McNemar); {only} {images['only_b']}")
         if seeds:
             low, high = (f"{100 * end:+.2f}" for end in seeds["ci95"])
-            print(f"seeds   {_test(seeds)} (Welch), 95 % interval {low} to {high} points")
+            print(f"seeds   second {_test(seeds)} (Welch), 95 % interval {low} to {high} points")
         elif 1 in (len(a.members), len(b.members)):
             print(
                 "A run with one network says nothing about the recipe: another seed may reverse it."
@@ -104,6 +131,16 @@ class Compare(DataFlags):
             raise WorseError(f"{second} is significantly worse than {first}")
         better = f"{second} is significantly better than {first}"
         print(better if found["better"] else "no significant difference")
+
+
+def _compare_points(points: dict[str, Prediction], label: np.ndarray) -> None:
+    (first, base), *others = points.items()
+    for name, side in others:
+        found = compare(base, side, label)
+        test, method = found["seeds"] or found["images"], "Welch" if found["seeds"] else "McNemar"
+        corrected = {**test, "p": min(1.0, test["p"] * len(others))}  # Bonferroni
+        print(f"{name}: {_test(corrected)} ({method}) against {first}")
+    print("The p values are corrected for the number of lines (Bonferroni).")
 
 
 def _networks(side: Prediction) -> str:
@@ -116,4 +153,4 @@ def _networks(side: Prediction) -> str:
 
 
 def _test(found: dict[str, Any]) -> str:
-    return f"second {100 * found['difference']:+.2f} points, p = {found['p']:.3g}"
+    return f"{100 * found['difference']:+.2f} points, p = {found['p']:.3g}"

@@ -75,6 +75,11 @@ def test_compare_command(runs, copied, command):
     values = json.loads((grid / "config.json").read_text())
     values |= {"seeds": None, "learning_rate": [0.1, 0.2, 0.3]}
     (grid / "config.json").write_text(json.dumps(values))
+    status, out, _ = command("compare", grid)
+    lines = out.splitlines()
+    assert (status, len(lines), "(McNemar) against learning_rate 0.1" in lines[0]) == (0, 3, True)
+    status, _, err = command("compare", one)
+    assert (status, "two runs, or one run with several values" in err) == (2, True)
     status, out, _ = command("compare", one, grid)
     assert (status, RECIPES in out) == (7, True)
     ensemble = "an ensemble: the mean of the probabilities of 3 networks, of every learning_rate"
