@@ -42,7 +42,8 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise UsageError(f"port is {port}; allowed is 0 to 65535, 0 for any free one")
     try:
-        return socket.create_server((host, port))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"cannot listen at {host!r}, port {port} ({error}); choose another --host or --port"
@@ -91,8 +92,9 @@ def application(predictor: Predictor, model: dict[str, Any]) -> Callable[..., An
 class Draw(PlatformFlags):
     """Serves a page to draw digits on, which shows what a saved model reads."""
 
-    folder: Annotated[Path, Positional, arg(metavar="[RUN]")] = PRETRAINED
-    """The run's folder. With --seeds=K: the mean of its networks' probabilities."""
+    folder: Annotated[Path | None, Positional, arg(metavar="[RUN]")] = None
+    """The run's folder. With --seeds=K: the mean of its networks' probabilities. None: the MLP that
+    comes with mnist_jax."""
 
     host: str = "127.0.0.1"
     """Address to listen at. 127.0.0.1: for this machine alone. 0.0.0.0: for all that reach it. The
@@ -104,15 +106,15 @@ class Draw(PlatformFlags):
     def run(self) -> None:
         """Prints the page's address once the model is compiled, and serves until Ctrl-C."""
         with listen(self.host, self.port) as listening:
-            (run,) = open_runs([self.folder])
+            (run,) = open_runs([self.folder or PRETRAINED])
             check_pictures(run)
             predictor = Predictor(run, self.platform)
             print_warnings(predictor(np.zeros((1, *IMAGE_SHAPE), np.uint8)).warnings)  # compiles
             result = read_result(run.folder)
             accuracy = accuracy_line(result).replace("\n", "; ") if result else "not complete"
             text = f"{run.config.model} trained on {run.data.name}, {accuracy}"
-            address, port = listening.getsockname()
-            here = "127.0.0.1" if address == "0.0.0.0" else address
+            address, port = listening.getsockname()[:2]
+            here = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(address, address)
             print(f"{text}\ndraw at http://{here}:{port}  (Ctrl-C to quit)", flush=True)
             model = {"model": text, "classes": run.data.class_names, "side": SIDE}
             app = application(predictor, model)
