@@ -16,7 +16,7 @@ from jax import export as jax_export
 
 from mnist_jax import atomic_io, models
 from mnist_jax.compiler import MATMUL_PRECISION
-from mnist_jax.errors import NonFiniteError, UsageError
+from mnist_jax.errors import UsageError
 from mnist_jax.inference.flags import RunFolder, print_warnings, write_output
 from mnist_jax.inference.restore import LoadedRun, load_run
 from mnist_jax.runs.checkpoint import names_of
@@ -48,8 +48,7 @@ def export(
         which = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
         raise UsageError(f"member is {member}; the run has {which}; choose one with --member")
     variables = run.members[place]
-    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(variables)):
-        raise NonFiniteError(f"{names[place]} of {run.folder} is not finite; export another")
+    run.check_finite(names[place], variables)
     if file_format == "stablehlo":
         data, content = _to_stablehlo(run, variables), "probabilities"
     else:

@@ -14,12 +14,11 @@ from matplotlib.figure import Figure
 
 from mnist_jax import atomic_io
 from mnist_jax.callbacks import Callback, Result
-from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.config import Config, member_label
 from mnist_jax.data import Dataset
 from mnist_jax.errors import first_line
 from mnist_jax.inference import restore
-from mnist_jax.inference.flags import DataFlags, Runs, write_output
+from mnist_jax.inference.flags import DataFlags, Runs, open_runs, write_output
 from mnist_jax.inference.restore import LoadedRun, Prediction
 from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_members, select_members
 from mnist_jax.models import count_parameters, layers, param_shapes
@@ -44,11 +43,10 @@ class Report(DataFlags):
 
     def run(self) -> None:
         """Writes the page and prints its path."""
-        runs = restore.load_runs(self.runs)
+        runs = open_runs(self.runs)
         folder = runs[0].folder if len(runs) == 1 else Path()
         output = atomic_io.user_path(self.output or folder / REPORT)
         if len(runs) == 1:
-            enable_compilation_cache(runs[0].config.compilation_cache)
             dataset = restore.dataset_of(runs[0], **self.folders_of_data())
             page = run_page(runs[0], dataset, self.platform)
         else:

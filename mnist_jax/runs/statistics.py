@@ -40,7 +40,7 @@ def summary_text(found: dict[str, Any]) -> str:
     if found["sd"] is None:
         return mean_text(found)
     best, worst = (percent(found[key], "") for key in ("best", "worst"))
-    low, high = (percent(end, "") for end in found["ci95"])
+    low, high = (percent(min(max(end, 0.0), 1.0), "") for end in found["ci95"])
     return f"{mean_text(found)}, 95 % interval {low} to {high}; best {best}, worst {worst}"
 
 

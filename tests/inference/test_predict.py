@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mnist_jax import Config, evaluate, fit, load_dataset, predict
-from mnist_jax.errors import DataError, UsageError
+from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.inference.preprocess import read_digit
 from mnist_jax.inference.restore import Predictor, load_run
 
@@ -67,6 +67,8 @@ def test_an_ensemble_is_the_mean_of_finite_members(runs, copied, edit_params, pi
     edit_params(folder, lambda name, array: array.fill(np.nan))
     status, _, err = command("predict", folder, *pictures)
     assert (status, err.count("\n")) == (5, 1)
+    with pytest.raises(NonFiniteError, match=r"seed 1234 of .* is not finite"):
+        load_run(folder).apply(image)
 
 
 def test_several_digits_in_a_picture_give_a_warning(runs, pictures, tmp_path, command):
