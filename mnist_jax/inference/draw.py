@@ -53,8 +53,8 @@ def listen(host: str, port: int) -> socket.socket:
 def read_drawing(predictor: Predictor, grey: np.ndarray) -> dict[str, Any]:
     """Reads a drawing, grey levels (height, width) uint8.
 
-    Returns the probabilities of the classes, the image that the network sees, 784 numbers, and how
-    many others are ignored; or, without a digit, only a message.
+    Returns the probabilities of the classes, the image that the network sees, 784 numbers, and a
+    warning, often empty; or, without a digit, only a message.
     """
     try:
         digit = to_mnist(grey)
@@ -62,7 +62,7 @@ def read_drawing(predictor: Predictor, grey: np.ndarray) -> dict[str, Any]:
     except (DataError, NonFiniteError) as error:
         return {"message": str(error)}
     image = digit.image.ravel().tolist()
-    return {"probabilities": probabilities, "image": image, "others": digit.others}
+    return {"probabilities": probabilities, "image": image, "warning": digit.warning}
 
 
 def application(predictor: Predictor, model: dict[str, Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,8 @@ from PIL import Image
 from mnist_jax.atomic_io import user_path
 from mnist_jax.errors import DataError, DeviceError, UsageError, printable
 from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs, print_warnings
-from mnist_jax.inference.preprocess import NotAPictureError, read_digit
+from mnist_jax.inference.preprocess import read_digit
+from mnist_jax.inference.read_image import NotAPictureError
 from mnist_jax.inference.restore import PRETRAINED, Predictor, check_pictures, load_run
 from mnist_jax.runs.run_dir import CONFIG
 from mnist_jax.runs.statistics import percent
@@ -118,18 +120,18 @@ class Predict(PlatformFlags):
                     print(json.dumps({"file": str(path), "error": str(error)}), flush=True)
                 continue
             prediction = predictor(digit.image[None])
-            warnings = list(prediction.warnings)
-            if digit.others:
-                digits = digit.others + 1
-                warnings.append(f"{path} seems to hold {digits} digits; the largest is used")
+            warnings = [*prediction.warnings, *[f"{path}: {digit.warning}"] * bool(digit.warning)]
             print_warnings(text for text in warnings if text not in shown)
             shown.update(warnings)
             if self.save_preprocessed:
                 name = f"{number:04d}-{path.stem}.png"
                 _save(digit.image, user_path(self.save_preprocessed), name)
             (probabilities,) = prediction.mean.tolist()
-            print((_json if self.json else _line)(path, probabilities, names), flush=True)
-        if failed or skipped == len(paths):
+            show = partial(_json, warning=digit.warning) if self.json else _line
+            print(show(path, probabilities, names), flush=True)
+        if skipped == len(paths):
+            raise DataError("no picture is among the files; the lines above name them")
+        if failed:
             count = f"{failed} of {len(paths) - skipped}"
             raise DataError(f"pictures without an answer: {count}; the lines above say why")
 
@@ -149,7 +151,8 @@ def _line(path: Path, probabilities: list[float], names: Sequence[str]) -> str:
     return "".join([*cells, printable(str(path))])
 
 
-def _json(path: Path, probabilities: list[float], names: Sequence[str]) -> str:
+def _json(path: Path, probabilities: list[float], names: Sequence[str], warning: str) -> str:
     label = int(np.argmax(probabilities))
-    found = {"name": names[label], "probability": probabilities[label]}
-    return json.dumps({"file": str(path), "label": label, **found, "probabilities": probabilities})
+    found = {"file": str(path), "label": label, "name": names[label], "warning": warning}
+    found |= {"probability": probabilities[label], "probabilities": probabilities}
+    return json.dumps(found)

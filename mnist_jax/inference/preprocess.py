@@ -7,25 +7,19 @@ mass at the center of a 28×28 image (LeCun, Cortes and Burges, http://yann.lecu
 An image of MNIST itself comes out nearly unchanged.
 """
 
-import contextlib
 import math
-import warnings
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import scipy
 from numpy.polynomial import polynomial
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.Image import Resampling
 
-from mnist_jax.atomic_io import user_path
 from mnist_jax.errors import DataError
+from mnist_jax.inference.read_image import read_image
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-MAX_BYTES = 100_000_000
-MAX_SIDE = 1024  # pixels; larger pictures are reduced, one digit needs no more
 SIZE, BOX = 28, 20  # pixels: side of an image, and of the box in it that a digit fills
 
 MIN_CONTRAST = 24  # grey levels between the background and the strongest ink
@@ -36,15 +30,11 @@ SPECK = 0.02  # components with a smaller share of the digit's area are dirt
 THIN_STROKE, TYPICAL_STROKE = 1.6, 2.0
 
 
-class NotAPictureError(DataError):
-    """A file is not a picture, or one in another format."""
-
-
 class Digit(NamedTuple):
     """The digit found in a picture."""
 
     image: np.ndarray  # (28, 28, 1) uint8, white on black, as MNIST would hold it
-    others: int  # number of further digits that the picture seems to hold
+    warning: str = ""  # why the digit may be misread
 
 
 def read_digit(path: str | Path) -> Digit:
@@ -56,83 +46,35 @@ def read_digit(path: str | Path) -> Digit:
         raise DataError(f"{path}: {error}") from error
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Reads a picture as grey levels, (height, width) float32 from 0 (black) to 255 or less.
-
-    The file's content determines the format, not its name; of several frames the first is read.
-    Colours become their luma (ITU-R BT.601). Grey levels of up to 16 bits keep their precision; the
-    brightest one tells how many bits there are. The EXIF orientation is applied. A picture with a
-    side of over `MAX_SIDE` is reduced.
-
-    Raises:
-        DataError: the file cannot be read, is not a picture, is damaged or too large.
-    """
-    file = user_path(path)
-    try:
-        size = file.stat().st_size
-        if size > MAX_BYTES or not file.is_file():  # opening a pipe would block
-            raise DataError(f"{path} is not a file of at most {MAX_BYTES:,} bytes")
-        data = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities that do not prevent reading
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # over 89 million pixels
-            picture = Image.open(BytesIO(data), formats=FORMATS)
-            picture.draft("L", (MAX_SIDE, MAX_SIDE))  # lets the JPEG decoder reduce
-            picture.load()
-            with contextlib.suppress(Exception):  # damaged EXIF data in an intact picture
-                ImageOps.exif_transpose(picture, in_place=True)
-            picture = _to_grey(picture)
-            picture = picture.reduce(max(1, math.ceil(max(picture.size) / MAX_SIDE)))
-    except Image.UnidentifiedImageError as error:
-        allowed = ", ".join(FORMATS)
-        raise NotAPictureError(f"{path} is not a picture; allowed are {allowed}") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise many types
-        raise DataError(f"{path} cannot be decoded: {error}") from error
-    return np.asarray(picture, np.float32)
-
-
-def _to_grey(picture: Image.Image) -> Image.Image:
-    """An image of any mode as one of mode L or F, with levels from 0 to 255."""
-    if picture.mode.startswith("I"):  # up to 16 bits; many cameras and scanners use 10 to 14
-        levels = np.asarray(picture).astype(np.float32)
-        top = max(255, 2 ** int(levels.max()).bit_length() - 1)
-        return Image.fromarray(levels * (255 / top))
-    if not picture.has_transparency_data:
-        return picture.convert("L")
-    picture = picture.convert("RGBA")
-    grey, alpha = picture.convert("L"), picture.getchannel("A")
-    opaque = np.asarray(grey)[np.asarray(alpha) >= 128]
-    is_dark = opaque.size == 0 or np.median(opaque) < 128
-    backdrop = 255 if is_dark else 0  # white behind dark ink, black behind bright ink
-    return Image.composite(grey, Image.new("L", picture.size, backdrop), alpha)
-
-
 def to_mnist(grey: np.ndarray) -> Digit:
     """Finds the digit in a picture, as from `read_image`, and brings it into MNIST's form.
 
     The background may have any tone, darker or brighter than the ink, and uneven but smooth
-    lighting. Lines much fainter than the ink, as on squared paper, are ignored, and so are two or
-    more level or upright lines through the whole picture, and boxes around the digit. Of several
-    digits the largest is taken that does not touch the picture's edge; parts slightly detached from
-    a digit belong to it. Strokes as thin as a ballpoint's are widened to MNIST's typical width.
+    lighting; or it may be a sheet of paper on a table. Lines much fainter than the ink, as on
+    squared paper, are ignored, and so are two or more level or upright lines through the whole
+    picture, boxes and circles around the digit, and an underline. Of several digits the largest is
+    taken that does not touch the picture's edge; parts slightly detached from a digit belong to it.
+    Strokes as thin as a ballpoint's are widened to MNIST's typical width.
 
     Raises:
         DataError: nothing stands out from the background.
     """
-    ink, noise = _subtract_background(_without_margin(np.asarray(grey, np.float32)))
+    grey = _without_margin(np.asarray(grey, np.float32))
+    ink, noise = _subtract_background(grey)
     lowest = max(5 * noise, MIN_CONTRAST / 3)
     candidates = ink[ink > lowest]
     if np.max(candidates, initial=0) < MIN_CONTRAST:
         raise DataError("no digit found: nothing stands out from the background")
     # Slightly below Otsu's threshold, because MNIST's bounding boxes include the faint pixels at
     # the edge of a stroke.
-    own, others = _find_digit(_without_lines(ink > max(0.8 * _otsu(candidates), lowest)))
-    return Digit(_normalize(np.maximum(ink - 2 * noise, 0), own), others)
+    mask = ink > max(0.8 * _otsu(candidates), lowest)
+    if (sheet := _sheet(grey, mask)) is not None:
+        return to_mnist(sheet)
+    own, others = _find_digit(_without_lines(mask))
+    warning = "the digit touches the picture's edge" if _edge(own).any() else ""
+    if others:
+        warning = f"the picture seems to hold {others + 1} digits; the largest is used"
+    return Digit(_normalize(np.maximum(ink - 2 * noise, 0), own), warning)
 
 
 def _subtract_background(grey: np.ndarray) -> tuple[np.ndarray, float]:
@@ -195,8 +137,34 @@ def _without_margin(grey: np.ndarray) -> np.ndarray:
     ink = np.abs(cropped - page) > 2 * MIN_CONTRAST
     for axis in (0, 1):
         ink &= ink.mean(axis, keepdims=True) <= LINE
-    edge = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
-    return cropped if ink.any() and not edge.any() else grey
+    return cropped if ink.any() and not _edge(ink).any() else grey
+
+
+def _edge(pixels: np.ndarray) -> np.ndarray:
+    """The outermost rows and columns."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+
+
+def _sheet(grey: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+    """The picture of a sheet of paper alone, if it shows one on a table; its tone surrounds it.
+
+    A sheet is a filled rectangle, at any angle, with something on it.
+    """
+    labels, _ = scipy.ndimage.label(mask)
+    own = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+    filled = scipy.ndimage.binary_fill_holes(own)
+    outline = np.argwhere(filled & ~scipy.ndimage.binary_erosion(filled))
+    angles = np.radians(np.arange(0, 180, 3))
+    spans = np.ptp(outline @ np.array([np.sin(angles), np.cos(angles)]), axis=0) + 1
+    rectangle = (spans[:30] * spans[30:]).min()  # the smallest around it
+    if (
+        filled.sum() < 0.85 * max(rectangle, mask.size / 9)
+        or not 0.7 < own.sum() / filled.sum() < 1
+    ):
+        return None
+    inside = scipy.ndimage.binary_erosion(filled, iterations=2 + max(mask.shape) // 100)
+    (place,) = scipy.ndimage.find_objects(filled.astype(int))
+    return np.where(inside, grey, np.median(grey[own]))[place]
 
 
 def _without_lines(mask: np.ndarray) -> np.ndarray:
@@ -221,17 +189,19 @@ def _without_lines(mask: np.ndarray) -> np.ndarray:
 
 
 def _boxes(labels: np.ndarray) -> list[int]:
-    """The labels of rectangles that are drawn around something."""
+    """The labels of rectangles and circles that are drawn around something."""
     found, (_, sides), places = [], _sizes(labels), scipy.ndimage.find_objects(labels)
     for label in np.flatnonzero(sides > max(labels.shape) / 4).tolist():
         part = labels[places[label - 1]]
         lines = [(part == label).mean(axis) > 0.8 for axis in (0, 1)]
         halves = [half for line in lines for half in np.array_split(line, 2)]
-        if all(map(np.any, halves)):
-            inside = np.unique(part[(part > 0) & (part != label)])
-            rows = (places[other - 1][0] for other in inside[sides[inside] > len(part) / 4])
-            if any(row.stop - row.start > 0.4 * len(part) for row in rows):
-                found.append(label)
+        is_inside = (part > 0) & (part != label)
+        if not all(map(np.any, halves)):  # no rectangle, which may be open
+            is_inside &= scipy.ndimage.binary_fill_holes(part == label)
+        inside = np.unique(part[is_inside])
+        rows = (places[other - 1][0] for other in inside[sides[inside] > len(part) / 4])
+        if any(row.stop - row.start > 0.4 * len(part) for row in rows):
+            found.append(label)
     return found
 
 
@@ -268,8 +238,7 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     if boxes := _boxes(labels):
         labels, count = scipy.ndimage.label(mask & ~np.isin(labels, boxes), np.ones((3, 3)))
     areas, sides = _sizes(labels)
-    edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    at_edge, longer = np.isin(np.arange(count + 1), edge), max(mask.shape)
+    at_edge, longer = np.isin(np.arange(count + 1), _edge(labels)), max(mask.shape)
     large = np.flatnonzero(sides >= max(MIN_SIDE, longer / 50))
     if not large.size:
         raise DataError("no digit found: only specks stand out from the background")
@@ -279,6 +248,16 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     parts = areas >= SPECK * areas[main]
     # Beside a whole digit, what touches the edge is another one or the edge of the table.
     cut_off = parts & at_edge & inside[main]
+    places = scipy.ndimage.find_objects(labels)
+    rows, columns = places[main - 1]
+    for label in np.flatnonzero(parts & ~cut_off).tolist():
+        y, x = places[label - 1]
+        both = max(y.stop, rows.stop) - min(y.start, rows.start)
+        height, width = y.stop - y.start, x.stop - x.start
+        if x.stop <= columns.start or x.start >= columns.stop:  # beside; a digit if as tall
+            cut_off[label] = min(height, rows.stop - rows.start) > 0.75 * both
+        elif y.start >= rows.stop and width > 3 * height:  # an underline
+            parts[label] = False
     kept = (parts & ~cut_off)[labels]
     reach = [round(sides[main] / 5) + 1, round(sides[main] / 7) + 1]
     groups = scipy.ndimage.label(scipy.ndimage.maximum_filter(kept, reach))[0] * kept

@@ -41,7 +41,7 @@ def test_json_agrees_with_the_function_and_batches_with_single_pictures(runs, pi
     assert (status, found.shape, found.dtype) == (0, (11, 10), np.float32)
     for path, answer, expected in zip(pictures[:11], answers, found, strict=True):
         label, probabilities = int(expected.argmax()), answer.pop("probabilities")
-        about = {"file": str(path), "label": label, "name": str(label)}
+        about = {"file": str(path), "label": label, "name": str(label), "warning": ""}
         assert answer == {**about, "probability": probabilities[label]}
         np.testing.assert_allclose(probabilities, expected, atol=1e-6)
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
@@ -75,7 +75,10 @@ def test_several_digits_in_a_picture_give_a_warning(runs, pictures, tmp_path, co
     both = [np.asarray(Image.open(path)) for path in pictures[:2]]
     Image.fromarray(np.concatenate(both, axis=1)).save(two := tmp_path / "two.png")
     status, _, err = command("predict", runs / "one", two)
-    assert (status, err) == (0, f"warning: {two} seems to hold 2 digits; the largest is used\n")
+    assert (status, err) == (
+        0,
+        f"warning: {two}: the picture seems to hold 2 digits; the largest is used\n",
+    )
 
 
 def test_classes_have_the_names_of_the_run_s_data_set(copied, pictures, command):

@@ -1,0 +1,77 @@
+"""Reads a picture file as grey levels."""
+
+import contextlib
+import math
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mnist_jax.atomic_io import user_path
+from mnist_jax.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+MAX_BYTES = 100_000_000
+MAX_SIDE = 1024  # pixels; larger pictures are reduced, one digit needs no more
+
+
+class NotAPictureError(DataError):
+    """A file is not a picture, or one in another format."""
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Reads a picture as grey levels, (height, width) float32 from 0 (black) to 255 or less.
+
+    The file's content determines the format, not its name; of several frames the first is read.
+    Colours become their luma (ITU-R BT.601). Grey levels of up to 16 bits keep their precision; the
+    brightest one tells how many bits there are. The EXIF orientation is applied. A picture with a
+    side of over `MAX_SIDE` is reduced.
+
+    Raises:
+        DataError: the file cannot be read, is not a picture, is damaged or too large.
+    """
+    file = user_path(path)
+    try:
+        size = file.stat().st_size
+        if size > MAX_BYTES or not file.is_file():  # opening a pipe would block
+            raise DataError(f"{path} is not a file of at most {MAX_BYTES:,} bytes")
+        data = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # oddities that do not prevent reading
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # over 89 million pixels
+            picture = Image.open(BytesIO(data), formats=FORMATS)
+            picture.draft("L", (MAX_SIDE, MAX_SIDE))  # lets the JPEG decoder reduce
+            picture.load()
+            with contextlib.suppress(Exception):  # damaged EXIF data in an intact picture
+                ImageOps.exif_transpose(picture, in_place=True)
+            picture = _to_grey(picture)
+            picture = picture.reduce(max(1, math.ceil(max(picture.size) / MAX_SIDE)))
+    except Image.UnidentifiedImageError as error:
+        allowed = ", ".join(FORMATS)
+        raise NotAPictureError(f"{path} is not a picture; allowed are {allowed}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise many types
+        raise DataError(f"{path} cannot be decoded: {error}") from error
+    return np.asarray(picture, np.float32)
+
+
+def _to_grey(picture: Image.Image) -> Image.Image:
+    """An image of any mode as one of mode L or F, with levels from 0 to 255."""
+    if picture.mode.startswith("I"):  # up to 16 bits; many cameras and scanners use 10 to 14
+        levels = np.asarray(picture).astype(np.float32)
+        top = max(255, 2 ** int(levels.max()).bit_length() - 1)
+        return Image.fromarray(levels * (255 / top))
+    if not picture.has_transparency_data:
+        return picture.convert("L")
+    picture = picture.convert("RGBA")
+    grey, alpha = picture.convert("L"), picture.getchannel("A")
+    opaque = np.asarray(grey)[np.asarray(alpha) >= 128]
+    is_dark = opaque.size == 0 or np.median(opaque) < 128
+    backdrop = 255 if is_dark else 0  # white behind dark ink, black behind bright ink
+    return Image.composite(grey, Image.new("L", picture.size, backdrop), alpha)
