@@ -105,11 +105,11 @@ class Config(Flags):
                     f"the data or --precision set {name}; leave {name} of --options out"
                 )
             if name not in known:
-                parts = ", ".join(
-                    f"the {kind} {getattr(self, kind)!r}" for kind in self.components()
-                )
+                *parts, last = (f"the {k} {getattr(self, k)!r}" for k in self.components())
                 flag = f"--{name}" if name in flags else f"{name} of --options"
-                raise UsageError(f"{name} is an argument of none of {parts}; leave {flag} out")
+                raise UsageError(
+                    f"{', '.join(parts)} and {last} have no argument {name}; leave {flag} out"
+                )
 
     def components(self) -> dict[str, Callable[..., Any]]:
         """The model's class, and the functions of the optimizer, the loss and so on, by field."""
@@ -327,6 +327,6 @@ RULES: dict[str, Rule] = {
     ),
     "hidden_sizes": (
         lambda v: isinstance(v, tuple | list) and all(_is_int(n, 1, 1_000_000) for n in v),
-        "whole numbers, 1 to 1000000",
+        "a tuple of whole numbers, 1 to 1000000, such as (512,)",
     ),
 }

@@ -98,8 +98,8 @@ def test_the_overview_names_every_command(capsys):
     [
         (["--model=cn"], 2, "unknown model 'cn'"),
         (["--dataset=fashion"], 2, "did you mean fashion_mnist?"),
-        (["--options", "gama=3"], 2, "gama is an argument of none of the model 'logistic', the "),
-        (["--momentum=0.9"], 2, "none of the model 'logistic', the optimizer 'adam', the loss "),
+        (["--options", "gama=3"], 2, "have no argument gama; leave gama of --options out"),
+        (["--momentum=0.9"], 2, "the model 'logistic', the optimizer 'adam', the loss "),
         (["--batch_size=1438"], 2, "allowed is 1 to 1437"),
         (["--validation=1437"], 2, "validation is 1437; allowed is 0 to 1436"),
         (["--precision=tf32"], 2, "does not have; allowed here are bfloat16, float32"),

@@ -35,7 +35,9 @@ class Display(Callback):
         columns = "{task.description}", BarColumn(bar_width=24), "{task.fields[text]}"
         hidden = not self.console.is_interactive
         self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)
-        self.task = self.bar.add_task("loading the data", total=None, text="")
+        self.task = self.bar.add_task(
+            "loading the data; longer the first time", total=None, text=""
+        )
         self.config: Any = None  # a Config once training begins
 
     def on_fit_begin(self, config: Config) -> None:
@@ -82,8 +84,10 @@ class Display(Callback):
         finite = np.ravel(metrics.first_nonfinite) == NEVER
         means = [np.ravel(x)[finite].mean() for x in (metrics.loss, metrics.accuracy)]
         cell = "" if self.config.grid else _cell(*means)
-        rate, left_s = np.sum(metrics.count) / train_s, (num_batches - batch) * train_s / batch
-        text = f"{batch}/{num_batches}{cell}  {rate:,.0f} images/s  {left_s:.0f} s left"
+        rate, epochs_left = np.sum(metrics.count) / train_s, self.config.epochs - epoch
+        left_s = ((1 + epochs_left) * num_batches - batch) * train_s / batch
+        left = f"{left_s:.0f} s" if left_s < 120 else f"{left_s / 60:.0f} min"
+        text = f"{batch}/{num_batches}{cell}  {rate:,.0f} images/s  {left} left"
         name = f"epoch {epoch}/{self.config.epochs}"
         self.bar.update(self.task, total=num_batches, completed=batch, description=name, text=text)
 
@@ -112,6 +116,7 @@ class Display(Callback):
                 print(f"{name.removesuffix('_accuracy'):11} {summary_text(found)}")
             if "members" not in record:
                 print(f"params  sha256 {record['params_sha256']}")
+        print(f"model   {record['model']}, trained on {record['dataset']}")
         print(f"files   {folder}")
         name = record["config"]["dataset"]
         if (folder / REPORT).exists():

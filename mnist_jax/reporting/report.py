@@ -127,7 +127,8 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
         accuracy, sentence = percent(found["mean"]), summary_text(found)
     training = (
         f"{count_parameters(param_shapes(run.model)):,} parameters, trained for {run.step:,} steps "
-        f"with batches of {config.batch_size} images ({config.epochs} epochs planned)."
+        f"with batches of {config.batch_size} images "
+        f"({config.epochs} epochs{'' if record else ' planned'})."
     )
     shapes = [
         (name, kind, " × ".join(map(str, shape)), f"{count:,}")
@@ -149,7 +150,7 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
         "figures": run_figures(run, dataset, prediction),
         "details": [
             Table("Layers", ("layer", "kind", "output shape", "parameters"), shapes),
-            _epoch_table(points),
+            *([_epoch_table(points)] if run.rows else []),
             Table("Time", ("part", "seconds"), times),
             _config_table(configs, [config.command_line()]),
             Table("Environment", (), versions, numbers=False),
@@ -214,8 +215,8 @@ def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFi
     names, label, mean = dataset.class_names, dataset.test.label, prediction.mean
     members = len(prediction.members)
     counts = confusion_matrix(prediction.log_probabilities.argmax(2), label, len(names))
-    errors, networks = counts.sum() - counts.trace(), f" of {members} networks" * (members > 1)
-    caption = f"Test images by true class and by answer: {errors:,} errors{networks}."
+    errors, of = counts.sum() - counts.trace(), f" of {members} networks together" * (members > 1)
+    caption = f"Test images by true class and by answer: {errors:,} errors{of}, darker where more."
     matrix = plots.confusion_matrix(counts, names)
     figures = [ReportFigure("confusion", "Confusion matrix", matrix, caption)]
     places = statistics.most_confident_errors(mean, label, ERRORS)
@@ -262,7 +263,7 @@ def _result_table(points: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
     for name, (run, lines) in points.items():
         accuracies = finite_members(lines[-1])["test/accuracy"] if lines else []
         found = statistics.summarize(accuracies)
-        accuracy = percent(found["mean"]), percent(found["sd"]), found["n"]
+        accuracy = percent(found["mean"]), percent(found["sd"], ""), found["n"]
         size = f"{run.step:,}", f"{count_parameters(param_shapes(run.model)):,}"
         seconds = (read_result(run.folder) or {}).get("timings", run.seconds)
         times = (f"{seconds.get(key, 0.0):,.1f}" for key in ("train_s", "total_s"))

@@ -96,12 +96,13 @@ class RunDir:
         old, new = _identity(*before), _identity(config, data)
         changed = [f"{n} (was {old.get(n)!r}, now {new[n]!r})" for n in new if old.get(n) != new[n]]
         if changed:
-            command = f"{before[0].command_line()} --workdir={shlex.quote(str(self.folder))}"
-            what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
-            start = f"--init_from={shlex.quote(str(self.folder))} to start from its parameters"
-            advice = f"choose another --workdir, with {start}"
+            folder = shlex.quote(str(self.folder))
+            advice = "choose another --workdir"
+            if old["model"] == new["model"]:
+                advice += f", with --init_from={folder} to start from its parameters"
             if not (self.folder / RESULT).exists():
-                advice += f", or resume it with: {command}"
+                advice += f", or resume it with: {before[0].command_line()} --workdir={folder}"
+            what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
             raise UsageError(f"{what}; {advice}")
 
     def _write_config(self, config: Config, data: DataSpec) -> None:

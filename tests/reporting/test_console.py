@@ -14,6 +14,7 @@ from mnist_jax.models import MODELS
 from mnist_jax.reporting import console
 
 RECORD = {
+    "model": "mlp", "dataset": "digits",
     "test_correct": 331, "test_count": 360, "params_sha256": "ab12",
     "timings": {"compile_s": 1.5, "train_s": 0.25}, "config": {"dataset": "digits"},
 }  # fmt: skip
@@ -53,6 +54,7 @@ def test_a_run_is_shown_in_lines_that_end_with_the_accuracy(tmp_path, capsys):
         "epoch 10/10   0.0123  99.61 % 1.23e+03 100.00 %     4.1 s",
         "time    compile 1.5 s  train 0.2 s",
         "params  sha256 ab12",
+        "model   mlp, trained on digits",
         f"files   {tmp_path}",
         f"report  python -m mnist_jax report {tmp_path}",
         "test accuracy: 91.94 % (331/360)",
@@ -100,6 +102,7 @@ def test_a_complete_run_is_not_repeated(tmp_path, capsys):
     console.Display().on_train_end(Result({}, {}, RECORD, tmp_path))
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path} holds this run, complete: nothing to do",
+        "model   mlp, trained on digits",
         f"files   {tmp_path}",
         f"report  {tmp_path / 'report.html'}",
         "test accuracy: 91.94 % (331/360)",
@@ -115,7 +118,7 @@ def test_a_terminal_has_a_bar_that_close_removes(tmp_path):
     display.on_chunk_end(2, 50, 200, metrics, 2.0)
     display.bar.refresh()
     texts = ["loading the data", "compiling", "epoch 2/10", "50/200", "100 images/s"]
-    for text in (*texts, "6 s left", "0.3000  90.00 %"):
+    for text in (*texts, "70 s left", "0.3000  90.00 %"):
         assert text in written.getvalue()
     display.close()
     assert written.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # shows the cursor, erases

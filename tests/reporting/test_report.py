@@ -71,7 +71,7 @@ def test_a_page_says_what_the_run_was(folders, page_of):
     for text in (
         f"logistic on digits {accuracy} test accuracy",
         f"Test images: {accuracy} ({correct}/360), 95 % interval ",
-        "trained for 42 steps with batches of 100 images (3 epochs planned)",
+        "trained for 42 steps with batches of 100 images (3 epochs)",
         f"{360 - correct} errors",
         "Learning curves", "Confusion matrix", "Most confident errors",
         "Weights of the first layer",
