@@ -2,7 +2,10 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
+
+from mnist_jax import Config, cli
 
 DOCS = Path(__file__).parent
 
@@ -13,16 +16,30 @@ def cell(kind: str, source: str) -> dict:
     return {"cell_type": kind, "metadata": {}, **code, "source": source.strip("\n")}
 
 
+def in_python(command: str) -> str:
+    """A command of the shell for a cell: `fit(Config(…))` trains in the notebook's own process."""
+    if not command.startswith("python train.py "):
+        return command.replace("python -m mnist_jax", "!mnist-jax")
+    words = shlex.split(command)[2:]
+    values = vars(cli.parse(Config, words, prog="", description=""))
+    given = {n: v for n, v in values.items() if n == "model" or v != getattr(Config, n)}
+    fields = (f"{n}={str(v) if isinstance(v, Path) else v!r}" for n, v in given.items())
+    return f"fit(Config({', '.join(fields)}))".replace("'", '"')
+
+
 def notebook(text: str) -> str:
-    """The notebook of a page: its Python and shell blocks become cells of code."""
-    cells = []
+    """The notebook of a page: its Python and shell blocks become cells of code.
+
+    Commands on the reader's own pictures stay text.
+    """
+    cells, imports = [], "from mnist_jax import Config, fit\n\n"
     for part in re.split(r"(```\w+\n.*?```\n)", text, flags=re.DOTALL):
-        if match := re.fullmatch(r"```(\w+)\n(.*?)```\n", part, re.DOTALL):
+        match = re.fullmatch(r"```(\w+)\n(.*?)```\n", part, re.DOTALL)
+        if match and "mnist_jax draw" not in part:
             language, code = match.groups()
-            if language == "sh":  # anywhere, with the package installed
-                code = code.replace("python train.py", "mnist-jax train")
-                code = code.replace("python -m mnist_jax", "mnist-jax")
-                code = re.sub(r"^", "!", code.strip(), flags=re.MULTILINE)
+            if language == "sh":
+                code = imports + "\n".join(map(in_python, code.strip().splitlines()))
+                imports = ""
             cells.append(cell("code", code))
         elif part.strip():
             cells.append(cell("markdown", part))

@@ -128,6 +128,7 @@ def test_flags_and_benchmarks_exist():
         ("docs/running.md", "predict(", r"\[\d\] 0\.\d+\n"),
         (TUTORIAL, "load_dataset", r"\(1437, 28, 28, 1\) uint8\n\(360, 28, 28, 1\) \d\n"),
         (TUTORIAL, "def train_step", r"(?s)1 test.*10 test accuracy 0\.[89]\d+\n"),
+        (TUTORIAL, "class CNN", "5,259,594 parameters\n"),
         (TUTORIAL, "hidden_sizes=(8,)", r".* loss 0\.693 .*\n.*\[0 1 1 0\]\n"),
         (FORKING, "class Norms", r"(\d \d+\.\d+\n){3}"),
     ],
@@ -176,6 +177,19 @@ def test_both_tutorials_show_the_same_code_and_numbers():
         assert (ROOT / page).with_suffix(".ipynb").read_text() == notebook(PAGES[page])
     english, korean = (sorted(re.findall(r"\d+\.\d\d(?!\d)", PAGES[p])) for p in (TUTORIAL, KOREAN))
     assert english == korean
+
+
+@pytest.mark.campaign
+def test_the_cells_of_the_notebook_run_one_after_another(here, capsys):
+    cells = json.loads((ROOT / TUTORIAL).with_suffix(".ipynb").read_text())["cells"]
+    names: dict = {}
+    for code in (cell["source"] for cell in cells if cell["cell_type"] == "code"):
+        code = code.replace('dataset="mnist"', 'dataset="digits", max_steps=2').replace(
+            "/ten", "/cells"
+        )
+        exec(re.sub("(?m)^!.*", "", code.replace('"mnist"', '"digits"')), names)
+    out = capsys.readouterr().out
+    assert out.count("test accuracy: ") == 8 and "5,259,594 parameters\n" in out
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
