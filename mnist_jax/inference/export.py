@@ -45,8 +45,8 @@ def export(
     config, names = run.config, run.config.member_labels()
     place = 0 if member is None and len(names) == 1 else member
     if place is None or not 0 <= place < len(names):
-        which = f"0 ({names[0]}) to {len(names) - 1} ({names[-1]})"
-        raise UsageError(f"member is {member}; the run has networks {which}; choose with --member")
+        which = " to ".join(f"{i} ({names[i]})" for i in sorted({0, len(names) - 1}))
+        raise UsageError(f"member is {member}; the run has {which}; choose with --member")
     variables = run.members[place]
     run.check_finite(names[place], variables)
     if file_format == "stablehlo":
