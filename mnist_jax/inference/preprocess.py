@@ -71,7 +71,10 @@ def to_mnist(grey: np.ndarray) -> Digit:
     if (sheet := _sheet(grey, mask)) is not None:
         return to_mnist(sheet)
     own, others = _find_digit(_without_lines(mask))
+    (place,) = scipy.ndimage.find_objects(own.astype(int))
     warning = "the digit touches the picture's edge" if _edge(own).any() else ""
+    if _straight_sides(own[place]) > 2 and own[place].mean() < 0.5:  # a 1 is filled
+        warning = "a box seems to touch the digit"
     if others:
         warning = f"the picture seems to hold {others + 1} digits; the largest is used"
     return Digit(_normalize(np.maximum(ink - 2 * noise, 0), own), warning)
@@ -193,16 +196,20 @@ def _boxes(labels: np.ndarray) -> list[int]:
     found, (_, sides), places = [], _sizes(labels), scipy.ndimage.find_objects(labels)
     for label in np.flatnonzero(sides > max(labels.shape) / 4).tolist():
         part = labels[places[label - 1]]
-        lines = [(part == label).mean(axis) > 0.8 for axis in (0, 1)]
-        halves = [half for line in lines for half in np.array_split(line, 2)]
         is_inside = (part > 0) & (part != label)
-        if not all(map(np.any, halves)):  # no rectangle, which may be open
+        if _straight_sides(part == label) < 3:  # no rectangle, which may be open
             is_inside &= scipy.ndimage.binary_fill_holes(part == label)
         inside = np.unique(part[is_inside])
         rows = (places[other - 1][0] for other in inside[sides[inside] > len(part) / 4])
         if any(row.stop - row.start > 0.4 * len(part) for row in rows):
             found.append(label)
     return found
+
+
+def _straight_sides(part: np.ndarray) -> int:
+    """On how many of its four sides a region, bool, has a straight line."""
+    quarters = [np.array_split(part.mean(axis) > 0.8, 4) for axis in (0, 1)]
+    return sum(np.any(parts[end]) for parts in quarters for end in (0, -1))
 
 
 def _otsu(values: np.ndarray) -> float:
@@ -239,6 +246,8 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
         labels, count = scipy.ndimage.label(mask & ~np.isin(labels, boxes), np.ones((3, 3)))
     areas, sides = _sizes(labels)
     at_edge, longer = np.isin(np.arange(count + 1), _edge(labels)), max(mask.shape)
+    places = scipy.ndimage.find_objects(labels)
+    thickness = np.array([0, *(min(ends.stop - ends.start for ends in box) for box in places)])
     large = np.flatnonzero(sides >= max(MIN_SIDE, longer / 50))
     if not large.size:
         raise DataError("no digit found: only specks stand out from the background")
@@ -248,7 +257,6 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     parts = areas >= SPECK * areas[main]
     # Beside a whole digit, what touches the edge is another one or the edge of the table.
     cut_off = parts & at_edge & inside[main]
-    places = scipy.ndimage.find_objects(labels)
     rows, columns = places[main - 1]
     for label in np.flatnonzero(parts & ~cut_off).tolist():
         y, x = places[label - 1]
@@ -263,6 +271,7 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     groups = scipy.ndimage.label(scipy.ndimage.maximum_filter(kept, reach))[0] * kept
     digit = groups[labels == main][0]
     group_areas, group_sides = _sizes(groups)
+    cut_off &= ~(at_edge & (thickness < longer / 12))  # a line is no digit
     other_areas = np.concatenate([areas[cut_off], np.delete(group_areas, digit)])
     other_sides = np.concatenate([sides[cut_off], np.delete(group_sides, digit)])
     is_digit = (other_areas > 0.1 * group_areas[digit]) & (other_sides > 0.4 * group_sides[digit])

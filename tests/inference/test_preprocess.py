@@ -121,6 +121,9 @@ LINED = {
     "underline": ([(40, 182, 150, 179)], 0, 6),
     "box": (BOX, 0, 4),
     "grey box": (BOX, 130, 4),
+    "three sides": (BOX[:3], 0, 4),
+    "margin line": ([(12, 0, 12, 199)], 0, 3),
+    "line above": ([(0, 9, 199, 9)], 0, 3),
     "form": ([*BOX, (100, 170, 100, 199)], 0, 2),
     "ruled": (RULED, 0, 3),
     "faint": (RULED, 200, 2),
@@ -324,6 +327,8 @@ def test_specks_and_what_the_picture_s_edge_cuts_off_are_ignored_beside_a_digit(
         assert difference(to_mnist(picture), to_mnist(seven())) == 0
     cut_off = to_mnist(seven()[:, 33:])  # alone, it is the digit
     assert cut_off.warning == "the digit touches the picture's edge"
+    boxed = np.pad(np.pad(seven()[8:80, 33:72], 4), 20, constant_values=255)
+    assert to_mnist(boxed).warning == "a box seems to touch the digit"
 
 
 def test_thin_strokes_are_widened_and_thick_ones_kept():
