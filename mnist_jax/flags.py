@@ -136,7 +136,7 @@ class Flags:
 
     deterministic: bool = False
     """Give the same bits from the same seed on a GPU too, at some cost in speed. A CPU and a TPU
-    always do."""
+    do, on machines of one kind."""
 
     max_steps: int | None = None
     """End the run after this many steps, within an epoch or not. None: after the last epoch."""
@@ -178,8 +178,7 @@ class Flags:
     save is still in progress. 0: save after every call and every epoch."""
 
     compilation_cache: Path | None = _runtime(Path("~/.cache/mnist_jax/compiled"))
-    """Folder for train.py's compilation cache, which makes the next start faster. None: no cache.
-    From Python, set jax_compilation_cache_dir yourself."""
+    """Folder for the compilation cache, which makes the next start faster. None: no cache."""
 
     tensorboard: bool = _runtime(False)
     """Also write TensorBoard logs into the run's folder."""

@@ -18,7 +18,7 @@ import numpy as np
 from mnist_jax import steps
 from mnist_jax.callbacks import Callback, PythonWarnings, Result, warn
 from mnist_jax.compiled_steps import Trainer
-from mnist_jax.compiler import compute_dtype, use_device
+from mnist_jax.compiler import compute_dtype, enable_compilation_cache, use_device
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.data.batches import num_batches
@@ -60,7 +60,8 @@ def fit(
         init_params: parameters to start from, such as those of a `Result`; None for random ones, or
             those of `config.init_from`. With members, stacked or the same for all.
         callbacks: their methods are called, in process 0. None: what the config asks for, with the
-            console, as from `reporting.make_callbacks`. Empty: warnings become Python's.
+            console, as from `reporting.make_callbacks`, and with the compilation cache. Empty:
+            warnings become Python's.
         import_s: seconds the caller spent on imports, for the timings.
         stop: ends the run early, with a checkpoint. None: the signals of
             `signals.NAMES` do, in the main thread.
@@ -78,11 +79,13 @@ def fit(
     config = config.resolve()
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(use_device(config.platform, config.precision))
+        cache_warnings: list[str] = []
         if callbacks is None:
             # The only import of `reporting`: a caller of `fit` expects to see the run.
             from mnist_jax.reporting import make_callbacks
 
             callbacks = make_callbacks(config)
+            cache_warnings = enable_compilation_cache(config.compilation_cache)
         callbacks = (callbacks or [PythonWarnings()]) if distributed.is_primary() else []
         if stop is None:
             is_main = threading.current_thread() is threading.main_thread()
@@ -116,7 +119,7 @@ def fit(
         where = environment.describe(device)
         if jax.process_count() > 1:
             distributed.check_same(_must_agree(config, dataset, where))
-        warnings = list(dataset.warnings)
+        warnings = [*cache_warnings, *dataset.warnings]
         if config.precision == "bfloat16" and device.platform == "cpu":
             warnings.append("bfloat16 on a CPU is slower than float32; only its accuracy is real")
         warn(callbacks, warnings)

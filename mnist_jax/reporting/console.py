@@ -30,8 +30,9 @@ class Display(Callback):
     """Prints a run as it happens; the last line is the accuracy."""
 
     def __init__(self, console: Console | None = None):
-        # Plain text in a notebook, too.
-        self.console = console or Console(highlight=False, soft_wrap=True, force_jupyter=False)
+        # Plain lines without a bar in a notebook, although it has FORCE_COLOR.
+        plain = {"force_jupyter": False, "force_interactive": sys.stdout.isatty()}
+        self.console = console or Console(highlight=False, soft_wrap=True, **plain)
         columns = "{task.description}", BarColumn(bar_width=24), "{task.fields[text]}"
         hidden = not self.console.is_interactive
         self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)
