@@ -48,7 +48,9 @@ def load_dataset(
         UsageError: an unknown name, or a `manual_dir` for a data set that takes none.
         DataError: the data set cannot be loaded, or a copy of it is damaged.
     """
-    if name not in (known := ("auto", *DATASETS)):
+    known = ("auto", *DATASETS)
+    name = name.lower() if name.lower() in known else name
+    if name not in known:
         if not is_path(name):
             raise unknown_choice("dataset", name, (*known, "a path"))
         return load_files(user_path(name))
@@ -67,7 +69,8 @@ def load_dataset(
                 f"{error}; download the four files by hand and pass --manual_dir=DIR, "
                 "or use --dataset=digits"
             ) from error
-        warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error}"
+        reason = str(error).rpartition(".gz: ")[2]
+        warning = f"using scikit-learn's 1,797 digits instead of MNIST: {reason}"
         try:
             return replace(_load("digits", user_path(data_dir)), warnings=(warning,))
         except ModuleNotFoundError as missing:

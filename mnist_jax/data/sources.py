@@ -123,7 +123,8 @@ def download(name: str, folder: Path) -> None:
             response = requests.get(url, headers=headers, timeout=TIMEOUT_S)
             response.raise_for_status()
         except requests.RequestException as error:
-            reason = getattr(error.args[0], "reason", error)  # of an error of urllib3
+            reason = str(getattr(error.args[0], "reason", error))  # of an error of urllib3
+            reason = reason.rpartition("): ")[2]  # without the connection
             raise UnreachableError(f"cannot download {url}: {reason}") from error
         atomic_io.write_atomically(folder / filename, response.content)
 
