@@ -69,7 +69,7 @@ class InterruptedRunError(KeyboardInterrupt):
 def unknown_choice(what: str, got: object, choices: Iterable[str]) -> UsageError:
     """The error for a name outside `choices`; it suggests the nearest one."""
     choices = sorted(choices)
-    near = difflib.get_close_matches(str(got).lower(), choices, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(got).lower(), choices, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}?" if near else ""
     return UsageError(f"unknown {what} {got!r}; choose from {', '.join(choices)}{hint}")
 

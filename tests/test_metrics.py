@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_jax.metrics import NEVER, Metrics, confusion_matrix, finite_mask, finite_members
+from mnist_jax.metrics import NEVER, Metrics, finite_mask, finite_members
 from mnist_jax.metrics import mean_over_members as mean
 from mnist_jax.runs.results import metrics_row
 
@@ -46,8 +46,3 @@ def test_members_that_diverged_are_excluded_and_a_single_network_is_one_member()
     assert finite_members(row)["test/loss"] == [0.25]
     assert mean(row, "test/accuracy") == 0.5
     assert math.isnan(mean({**row, "test/loss": None}, "test/accuracy"))
-
-
-def test_confusion_of_two_models():
-    found = confusion_matrix(np.array([[0, 1, 1], [0, 0, 2]]), np.array([0, 1, 2]), 3)
-    assert found.tolist() == [[2, 0, 0], [1, 1, 0], [0, 1, 1]]

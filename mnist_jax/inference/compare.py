@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from mnist_jax.atomic_io import read_json
 from mnist_jax.config import member_label
 from mnist_jax.errors import UsageError, WorseError
 from mnist_jax.inference.flags import DataFlags, Positional, Runs, arg, open_runs, print_warnings
 from mnist_jax.inference.restore import Prediction, Predictor, dataset_of
 from mnist_jax.runs import statistics
+from mnist_jax.runs.run_dir import ENVIRONMENT
 
 SIGNIFICANT = 0.05  # p below which a difference is significant
 
@@ -108,6 +110,9 @@ class Compare(DataFlags):
         dataset = dataset_of(runs[0], **self.folders_of_data())
         sides = [Predictor(run, self.platform)(dataset.test.image) for run in runs]
         print_warnings((*dataset.warnings, *(text for side in sides for text in side.warnings)))
+        found = [read_json(run.folder / ENVIRONMENT).get("instruction_set") for run in runs]
+        if len({*found}) > 1:
+            print_warnings([f"the runs' CPUs, {found[0]} and {found[1]}, round differently"])
         if len(sides) == 1:
             _compare_points(split_grid(sides[0]), dataset.test.label)
         else:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from mnist_jax.atomic_io import write_atomically
 from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.errors import DeviceError, printable
-from mnist_jax.inference.restore import LoadedRun, load_runs
+from mnist_jax.inference.restore import PRETRAINED, LoadedRun, load_runs
 
 try:
     from tyro.conf import Positional, arg
@@ -55,6 +55,8 @@ def print_warnings(messages: Iterable[str]) -> None:
 
 def open_runs(folders: Sequence[Path]) -> list[LoadedRun]:
     """Loads a command's runs, prints their warnings and sets the process's compilation cache."""
+    if PRETRAINED in folders:
+        print("no run is named: the MLP that comes with mnist_jax answers", file=sys.stderr)
     runs = load_runs(folders)
     print_warnings(warning for run in runs for warning in run.warnings)
     print_warnings(enable_compilation_cache(runs[0].config.compilation_cache))

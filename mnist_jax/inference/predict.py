@@ -99,8 +99,6 @@ class Predict(PlatformFlags):
         if not named:
             raise UsageError("no picture is named; name files, or folders of them")
         paths = [file for path in named for file in _files_of(path)]
-        if folder == PRETRAINED:
-            print("no run is named: the MLP that comes with mnist_jax answers", file=sys.stderr)
         (run,) = open_runs([folder])
         names = run.data.class_names
         check_pictures(run)

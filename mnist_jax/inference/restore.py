@@ -1,5 +1,6 @@
 """Saved runs: read back from their folders, and applied to images."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import scipy
 
 from mnist_jax import steps
-from mnist_jax.atomic_io import user_path
+from mnist_jax.atomic_io import read_json, user_path
 from mnist_jax.compiled_steps import EVAL_BATCH_SIZE
 from mnist_jax.compiler import use_device
 from mnist_jax.config import Config, member_label
@@ -22,7 +23,7 @@ from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.models import IMAGE_SHAPE, forward, make_model
 from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import load_saved, variables_of
-from mnist_jax.runs.run_dir import read_config, read_result
+from mnist_jax.runs.run_dir import CONFIG, read_config, read_result
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"  # a run that comes with the package
 CPU_BATCH_SIZE = 50  # small enough for the CNN's activations to stay in a CPU's cache
@@ -92,6 +93,9 @@ def load_run(folder: str | Path) -> LoadedRun:
     count = config.num_members
     members = [variables] if count is None else [member_of(variables, m) for m in range(count)]
     step = int(np.max(arrays["state/step"]))
+    known = {field.name for field in dataclasses.fields(Config)} | {"version", "data"}
+    if unknown := ", ".join(read_json(folder / CONFIG).keys() - known):
+        warnings.append(f"{folder} has settings that this version does not know: {unknown}")
     if read_result(folder) is None:
         warnings.append(f"{folder} is not complete: it has done {step:,} steps")
     rows, seconds = rest["rows"], rest["seconds"]

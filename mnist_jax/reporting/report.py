@@ -216,7 +216,8 @@ def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFi
     members = len(prediction.members)
     counts = confusion_matrix(prediction.log_probabilities.argmax(2), label, len(names))
     errors, of = counts.sum() - counts.trace(), f" of {members} networks together" * (members > 1)
-    caption = f"Test images by true class and by answer: {errors:,} errors{of}, darker where more."
+    caption = f"Test images by true class and by answer: {errors:,} errors{of}. Cells with more of "
+    caption += "them have a stronger colour."
     matrix = plots.confusion_matrix(counts, names)
     figures = [ReportFigure("confusion", "Confusion matrix", matrix, caption)]
     places = statistics.most_confident_errors(mean, label, ERRORS)
