@@ -209,7 +209,7 @@ def _boxes(labels: np.ndarray) -> list[int]:
 def _straight_sides(part: np.ndarray) -> int:
     """On how many of its four sides a region, bool, has a straight line."""
     quarters = [np.array_split(part.mean(axis) > 0.8, 4) for axis in (0, 1)]
-    return sum(np.any(parts[end]) for parts in quarters for end in (0, -1))
+    return sum(bool(parts[end].any()) for parts in quarters for end in (0, -1))
 
 
 def _otsu(values: np.ndarray) -> float:
