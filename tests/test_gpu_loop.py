@@ -64,7 +64,6 @@ MODELS = {
 
 @pytest.mark.parametrize("exact", [False, pytest.param(True, marks=pytest.mark.campaign)])
 def test_it_trains_as_the_plain_loop_does(exact):
-    """Exactly, one operation after the other: in a compiled program others are rounded."""
     model, step_config, tx = MODELS["normed"], steps.StepConfig(ema_decay=0.9), optax.adam(1e-3)
     how: dict[str, Any] = {"model": model, "tx": tx, "step_config": step_config}
     rng, root = np.random.default_rng(0), jax.random.key(1)
@@ -77,7 +76,7 @@ def test_it_trains_as_the_plain_loop_does(exact):
         train = partial(loop, **how, batch_size=BATCH_SIZE, log_size=3)
         carry, logs = start, []
         for first, count in ((0, 2), (2, 1)) if exact else ((0, 3),):
-            with jax.disable_jit(exact):
+            with jax.disable_jit(exact):  # one after another all operations round alike
                 *carry, log = jax.jit(train, static_argnums=6)(
                     *carry, split, order, root, first, count
                 )
