@@ -189,11 +189,7 @@ class Config(Flags):
 
         Without a grid the label is "".
         """
-        found: dict[str, list[int]] = {}
-        for index, member in enumerate(self.members()):
-            values = {name: value for name, value in member.items() if name != "seed"}
-            found.setdefault(member_label(values), []).append(index)
-        return found
+        return group_by_point(self.members())
 
     @property
     def grid(self) -> dict[str, Sequence[float]]:
@@ -264,6 +260,15 @@ class Config(Flags):
 def member_label(member: dict[str, Any]) -> str:
     """The name of one of `Config.members`."""
     return ", ".join(f"{name} {value}" for name, value in member.items())
+
+
+def group_by_point(members: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+    """The indices of the members that share their values in the grid, by their label."""
+    found: dict[str, list[int]] = {}
+    for index, member in enumerate(members):
+        values = {name: value for name, value in member.items() if name != "seed"}
+        found.setdefault(member_label(values), []).append(index)
+    return found
 
 
 def keywords(function: Callable[..., Any]) -> set[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from mnist_jax.atomic_io import read_json
-from mnist_jax.config import member_label
+from mnist_jax.config import group_by_point
 from mnist_jax.errors import UsageError, WorseError
 from mnist_jax.inference.flags import DataFlags, Positional, Runs, arg, open_runs, print_warnings
 from mnist_jax.inference.restore import Prediction, Predictor, dataset_of
@@ -55,15 +55,11 @@ def compare(a: Prediction, b: Prediction, label: np.ndarray) -> dict[str, Any]:
 
 def split_grid(answers: Prediction) -> dict[str, Prediction]:
     """The answers of the networks at each point of a grid, by the label of the point."""
-    places: dict[str, list[int]] = {}
-    for place, member in enumerate(answers.members):
-        label = member_label({name: value for name, value in member.items() if name != "seed"})
-        places.setdefault(label, []).append(place)
     return {
         label: Prediction(
             answers.log_probabilities[own], [{"seed": answers.members[i]["seed"]} for i in own], []
         )
-        for label, own in places.items()
+        for label, own in group_by_point(answers.members).items()
     }
 
 

@@ -256,24 +256,24 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
     parts = areas >= SPECK * areas[main]
     # Beside a whole digit, what touches the edge is another one or the edge of the table.
-    cut_off = parts & at_edge & inside[main]
+    apart = parts & at_edge & inside[main]
     rows, columns = places[main - 1]
-    for label in np.flatnonzero(parts & ~cut_off).tolist():
+    for label in np.flatnonzero(parts & ~apart).tolist():
         y, x = places[label - 1]
         both = max(y.stop, rows.stop) - min(y.start, rows.start)
         height, width = y.stop - y.start, x.stop - x.start
         if x.stop <= columns.start or x.start >= columns.stop:  # beside; a digit if as tall
-            cut_off[label] = min(height, rows.stop - rows.start) > 0.75 * both
+            apart[label] = min(height, rows.stop - rows.start) > 0.75 * both
         elif y.start >= rows.stop and width > 3 * height:  # an underline
             parts[label] = False
-    kept = (parts & ~cut_off)[labels]
+    kept = (parts & ~apart)[labels]
     reach = [round(sides[main] / 5) + 1, round(sides[main] / 7) + 1]
     groups = scipy.ndimage.label(scipy.ndimage.maximum_filter(kept, reach))[0] * kept
     digit = groups[labels == main][0]
     group_areas, group_sides = _sizes(groups)
-    cut_off &= ~(at_edge & (thickness < longer / 12))  # a line is no digit
-    other_areas = np.concatenate([areas[cut_off], np.delete(group_areas, digit)])
-    other_sides = np.concatenate([sides[cut_off], np.delete(group_sides, digit)])
+    apart &= ~(at_edge & (thickness < longer / 12))  # a line is no digit
+    other_areas = np.concatenate([areas[apart], np.delete(group_areas, digit)])
+    other_sides = np.concatenate([sides[apart], np.delete(group_sides, digit)])
     is_digit = (other_areas > 0.1 * group_areas[digit]) & (other_sides > 0.4 * group_sides[digit])
     return groups == digit, int(is_digit.sum())
 
