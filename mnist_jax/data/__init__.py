@@ -69,8 +69,7 @@ def load_dataset(
                 f"{error}; download the four files by hand and pass --manual_dir=DIR, "
                 "or use --dataset=digits"
             ) from error
-        reason = str(error).rpartition(".gz: ")[2]
-        warning = f"using scikit-learn's 1,797 digits instead of MNIST: {reason}"
+        warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error.reason}"
         try:
             return replace(_load("digits", user_path(data_dir)), warnings=(warning,))
         except ModuleNotFoundError as missing:

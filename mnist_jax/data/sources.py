@@ -25,6 +25,10 @@ TIMEOUT_S = 10.0  # to connect, and for each wait for more bytes
 class UnreachableError(DataError):
     """A file cannot be downloaded: no network, an error status, a broken connection."""
 
+    def __init__(self, url: str, reason: str):
+        super().__init__(f"cannot download {url}: {reason}")
+        self.reason = reason
+
 
 class Source(NamedTuple):
     """A data set of four gzipped IDX files, under the name and version that tfds uses."""
@@ -124,8 +128,8 @@ def download(name: str, folder: Path) -> None:
             response.raise_for_status()
         except requests.RequestException as error:
             reason = str(getattr(error.args[0], "reason", error))  # of an error of urllib3
-            reason = reason.rpartition("): ")[2]  # without the connection
-            raise UnreachableError(f"cannot download {url}: {reason}") from error
+            # Without the connection, which urllib3 names first.
+            raise UnreachableError(url, reason.rpartition("): ")[2]) from error
         atomic_io.write_atomically(folder / filename, response.content)
 
 
