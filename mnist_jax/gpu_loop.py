@@ -127,7 +127,10 @@ def finite_rows(tree: Any) -> jax.Array:
 
     One kernel reads all leaves. Joining the parts takes another, and can wait for the last step.
     """
-    finite = jnp.concatenate([jnp.isfinite(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+    # XLA keeps the kernels of convolutions with their outputs first; in another order the update,
+    # which computes these values too, would have to transpose them, and took ten times as long.
+    leaves = [jnp.moveaxis(x, -1, 0) if x.ndim > 2 else x for x in jax.tree.leaves(tree)]
+    finite = jnp.concatenate([jnp.isfinite(leaf).ravel() for leaf in leaves])
     padded = jnp.pad(finite, (0, -finite.size % ROW), constant_values=True)
     return jnp.all(padded.reshape(-1, ROW), axis=1)
 

@@ -118,6 +118,8 @@ def _forward(x, w, padding, precision):
     cpu, default = partial(_on_cpu, **options), partial(_direct, **options)
 
     def cuda(x, w):
+        if x.shape[3] == 1:  # cuDNN is slow at one channel
+            return _one_channel(_bordered(x, padding), w).astype(x.dtype)
         return lax.optimization_barrier(default(x, w))
 
     return lax.platform_dependent(x, w, cpu=cpu, cuda=cuda, default=default), (x, w)
@@ -134,37 +136,37 @@ conv3x3.defvjp(_forward, _backward)
 
 
 def _direct(x, w, padding, precision):
-    """XLA's own convolution; under `jax.vmap`, `_of_members`."""
-    one = jax.custom_batching.custom_vmap(
-        partial(_convolution, padding=padding, precision=precision)
-    )
-
-    @one.def_vmap
-    def many(_, batched, x, w):
-        convolve = partial(_of_members, padding=padding, precision=precision)
-        return jax.vmap(convolve, [0 if b else None for b in batched])(x, w), True
-
-    return one(x, w)
+    """XLA's own convolution; under `jax.vmap`, one for each network."""
+    convolve = partial(_convolution, padding=padding, precision=precision)
+    return _one_by_one(convolve)(x, w)
 
 
 def _direct_gradients(x, w, g, padding, precision):
-    """XLA's own gradients; under `jax.vmap`, the gradients of `_of_members`.
-
-    GPUs have a routine for these; vmap of the kernel's gradient would make gigantic windows.
-    """
+    """XLA's own gradients, for which GPUs have a routine; under `jax.vmap`, for each network."""
     convolve = partial(_convolution, padding=padding, precision=precision)
-    one = jax.custom_batching.custom_vmap(lambda x, w, g: jax.vjp(convolve, x, w)[1](g))
+    dx, dw = _one_by_one(lambda x, w, g: jax.vjp(convolve, x, w)[1](g))(x, w, g)
+    if x.shape[3] == 1:  # as in `_forward`
+        dw = _one_channel_dw(_bordered(x, padding), g, precision)
+    return dx, dw
+
+
+def _one_by_one(function):
+    """The function; under `jax.vmap` it is called for each element of the batch.
+
+    `jax.vmap` of convolutions with a kernel each is one with groups of channels. On an H200, cuDNN
+    computes the groups one after the other, by slower kernels, from copies: 16 networks took twice
+    the time.
+    """
+    one = jax.custom_batching.custom_vmap(function)
 
     @one.def_vmap
     def many(size, batched, *arrays):
-        x, w, g = (
-            array if is_batched else jnp.broadcast_to(array, (size, *array.shape))
-            for array, is_batched in zip(arrays, batched, strict=True)
-        )
-        convolve = jax.vmap(partial(_of_members, padding=padding, precision=precision))
-        return jax.vjp(convolve, x, w)[1](g), (True, True)
+        pairs = [*zip(arrays, batched, strict=True)]
+        outputs = [one(*(x[i] if b else x for x, b in pairs)) for i in range(size)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+        return stacked, jax.tree.map(lambda _: True, stacked)
 
-    return one(x, w, g)
+    return one
 
 
 def _convolution(x, w, padding, precision):
@@ -173,34 +175,40 @@ def _convolution(x, w, padding, precision):
     )
 
 
-def _of_members(x, w, padding, precision):
-    """The convolution of one network of several, whose vmap has groups of channels.
+def _border(padding):
+    """How many zeros `conv3x3` adds on each side."""
+    return 1 if padding == "SAME" else 0
 
-    A single input channel would make groups of one, which no library is fast at: there it is a
-    matrix product, 9 pixels of each window with the kernel.
-    """
-    if x.shape[3] > 1:
-        return _convolution(x, w, padding, precision)
-    windows = jnp.concatenate(_window_pixels(x, 1 if padding == "SAME" else 0), axis=-1)
-    return lax.dot_general(windows, w.reshape(9, -1), (((3,), (0,)), ((), ())), precision)
+
+def _bordered(x, padding):
+    """x with these zeros, which a GPU adds while it reads x."""
+    border = _border(padding)
+    return jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
 
 
 def _on_cpu(x, w, padding, precision):
     dtype = x.dtype
     x, w = _wide(x), _wide(w)
-    border = 1 if padding == "SAME" else 0
-    y = _one_channel(x, w, border) if x.shape[3] == 1 else _winograd(x, w, border, precision)
+    border = _border(padding)
+    if x.shape[3] == 1:
+        y = _one_channel(_pad(x, [(border, border)] * 2), w)
+    else:
+        y = _winograd(x, w, border, precision)
     return y.astype(dtype)
 
 
 def _gradients_on_cpu(x, w, g, padding, precision):
     dtype = x.dtype
     x, w, g = _wide(x), _wide(w), _wide(g)
-    border = 1 if padding == "SAME" else 0
+    border = _border(padding)
     d = _transform_tiles(g, A_T.T, [(0, -n % TILE) for n in g.shape[1:3]])
     dx = _winograd_dx(d, w, x.shape, border, precision)
     if x.shape[3] == 1:
-        dw = _one_channel_dw(x, g, border, precision)
+        pixels = jnp.stack(_window_pixels(_pad(x, [(border, border)] * 2)))[
+            ..., 0
+        ]  # (9, batch, height, width)
+        dw = lax.dot_general(pixels, g, (((1, 2, 3), (0, 1, 2)), ((), ())), precision)
+        dw = dw.reshape(3, 3, 1, -1)
     else:
         dw = jnp.stack(_products(_input_tiles(x, border), d, 1, precision))
         dw = _transform_kernel(dw, G.T)
@@ -305,22 +313,23 @@ def _pad(x, pads):
     return x
 
 
-def _one_channel(x, w, border):
+def _one_channel(x, w):
     """The definition as one fused sum: a single input channel leaves no matrix product."""
-    pixels = _window_pixels(x, border)
-    return reduce(jnp.add, [pixel * k for pixel, k in zip(pixels, w.reshape(9, -1), strict=True)])
+    pairs = zip(_window_pixels(x), _wide(w).reshape(9, -1), strict=True)
+    return reduce(jnp.add, [_wide(pixel) * k for pixel, k in pairs])
 
 
-def _one_channel_dw(x, g, border, precision):
-    pixels = jnp.stack(_window_pixels(x, border))[..., 0]  # (9, batch, height, width)
-    dw = lax.dot_general(pixels, g, (((1, 2, 3), (0, 1, 2)), ((), ())), precision)
-    return dw.reshape(3, 3, 1, -1)
+def _one_channel_dw(x, g, precision):
+    """The kernel's gradient off the CPU: of each image, so that a GPU computes them at once."""
+    windows = jnp.concatenate(_window_pixels(x), axis=-1)  # (batch, height, width, 9)
+    numbers = ((1, 2), (1, 2)), ((0,), (0,))
+    dw = lax.dot_general(windows, g, numbers, precision, preferred_element_type=jnp.float32)
+    return jnp.sum(dw, axis=0).reshape(3, 3, 1, -1).astype(x.dtype)
 
 
-def _window_pixels(x, border):
+def _window_pixels(x):
     """Each of the 9 pixels of the windows of the padded x: 9 × (batch, height, width, channels)."""
-    height, width = (n + 2 * border - 2 for n in x.shape[1:3])
-    x = _pad(x, [(border, border)] * 2)
+    height, width = (n - 2 for n in x.shape[1:3])
     return [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
 
 
@@ -328,10 +337,31 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     """The maximum of each 2×2 window: (batch, height, width, c) → (batch, ⌊h/2⌋, ⌊w/2⌋, c).
 
     If several pixels of a window share the maximum, the first in reading order gets the gradient,
-    as in TensorFlow and PyTorch. On a CPU the gradient is faster than that of a window reduction.
-    Unlike a reduction, this may ignore a NaN beside a number.
+    as in TensorFlow and PyTorch. Unlike a window reduction, this may ignore a NaN beside a number.
     """
-    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    a, b, c, d = (x[:, i:height:2, j:width:2] for i in range(2) for j in range(2))
+    return _max_pool(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+
+
+@jax.custom_vjp
+def _max_pool(x):
+    return _pool(x)[0]
+
+
+def _pool(x):
+    """The maxima, and which pixel of its window each one is: 0 to 3, uint8."""
+    a, b, c, d = (x[:, i::2, j::2] for i in range(2) for j in range(2))
     top, bottom = jnp.where(a >= b, a, b), jnp.where(c >= d, c, d)
-    return jnp.where(top >= bottom, top, bottom)
+    places = jnp.where(top >= bottom, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
+    return jnp.where(top >= bottom, top, bottom), places.astype(jnp.uint8)
+
+
+def _unpool(places, g):
+    # From the places alone: reading x again would cost more than all else in this gradient.
+    windows = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
+    g, places = (a[:, :, None, :, None] for a in (g, places))
+    dx = jnp.where(places == windows, g, 0)  # (batch, height / 2, 2, width / 2, 2, c)
+    batch, height, _, width, _, channels = dx.shape
+    return (dx.reshape(batch, 2 * height, 2 * width, channels),)
+
+
+_max_pool.defvjp(_pool, _unpool)
