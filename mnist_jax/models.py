@@ -16,8 +16,9 @@ from flax.typing import Dtype
 
 from mnist_jax.data.split import NUM_CLASSES
 from mnist_jax.errors import UsageError, first_line
-from mnist_jax.ops.convolution import conv_general_dilated, max_pool_2x2
+from mnist_jax.ops.convolution import conv_general_dilated
 from mnist_jax.ops.dense import dot_general
+from mnist_jax.ops.pooling import max_pool_2x2
 
 IMAGE_SHAPE = (28, 28, 1)
 ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid}

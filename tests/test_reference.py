@@ -11,7 +11,7 @@ import pytest
 from reference import weights
 
 from mnist_jax import models, steps
-from mnist_jax.ops.convolution import max_pool_2x2
+from mnist_jax.ops.pooling import max_pool_2x2
 
 KERAS = json.loads((Path(__file__).parent / "reference" / "keras.json").read_text())
 

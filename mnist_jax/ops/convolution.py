@@ -136,13 +136,13 @@ conv3x3.defvjp(_forward, _backward)
 
 
 def _direct(x, w, padding, precision):
-    """XLA's own convolution; under `jax.vmap`, one for each network."""
+    """XLA's own convolution."""
     convolve = partial(_convolution, padding=padding, precision=precision)
     return _one_by_one(convolve)(x, w)
 
 
 def _direct_gradients(x, w, g, padding, precision):
-    """XLA's own gradients, for which GPUs have a routine; under `jax.vmap`, for each network."""
+    """XLA's own gradients, for which GPUs have routines."""
     convolve = partial(_convolution, padding=padding, precision=precision)
     dx, dw = _one_by_one(lambda x, w, g: jax.vjp(convolve, x, w)[1](g))(x, w, g)
     if x.shape[3] == 1:  # as in `_forward`
@@ -153,9 +153,8 @@ def _direct_gradients(x, w, g, padding, precision):
 def _one_by_one(function):
     """The function; under `jax.vmap` it is called for each element of the batch.
 
-    `jax.vmap` of convolutions with a kernel each is one with groups of channels. On an H200, cuDNN
-    computes the groups one after the other, by slower kernels, from copies: 16 networks took twice
-    the time.
+    `jax.vmap` of convolutions with a kernel each is one with groups of channels. On an H200 cuDNN
+    computes the groups one after the other, from copies, and by slower kernels than without groups.
     """
     one = jax.custom_batching.custom_vmap(function)
 
@@ -331,37 +330,3 @@ def _window_pixels(x):
     """Each of the 9 pixels of the windows of the padded x: 9 × (batch, height, width, channels)."""
     height, width = (n - 2 for n in x.shape[1:3])
     return [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-
-
-def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """The maximum of each 2×2 window: (batch, height, width, c) → (batch, ⌊h/2⌋, ⌊w/2⌋, c).
-
-    If several pixels of a window share the maximum, the first in reading order gets the gradient,
-    as in TensorFlow and PyTorch. Unlike a window reduction, this may ignore a NaN beside a number.
-    """
-    return _max_pool(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
-
-
-@jax.custom_vjp
-def _max_pool(x):
-    return _pool(x)[0]
-
-
-def _pool(x):
-    """The maxima, and which pixel of its window each one is: 0 to 3, uint8."""
-    a, b, c, d = (x[:, i::2, j::2] for i in range(2) for j in range(2))
-    top, bottom = jnp.where(a >= b, a, b), jnp.where(c >= d, c, d)
-    places = jnp.where(top >= bottom, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
-    return jnp.where(top >= bottom, top, bottom), places.astype(jnp.uint8)
-
-
-def _unpool(places, g):
-    # From the places alone: reading x again would cost more than all else in this gradient.
-    windows = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
-    g, places = (a[:, :, None, :, None] for a in (g, places))
-    dx = jnp.where(places == windows, g, 0)  # (batch, height / 2, 2, width / 2, 2, c)
-    batch, height, _, width, _, channels = dx.shape
-    return (dx.reshape(batch, 2 * height, 2 * width, channels),)
-
-
-_max_pool.defvjp(_pool, _unpool)

@@ -11,7 +11,8 @@ import pytest
 from jax import export, lax
 
 from mnist_jax.models import CNN, param_shapes
-from mnist_jax.ops.convolution import conv3x3, conv_general_dilated, max_pool_2x2
+from mnist_jax.ops.convolution import conv3x3, conv_general_dilated
+from mnist_jax.ops.pooling import max_pool_2x2
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}  # skips LLVM's passes, not XLA's
