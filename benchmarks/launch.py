@@ -28,7 +28,7 @@ from mnist_jax.runs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVE = "from benchmarks.workers import job; job.serve()"
-# What `malloc.tune_glibc` sets, as variables, so that every framework's process has the same.
+# What `malloc.tune_glibc` sets on a CPU, as variables: every framework's process has the same.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_MAX_": "0"}
 MALLOC |= {"MALLOC_ARENA_MAX": "1"}
 CACHE_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
@@ -58,7 +58,7 @@ def run(
     inherited = {k: v for k, v in os.environ.items() if k not in CACHE_VARIABLES}
     pipe, started = subprocess.PIPE, time.perf_counter()
     settings: dict[str, Any] = {"cwd": ROOT, "stdout": pipe, "stderr": pipe, "text": True}
-    settings["env"] = {**inherited, **MALLOC, "PYTHONPATH": path, **variables}
+    settings["env"] = {**inherited, "PYTHONPATH": path, **variables}
     try:  # a session of its own can be killed as a whole
         process = subprocess.Popen(command, **settings, start_new_session=True)
     except OSError as error:
@@ -93,8 +93,10 @@ def measure(
     `prefix` and `details` are those of `Recorder.take_in`. If it fails, `what` is excluded.
     """
     command = [str(python), "-c", SERVE, function, json.dumps(arguments)]
+    given = {**recorder.variables, **variables}
+    given |= MALLOC if recorder.found.platform == "cpu" else {}
     try:
-        out, _ = run(command, {**recorder.variables, **variables}, timeout_s=recorder.left_s())
+        out, _ = run(command, given, timeout_s=recorder.left_s())
     except ProcessError as error:
         recorder.exclude(what, str(error))
     else:
@@ -183,8 +185,6 @@ def _one(help: str, default: Any = None, type: Any = None, **more: Any) -> dict[
 
 
 _several = partial(_one, nargs="+")
-
-
 MODES = {"many": MANY, "one": ONE, "host": HOST, "seeds": MANY}
 TIMED, PLATFORMS = ("train", "eval"), ("auto", "cpu", "gpu", "tpu")
 PARTS = ("step", "peers", "roofline", "sweep", "time_to_accuracy", "seeds", "ledger", "lowering")
@@ -212,7 +212,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "frameworks": _several("peers", FRAMEWORKS, choices=FRAMEWORKS),
     "modes": _several("only these modes of the peers; None: all"),
     "peers_python": _one("interpreter that has the peers", Path(sys.executable), Path),
-    "budget_minutes": _one("time for all parts; None: 4 on a CPU, 9 elsewhere", None, float),
+    "budget_minutes": _one("time for all parts; None: 4 on a CPU, 13 elsewhere", None, float),
     "only": _several("parts to measure; None: all", choices=PARTS),
     "files": {"nargs": "*", "metavar": "FILE", "help": "two result files or cards, A and B"},
     "run": {"nargs": 2, "metavar": "COMMAND", "help": "two commands that measure"},
@@ -253,6 +253,7 @@ def main(
     parser.set_defaults(**DEFAULTS | defaults)
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # this process leaves the accelerator to others
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: `run` ends its process
     try:
         check(options)
         if report is None:

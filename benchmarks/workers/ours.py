@@ -175,7 +175,6 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
 
 def run(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Does the jobs; says of a GPU in which state it was then."""
-    malloc.tune_glibc()  # as train.py does
     platform, dump = cases[0]["platform"], None
     with tempfile.TemporaryDirectory() as folder:
         if platform != "cpu" and any(job["trace"] for job in cases):

@@ -1,6 +1,7 @@
 """Processes, what is said of the machine, and commands on a machine without tyro and tfds."""
 
 import argparse
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,10 @@ def test_a_failure_is_its_last_line_and_a_process_that_hangs_is_ended_with_its_c
     with pytest.raises(launch.OutOfTimeError, match="not finished after 1 s"):
         launch.run(["bash", "-c", "sleep 60 & sleep 60"], timeout_s=1)
     assert time.monotonic() - started < 30
+    measure = "lambda _: launch.run(['bash', '-c', 'sleep 1; kill $PPID; sleep 2; touch late'])"
+    program = f"from benchmarks import launch; launch.main('', {measure}, 'model')"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 143
+    assert not time.sleep(2) and not (launch.ROOT / "late").exists()
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,6 @@ def test_vmap_equals_one_at_a_time(channels, shared_images, platform):
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_on_a_gpu_the_convolutions_of_several_networks_have_no_groups(channels):
-    """A library computes groups one after the other."""
     many = [jnp.stack([a] * 4) for a in make_case(3, 5, 7, channels, 3, "VALID")]
     function = jax.jit(jax.vmap(partial(outputs, padding="VALID")))
     text = function.trace(*many).lower(lowering_platforms=("cuda",)).as_text()
