@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -142,6 +143,12 @@ def test_any_exception_becomes_one_line(capsys, error, status, line):
     err = capsys.readouterr().err
     assert line in err
     assert err.count("\n") == 1
+
+
+def test_training_without_memory_names_what_to_make_smaller(capsys, flags, monkeypatch):
+    monkeypatch.setattr(__main__, "fit", mock.Mock(side_effect=MemoryError))
+    assert train.main(flags()) == 6
+    assert capsys.readouterr().err.endswith("; use a smaller --batch_size or --seeds\n")
 
 
 def test_debug_shows_the_traceback(capsys, flags):

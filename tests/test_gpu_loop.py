@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -22,22 +23,7 @@ from mnist_jax.losses import cross_entropy
 from mnist_jax.metrics import NEVER, Metrics
 
 SIZE, BATCH_SIZE = 22, 8  # an epoch has batches of 8, 8 and 6
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
-  registers_per_block_limit: 65536 runtime_version: "13.0.0" driver_version: "13.0.0"
-  compile_time_toolkit_version: "13.0.0" dnn_version: "9.20.0"
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 20 }
-runtime_version { major: 13 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+H100 = Path(__file__).with_name("h100.txtpb")
 
 
 class Normed(models.LogisticRegression):
@@ -166,33 +152,24 @@ COMPILE = """
 import sys, jax, numpy as np
 from functools import partial
 from jax.experimental import topologies
-from mnist_jax import compiled_steps, compiler, steps
-from mnist_jax.config import Config
+from benchmarks.workers import job as jobs, ours
+from mnist_jax import compiler, steps
 from mnist_jax.data.split import Split
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import make_model
-from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel import mesh as meshes
 
 name, precision, seeds, target = sys.argv[1:]
-seeds = int(seeds) or None
-device = topologies.get_topology_desc(
-    platform="cuda", target_config=open(target).read(), topology="1x1x1").devices[0]
-mesh = meshes.make_mesh([device], seeds)
-config = Config(model=name, precision=precision).resolve()
-step_config = steps.make_step_config(config)
-model = make_model(
-    name, dtype=compiler.compute_dtype(precision, device), **config.arguments("model"))
-tx = make_optimizer(**config.optimizer_arguments(), steps=600)
-programs = compiled_steps.make_steps(
-    model, tx, mesh, train_size=60_000, batch_size=100, step_config=step_config,
-    members=seeds is not None)
-own = lambda tree: jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((seeds, *x.shape) if seeds else x.shape, x.dtype), tree)
+target = {"platform": "cuda", "target_config": open(target).read(), "topology": "1x1x1"}
+device = topologies.get_topology_desc(**target).devices[0]
+job = jobs.Job(model=name, precision=precision, seeds=int(seeds) or None)
+mesh = meshes.make_mesh([device], job.seeds)
+how, programs = ours.programs_of(job, mesh)
+own = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+    (job.seeds, *x.shape) if job.seeds else x.shape, x.dtype), tree)
 key = jax.eval_shape(lambda: jax.random.key(0))
-state = own(jax.eval_shape(partial(steps.init_state, model=model, tx=tx), key))
+state = own(jax.eval_shape(partial(steps.init_state, **how), key))
 split = Split(np.zeros((60_000, 28, 28, 1), np.uint8), np.zeros(60_000, np.int32))
-args = state, Metrics.zeros(seeds), split, own(split.label), own(key), np.int32(0)
+args = state, Metrics.zeros(job.seeds), split, own(split.label), own(key), np.int32(0)
 place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.replicated(mesh))
 with jax.default_matmul_precision(compiler.MATMUL_PRECISION[precision]):
     lowered = programs.train_steps.lower(*jax.tree.map(place, args), 600)
@@ -217,10 +194,9 @@ with jax.default_matmul_precision(compiler.MATMUL_PRECISION[precision]):
 def test_compiled_for_an_absent_h100_a_step_is_one_graph_of_few_kernels(
     model, precision, seeds, most, tmp_path
 ):
-    (tmp_path / "h100").write_text(H100)
     dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_module_re=.*(train_steps|call).*"
     switches = {"XLA_FLAGS": dump, "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
-    command = [sys.executable, "-c", COMPILE, model, precision, str(seeds), str(tmp_path / "h100")]
+    command = [sys.executable, "-c", COMPILE, model, precision, str(seeds), H100]
     subprocess.run(command, env={**os.environ, **switches}, check=True)
     [dump] = tmp_path.glob("*thunk_sequence_after_thunk_passes.txt")
     [body] = re.findall(r"(?m)^  body:\n((?: {4}.*\n)+)", dump.read_text())

@@ -210,6 +210,11 @@ def test_bfloat16_trains_on_a_cpu_with_float32_parameters_and_a_warning(config):
     watch.on_warning.assert_called_once_with(warning)
 
 
+def test_fit_says_that_it_uses_other_data(config, tmp_path, no_network):
+    with pytest.warns(UserWarning, match="digits instead of MNIST"):
+        fit(config(dataset="auto", data_dir=tmp_path / "empty", max_steps=1), callbacks=[])
+
+
 def test_fit_shows_the_run_unless_callbacks_are_given(config, tmp_path, capsys):
     result = fit(config(epochs=1))
     shown = capsys.readouterr().out.splitlines()

@@ -109,7 +109,7 @@ class Predict(PlatformFlags):
                 digit = read_digit(path)
             except DataError as error:
                 is_other = isinstance(error, NotAPictureError) and path not in named
-                is_other &= path.suffix.lower() not in Image.registered_extensions()
+                is_other &= path.suffix.lower() not in {".heic", *Image.registered_extensions()}
                 skipped += is_other
                 failed += not is_other
                 word = "warning" if is_other else "error"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from shared import ROOT
 
 from mnist_jax import Config, evaluate, fit, load_dataset, predict
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
@@ -33,6 +34,7 @@ def test_without_a_run_the_network_of_the_package_answers(pictures, command):
     right = [line[0] == path.stem[-1] for line, path in zip(lines, pictures, strict=True)]
     assert (status, err.count("\n"), "the MLP that comes with mnist_jax" in err) == (0, 1, True)
     assert sum(right) >= 25
+    assert command("predict", ROOT / "docs/figures/digit.png")[1].startswith("5 ")  # with axes
 
 
 def test_json_agrees_with_the_function_and_batches_with_single_pictures(runs, pictures, command):
@@ -94,10 +96,19 @@ def test_classes_have_the_names_of_the_run_s_data_set(copied, pictures, command)
 def test_bad_files_get_lines_and_the_others_answers(runs, pictures, tmp_path, command, monkeypatch):
     (tmp_path / "bad" / "folder.png").mkdir(parents=True)
     folder, good = tmp_path / "bad", pictures[0]
-    for name in ("zero.JPG", ".hidden.png", "notes.txt", "folder.png/x.png"):
+    for name in (
+        "zero.JPG",
+        "a.jfif",
+        "b.tif",
+        "c",
+        ".hidden.png",
+        "notes.txt",
+        "folder.png/x.png",
+    ):
         shutil.copy(good, folder / name)
     Image.new("L", (100, 100), 230).save(folder / "blank.png")
     (folder / "cut.jpeg").write_bytes(good.read_bytes()[:200])
+    (folder / "d.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(12))
     os.mkfifo(folder / "pipe.png")
     for name in ("new\nline\x1b[2J.png", "readme.md"):
         (folder / name).write_bytes(b"")
@@ -106,16 +117,17 @@ def test_bad_files_get_lines_and_the_others_answers(runs, pictures, tmp_path, co
 
     status, out, err = command("predict", *words)
     assert status == 3
-    names = ["notes.txt", "zero.JPG", "notes.txt"]
+    names = ["a.jfif", "b.tif", "c", "notes.txt", "zero.JPG", "notes.txt"]
     assert [line.rpartition("/")[2] for line in out.splitlines()] == names
     reasons = (
         "blank.png: no digit found",
         "cut.jpeg cannot be decoded",
+        "d.HEIC is not a picture",
         r"new\nline\x1b[2J.png is not a picture",
         "pipe.png is not a file",
         "readme.md is not a picture",
         "nowhere.png: No such file",
-        "pictures without an answer: 5 of 8; the lines above say why",
+        "pictures without an answer: 6 of 12; the lines above say why",
     )
     for line, reason in zip(err.splitlines(), reasons, strict=True):
         kind = "warning: " if "readme" in reason else "error: "  # not meant as a picture
@@ -127,8 +139,8 @@ def test_bad_files_get_lines_and_the_others_answers(runs, pictures, tmp_path, co
 
     status, out, _ = command("predict", *words, "--json")
     answers = [json.loads(line) for line in out.splitlines()]
-    assert (status, len(answers)) == (3, 8)
-    assert sum(answer.keys() == {"file", "error"} for answer in answers) == 5
+    assert (status, len(answers)) == (3, 12)
+    assert sum(answer.keys() == {"file", "error"} for answer in answers) == 6
 
     with pytest.raises(DataError, match="no digit found"):
         predict(runs / "one", folder / "blank.png")

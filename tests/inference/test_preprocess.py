@@ -122,6 +122,7 @@ LINED = {
     "box": (BOX, 0, 4),
     "grey box": (BOX, 130, 4),
     "three sides": (BOX[:3], 0, 4),
+    "cells": ([(x, 0, x, 199) for x in (20, 180)] + [(0, y, 199, y) for y in (10, 190)], 0, 3),
     "margin line": ([(12, 0, 12, 199)], 0, 3),
     "line above": ([(0, 9, 199, 9)], 0, 3),
     "form": ([*BOX, (100, 170, 100, 199)], 0, 2),

@@ -45,7 +45,7 @@ def test_what_was_changed_is_named(copied, command, change, named):
     assert f"differs from what its run wrote: {named}: " in err
 
 
-def test_more_than_rounding_is_a_difference(copied, command):
+def test_more_than_rounding_is_a_difference(copied, command, monkeypatch):
     """One image of 360 is more than the tolerance of 0.1 %."""
     path = (folder := copied("one")) / "result.json"
     correct = (record := json.loads(path.read_text()))["test_correct"]
@@ -55,6 +55,10 @@ def test_more_than_rounding_is_a_difference(copied, command):
     status, _, err = command("verify", folder)
     assert status == 4
     assert f"wrote: accuracy: {correct} of 360 test images, recorded: {correct - 1}" in err
+    monkeypatch.setattr("mnist_jax.inference.verify.TOLERANCE", 1 / 360)
+    status, out, _ = command("verify", folder)
+    used = json.loads((folder / "environment.json").read_text())["instruction_set"]
+    assert (status, f"on cpu ({used}), which may round differently" in out) == (0, True)
 
 
 def test_runs_that_are_not_complete(copied, command):

@@ -20,6 +20,6 @@ def test_what_changes_numbers_is_recorded_without_paths_and_addresses(monkeypatc
     assert not [word for word in ("somebody", "10.0.0.1", "secret") if word in text]
     assert found["jax"] == jax.__version__
     assert (found["platform"], found["processes"]) == ("cpu", 1)
-    assert {"python", "cpu", "cores", "git_dirty"} <= found.keys()
+    assert {"python", "cpu", "cores", "instruction_set", "git_dirty"} <= found.keys()
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # as in a container
     assert environment.describe(device)["git_commit"] == found["git_commit"]
