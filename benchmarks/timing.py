@@ -63,7 +63,6 @@ def measure(
         if spent_s >= warmup_s[1] or (stable and spent_s >= warmup_s[0]):
             break
         before_s = elapsed_s
-
     taken: list[float] = []
     gc.collect()
     gc.disable()

@@ -113,10 +113,8 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
     # Several calls in flight at once block each other on the devices of one CPU.
     settle = jax.block_until_ready if mesh.size > 1 and dynamic else (lambda x: x)
     state = programs.init_state(keys, {}, None, None)
-    details = {
-        f"{name}_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-        for name, tree in (("params", state.params), ("optimizer", state.opt_state))
-    }
+    trees = {"params_bytes": state.params, "optimizer_bytes": state.opt_state}
+    details = {name: sum(x.nbytes for x in jax.tree.leaves(trees[name])) for name in trees}
 
     def slowed(count: int) -> int:
         return round((1 + job.slow_down) * count)
@@ -124,8 +122,8 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
     args = state, metrics, split, order, keys, firsts[0]
     program: Any = None
     single = put(np.int32(1))
+    count: Any = single if dynamic else slowed(unit) if job.mode == jobs.MANY else 1
     if job.mode != jobs.HOST and "train" in job.what:
-        count = single if dynamic else slowed(unit) if job.mode == jobs.MANY else 1
         program, found = compile_steps(programs.train_steps, device, *args, count)
         details |= found
 
@@ -165,6 +163,10 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
         return settle(compiled["eval"](*args[: 5 + dynamic]))
 
     def traced(state: Any) -> dict[str, Any]:
+        nonlocal program
+        if first.platform == "gpu":  # a kernel in a graph does not say which operation it is of
+            alone = {compiler.COMMAND_BUFFER: ""}
+            program = programs.train_steps.lower(state, *args[1:], count).compile(alone)
         names = trace.layers_of(program.as_text(), [layer.name for layer in layers(how["model"])])
         return trace.of_steps(many, state, trace.STEPS_ON_CPU if dynamic else unit, names, dump)
 
@@ -179,8 +181,7 @@ def run(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         if platform != "cpu" and any(job["trace"] for job in cases):
             dump = Path(folder)
-            flags = os.environ.get("XLA_FLAGS", "")
-            os.environ["XLA_FLAGS"] = f"{flags} {trace.DUMP.format(dump)}".strip()
+            os.environ["XLA_FLAGS"] = f"{trace.DUMP} {os.environ.get('XLA_FLAGS', '')}".format(dump)
             jax.config.update("jax_enable_compilation_cache", False)  # it would write no list
         found = jobs.run_all(cases, partial(make, dump=dump))
     if platform == "gpu":

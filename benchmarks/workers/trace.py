@@ -1,7 +1,7 @@
 """Counts what one training step makes the device do, from a trace of the real step.
 
-While a trace is taken XLA launches every kernel by itself, without CUDA graphs, with larger gaps.
-What the host issues is therefore counted in XLA's list of thunks, which it writes as `DUMP` says.
+The traced program has no CUDA graphs, and larger gaps. What the host issues is therefore counted in
+the list of thunks that XLA writes, as `DUMP` says, of a program with graphs.
 """
 
 import itertools

@@ -4,11 +4,12 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from mnist_jax.atomic_io import write_atomically
 from mnist_jax.compiler import enable_compilation_cache
-from mnist_jax.errors import DeviceError, printable
+from mnist_jax.config import CHOICES
+from mnist_jax.errors import DeviceError, printable, unknown_choice
 from mnist_jax.inference.restore import PRETRAINED, LoadedRun, load_runs
 
 try:
@@ -28,8 +29,14 @@ Runs = Annotated[  # may be empty, because tyro has no "one or more"; `load_runs
 class PlatformFlags:
     """The flag of a command that computes with a saved model."""
 
-    platform: Literal["auto", "cpu", "gpu", "tpu", "cuda", "rocm"] | None = None
-    """Device to run on; auto: the best that JAX finds. None: the run's."""
+    platform: str | None = None
+    """Device to run on: cpu, gpu, tpu, or auto, the best that JAX finds. None: the run's."""
+
+    def __post_init__(self):
+        if self.platform is not None:
+            object.__setattr__(self, "platform", self.platform.lower())
+            if self.platform not in CHOICES["platform"]:
+                raise unknown_choice("platform", self.platform, CHOICES["platform"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -46,25 +46,14 @@ def test_a_file_that_is_not_there_is_named(originals):
 
 
 IMAGES = small.idx(np.zeros((60, 28, 28), np.uint8))
-LABELS = small.idx(np.zeros(60, np.uint8))
 STORED = bytearray(gzip.compress(IMAGES, compresslevel=0))
 STORED[1000] ^= 1  # only the checksum of gzip shows it
+REFUSED = [b"not gzip", gzip.compress(IMAGES)[:-20], bytes(STORED)]
+REFUSED += [gzip.compress(data) for data in (b"", IMAGES[:-1], IMAGES + b"\0")]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        (sources.TRAIN_IMAGES, b"not gzip", "is not an IDX file"),
-        (sources.TRAIN_IMAGES, gzip.compress(IMAGES)[:-20], "is not an IDX file"),
-        (sources.TRAIN_IMAGES, bytes(STORED), "is not an IDX file"),
-        (sources.TRAIN_IMAGES, gzip.compress(b""), "is not an IDX file"),
-        (sources.TRAIN_IMAGES, gzip.compress(IMAGES[:-1]), "is not an IDX file"),
-        (sources.TRAIN_IMAGES, gzip.compress(IMAGES + b"\0"), "is not an IDX file"),
-    ],
-    ids=range(6),
-)
-def test_a_file_that_is_not_the_idx_file_expected_is_refused(originals, name, content, message):
-    contents = {**sources.read_originals("mnist", originals), name: content}
-    with pytest.raises(DataError, match=message) as refused:
+@pytest.mark.parametrize("content", REFUSED, ids=range(6))
+def test_a_file_that_is_not_the_idx_file_expected_is_refused(originals, content):
+    contents = {**sources.read_originals("mnist", originals), sources.TRAIN_IMAGES: content}
+    with pytest.raises(DataError, match=f"^{sources.TRAIN_IMAGES} is not an IDX file.*$"):
         sources.parse(contents)
-    assert name in str(refused.value) and "\n" not in str(refused.value)

@@ -24,6 +24,7 @@ def places(runs, copied, pictures, tmp_path) -> dict[str, Path]:
         ("predict {run}", 2, "no picture is named"),
         ("predict {run} {empty}", 3, "empty holds no file"),
         ("predict {run} {picture} --platform=tpu", 6, "no device for --platform=tpu"),
+        ("predict {run} {picture} --device=TPUU", 2, "did you mean tpu?"),
         ("predict {run} {picture} --save_preprocessed=a\0b", 2, "is not a path"),
         ("predict {run} {picture} --save_preprocessed={run}/config.json", 6, "cannot write"),
         ("predict nowhere {picture}", 2, "nowhere is neither a run nor a picture"),
