@@ -56,11 +56,7 @@ def test_options_reach_arguments_without_a_default_and_models_are_classes(monkey
         ("model", ["cn"], "did you mean cnn"),
         ("preset", ["tutorials"], "did you mean tutorial"),
         ("platform", ["metal"], "choose from auto, cpu, .*gpu, .*tpu"),
-        (
-            "activation",
-            ["sigmoid"],
-            "the model 'cnn', .* have no argument activation; leave --",
-        ),
+        ("activation", ["sigmoid"], "the model 'cnn', .* have no argument activation; leave --"),
         ("options", [("gamma",)], "words such as gamma=3"),
         ("options", [("dropout=0.1",)], "give --dropout, not --options"),
         ("options", [("num_classes=47",)], "the data or --precision set num_classes"),

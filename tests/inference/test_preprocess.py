@@ -174,10 +174,7 @@ def encoded(kind: str) -> bytes:
         (lambda path: path.mkdir(), "is not a file"),
         (lambda path: path.symlink_to("/dev/zero"), "is not a file"),
         (lambda path: path.symlink_to(path.name), "Too many levels"),
-        (
-            lambda path: os.truncate(path, path.write_bytes(b"") or 10**12),
-            "100,000,000 bytes",
-        ),
+        (lambda path: os.truncate(path, path.write_bytes(b"") or 10**12), "100,000,000 bytes"),
     ],
 )
 def test_an_unreadable_file_is_refused(make, message, tmp_path):
