@@ -31,10 +31,9 @@ def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: s
     import tyro
 
     about: dict[str, Any] = {"prog": prog, "description": description, "use_underscores": True}
-    about |= {"config": (tyro.conf.DisallowNone,)}  # who wants a default leaves the flag out
     if {"-h", "--help"} & set(argv):
         with contextlib.suppress(SystemExit):
-            tyro.cli(_shown(kind), args=["--help"], **about)
+            tyro.cli(_shown(kind), args=["--help"], config=(tyro.conf.DisallowNone,), **about)
         for words in getattr(kind, "EXAMPLES", ()):
             print(f"example: {prog} {words}")
         sys.exit()
