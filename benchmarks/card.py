@@ -13,8 +13,7 @@ METHOD = """\
   and compilation are outside. Images, labels and weights are random.
 - A launch is a process. It counts by its least sample on a CPU, where other work only adds to a
   time, by its median elsewhere; a time is the median over the launches. Intervals are of launches.
-- Peers take turns with this project, with the same batches, samples and malloc settings; ratios are
-  taken within a round.
+- Peers take turns with this project, with the same batches and samples; a ratio is of one round.
 - The roof is the best sample of several sizes. A layer's time is its share of the kernels in a
   trace of the step, taken without CUDA graphs.
 - Time to accuracy holds loading the data, not compiling; a seed that misses counts as infinite."""

@@ -1,6 +1,7 @@
 """Starts the processes that are measured, describes the machine, and reads the flags."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -32,8 +33,7 @@ SERVE = "from benchmarks.workers import job; job.serve()"
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_MAX_": "0"}
 MALLOC |= {"MALLOC_ARENA_MAX": "1"}
 CACHE_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
-PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu", "nvidia-cudnn-cu12")
-PLUGINS += ("nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
+PLUGINS = ("jax-cuda", "libtpu", "nvidia-cudnn", "nvidia-cublas")  # names begin so
 GPU_FIELDS = ("name", "driver_version", "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem")
 GPU_FIELDS += ("power.draw", "power.limit", "temperature.gpu", "clocks_event_reasons.active")
 
@@ -66,8 +66,10 @@ def run(
     try:
         out, err = process.communicate(timeout=timeout_s)
     except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        for number in (signal.SIGTERM, signal.SIGKILL):  # by the first, a command ends its own
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.communicate(timeout=5)
         if isinstance(error, subprocess.TimeoutExpired):
             raise OutOfTimeError(f"not finished after {timeout_s:.0f} s") from None
         raise
@@ -134,10 +136,12 @@ def where(platform: str) -> dict[str, Any]:
 def describe(platform: str) -> dict[str, Any]:
     """What a time depends on: the environment, the plugins, the load, the GPU's state."""
     device = mesh.select_device(platform)
-    found = {d.name: d.version for d in importlib.metadata.distributions() if d.name in PLUGINS}
+    installed = importlib.metadata.distributions()
+    found = {d.name: d.version for d in installed if d.name.startswith(PLUGINS)}
     gpu = gpu_state() if device.platform == "gpu" else None
     limits = {name: gpu[name] for name in ("power.limit", "clocks.max.sm")} if gpu else {}
     context = environment.describe(device) | {"plugins": found, "load": os.getloadavg()}
+    context["variables"] |= MALLOC if device.platform == "cpu" else {}
     return context | {"gpu": gpu} | limits
 
 
@@ -263,8 +267,7 @@ def main(
             options.platform = recorder.found.platform
             command(options, recorder)
             recorder.write()
-            lost = recorder.found.context["excluded"].items()
-            lost = [f"excluded: {what}: {why}" for what, why in lost]
+            lost = [f"excluded: {k}: {v}" for k, v in recorder.found.context["excluded"].items()]
             print("\n\n".join(filter(None, [*report(recorder.found), *lost])))
     except MnistJaxError as error:
         say(f"error: {error}")

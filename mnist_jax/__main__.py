@@ -11,7 +11,6 @@ from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.errors import unknown_choice
 from mnist_jax.ops import malloc
 from mnist_jax.parallel import distributed
-from mnist_jax.parallel.mesh import select_device
 
 TRAIN = "Trains a network and prints how many of the test images it classifies correctly."
 COMMANDS = {  # besides train
@@ -44,10 +43,10 @@ def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0)
     """Trains as the flags say; returns the exit status. import_s: seconds of imports so far."""
 
     def command() -> None:
+        malloc.tune_glibc()
         config = cli.parse(Config, argv, prog=prog, description=TRAIN).resolve()
         processes = config.coordinator, config.num_processes, config.process_id
         warnings = distributed.initialize(*processes)
-        malloc.tune_glibc(select_device(config.platform).platform)
         warnings += enable_compilation_cache(config.compilation_cache)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -78,10 +77,9 @@ def main(argv: list[str]) -> int:
         if name not in COMMANDS:
             raise unknown_choice("command", name, ["train", *COMMANDS])
         kind = _load(name)
+        malloc.tune_glibc()
         prog, description = f"python -m mnist_jax {name}", inspect.getdoc(kind) or ""
-        run = cli.parse(kind, words, prog=prog, description=description).run
-        malloc.tune_glibc(jax.default_backend())
-        run()
+        cli.parse(kind, words, prog=prog, description=description).run()
 
     return cli.exit_status(command, debug="--debug" in argv)
 

@@ -184,10 +184,9 @@ def test_the_cells_of_the_notebook_run_one_after_another(here, capsys):
     cells = json.loads((ROOT / TUTORIAL).with_suffix(".ipynb").read_text())["cells"]
     names: dict = {}
     for code in (cell["source"] for cell in cells if cell["cell_type"] == "code"):
-        code = code.replace('dataset="mnist"', 'dataset="digits", max_steps=2').replace(
-            "/ten", "/cells"
-        )
-        exec(re.sub("(?m)^!.*", "", code.replace('"mnist"', '"digits"')), names)
+        code = code.replace('dataset="mnist"', 'dataset="digits", max_steps=2')
+        code = code.replace("/ten", "/cells").replace('"mnist"', '"digits"')
+        exec(re.sub("(?m)^!.*", "", code), names)
     out = capsys.readouterr().out
     assert out.count("test accuracy: ") == 8 and "5,259,594 parameters\n" in out
 

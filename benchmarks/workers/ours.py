@@ -121,23 +121,22 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
 
     args = state, metrics, split, order, keys, firsts[0]
     program: Any = None
-    single = put(np.int32(1))
-    count: Any = single if dynamic else slowed(unit) if job.mode == jobs.MANY else 1
+    length = put(np.int32(1)) if dynamic else slowed(unit) if job.mode == jobs.MANY else 1
     if job.mode != jobs.HOST and "train" in job.what:
-        program, found = compile_steps(programs.train_steps, device, *args, count)
+        program, found = compile_steps(programs.train_steps, device, *args, length)
         details |= found
 
     def many(state: Any, count: int) -> Any:
         for done in range(0, count, longest):
-            length = [put(np.int32(slowed(min(longest, count - done))))] if dynamic else []
-            state, *_ = settle(program(state, *args[1:], *length))
+            turns = [put(np.int32(slowed(min(longest, count - done))))] if dynamic else []
+            state, *_ = settle(program(state, *args[1:], *turns))
         return state
 
     def one(state: Any, count: int) -> Any:
         sums = metrics
         for i in range(slowed(count)):
             place = order, keys, firsts[i % len(firsts)]
-            state, sums, _ = settle(program(state, sums, split, *place, *[single] * dynamic))
+            state, sums, _ = settle(program(state, sums, split, *place, *[length] * dynamic))
         return state
 
     @partial(jax.jit, donate_argnums=0, compiler_options=compiler.compiler_options(device))
@@ -165,8 +164,8 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
     def traced(state: Any) -> dict[str, Any]:
         nonlocal program
         if first.platform == "gpu":  # a kernel in a graph does not say which operation it is of
-            alone = {compiler.COMMAND_BUFFER: ""}
-            program = programs.train_steps.lower(state, *args[1:], count).compile(alone)
+            lowered = programs.train_steps.lower(state, *args[1:], length)
+            program = lowered.compile({compiler.COMMAND_BUFFER: ""})
         names = trace.layers_of(program.as_text(), [layer.name for layer in layers(how["model"])])
         return trace.of_steps(many, state, trace.STEPS_ON_CPU if dynamic else unit, names, dump)
 
@@ -181,7 +180,7 @@ def run(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         if platform != "cpu" and any(job["trace"] for job in cases):
             dump = Path(folder)
-            os.environ["XLA_FLAGS"] = f"{trace.DUMP} {os.environ.get('XLA_FLAGS', '')}".format(dump)
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {trace.DUMP.format(dump)}"
             jax.config.update("jax_enable_compilation_cache", False)  # it would write no list
         found = jobs.run_all(cases, partial(make, dump=dump))
     if platform == "gpu":

@@ -74,8 +74,7 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
         loss_fn(image[index], label[index]).backward()
         tx.step()
 
-    size, batches = job.batch_size, len(order) // job.batch_size
-    done = 0
+    size, batches, done = job.batch_size, len(order) // job.batch_size, 0
 
     def train(state: None, steps: int) -> None:
         nonlocal done

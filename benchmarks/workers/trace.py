@@ -1,7 +1,7 @@
 """Counts what one training step makes the device do, from a trace of the real step.
 
 The traced program has no CUDA graphs, and larger gaps. What the host issues is therefore counted in
-the list of thunks that XLA writes, as `DUMP` says, of a program with graphs.
+the list of thunks that XLA writes, as `DUMP` says, of a program with graphs, and of no other.
 """
 
 import itertools

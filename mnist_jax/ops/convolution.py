@@ -1,4 +1,4 @@
-"""3×3 convolution and 2×2 max pooling: XLA's convolution on GPU and TPU, Winograd's on a CPU.
+"""The 3×3 convolution: XLA's on GPU and TPU, Winograd's on a CPU.
 
 XLA's CPU convolutions are slow in training, above all the gradient of the kernel and anything in a
 loop. Its matrix products are fast, and Winograd's minimal filtering F(4×4, 3×3) [1] turns a
@@ -107,20 +107,19 @@ def conv3x3(
         (batch, height, width, out), or with 'VALID' (batch, height - 2, width - 2, out).
     """
     options = {"padding": padding, "precision": precision}
-    cpu, default = partial(_on_cpu, **options), partial(_direct, **options)
-    return lax.platform_dependent(x, w, cpu=cpu, default=default)
+    cpu, cuda = partial(_on_cpu, **options), partial(_on_cuda, **options)
+    return lax.platform_dependent(x, w, cpu=cpu, cuda=cuda, default=partial(_direct, **options))
 
 
 def _forward(x, w, padding, precision):
-    # The barrier keeps XLA from fusing the bias into cuDNN's convolution: then a kernel of its own
-    # would copy each bias out of the loop's carry first. The activation's kernel adds it for free.
     options = {"padding": padding, "precision": precision}
     cpu, default = partial(_on_cpu, **options), partial(_direct, **options)
 
     def cuda(x, w):
-        if x.shape[3] == 1:  # cuDNN is slow at one channel
-            return _one_channel(_bordered(x, padding), w).astype(x.dtype)
-        return lax.optimization_barrier(default(x, w))
+        # The barrier keeps XLA from fusing the bias into cuDNN's convolution: then a kernel of its
+        # own would copy each bias out of the loop's carry first. The activation adds it for free.
+        y = _on_cuda(x, w, **options)
+        return y if x.shape[3] == 1 else lax.optimization_barrier(y)
 
     return lax.platform_dependent(x, w, cpu=cpu, cuda=cuda, default=default), (x, w)
 
@@ -129,29 +128,37 @@ def _backward(padding, precision, residuals, g):
     x, w = residuals
     options = {"padding": padding, "precision": precision}
     cpu, default = partial(_gradients_on_cpu, **options), partial(_direct_gradients, **options)
-    return lax.platform_dependent(x, w, g, cpu=cpu, default=default)
+
+    def cuda(x, w, g):
+        dx, dw = default(x, w, g)
+        return dx, _one_channel_dw(_bordered(x, padding), g, precision) if x.shape[3] == 1 else dw
+
+    return lax.platform_dependent(x, w, g, cpu=cpu, cuda=cuda, default=default)
 
 
 conv3x3.defvjp(_forward, _backward)
 
 
+def _on_cuda(x, w, padding, precision):
+    """cuDNN's convolution; it is slow at one channel, which is summed up instead."""
+    if x.shape[3] == 1:
+        return _one_channel(_wide(_bordered(x, padding)), _wide(w)).astype(x.dtype)
+    return _direct(x, w, padding, precision)
+
+
 def _direct(x, w, padding, precision):
     """XLA's own convolution."""
-    convolve = partial(_convolution, padding=padding, precision=precision)
-    return _one_by_one(convolve)(x, w)
+    return _one_by_one(partial(_convolution, padding=padding, precision=precision))(x, w)
 
 
 def _direct_gradients(x, w, g, padding, precision):
     """XLA's own gradients, for which GPUs have routines."""
     convolve = partial(_convolution, padding=padding, precision=precision)
-    dx, dw = _one_by_one(lambda x, w, g: jax.vjp(convolve, x, w)[1](g))(x, w, g)
-    if x.shape[3] == 1:  # as in `_forward`
-        dw = _one_channel_dw(_bordered(x, padding), g, precision)
-    return dx, dw
+    return _one_by_one(lambda x, w, g: jax.vjp(convolve, x, w)[1](g))(x, w, g)
 
 
 def _one_by_one(function):
-    """The function; under `jax.vmap` it is called for each element of the batch.
+    """The function; under `jax.vmap` over all its arguments it is called for each element.
 
     `jax.vmap` of convolutions with a kernel each is one with groups of channels. On an H200 cuDNN
     computes the groups one after the other, from copies, and by slower kernels than without groups.
@@ -160,6 +167,8 @@ def _one_by_one(function):
 
     @one.def_vmap
     def many(size, batched, *arrays):
+        if batched in ([True, False], [False, True]):  # shared images or kernels need no groups
+            return jax.vmap(function, [0 if b else None for b in batched])(*arrays), True
         pairs = [*zip(arrays, batched, strict=True)]
         outputs = [one(*(x[i] if b else x for x, b in pairs)) for i in range(size)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
@@ -203,9 +212,8 @@ def _gradients_on_cpu(x, w, g, padding, precision):
     d = _transform_tiles(g, A_T.T, [(0, -n % TILE) for n in g.shape[1:3]])
     dx = _winograd_dx(d, w, x.shape, border, precision)
     if x.shape[3] == 1:
-        pixels = jnp.stack(_window_pixels(_pad(x, [(border, border)] * 2)))[
-            ..., 0
-        ]  # (9, batch, height, width)
+        pixels = jnp.stack(_window_pixels(_pad(x, [(border, border)] * 2)))
+        pixels = pixels[..., 0]  # (9, batch, height, width)
         dw = lax.dot_general(pixels, g, (((1, 2, 3), (0, 1, 2)), ((), ())), precision)
         dw = dw.reshape(3, 3, 1, -1)
     else:
@@ -314,15 +322,15 @@ def _pad(x, pads):
 
 def _one_channel(x, w):
     """The definition as one fused sum: a single input channel leaves no matrix product."""
-    pairs = zip(_window_pixels(x), _wide(w).reshape(9, -1), strict=True)
-    return reduce(jnp.add, [_wide(pixel) * k for pixel, k in pairs])
+    pairs = zip(_window_pixels(x), w.reshape(9, -1), strict=True)
+    return reduce(jnp.add, [pixel * k for pixel, k in pairs])
 
 
 def _one_channel_dw(x, g, precision):
-    """The kernel's gradient off the CPU: of each image, so that a GPU computes them at once."""
+    """The kernel's gradient: one product for each image, which a GPU computes at once, summed."""
     windows = jnp.concatenate(_window_pixels(x), axis=-1)  # (batch, height, width, 9)
-    numbers = ((1, 2), (1, 2)), ((0,), (0,))
-    dw = lax.dot_general(windows, g, numbers, precision, preferred_element_type=jnp.float32)
+    numbers, dtype = (((1, 2), (1, 2)), ((0,), (0,))), jnp.promote_types(x.dtype, jnp.float32)
+    dw = lax.dot_general(windows, g, numbers, precision, preferred_element_type=dtype)
     return jnp.sum(dw, axis=0).reshape(3, 3, 1, -1).astype(x.dtype)
 
 

@@ -2,6 +2,9 @@
 
 import contextlib
 import ctypes
+import importlib.metadata
+import importlib.util
+import os
 import sys
 
 # Parameters of mallopt, numbered as in glibc's malloc.h, and their values.
@@ -9,18 +12,25 @@ TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 SETTINGS = {TRIM_THRESHOLD: 2**31 - 1, MMAP_MAX: 0, ARENA_MAX: 1}
 
 
-def tune_glibc(platform: str) -> None:
-    """Makes malloc keep freed memory in one arena, if the platform is cpu and glibc is there.
+def tune_glibc() -> None:
+    """Makes malloc keep freed memory in one arena; does nothing without glibc.
 
-    Changes the whole process; call it before the first computation. On a CPU each call of a
-    compiled program allocates and frees its temporaries, 200 MB for a step of the CNN. By default
-    glibc returns this memory to the system, so the next call page-faults it back in. For a GPU all
-    cores compile, and would wait for the one arena.
+    Changes the whole process; call it before JAX starts a backend, whose threads take arenas. On a
+    CPU each call of a compiled program allocates and frees its temporaries, 200 MB for a step of
+    the CNN. By default glibc returns this memory to the system, so the next call page-faults it
+    back in. Where JAX has an accelerator's plugin nothing changes: all cores compile for it, and
+    would wait for the one arena.
     """
-    if platform != "cpu":
+    if os.environ.get("JAX_PLATFORMS") != "cpu" and has_accelerator():
         return
     for parameter, value in SETTINGS.items():
         _call_glibc("mallopt", parameter, value)
+
+
+def has_accelerator() -> bool:
+    """Whether JAX is installed with a plugin for a GPU or TPU; starts none."""
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return bool(plugins) or importlib.util.find_spec("libtpu") is not None
 
 
 def trim() -> None:

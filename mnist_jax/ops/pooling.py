@@ -9,6 +9,7 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
     If several pixels of a window share the maximum, the first in reading order gets the gradient,
     as in TensorFlow and PyTorch. Unlike a window reduction, this may ignore a NaN beside a number.
+    It has a gradient in reverse mode only.
     """
     return _max_pool(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
 

@@ -29,10 +29,19 @@ def test_a_failure_is_its_last_line_and_a_process_that_hangs_is_ended_with_its_c
     with pytest.raises(launch.OutOfTimeError, match="not finished after 1 s"):
         launch.run(["bash", "-c", "sleep 60 & sleep 60"], timeout_s=1)
     assert time.monotonic() - started < 30
-    measure = "lambda _: launch.run(['bash', '-c', 'sleep 1; kill $PPID; sleep 2; touch late'])"
-    program = f"from benchmarks import launch; launch.main('', {measure}, 'model')"
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 143
-    assert not time.sleep(2) and not (launch.ROOT / "late").exists()
+
+
+def test_sigterm_ends_a_command_with_all_that_it_measures(tmp_path):
+    late = f"touch {tmp_path}/begun; sleep 4; touch {tmp_path}/late"
+    command = "from benchmarks import launch; launch.main('', lambda _: launch.run({}), 'model')"
+    inner = [sys.executable, "-c", command.format(["bash", "-c", late])]
+    process = subprocess.Popen([sys.executable, "-c", command.format(inner)])
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    time.sleep(5)
+    assert not (tmp_path / "late").exists()
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,7 @@ def test_without_a_run_the_network_of_the_package_answers(pictures, command):
     right = [line[0] == path.stem[-1] for line, path in zip(lines, pictures, strict=True)]
     assert (status, err.count("\n"), "the MLP that comes with mnist_jax" in err) == (0, 1, True)
     assert sum(right) >= 25
-    with_axes = ROOT / "docs" / "figures" / "digit.png"
-    assert command("predict", with_axes, "--device=CPU")[1].startswith("5 ")
+    assert command("predict", ROOT / "docs/figures/digit.png", "--device=CPU")[1].startswith("5 ")
 
 
 def test_json_agrees_with_the_function_and_batches_with_single_pictures(runs, pictures, command):
