@@ -150,15 +150,13 @@ def test_damaged_data_are_an_error_and_stay(originals, data_dir, no_network, fil
     assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
 
 
-@pytest.mark.parametrize("module", ["tensorflow_datasets", "array_record"])
-def test_without_tfds_the_command_warns(originals, truth, data_dir, monkeypatch, capsys, module):
-    monkeypatch.setitem(sys.modules, module, None)
+def test_without_tfds_the_command_warns(originals, truth, data_dir, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     PrepareData(data_dir=data_dir, manual_dir=originals).run()
     out, err = capsys.readouterr()
     assert out == f"mnist: 60 train, 20 test images, original files in {originals}\n"
     [line] = err.splitlines()
     assert line.startswith(f"warning: {data_dir / 'mnist' / '3.0.1'} is not prepared: ")
-    assert module in line
     again = load_dataset("mnist", data_dir=data_dir)
     assert_holds(again, truth)
     assert again.warnings == ()

@@ -14,7 +14,7 @@ from mnist_jax import Callback, fit, models
 from mnist_jax.errors import NonFiniteError
 from mnist_jax.runs.results import accuracy_line
 
-MLP = {"model": "mlp", "hidden_sizes": (128,), "epochs": 1, "seeds": 2}
+MLP = {"model": "mlp", "hidden_sizes": (128,), "epochs": 1}
 CNN = {"model": "cnn", "batch_size": 50, "hidden_sizes": (16,), "max_steps": 3, "seeds": 2}
 ADAMW = {"optimizer": "adamw", "schedule": "cosine", "epochs": 1}
 
