@@ -106,8 +106,9 @@ class TrainLoop:
                 evaluated[name] = metrics
                 self._between_calls()
         step = progress.epoch * trainer.steps_per_epoch + num_batches
-        if not np.any(np.isfinite(evaluated["test"].loss_sum)):
-            raise NonFiniteError(f"the test loss is not finite after step {step}")
+        for name, metrics in evaluated.items():  # sums can overflow where no step did
+            if not np.any(np.isfinite(metrics.loss_sum)):
+                raise NonFiniteError(f"the {name} loss is not finite after step {step}")
         row = {
             "epoch": epoch,
             "step": step,

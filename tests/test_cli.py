@@ -110,6 +110,7 @@ def test_the_overview_names_every_command(capsys):
         (["--dataset=mnist", "--manual_dir=nowhere"], 3, "cannot read nowhere"),
         (["--manual_dir=nowhere"], 2, "digits takes no --manual_dir; mnist, "),
         (["--learning_rate=1e38", "--model=mlp"], 5, "the loss or its gradient is not finite"),
+        (["--validation=1300", "--learning_rate=6e33"], 5, "the validation loss is not finite"),
         (["--profile=/dev/null/x"], 6, "/dev/null/x"),
         (["--workdir=/dev/null/x"], 6, "run's folder /dev/null/x (Not a directory)"),
     ],
