@@ -25,9 +25,9 @@ def read_image(path: str | Path) -> np.ndarray:
     """Reads a picture as grey levels, (height, width) float32 from 0 (black) to 255 or less.
 
     The file's content determines the format, not its name; of several frames the first is read.
-    Colours become their luma (ITU-R BT.601). Grey levels of up to 16 bits keep their precision; the
-    brightest one tells how many bits there are. The EXIF orientation is applied. A picture with a
-    side of over `MAX_SIDE` is reduced.
+    Colours become their luma (ITU-R BT.601). Those of more than 8 bits keep their precision; the
+    darkest becomes 0, the brightest 255. The EXIF orientation is applied. A picture with a side of
+    over `MAX_SIDE` is reduced.
 
     Raises:
         DataError: the file cannot be read, is not a picture, is damaged or too large.
@@ -65,8 +65,8 @@ def _to_grey(picture: Image.Image) -> Image.Image:
     """An image of any mode as one of mode L or F, with levels from 0 to 255."""
     if picture.mode.startswith("I"):  # up to 16 bits; many cameras and scanners use 10 to 14
         levels = np.asarray(picture).astype(np.float32)
-        top = max(255, 2 ** int(levels.max()).bit_length() - 1)
-        return Image.fromarray(levels * (255 / top))
+        levels -= levels.min()  # the digit may use a narrow range
+        return Image.fromarray(levels * (255 / max(255, levels.max())))
     if not picture.has_transparency_data:
         return picture.convert("L")
     picture = picture.convert("RGBA")
