@@ -22,7 +22,7 @@ from mnist_jax.errors import first_line, is_out_of_memory
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import count_parameters, param_shapes
 from mnist_jax.ops import malloc
-from mnist_jax.optimizer import ema_params
+from mnist_jax.optimizer import ema_params, make_optimizer
 from mnist_jax.parallel import distributed
 from mnist_jax.parallel.ensemble import over_members
 from mnist_jax.parallel.mesh import put, replicated, sharded, to_host
@@ -121,22 +121,16 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        tx: optax.GradientTransformation,
-        dataset: Dataset,
-        config: Config,
-        mesh: Mesh,
-        *,
-        log: bool = False,
+        self, model: nn.Module, dataset: Dataset, config: Config, mesh: Mesh, *, log: bool = False
     ):
-        assert config.batch_size is not None, "the config is resolved"
+        assert config.batch_size is not None and config.epochs is not None, "config is resolved"
         device = mesh.devices.flat[0]
         self.config = config
         self.seconds = {"compile_s": 0.0, "train_s": 0.0, "eval_s": 0.0}
         self.dynamic = dynamic_loop_bound(device.platform)
         train_size = len(dataset.train.label)
         self.steps_per_epoch = num_batches(train_size, config.batch_size)
+        self.total_steps = config.epochs * self.steps_per_epoch
         self._members = config.num_members
         self._per_run = replicated(mesh)  # the sharding of what the members share
         self._per_member = replicated(mesh) if self._members is None else sharded(mesh)
@@ -151,7 +145,7 @@ class Trainer:
         self.eval_splits = put({**held_out, "test": dataset.test}, self._per_run)
         self._steps = make_steps(
             model,
-            tx,
+            make_optimizer(**config.optimizer_arguments(), steps=self.total_steps),
             mesh,
             train_size=train_size,
             batch_size=config.batch_size,
@@ -173,6 +167,12 @@ class Trainer:
     def state_shapes(self) -> steps.TrainState:
         """Shapes and dtypes of the state; computes nothing."""
         return jax.eval_shape(self._steps.init_state, self.keys, self._grid(), None, None)
+
+    def trace_step(self) -> None:
+        """Traces a training step without compiling it, so that an error in its code is raised."""
+        order = jax.eval_shape(self._steps.epoch_permutation, self.keys, 0)
+        args = self.state_shapes(), Metrics.zeros(self._members), self.train_split, order, self.keys
+        self._steps.train_steps.trace(*args, 0, 1)
 
     def _grid(self) -> dict[str, np.ndarray]:
         """The hyperparameters that differ between members, (members,) float32 each."""

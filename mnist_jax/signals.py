@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -26,9 +27,12 @@ def catch_signals() -> Iterator[Stop]:
     """Records the first signal of `NAMES` in a `Stop`; the next one acts as before.
 
     A signal that the process ignores, as SIGHUP under nohup, or handles in a way of its own, stays
-    as it is. For the main thread.
+    as it is. Only the main thread can handle signals: in another one there is none to record.
     """
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.armed and stop.signal is None:

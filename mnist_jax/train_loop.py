@@ -65,9 +65,10 @@ class TrainLoop:
         distributed.on_primary(lambda: self.run_dir.write_metrics(self.progress.rows))
         self.stop.armed = True
 
-    def run(self, last_step: int) -> Progress:
-        """Trains up to `last_step` updates; returns the progress with NumPy arrays."""
-        steps_per_epoch = self.trainer.steps_per_epoch
+    def run(self) -> Progress:
+        """Trains to the last step; returns the progress with NumPy arrays."""
+        steps_per_epoch, total_steps = self.trainer.steps_per_epoch, self.trainer.total_steps
+        last_step = min(total_steps, self.trainer.config.max_steps or total_steps)
         while (done := self.progress.epoch * steps_per_epoch) < last_step:
             self._epoch(min(steps_per_epoch, last_step - done))
             row = self.progress.rows[-1]
@@ -78,7 +79,9 @@ class TrainLoop:
             for callback in self.callbacks:
                 callback.on_epoch_end(row)
         distributed.on_primary(lambda: self.run_dir.wait_until_saved())
-        return dataclasses.replace(self.progress, state=to_host(self.progress.state))
+        self.stop.armed = False  # nothing is left to save
+        state, seconds = to_host(self.progress.state), self._seconds()
+        return dataclasses.replace(self.progress, state=state, seconds=seconds)
 
     def _epoch(self, num_batches: int) -> None:
         """Trains on the first batches of an epoch; evaluates on the test and validation images."""
@@ -154,11 +157,11 @@ class TrainLoop:
     def save(self) -> None:
         """Starts to write a checkpoint."""
         progress = self.progress
-        progress.seconds = self.seconds()
+        progress.seconds = self._seconds()
         host = dataclasses.replace(progress, state=to_host(progress.state))
         distributed.on_primary(lambda: self.run_dir.save(host))
 
-    def seconds(self) -> dict[str, float]:
+    def _seconds(self) -> dict[str, float]:
         """The timings of this process and of those before it."""
         total = {"total_s": time.perf_counter() - self.started}
         now = {**self.timings, **self.trainer.seconds, **total}

@@ -2,12 +2,9 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
-import threading
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +12,19 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from mnist_jax import steps
 from mnist_jax.callbacks import Callback, PythonWarnings, Result, warn
 from mnist_jax.compiled_steps import Trainer
 from mnist_jax.compiler import compute_dtype, enable_compilation_cache, use_device
 from mnist_jax.config import Config
-from mnist_jax.data import Dataset, load_dataset
-from mnist_jax.data.batches import num_batches
-from mnist_jax.data.split import Split, hold_out
+from mnist_jax.data import Dataset, DataSpec, load_dataset
+from mnist_jax.data.split import hold_out
 from mnist_jax.errors import DeviceError, MnistJaxError, UsageError, first_line
-from mnist_jax.metrics import Metrics, finite_members
+from mnist_jax.metrics import finite_members
 from mnist_jax.models import make_model
-from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel import distributed
 from mnist_jax.parallel.mesh import make_mesh, select_devices, to_host
 from mnist_jax.runs import environment, results
-from mnist_jax.runs.checkpoint import load_saved, stacked_shapes, variables_of
+from mnist_jax.runs.checkpoint import Progress, load_saved, stacked_shapes, variables_of
 from mnist_jax.runs.run_dir import RESULT, RunDir, default_folder, read_config
 from mnist_jax.runs.statistics import percent
 from mnist_jax.signals import Stop, catch_signals
@@ -79,17 +73,15 @@ def fit(
     config = config.resolve()
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(use_device(config.platform, config.precision))
-        cache_warnings: list[str] = []
+        warnings: list[str] = []
         if callbacks is None:
             # The only import of `reporting`: a caller of `fit` expects to see the run.
             from mnist_jax.reporting import make_callbacks
 
             callbacks = make_callbacks(config)
-            cache_warnings = enable_compilation_cache(config.compilation_cache)
+            warnings += enable_compilation_cache(config.compilation_cache)
         callbacks = (callbacks or [PythonWarnings()]) if distributed.is_primary() else []
-        if stop is None:
-            is_main = threading.current_thread() is threading.main_thread()
-            stop = stack.enter_context(catch_signals()) if is_main else Stop()
+        stop = stop or stack.enter_context(catch_signals())
         for callback in callbacks:
             stack.callback(callback.close)
             callback.on_fit_begin(config)
@@ -98,6 +90,8 @@ def fit(
         data_started = time.perf_counter()
         config, dataset = _load_data(config, dataset)
         timings = {"import_s": import_s, "data_s": time.perf_counter() - data_started}
+        for callback in callbacks:
+            callback.on_data_loaded(dataset)
         data = dataset.spec
         model = make_model(
             config.model,
@@ -106,25 +100,22 @@ def fit(
             dtype=compute_dtype(config.precision, device),
             **config.arguments("model"),
         )
-        params, model_state = _initial(config, init_params, model)
-        assert config.batch_size is not None and config.epochs is not None, "resolved"
-        total_steps = config.epochs * num_batches(len(dataset.train.label), config.batch_size)
-        tx = make_optimizer(**config.optimizer_arguments(), steps=total_steps)
+        initial = _initial(config, init_params, model)
+        own = [getattr(callback.on_steps, "__func__", None) for callback in callbacks]
+        log = distributed.broadcast(any(method is not Callback.on_steps for method in own))
+        trainer = Trainer(model, dataset, config, mesh, log=log)
         if config.workdir is None or not (config.workdir / RESULT).exists():
-            how = {"model": model, "tx": tx, "step_config": steps.make_step_config(config)}
-            if config.fork is not None and not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
-                _check_fork(config, dataset, how)
-            if config.num_members and device.platform == "cpu" and hasattr(os, "sysconf"):
-                _check_memory(config.num_members, how)
+            _check_fork(trainer)
+            _check_memory(trainer, device)
         where = environment.describe(device)
-        if jax.process_count() > 1:
-            distributed.check_same(_must_agree(config, dataset, where))
-        warnings = [*cache_warnings, *dataset.warnings]
+        versions = {name: where[name] for name in (*environment.PACKAGES, "platform", "devices")}
+        # The name of a data set stands for its content, the digest for that of other arrays.
+        facts = {**config.hyperparameters(), "the data": data.sha256}
+        distributed.check_same({**facts, **versions})
+        warnings += dataset.warnings
         if config.precision == "bfloat16" and device.platform == "cpu":
             warnings.append("bfloat16 on a CPU is slower than float32; only its accuracy is real")
         warn(callbacks, warnings)
-        for callback in callbacks:
-            callback.on_data_loaded(dataset)
         run: Any = None  # a RunDir in process 0
 
         def open_folder() -> tuple[str, dict[str, Any] | None, list[str]]:
@@ -134,35 +125,27 @@ def fit(
             changes = [] if run.result else run.write_environment(where, config.allow_code_change)
             return str(run.folder), run.result, run.warnings + changes
 
-        folder, record, changes = distributed.on_primary(open_folder)
+        name, record, changes = distributed.on_primary(open_folder)
+        folder = Path(name)
         warn(callbacks, changes)
         if record is None:
-            own = [getattr(callback.on_steps, "__func__", None) for callback in callbacks]
-            log = distributed.broadcast(any(method is not Callback.on_steps for method in own))
-            trainer = Trainer(model, tx, dataset, config, mesh, log=log)
             loop = TrainLoop(trainer, run, callbacks, stop, timings, started)
-            loop.restore(params, model_state)
-            devices, step = list(mesh.devices.flat), loop.progress.step
+            loop.restore(*initial)
+            devices = list(mesh.devices.flat)
             for callback in callbacks:
-                callback.on_train_begin(config, dataset, model, devices, Path(folder), step)
-            progress = loop.run(min(total_steps, config.max_steps or total_steps))
-            stop.armed = False  # nothing is left to save
-            progress.seconds = loop.seconds()
-            problems = list(trainer.warnings)
-            worst = min(finite_members(progress.rows[-1])["train/accuracy"], default=1.0)
-            chance = 1 / data.num_classes
-            if worst < chance + 0.05 * (1 - chance) and config.max_steps is None:
-                problem = f"a train accuracy is {percent(worst)}, hardly better than guessing"
-                problems.append(f"{problem}; a smaller --learning_rate usually helps")
+                step = loop.progress.step
+                callback.on_train_begin(config, dataset, model, devices, folder, step)
+            progress = loop.run()
+            problems = [*trainer.warnings, *_learned_nothing(config, data, progress)]
             warn(callbacks, problems)
+            warnings += problems
             params = to_host(trainer.eval_params(progress.state))
             model_state = progress.state.model_state
-            warnings += problems
             record = results.record(config, data, progress, params, warnings, devices, where)
             distributed.on_primary(lambda: run.finish(record))
         else:
-            params, model_state = _load(Path(folder), config, model)
-        result = Result(params, model_state, record, Path(folder))
+            params, model_state = _load(folder, config, model)
+        result = Result(params, model_state, record, folder)
         for callback in callbacks:
             callback.on_train_end(result)
         return result
@@ -188,37 +171,44 @@ def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset
     return config, dataset
 
 
-def _check_fork(config: Config, dataset: Dataset, how: dict[str, Any]) -> None:
+def _check_fork(trainer: Trainer) -> None:
     """Traces a training step, which fails if what the fork adds does; raises UsageError."""
-
-    def one_step(split: Split) -> Any:
-        key, metrics = jax.random.key(0), Metrics.zeros()
-        state = steps.init_state(key, **how)
-        order = steps.epoch_permutation(key, 0, size=len(dataset.train.label))
-        batches = {"batch_size": config.batch_size, **how}
-        return steps.train_steps(state, metrics, split, order, key, 0, 1, **batches)
-
+    fork = trainer.config.fork
+    if fork is None or jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        return
     try:
-        jax.eval_shape(one_step, dataset.train)
+        trainer.trace_step()
     except MnistJaxError:
         raise
     except Exception as error:  # of any kind: the code is the user's
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise UsageError(
-            f"a training step fails with the fork {config.fork}: {problem}; --debug shows where"
+            f"a training step fails with the fork {fork}: {problem}; --debug shows where"
         ) from error
 
 
-def _check_memory(members: int, how: dict[str, Any]) -> None:
+def _check_memory(trainer: Trainer, device: jax.Device) -> None:
     """Raises DeviceError if this machine cannot hold the networks: the system would kill it."""
-    state = jax.eval_shape(partial(steps.init_state, **how), jax.random.key(0))
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    members = trainer.config.num_members
+    if members is None or device.platform != "cpu" or not hasattr(os, "sysconf"):
+        return
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainer.state_shapes()))
     # In memory at once: the state, a checkpoint's copy of it, and the content of its file.
-    needed = 3 * size * members / jax.process_count()
+    needed = 3 * size / jax.process_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         problem = f"{members} networks need at least {needed / 1e9:.1f} GB of memory"
         raise DeviceError(f"{problem}; this machine has {memory / 1e9:.1f}; train fewer networks")
+
+
+def _learned_nothing(config: Config, data: DataSpec, progress: Progress) -> list[str]:
+    """A warning if a network, trained to the end, answers hardly better than by chance."""
+    worst = min(finite_members(progress.rows[-1])["train/accuracy"], default=1.0)
+    chance = 1 / data.num_classes
+    if config.max_steps is not None or worst >= chance + 0.05 * (1 - chance):
+        return []
+    problem = f"a train accuracy is {percent(worst)}, hardly better than guessing"
+    return [f"{problem}; a smaller --learning_rate usually helps"]
 
 
 def _load(folder: Path, config: Config, model: nn.Module) -> tuple[Any, Any]:
@@ -258,15 +248,3 @@ def _initial(config: Config, init_params: Any, model: nn.Module) -> tuple[Any, A
     except ValueError as error:
         raise UsageError(f"the initial parameters are not those of the model: {error}") from error
     return params, model_state
-
-
-def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same in all processes of a run; the data set as a digest."""
-    digest = hashlib.sha256()
-    for array in jax.tree.leaves((dataset.train, dataset.test)):
-        digest.update(array.tobytes())
-    return {
-        **config.hyperparameters(),
-        **{name: where[name] for name in (*environment.PACKAGES, "platform", "devices")},
-        "images of the data set": digest.hexdigest()[:16],
-    }

@@ -25,7 +25,6 @@ from mnist_jax.data import Dataset
 from mnist_jax.errors import InterruptedRunError
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import MODELS
-from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel.mesh import make_mesh, sharded, to_host
 from mnist_jax.signals import Stop
 from mnist_jax.training import fit
@@ -52,8 +51,7 @@ def trainer_of(config: Config, count: int) -> Trainer:
     config, mesh = config.resolve(), make_mesh(jax.devices()[:count])
     dataset = Dataset("mnist", SPLIT, SPLIT, "", (), ())
     model = MODELS[config.model](**config.arguments("model"))
-    tx = make_optimizer(**config.optimizer_arguments(), steps=100)
-    return Trainer(model, tx, dataset, config, mesh)
+    return Trainer(model, dataset, config, mesh)
 
 
 def cast(tree: Any, dtype: Any) -> Any:
