@@ -6,8 +6,7 @@ import sys
 
 import jax
 
-from mnist_jax import Config, __version__, cli, fit, reporting
-from mnist_jax.compiler import enable_compilation_cache
+from mnist_jax import Config, __version__, cli, fit
 from mnist_jax.errors import unknown_choice
 from mnist_jax.ops import malloc
 from mnist_jax.parallel import distributed
@@ -46,11 +45,9 @@ def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0)
         malloc.tune_glibc()
         config = cli.parse(Config, argv, prog=prog, description=TRAIN).resolve()
         processes = config.coordinator, config.num_processes, config.process_id
-        warnings = distributed.initialize(*processes)
-        warnings += enable_compilation_cache(config.compilation_cache)
-        for warning in warnings:
+        for warning in distributed.initialize(*processes):
             print(f"warning: {warning}", file=sys.stderr)
-        fit(config, callbacks=reporting.make_callbacks(config), import_s=import_s)
+        fit(config, import_s=import_s)
         jax.distributed.shutdown()
 
     advice = "use a smaller --batch_size or --seeds"
