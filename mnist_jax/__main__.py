@@ -56,12 +56,13 @@ def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0)
     return status
 
 
-def main(argv: list[str]) -> int:
-    """Runs a command; returns its exit status."""
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command, by default that of the process; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     words = [word for word in argv if word != "--debug"]
     if words[:1] == ["train"]:
-        debug = ["--debug"] * ("--debug" in argv)
-        return train([*words[1:], *debug], "python -m mnist_jax train")
+        argv.remove("train")
+        return train(argv, "python -m mnist_jax train")
 
     def command() -> None:
         if not words or words[0] in ("--help", "-h", "help"):
@@ -81,10 +82,5 @@ def main(argv: list[str]) -> int:
     return cli.exit_status(command, debug="--debug" in argv)
 
 
-def console_script() -> None:
-    """`mnist-jax`."""
-    sys.exit(main(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    console_script()
+    sys.exit(main())
