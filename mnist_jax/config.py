@@ -99,14 +99,11 @@ class Config(Flags):
         for name in (*given, *self.option_values()):
             if name in flags and name not in given:
                 raise UsageError(f"{name} is a flag; give --{name}, not --options {name}=…")
-            others = [part for kind, part in self.components().items() if kind != "model"]
-            if name in FROM_DATA and not any(name in keywords(part) for part in others):
-                raise UsageError(
-                    f"the data or --precision set {name}; leave {name} of --options out"
-                )
+            flag = f"--{name}" if name in flags else f"{name} of --options"
+            if name in FROM_DATA and name not in known:
+                raise UsageError(f"the data or --precision set {name}; leave {flag} out")
             if name not in known:
                 *parts, last = (f"the {k} {getattr(self, k)!r}" for k in self.components())
-                flag = f"--{name}" if name in flags else f"{name} of --options"
                 raise UsageError(
                     f"{', '.join(parts)} and {last} have no argument {name}; leave {flag} out"
                 )
@@ -138,9 +135,8 @@ class Config(Flags):
         """The keyword arguments of a component, such as "model", that fields and options set."""
         if kind not in self.components():
             return {}
-        part, config = self.components()[kind], self.resolve()
+        names, config = keywords(self.components()[kind]), self.resolve()
         values = {name: getattr(config, name) for name in ARGUMENTS} | self.option_values()
-        names = keywords(part) - (set(FROM_DATA) if kind == "model" else set())
         return {n: v for n, v in values.items() if n in names and v is not None}
 
     def resolve(self) -> "Config":
@@ -148,8 +144,8 @@ class Config(Flags):
         parts = self.components()
         values = PRESETS["tutorial"] | PRESETS[self.preset]  # a fork's may name a few
         for part in parts.values():
-            own = keyword_defaults(part)
-            values |= {name: own[name] for name in ARGUMENTS if name in own}
+            own = keywords(part)
+            values |= {name: own[name] for name in ARGUMENTS if own.get(name) is not None}
         values |= {name: value for name, value in vars(self).items() if value is not None}
         for name, value in values.items():
             if value is None:
@@ -271,16 +267,17 @@ def group_by_point(members: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
     return found
 
 
-def keywords(function: Callable[..., Any]) -> set[str]:
-    """The parameters of a function, or the fields of a module's class, that `--options` can set."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name for p in parameters if p.default is not p.empty or p.kind is p.KEYWORD_ONLY}
+def keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters of a function, or the fields of a module's class, that `--options` can set.
 
-
-def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """The parameters of a function, or the fields of a module's class, that have a default."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+    By name, with their defaults; None for a keyword argument without one.
+    """
+    hidden = FROM_DATA if inspect.isclass(function) else ()
+    return {
+        p.name: None if p.default is p.empty else p.default
+        for p in inspect.signature(function).parameters.values()
+        if (p.default is not p.empty or p.kind is p.KEYWORD_ONLY) and p.name not in hidden
+    }
 
 
 def _is_int(value: Any, least: int, most: float = math.inf) -> bool:
