@@ -180,13 +180,6 @@ class Config(Flags):
         """A name for each network of the run, such as "learning_rate 0.001, seed 1234"."""
         return [member_label(member) for member in self.members()]
 
-    def grid_points(self) -> dict[str, list[int]]:
-        """The indices of the networks that share their values in the grid, by their label.
-
-        Without a grid the label is "".
-        """
-        return group_by_point(self.members())
-
     @property
     def grid(self) -> dict[str, Sequence[float]]:
         """The hyperparameters with several values."""
@@ -259,7 +252,10 @@ def member_label(member: dict[str, Any]) -> str:
 
 
 def group_by_point(members: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
-    """The indices of the members that share their values in the grid, by their label."""
+    """The indices of the members that share their values in the grid, by their label.
+
+    Without a grid the label is "".
+    """
     found: dict[str, list[int]] = {}
     for index, member in enumerate(members):
         values = {name: value for name, value in member.items() if name != "seed"}

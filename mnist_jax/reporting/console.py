@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress
 from rich.table import Table
 
 from mnist_jax.callbacks import Callback, Result
-from mnist_jax.config import Config
+from mnist_jax.config import Config, group_by_point
 from mnist_jax.data import DATASETS, Dataset
 from mnist_jax.data.files import is_path
 from mnist_jax.errors import printable
@@ -97,7 +97,7 @@ class Display(Callback):
         found = [name for name in ("train", "validation", "test") if f"{name}/loss" in row]
         epochs = str(self.config.epochs)
         number = f"{row['epoch']:>{len(epochs)}}/{epochs}"
-        for label, indices in self.config.grid_points().items():
+        for label, indices in group_by_point(self.config.members()).items():
             part = select_members(row, indices)
             means = {name: mean_over_members(part, name) for name in part}
             cells = "".join(_cell(means[f"{s}/loss"], means[f"{s}/accuracy"]) for s in found)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mnist_jax import atomic_io
 from mnist_jax.callbacks import Callback, Result
-from mnist_jax.config import Config, member_label
+from mnist_jax.config import Config, group_by_point, member_label
 from mnist_jax.data import Dataset
 from mnist_jax.errors import first_line
 from mnist_jax.inference import restore
@@ -188,7 +188,7 @@ def _grid_points(runs: Mapping[str, LoadedRun]) -> dict[str, tuple[LoadedRun, pl
     return {
         f"{name} {label}".strip(): (run, [select_members(row, indices) for row in run.rows])
         for name, run in runs.items()
-        for label, indices in run.config.grid_points().items()
+        for label, indices in group_by_point(run.config.members()).items()
     }
 
 

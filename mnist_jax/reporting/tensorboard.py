@@ -8,7 +8,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from mnist_jax.callbacks import Callback
-from mnist_jax.config import Config, member_label
+from mnist_jax.config import Config, group_by_point, member_label
 from mnist_jax.data import Dataset
 from mnist_jax.metrics import mean_over_members, select_members
 
@@ -28,7 +28,7 @@ class TensorBoard(Callback):
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
         """Writes each number of the row; for seeds the mean of the finite ones, for a grid each."""
-        for label, indices in self._config.grid_points().items():
+        for label, indices in group_by_point(self._config.members()).items():
             part = select_members(row, indices)
             for name in part:
                 tag = f"{name}/{label}" if label and "/" in name else name
