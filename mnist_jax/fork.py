@@ -11,10 +11,10 @@ from mnist_jax.atomic_io import user_path
 from mnist_jax.data import DATASETS
 from mnist_jax.data.augment import AUGMENTATIONS
 from mnist_jax.errors import UsageError, first_line
+from mnist_jax.flags import PRESETS
 from mnist_jax.losses import LOSSES
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import OPTIMIZERS
-from mnist_jax.presets import PRESETS
 
 REGISTRIES: list[dict[str, Any]] = [MODELS, OPTIMIZERS, LOSSES, AUGMENTATIONS, DATASETS, PRESETS]
 _added: dict[str, list[dict[str, Any]]] = {}  # by a file's SHA-256: its entries in each registry
