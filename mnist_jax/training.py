@@ -93,13 +93,9 @@ def fit(
         for callback in callbacks:
             callback.on_data_loaded(dataset)
         data = dataset.spec
-        model = make_model(
-            config.model,
-            image_shape=data.image_shape,
-            num_classes=data.num_classes,
-            dtype=compute_dtype(config.precision, device),
-            **config.arguments("model"),
-        )
+        sizes: dict[str, Any] = {"image_shape": data.image_shape, "num_classes": data.num_classes}
+        dtype = compute_dtype(config.precision, device)
+        model = make_model(config.model, **sizes, dtype=dtype, **config.arguments("model"))
         initial = _initial(config, init_params, model)
         own = [getattr(callback.on_steps, "__func__", None) for callback in callbacks]
         log = distributed.broadcast(any(method is not Callback.on_steps for method in own))
