@@ -17,14 +17,11 @@ import numpy as np
 
 from mnist_jax.atomic_io import user_path
 from mnist_jax.data import DATASETS
-from mnist_jax.data.augment import AUGMENTATIONS
 from mnist_jax.data.files import is_path
 from mnist_jax.errors import UsageError, unknown_choice
 from mnist_jax.flags import PRESETS, Flags
-from mnist_jax.fork import load_fork
-from mnist_jax.losses import LOSSES
+from mnist_jax.fork import COMPONENTS, REGISTRIES, load_fork
 from mnist_jax.models import ACTIVATIONS, MODELS
-from mnist_jax.optimizer import OPTIMIZERS
 
 FORMAT_VERSION = 3  # of config.json and of a run's folder
 
@@ -35,11 +32,7 @@ ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):\d{1,5}")
 GRID = ("learning_rate", "weight_decay")  # may have several values: a network for each
 PATHS = ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile", "fork", "init_from")
 CHOICES: dict[str, Collection[str]] = {
-    "model": MODELS,
-    "preset": PRESETS,
-    "optimizer": OPTIMIZERS,
-    "loss": LOSSES,
-    "augmentation": AUGMENTATIONS,
+    **REGISTRIES,
     "precision": ("float32", "tf32", "bfloat16"),
     "platform": ("auto", "cpu", "gpu", "tpu", "cuda", "rocm"),
     "schedule": ("constant", "cosine", "onecycle"),
@@ -68,7 +61,7 @@ class Config(Flags):
             choices = ("auto", *DATASETS) if name == "dataset" else CHOICES.get(name, ())
             if value not in choices and (lower := str(value).lower()) in choices:
                 object.__setattr__(self, name, lower)
-            elif name in CHOICES and value not in choices:
+            elif name in CHOICES and name != "dataset" and value not in choices:
                 raise unknown_choice(name, value, choices)
             if name in RULES:
                 allowed, legal = RULES[name]
@@ -109,16 +102,8 @@ class Config(Flags):
 
     def components(self) -> dict[str, Callable[..., Any]]:
         """The model's class, and the functions of the optimizer, the loss and so on, by field."""
-        found: dict[str, Callable[..., Any]] = {
-            "model": MODELS[self.model],
-            "optimizer": OPTIMIZERS[self.optimizer],
-            "loss": LOSSES[self.loss],
-        }
-        if self.augmentation is not None:
-            found["augmentation"] = AUGMENTATIONS[self.augmentation]
-        if self.dataset in DATASETS:
-            found["dataset"] = DATASETS[self.dataset]
-        return found
+        names = {kind: getattr(self, kind) for kind in COMPONENTS}
+        return {kind: COMPONENTS[kind][n] for kind, n in names.items() if n in COMPONENTS[kind]}
 
     def option_values(self) -> dict[str, Any]:
         """`options` by name; a value is a Python literal, or else a string."""
@@ -140,9 +125,8 @@ class Config(Flags):
 
     def resolve(self) -> "Config":
         """The same run with every value filled in, and ~ expanded in paths."""
-        parts = self.components()
         values = PRESETS["tutorial"] | PRESETS[self.preset]  # a fork's may name a few
-        for part in parts.values():
+        for part in self.components().values():
             own = keywords(part)
             values |= {name: own[name] for name in ARGUMENTS if own.get(name) is not None}
         values |= {name: value for name, value in vars(self).items() if value is not None}

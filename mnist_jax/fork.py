@@ -16,8 +16,11 @@ from mnist_jax.losses import LOSSES
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import OPTIMIZERS
 
-REGISTRIES: list[dict[str, Any]] = [MODELS, OPTIMIZERS, LOSSES, AUGMENTATIONS, DATASETS, PRESETS]
-_added: dict[str, list[dict[str, Any]]] = {}  # by a file's SHA-256: its entries in each registry
+# The registries by the flag that chooses from them: those of a run's parts, and all.
+COMPONENTS: dict[str, dict[str, Any]] = {"model": MODELS, "optimizer": OPTIMIZERS, "loss": LOSSES}
+COMPONENTS |= {"augmentation": AUGMENTATIONS, "dataset": DATASETS}
+REGISTRIES = COMPONENTS | {"preset": PRESETS}
+_added: dict[str, dict[str, dict[str, Any]]] = {}  # by a file's SHA-256: its entries in each
 
 
 def load_fork(path: str | Path) -> str:
@@ -35,7 +38,7 @@ def load_fork(path: str | Path) -> str:
         raise UsageError(f"cannot read the fork {path}: {error.strerror}") from error
     digest = hashlib.sha256(source).hexdigest()
     if digest not in _added:
-        before = [dict(registry) for registry in REGISTRIES]
+        before = {flag: dict(registry) for flag, registry in REGISTRIES.items()}
         module = types.ModuleType(f"fork_{digest[:8]}")
         module.__file__ = str(path)
         sys.modules[module.__name__] = module  # dataclasses look their module up
@@ -47,10 +50,10 @@ def load_fork(path: str | Path) -> str:
             line = lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
             problem = f"{type(error).__name__}: {first_line(error)}"
             raise UsageError(f"the fork {path} fails in line {line}: {problem}") from error
-        _added[digest] = [
-            {name: value for name, value in after.items() if old.get(name) is not value}
-            for after, old in zip(REGISTRIES, before, strict=True)
-        ]
-    for registry, entries in zip(REGISTRIES, _added[digest], strict=True):
-        registry.update(entries)
+        _added[digest] = {
+            flag: {name: new for name, new in registry.items() if before[flag].get(name) is not new}
+            for flag, registry in REGISTRIES.items()
+        }
+    for flag, entries in _added[digest].items():
+        REGISTRIES[flag].update(entries)
     return digest
