@@ -68,11 +68,6 @@ def make_optimizer(
     return optax.with_extra_args_support(tx)
 
 
-def update_ema(ema: Any, params: Any, decay: float) -> Any:
-    """The exponential moving average of the parameters after an update, without bias correction."""
-    return optax.incremental_update(params, ema, 1 - decay)
-
-
 @partial(jax.jit, static_argnames="decay")
 def ema_params(ema: Any, step: Any, decay: float) -> Any:
     """The bias-corrected EMA after `step` updates. It is compiled: all callers get the same bits.

@@ -28,7 +28,6 @@ from mnist_jax.errors import UsageError
 from mnist_jax.losses import LOSSES, cross_entropy
 from mnist_jax.metrics import NEVER, Metrics
 from mnist_jax.models import forward, init_variables
-from mnist_jax.optimizer import update_ema
 
 INIT, SHUFFLE, DROPOUT, AUGMENT, TRANSFORM = range(5)  # the purpose of a key
 
@@ -218,8 +217,8 @@ def train_step(
     )
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
-    if step_config.ema_decay:
-        ema = update_ema(ema, params, step_config.ema_decay)
+    if step_config.ema_decay:  # without bias correction, which `ema_params` makes
+        ema = optax.incremental_update(params, ema, 1 - step_config.ema_decay)
     step = state.step + 1
     # A finite loss can have infinite gradients.
     nonfinite = jnp.where(finite((loss, grads)), NEVER, step)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from mnist_jax import Config
-from mnist_jax.optimizer import ema_params, make_optimizer, update_ema
+from mnist_jax.optimizer import ema_params, make_optimizer
 
 PARAMS = {"kernel": jnp.full((2, 2), 8.0), "bias": jnp.full(2, 8.0)}
 
@@ -74,6 +74,6 @@ def test_the_ema_is_the_weighted_mean_of_the_parameters_after_each_update():
     seen = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
     ema = {"w": jnp.zeros(2)}
     for params in seen:
-        ema = update_ema(ema, {"w": params}, 0.75)
+        ema = optax.incremental_update({"w": params}, ema, 1 - 0.75)
     expected = np.average(seen, axis=0, weights=0.75 ** np.arange(5)[::-1])
     np.testing.assert_allclose(ema_params(ema, 5, 0.75)["w"], expected, rtol=1e-5)
