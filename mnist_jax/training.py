@@ -235,12 +235,9 @@ def _initial(config: Config, init_params: Any, model: nn.Module) -> tuple[Any, A
             raise ValueError(f"an array has shape {x.shape} in place of {member}")
         return np.broadcast_to(x, needed.shape).astype(needed.dtype)
 
-    shapes = stacked_shapes(config, model)
+    params, model_state = stacked_shapes(config, model)
+    needed = params, None if initial[1] is None else model_state
     try:
-        params, model_state = (
-            None if tree is None else jax.tree.map(stack, tree, needed)
-            for tree, needed in zip(initial, shapes, strict=True)
-        )
+        return jax.tree.map(stack, initial, needed)
     except ValueError as error:
         raise UsageError(f"the initial parameters are not those of the model: {error}") from error
-    return params, model_state
