@@ -31,7 +31,6 @@ class TrainLoop:
     timings: dict[str, float]  # import_s and data_s
     started: float  # a time of `time.perf_counter`
     progress: Progress = dataclasses.field(init=False)
-    earlier: dict[str, float] = dataclasses.field(default_factory=dict)  # timings before a resume
     diverged: set[int] = dataclasses.field(default_factory=set)  # members that a warning has named
 
     def restore(self, params: Any = None, model_state: Any = None) -> None:
@@ -60,7 +59,6 @@ class TrainLoop:
             arrays = distributed.broadcast_arrays(arrays)
             state = self.trainer.put_state(arrays["state"])
             self.progress = Progress(state, arrays["metrics"], **metadata)
-            self.earlier = self.progress.seconds
             warn(self.callbacks, warnings)
         distributed.on_primary(lambda: self.run_dir.write_metrics(self.progress.rows))
         self.stop.armed = True
@@ -80,8 +78,7 @@ class TrainLoop:
                 callback.on_epoch_end(row)
         distributed.on_primary(lambda: self.run_dir.wait_until_saved())
         self.stop.armed = False  # nothing is left to save
-        state, seconds = to_host(self.progress.state), self._seconds()
-        return dataclasses.replace(self.progress, state=state, seconds=seconds)
+        return self._snapshot()
 
     def _epoch(self, num_batches: int) -> None:
         """Trains on the first batches of an epoch; evaluates on the test and validation images."""
@@ -156,13 +153,13 @@ class TrainLoop:
 
     def save(self) -> None:
         """Starts to write a checkpoint."""
-        progress = self.progress
-        progress.seconds = self._seconds()
-        host = dataclasses.replace(progress, state=to_host(progress.state))
-        distributed.on_primary(lambda: self.run_dir.save(host))
+        snapshot = self._snapshot()
+        distributed.on_primary(lambda: self.run_dir.save(snapshot))
 
-    def _seconds(self) -> dict[str, float]:
-        """The timings of this process and of those before it."""
-        total = {"total_s": time.perf_counter() - self.started}
-        now = {**self.timings, **self.trainer.seconds, **total}
-        return {name: self.earlier.get(name, 0.0) + value for name, value in now.items()}
+    def _snapshot(self) -> Progress:
+        """The progress with NumPy arrays, and the timings of this process added to its own."""
+        total_s = time.perf_counter() - self.started
+        now = {**self.timings, **self.trainer.seconds, "total_s": total_s}
+        earlier, state = self.progress.seconds, to_host(self.progress.state)
+        seconds = {name: earlier.get(name, 0.0) + value for name, value in now.items()}
+        return dataclasses.replace(self.progress, state=state, seconds=seconds)
