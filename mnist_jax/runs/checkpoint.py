@@ -104,20 +104,15 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
         except (atomic_io.IntegrityError, OSError) as error:
             damaged.append(f"the checkpoint {path} is damaged ({error})")
             continue
-        arrays, rest = safetensors.numpy.load(data), json.loads(_metadata(data)["rest"])
+        with safetensors.safe_open(path, "np") as file:  # `load` leaves the metadata out
+            rest = json.loads(file.metadata()["rest"])
         if damaged:
             damaged[-1] += f"; {path.name} is used instead"
-        return arrays, rest, damaged
+        return safetensors.numpy.load(data), rest, damaged
     if damaged:
         problem = "; ".join(damaged)
         raise CheckpointError(f"{problem}; restore one, or remove {folder.parent} to start again")
     return None
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: 8 bytes, little-endian, tell the length of its JSON."""
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]).get("__metadata__", {})
 
 
 def load_saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
