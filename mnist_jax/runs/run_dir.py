@@ -82,7 +82,9 @@ class RunDir:
                     self._check_same(before, config, data)
                     self.result = read_result(folder)
             if self.result is None:
-                self._write_config(config, data)
+                if config.fork is not None and config.fork != folder / FORK:
+                    self._write(FORK, config.fork.read_bytes())
+                self._write(CONFIG, _json({**config.to_json(), "data": data._asdict()}))
         except BaseException:
             self.close()
             raise
@@ -93,7 +95,8 @@ class RunDir:
         self._lock.release()
 
     def _check_same(self, before: tuple[Config, DataSpec], config: Config, data: DataSpec) -> None:
-        old, new = _identity(*before), _identity(config, data)
+        old = {**before[0].hyperparameters(), "the data": list(before[1])}
+        new = {**config.hyperparameters(), "the data": list(data)}
         changed = [f"{n} (was {old.get(n)!r}, now {new[n]!r})" for n in new if old.get(n) != new[n]]
         if changed:
             folder = shlex.quote(str(self.folder))
@@ -104,11 +107,6 @@ class RunDir:
                 advice += f", or resume it with: {before[0].command_line()} --workdir={folder}"
             what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
             raise UsageError(f"{what}; {advice}")
-
-    def _write_config(self, config: Config, data: DataSpec) -> None:
-        if config.fork is not None and config.fork != self.folder / FORK:
-            self._write(FORK, config.fork.read_bytes())
-        self._write(CONFIG, _json({**config.to_json(), "data": data._asdict()}))
 
     def write_environment(self, record: dict[str, Any], allow_code_change: bool) -> list[str]:
         """Writes environment.json, with those of earlier starts; returns a warning of changes.
@@ -212,11 +210,6 @@ def _acquire(lock: FileLock) -> AbstractContextManager[object]:
 
 def _json(value: Any, indent: int | None = 1) -> bytes:
     return (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode()
-
-
-def _identity(config: Config, data: DataSpec) -> dict[str, Any]:
-    """What two processes must share to work on one run."""
-    return {**config.hyperparameters(), "the data": list(data)}
 
 
 def read_config(folder: Path) -> tuple[Config, DataSpec]:
