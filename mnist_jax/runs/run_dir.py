@@ -133,22 +133,13 @@ class RunDir:
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl by these lines, one for each epoch."""
+        if len(rows) == 1:  # a run with metrics and without any checkpoint could not be resumed
+            self.wait_until_saved()
         self._write(METRICS, b"".join(_json(row, indent=None) for row in rows))
 
     def _write(self, name: str, data: bytes) -> None:
         with self.writing():
             write_atomically(self.folder / name, data)
-
-    def end_epoch(self, rows: list[dict[str, Any]]) -> bool:
-        """Writes metrics.jsonl; returns whether a checkpoint can start without a wait.
-
-        Also true if every epoch is to be saved (`checkpoint_every` 0).
-        """
-        may_save = self.checkpoints.every_s == 0 or not self.checkpoints.is_saving()
-        if len(rows) == 1:  # a run with metrics and without any checkpoint could not be resumed
-            self.wait_until_saved()
-        self.write_metrics(rows)
-        return may_save
 
     def restore(self, template: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
         """The newest checkpoint: a tree like `template`, the metadata and warnings.
