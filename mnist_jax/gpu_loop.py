@@ -24,7 +24,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding
 
 from mnist_jax.data.batches import batch_index, gather_batch
-from mnist_jax.data.split import Split
+from mnist_jax.data.dataset import Split
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import forward
 from mnist_jax.steps import StepConfig, StepKeys, TrainState, step_keys, train_step

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from mnist_jax.data.split import NUM_CLASSES
 from mnist_jax.errors import UsageError, first_line
 from mnist_jax.ops.convolution import conv_general_dilated
 from mnist_jax.ops.dense import dot_general
 from mnist_jax.ops.pooling import max_pool_2x2
 
-IMAGE_SHAPE = (28, 28, 1)
+NUM_CLASSES, IMAGE_SHAPE = 10, (28, 28, 1)  # of MNIST
 ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid}
 GLOROT = nn.initializers.glorot_uniform()
 dense = partial(nn.Dense, kernel_init=GLOROT, dot_general=dot_general)

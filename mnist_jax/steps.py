@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding
 from mnist_jax.config import Config
 from mnist_jax.data.augment import AUGMENTATIONS, Augmentation
 from mnist_jax.data.batches import Batch, take_batch
-from mnist_jax.data.split import Split
+from mnist_jax.data.dataset import Split
 from mnist_jax.errors import UsageError
 from mnist_jax.losses import LOSSES, cross_entropy
 from mnist_jax.metrics import NEVER, Metrics

@@ -17,7 +17,7 @@ from mnist_jax.compiled_steps import Trainer
 from mnist_jax.compiler import compute_dtype, enable_compilation_cache, use_device
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, DataSpec, load_dataset
-from mnist_jax.data.split import hold_out
+from mnist_jax.data.dataset import hold_out
 from mnist_jax.errors import DeviceError, MnistJaxError, UsageError, first_line
 from mnist_jax.metrics import finite_members
 from mnist_jax.models import make_model

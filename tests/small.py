@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_jax.data import sources
-from mnist_jax.data.split import Split
+from mnist_jax.data.dataset import Split
 
 NAMES = tuple(sources.SOURCES["mnist"].files)
 

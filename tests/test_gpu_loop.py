@@ -18,7 +18,7 @@ import pytest
 from jax import export
 
 from mnist_jax import Callback, Config, compiled_steps, fit, gpu_loop, models, steps
-from mnist_jax.data.split import Split
+from mnist_jax.data.dataset import Split
 from mnist_jax.losses import cross_entropy
 from mnist_jax.metrics import NEVER, Metrics
 
@@ -154,7 +154,7 @@ from functools import partial
 from jax.experimental import topologies
 from benchmarks.workers import job as jobs, ours
 from mnist_jax import compiler, steps
-from mnist_jax.data.split import Split
+from mnist_jax.data.dataset import Split
 from mnist_jax.metrics import Metrics
 from mnist_jax.parallel import mesh as meshes
 

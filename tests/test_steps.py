@@ -14,7 +14,7 @@ from small import make_split
 
 from mnist_jax import models, steps
 from mnist_jax.data.batches import Batch, num_batches
-from mnist_jax.data.split import Split
+from mnist_jax.data.dataset import Split
 from mnist_jax.losses import cross_entropy
 from mnist_jax.metrics import Metrics
 

@@ -15,10 +15,9 @@ from typing import Any
 
 from mnist_jax.atomic_io import user_path
 from mnist_jax.data import cache, digits, tfds_folder
-from mnist_jax.data.dataset import Dataset, DataSpec
+from mnist_jax.data.dataset import Dataset, DataSpec, Split
 from mnist_jax.data.files import is_path, load_files
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
-from mnist_jax.data.split import Split
 from mnist_jax.errors import DataError, UsageError, unknown_choice
 
 __all__ = ["DATASETS", "DEFAULT_DATA_DIR", "DataSpec", "Dataset", "Split", "load_dataset"]

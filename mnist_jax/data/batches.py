@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding
 
-from mnist_jax.data.split import Split
+from mnist_jax.data.dataset import Split
 
 
 class Batch(TypedDict):

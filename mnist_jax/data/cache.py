@@ -6,7 +6,7 @@ from pathlib import Path
 import safetensors.numpy
 
 from mnist_jax import atomic_io
-from mnist_jax.data.split import Split
+from mnist_jax.data.dataset import Split
 from mnist_jax.errors import DataError
 
 LOCK_TIMEOUT_S = 600

@@ -1,4 +1,4 @@
-"""Dataset: training and test images in memory, checked where they enter."""
+"""Dataset: the images and labels of a run in memory, checked where they enter."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,10 +7,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnist_jax.data.split import Split
-from mnist_jax.errors import DataError
+from mnist_jax.errors import DataError, UsageError
 
 MAX_CLASSES = 100_000  # without names for them; a larger label is a mistake
+
+
+class Split(NamedTuple):
+    """Images and their labels, in a fixed order."""
+
+    image: np.ndarray  # (n, height, width, channels) uint8
+    label: np.ndarray  # (n,) int32 from 0
+
+    def take(self, index: slice | np.ndarray) -> "Split":
+        """Those examples that a slice or a mask selects."""
+        return Split(self.image[index], self.label[index])
 
 
 class DataSpec(NamedTuple):
@@ -125,3 +135,28 @@ def _split(part: str, images: Any, labels: Any) -> Split:
         span = f"from {label.min()} to {label.max()}"
         raise DataError(f"the {part} labels are {span}; labels are whole numbers from 0")
     return Split(image.astype(np.uint8), label.astype(np.int32))
+
+
+def hold_out(train: Split, count: int) -> tuple[Split, Split]:
+    """Takes `count` examples out of `train`, the same share of every class.
+
+    The choice depends on the labels and the count alone, so that runs with other flags or another
+    seed are compared on the same images. Returns the remaining and the held-out examples, each in
+    the order of `train`.
+
+    Raises:
+        UsageError: `count` is not from 1 to one less than the number of examples.
+    """
+    size = len(train.label)
+    if not 0 < count < size:
+        raise UsageError(f"validation is {count}; allowed is 0 to {size - 1}; change --validation")
+    rng = np.random.default_rng(0)
+    place = np.empty(size)
+    for label in np.unique(train.label):
+        members = np.flatnonzero(train.label == label)
+        # Evenly spaced in [0, 1), in random order, so the first `count` places of all classes
+        # hold an equal share of each, to within one example.
+        place[members] = (rng.permutation(len(members)) + rng.uniform()) / len(members)
+    held_out = np.zeros(size, bool)
+    held_out[np.argsort(place, kind="stable")[:count]] = True
+    return train.take(~held_out), train.take(held_out)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mnist_jax.data.split import Split
+from mnist_jax.data.dataset import Split
 
 VERSION = "1.0.0"  # of the resampling below; it must change when the arrays do
 TRAIN_COUNT = 1_437

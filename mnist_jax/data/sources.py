@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mnist_jax import atomic_io
-from mnist_jax.data.split import Split
+from mnist_jax.data.dataset import Split
 from mnist_jax.errors import DataError
 
 TRAIN_IMAGES = "train-images-idx3-ubyte.gz"

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from mnist_jax.data.dataset import Split
 from mnist_jax.data.sources import SOURCES, Source
-from mnist_jax.data.split import Split
 from mnist_jax.errors import DataError, first_line
 
 

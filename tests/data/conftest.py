@@ -8,7 +8,7 @@ import pytest
 import small
 
 from mnist_jax.data import sources
-from mnist_jax.data.split import Split
+from mnist_jax.data.dataset import Split
 
 
 @pytest.fixture

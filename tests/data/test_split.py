@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mnist_jax.data.split import Split, hold_out
+from mnist_jax.data.dataset import Split, hold_out
 
 
 def make_split(counts: list[int]) -> Split:
