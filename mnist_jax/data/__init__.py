@@ -8,13 +8,18 @@ Every source but the first leaves a decoded cache for the next start.
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import filelock
+import safetensors.numpy
+
+from mnist_jax import atomic_io
 from mnist_jax.atomic_io import user_path
-from mnist_jax.data import cache, digits, tfds_folder
+from mnist_jax.data import digits, tfds_folder
 from mnist_jax.data.dataset import Dataset, DataSpec, Split
 from mnist_jax.data.files import is_path, load_files
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
@@ -23,6 +28,7 @@ from mnist_jax.errors import DataError, UsageError, unknown_choice
 __all__ = ["DATASETS", "DEFAULT_DATA_DIR", "DataSpec", "Dataset", "Split", "load_dataset"]
 
 DEFAULT_DATA_DIR = Path("~/.cache/mnist_jax")
+LOCK_TIMEOUT_S = 600
 
 
 def load_dataset(
@@ -87,11 +93,14 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
     key = digits.VERSION if name == "digits" else SOURCES[name].key  # identifies the content
     path = data_dir / "decoded" / f"{name}-{key[:16]}.safetensors"
     source, warnings = f"decoded cache {path}", ()
-    if (splits := cache.read(path)) is None:
-        with cache.lock(data_dir, name):
-            if (splits := cache.read(path)) is None:  # unless another process has written it
+    if (splits := _read_cache(path)) is None:
+        with _lock(data_dir, name):
+            if (splits := _read_cache(path)) is None:  # unless another process has written it
                 splits, source, warnings = _read_source(name, data_dir, manual_dir)
-                cache.write(path, *splits)
+                train, test = splits
+                arrays = {"train/image": train.image, "train/label": train.label}
+                arrays |= {"test/image": test.image, "test/label": test.label}
+                atomic_io.write_verified(path, safetensors.numpy.save(arrays))
     class_names = SOURCES.get(name, SOURCES["mnist"]).class_names
     return Dataset(name, *splits, source, warnings, class_names)
 
@@ -102,6 +111,32 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 """Functions that load a data set, by name. A fork's function returns `Dataset.from_arrays(…)`; it
 may take data_dir, manual_dir, and options, as keyword arguments."""
+
+
+def _read_cache(path: Path) -> tuple[Split, Split] | None:
+    """Train and test; None if there is no such file, or it may not be read."""
+    try:
+        arrays = safetensors.numpy.load(atomic_io.read_verified(path))
+    except OSError:
+        return None
+    except atomic_io.IntegrityError as error:
+        raise DataError(f"the decoded cache is damaged: {error}; delete {path}") from error
+    train, test = (Split(arrays[f"{s}/image"], arrays[f"{s}/label"]) for s in ("train", "test"))
+    return train, test
+
+
+def _lock(data_dir: Path, name: str) -> AbstractContextManager[object]:
+    """Makes this process the only one that prepares `name` in `data_dir`, within a `with` block."""
+    try:
+        (data_dir / "decoded").mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(data_dir / f".{name}.lock").acquire(timeout=LOCK_TIMEOUT_S)
+    except filelock.Timeout as error:
+        problem = f"another process has been preparing {name} for {LOCK_TIMEOUT_S} s"
+        raise DataError(f"{problem}; wait for it or end it") from error
+    except OSError as error:
+        if error.errno in atomic_io.NO_LOCKS:  # two processes may then do the same work
+            return nullcontext()
+        raise DataError(f"cannot write {data_dir}: {error}; choose another --data_dir") from error
 
 
 def _read_source(
@@ -118,13 +153,12 @@ def _read_source(
         description = f"downloaded from {SOURCES[name].url}"
         originals = data_dir / "downloads" / name
         download(name, originals)
-    splits = parse(read_originals(name, originals))
+    splits, warnings = parse(read_originals(name, originals)), ()
     try:
         tfds_folder.prepare(name, data_dir, *splits)
     except ImportError as error:  # array_record does not exist for Windows
-        warning = f"{folder} is not prepared: {error}; the original files were read"
-        return splits, description, (warning,)
-    return splits, description, ()
+        warnings = (f"{folder} is not prepared: {error}; the original files were read",)
+    return splits, description, warnings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small
 
-from mnist_jax.data import Dataset, PrepareData, cache, load_dataset, sources
+from mnist_jax.data import Dataset, PrepareData, load_dataset, sources
 from mnist_jax.errors import DataError
 
 
@@ -104,7 +104,7 @@ def test_a_data_dir_must_be_writable_and_unlocked(originals, data_dir, no_networ
         load_dataset("auto", data_dir=data_dir)
     data_dir.unlink()
     data_dir.mkdir()
-    monkeypatch.setattr(cache, "LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("mnist_jax.data.LOCK_TIMEOUT_S", 0.1)
     lock = filelock.FileLock(data_dir / ".mnist.lock")
     with lock, pytest.raises(DataError, match="another process has been preparing mnist for"):
         load_dataset("auto", data_dir=data_dir)
