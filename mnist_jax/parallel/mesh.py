@@ -1,10 +1,12 @@
-"""Devices: which ones run, and how arrays are sharded over their mesh."""
+"""Devices: which ones run, and how arrays and many networks are sharded over their mesh."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -100,3 +102,43 @@ def to_host(tree: Any) -> Any:
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.device_get(jax.tree.map(gather, tree))
+
+
+def member_of(tree: Any, member: int) -> Any:
+    """One member's part of a stacked tree."""
+    return jax.tree.map(lambda leaf: leaf[member], tree)
+
+
+def over_members(
+    function: Callable[..., Any], is_stacked: Sequence[bool], mesh: Mesh, *, sequential: bool
+) -> Callable[..., Any]:
+    """`function` for all members, an equal share of them on each device; its results are stacked.
+
+    A member computes what a run with its seed alone would. What belongs to it (state, metrics,
+    order, key) is stacked along a leading axis; the data is shared. The devices do not communicate.
+
+    Args:
+        function: of positional arguments, for one member. Python ints among them are static.
+        is_stacked: for each argument, whether it is stacked by member or shared.
+        mesh: from `make_mesh`.
+        sequential: `lax.map` over the members instead of `vmap`: slower if the operations are too
+            small to fill the device, but with the activations of only one member in memory.
+    """
+    members, shared = PartitionSpec(*mesh.axis_names), PartitionSpec()
+
+    def call(*args: Any) -> Any:
+        arrays = {i: arg for i, arg in enumerate(args) if not isinstance(arg, int)}
+        specs = {i: members if is_stacked[i] else shared for i in arrays}
+
+        @partial(jax.shard_map, mesh=mesh, in_specs=(specs,), out_specs=members, check_vma=False)
+        def on_device(local: dict[int, Any]) -> Any:
+            def one(own: dict[int, Any]) -> Any:
+                values = dict(enumerate(args)) | local | own
+                return function(*values.values())
+
+            stacked = {i: array for i, array in local.items() if is_stacked[i]}
+            return lax.map(one, stacked) if sequential else jax.vmap(one)(stacked)
+
+        return on_device(arrays)
+
+    return call
