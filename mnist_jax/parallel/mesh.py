@@ -95,10 +95,8 @@ def to_host(tree: Any) -> Any:
     """As NumPy arrays in every process, which all must call this if there are several."""
 
     def gather(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return leaf
-        if leaf.is_fully_replicated:
-            return leaf.addressable_data(0)
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.device_get(jax.tree.map(gather, tree))
