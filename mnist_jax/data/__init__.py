@@ -82,10 +82,6 @@ def load_dataset(
             raise DataError(f"{error}; and {problem}") from error
 
 
-def _load_digits(data_dir: Path) -> Dataset:
-    return _load("digits", data_dir, None)
-
-
 def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
     """Reads the decoded cache, or else another source, and writes the cache."""
     if manual_dir is not None:
@@ -107,7 +103,7 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     **{name: partial(_load, name) for name in SOURCES},
-    "digits": _load_digits,
+    "digits": lambda data_dir: _load("digits", data_dir),  # there is nothing to download
 }
 """Functions that load a data set, by name. A fork's function returns `Dataset.from_arrays(…)`; it
 may take data_dir, manual_dir, and options, as keyword arguments."""
