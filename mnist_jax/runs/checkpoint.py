@@ -137,11 +137,8 @@ def variables_of(
 ) -> tuple[Any, Any]:
     """The parameters to evaluate (their EMA if the run keeps one) and the model state of a run.
 
-    NumPy arrays, stacked by member if the run has members; the optimizer's state is not read.
-
-    Args:
-        arrays: from `load_saved`.
-        config, model: of the run.
+    NumPy arrays, stacked by member if the run has members, from those of `load_saved`; the
+    optimizer's state is not read.
 
     Raises:
         CheckpointError: the arrays are of another model.
