@@ -1,12 +1,10 @@
 """Devices: which ones run, and how arrays and many networks are sharded over their mesh."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -116,27 +114,25 @@ def over_members(
     order, key) is stacked along a leading axis; the data is shared. The devices do not communicate.
 
     Args:
-        function: of positional arguments, for one member. Python ints among them are static.
+        function: of positional arguments, for one member. Python ints come last and are static.
         is_stacked: for each argument, whether it is stacked by member or shared.
         mesh: from `make_mesh`.
-        sequential: `lax.map` over the members instead of `vmap`: slower if the operations are too
+        sequential: a loop over the members instead of `vmap`: slower if the operations are too
             small to fill the device, but with the activations of only one member in memory.
     """
     members, shared = PartitionSpec(*mesh.axis_names), PartitionSpec()
 
     def call(*args: Any) -> Any:
-        arrays = {i: arg for i, arg in enumerate(args) if not isinstance(arg, int)}
-        specs = {i: members if is_stacked[i] else shared for i in arrays}
+        arrays = [arg for arg in args if not isinstance(arg, int)]
+        static, stacked = args[len(arrays) :], is_stacked[: len(arrays)]
 
-        @partial(jax.shard_map, mesh=mesh, in_specs=(specs,), out_specs=members, check_vma=False)
-        def on_device(local: dict[int, Any]) -> Any:
-            def one(own: dict[int, Any]) -> Any:
-                values = dict(enumerate(args)) | local | own
-                return function(*values.values())
+        def one(*arrays: Any) -> Any:
+            return function(*arrays, *static)
 
-            stacked = {i: array for i, array in local.items() if is_stacked[i]}
-            return lax.map(one, stacked) if sequential else jax.vmap(one)(stacked)
-
-        return on_device(arrays)
+        each = jax.custom_batching.sequential_vmap(one) if sequential else one
+        some = jax.vmap(each, in_axes=[0 if own else None for own in stacked])
+        specs = tuple(members if own else shared for own in stacked)
+        every = jax.shard_map(some, mesh=mesh, in_specs=specs, out_specs=members, check_vma=False)
+        return every(*arrays)
 
     return call
