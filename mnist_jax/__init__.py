@@ -11,13 +11,13 @@ from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config
 from mnist_jax.data import DATASETS, Dataset, load_dataset
 from mnist_jax.data.augment import AUGMENTATIONS
-from mnist_jax.flags import PRESETS
 from mnist_jax.inference.evaluate import evaluate
 from mnist_jax.inference.predict import predict
 from mnist_jax.inference.restore import load_run
 from mnist_jax.losses import LOSSES
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import OPTIMIZERS
+from mnist_jax.presets import PRESETS
 from mnist_jax.runs.run_dir import save_run
 from mnist_jax.training import fit
 

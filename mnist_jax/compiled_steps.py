@@ -24,7 +24,8 @@ from mnist_jax.models import count_parameters, param_shapes
 from mnist_jax.ops import malloc
 from mnist_jax.optimizer import ema_params, make_optimizer
 from mnist_jax.parallel import distributed
-from mnist_jax.parallel.mesh import over_members, put, replicated, sharded, to_host
+from mnist_jax.parallel.ensemble import over_members
+from mnist_jax.parallel.mesh import put, replicated, sharded, to_host
 
 # Images per batch in evaluation. Fixed, so that every run rounds its sums the same way; small
 # enough for each activation of the CNN to stay under 60 MB.

@@ -19,9 +19,10 @@ from mnist_jax.atomic_io import user_path
 from mnist_jax.data import DATASETS
 from mnist_jax.data.files import is_path
 from mnist_jax.errors import UsageError, unknown_choice
-from mnist_jax.flags import PRESETS, Flags
+from mnist_jax.flags import Flags
 from mnist_jax.fork import COMPONENTS, REGISTRIES, load_fork
 from mnist_jax.models import ACTIVATIONS, MODELS
+from mnist_jax.presets import PRESETS
 
 FORMAT_VERSION = 3  # of config.json and of a run's folder
 

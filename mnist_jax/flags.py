@@ -1,18 +1,10 @@
-"""The flags of `train.py`: their types, defaults, presets and help texts."""
+"""The flags of `train.py`: their types, defaults and help texts."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mnist_jax.data import DEFAULT_DATA_DIR
-
-# Named values for the flags that are not given. docs/recipes.md has their results.
-OFF = ("shift", "rotation", "scale", "ema_decay")
-TUTORIAL = {"epochs": 10, "batch_size": 100, "learning_rate": 1e-3, "schedule": "constant"}
-FAST = {"epochs": 4, "learning_rate": 1.5e-3, "schedule": "onecycle", "shift": 2.0}
-PRESETS: dict[str, dict[str, Any]] = {"tutorial": TUTORIAL | dict.fromkeys(OFF, 0.0)}
-PRESETS["fast"] = PRESETS["tutorial"] | FAST
-PRESETS["best"] = PRESETS["fast"] | {"epochs": 10, "rotation": 10.0, "scale": 0.1}
 
 
 def _runtime(default: Any) -> Any:

@@ -11,10 +11,10 @@ from mnist_jax.atomic_io import user_path
 from mnist_jax.data import DATASETS
 from mnist_jax.data.augment import AUGMENTATIONS
 from mnist_jax.errors import UsageError, first_line
-from mnist_jax.flags import PRESETS
 from mnist_jax.losses import LOSSES
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import OPTIMIZERS
+from mnist_jax.presets import PRESETS
 
 # The registries by the flag that chooses from them: those of a run's parts, and all.
 COMPONENTS: dict[str, dict[str, Any]] = {"model": MODELS, "optimizer": OPTIMIZERS, "loss": LOSSES}

@@ -21,7 +21,7 @@ from mnist_jax.data import DATASETS, Dataset, DataSpec, load_dataset
 from mnist_jax.data.files import is_path
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.models import IMAGE_SHAPE, forward, make_model
-from mnist_jax.parallel.mesh import member_of
+from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import load_saved, variables_of
 from mnist_jax.runs.run_dir import CONFIG, read_config, read_result
 

@@ -1,6 +1,6 @@
-"""Devices: which ones run, and how arrays and many networks are sharded over their mesh."""
+"""Devices: which ones run, and how arrays are sharded over their mesh."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -98,41 +98,3 @@ def to_host(tree: Any) -> Any:
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.device_get(jax.tree.map(gather, tree))
-
-
-def member_of(tree: Any, member: int) -> Any:
-    """One member's part of a stacked tree."""
-    return jax.tree.map(lambda leaf: leaf[member], tree)
-
-
-def over_members(
-    function: Callable[..., Any], is_stacked: Sequence[bool], mesh: Mesh, *, sequential: bool
-) -> Callable[..., Any]:
-    """`function` for all members, an equal share of them on each device; its results are stacked.
-
-    A member computes what a run with its seed alone would. What belongs to it (state, metrics,
-    order, key) is stacked along a leading axis; the data is shared. The devices do not communicate.
-
-    Args:
-        function: of positional arguments, for one member. Python ints come last and are static.
-        is_stacked: for each argument, whether it is stacked by member or shared.
-        mesh: from `make_mesh`.
-        sequential: a loop over the members instead of `vmap`: slower if the operations are too
-            small to fill the device, but with the activations of only one member in memory.
-    """
-    members, shared = PartitionSpec(*mesh.axis_names), PartitionSpec()
-
-    def call(*args: Any) -> Any:
-        arrays = [arg for arg in args if not isinstance(arg, int)]
-        static, stacked = args[len(arrays) :], is_stacked[: len(arrays)]
-
-        def one(*arrays: Any) -> Any:
-            return function(*arrays, *static)
-
-        each = jax.custom_batching.sequential_vmap(one) if sequential else one
-        some = jax.vmap(each, in_axes=[0 if own else None for own in stacked])
-        specs = tuple(members if own else shared for own in stacked)
-        every = jax.shard_map(some, mesh=mesh, in_specs=specs, out_specs=members, check_vma=False)
-        return every(*arrays)
-
-    return call

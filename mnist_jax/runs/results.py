@@ -11,7 +11,7 @@ from mnist_jax.config import Config, member_label
 from mnist_jax.data import DataSpec
 from mnist_jax.metrics import Metrics, finite_mask
 from mnist_jax.models import count_parameters
-from mnist_jax.parallel.mesh import member_of
+from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import Progress, names_of
 from mnist_jax.runs.statistics import mean_text, percent, summarize
 
