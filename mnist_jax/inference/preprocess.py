@@ -193,15 +193,14 @@ def _without_lines(mask: np.ndarray) -> np.ndarray:
 
 def _boxes(labels: np.ndarray) -> list[int]:
     """The labels of rectangles and circles that are drawn around something."""
-    found, (_, sides), places = [], _sizes(labels), scipy.ndimage.find_objects(labels)
-    for label in np.flatnonzero(sides > max(labels.shape) / 4).tolist():
+    found, places = [], scipy.ndimage.find_objects(labels)
+    heights = np.array([0, *(rows.stop - rows.start for rows, _ in places)])
+    for label in np.flatnonzero(_sizes(labels)[:, 1] > max(labels.shape) / 4).tolist():
         part = labels[places[label - 1]]
-        is_inside = (part > 0) & (part != label)
+        is_inside = part != label
         if _straight_sides(part == label) < 3:  # no rectangle, which may be open
             is_inside &= scipy.ndimage.binary_fill_holes(part == label)
-        inside = np.unique(part[is_inside])
-        rows = (places[other - 1][0] for other in inside[sides[inside] > len(part) / 4])
-        if any(row.stop - row.start > 0.4 * len(part) for row in rows):
+        if heights[part[is_inside]].max(initial=0) > 0.4 * len(part):
             found.append(label)
     return found
 
@@ -223,13 +222,13 @@ def _otsu(values: np.ndarray) -> float:
     return float(edges[ties[len(ties) // 2] + 1])
 
 
-def _sizes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Area and longer side in pixels of each label's region, at its index; 0 for the background."""
+def _sizes(labels: np.ndarray) -> np.ndarray:
+    """Area, longer and shorter side in pixels of each label's region; zeros for the background."""
     boxes = scipy.ndimage.find_objects(labels)
-    sides = [0, *(max(ends.stop - ends.start for ends in box) for box in boxes)]
+    sides = np.array([(0, 0), *((y.stop - y.start, x.stop - x.start) for y, x in boxes)])
     areas = np.bincount(labels.ravel())
     areas[0] = 0
-    return areas, np.array(sides)
+    return np.column_stack([areas, sides.max(1), sides.min(1)])
 
 
 def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
@@ -244,10 +243,9 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     labels, count = scipy.ndimage.label(mask, np.ones((3, 3)))
     if boxes := _boxes(labels):
         labels, count = scipy.ndimage.label(mask & ~np.isin(labels, boxes), np.ones((3, 3)))
-    areas, sides = _sizes(labels)
+    areas, sides, thickness = (sizes := _sizes(labels)).T
     at_edge, longer = np.isin(np.arange(count + 1), _edge(labels)), max(mask.shape)
     places = scipy.ndimage.find_objects(labels)
-    thickness = np.array([0, *(min(ends.stop - ends.start for ends in box) for box in places)])
     large = np.flatnonzero(sides >= max(MIN_SIDE, longer / 50))
     if not large.size:
         raise DataError("no digit found: only specks stand out from the background")
@@ -270,11 +268,10 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     reach = [round(sides[main] / 5) + 1, round(sides[main] / 7) + 1]
     groups = scipy.ndimage.label(scipy.ndimage.maximum_filter(kept, reach))[0] * kept
     digit = groups[labels == main][0]
-    group_areas, group_sides = _sizes(groups)
+    group_sizes = _sizes(groups)
     apart &= ~(at_edge & (thickness < longer / 12))  # a line is no digit
-    other_areas = np.concatenate([areas[apart], np.delete(group_areas, digit)])
-    other_sides = np.concatenate([sides[apart], np.delete(group_sides, digit)])
-    is_digit = (other_areas > 0.1 * group_areas[digit]) & (other_sides > 0.4 * group_sides[digit])
+    others = np.concatenate([sizes[apart], np.delete(group_sizes, digit, axis=0)])
+    is_digit = (others[:, :2] > np.array([0.1, 0.4]) * group_sizes[digit, :2]).all(1)
     return groups == digit, int(is_digit.sum())
 
 
