@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -103,14 +102,14 @@ class Predict(PlatformFlags):
         names = run.data.class_names
         check_pictures(run)
         predictor = Predictor(run, self.platform)
-        failed, skipped, shown = 0, 0, set()
+        failed, pictures, shown = 0, len(paths), set()
         for number, path in enumerate(paths, 1):
             try:
                 digit = read_digit(path)
             except DataError as error:
                 is_other = isinstance(error, NotAPictureError) and path not in named
                 is_other &= path.suffix.lower() not in {".heic", *Image.registered_extensions()}
-                skipped += is_other
+                pictures -= is_other
                 failed += not is_other
                 word = "warning" if is_other else "error"
                 print(printable(f"{word}: {error}"), file=sys.stderr)
@@ -125,13 +124,26 @@ class Predict(PlatformFlags):
                 name = f"{number:04d}-{path.stem}.png"
                 _save(digit.image, user_path(self.save_preprocessed), name)
             (probabilities,) = prediction.mean.tolist()
-            show = partial(_json, warning=digit.warning) if self.json else _line
-            print(show(path, probabilities, names), flush=True)
-        if skipped == len(paths):
+            print(self._answer(path, probabilities, names, digit.warning), flush=True)
+        if not pictures:
             raise DataError("no picture is among the files; the lines above name them")
         if failed:
-            count = f"{failed} of {len(paths) - skipped}"
-            raise DataError(f"pictures without an answer: {count}; the lines above say why")
+            raise DataError(
+                f"pictures without an answer: {failed} of {pictures}; the lines above say why"
+            )
+
+    def _answer(
+        self, path: Path, probabilities: list[float], names: Sequence[str], warning: str
+    ) -> str:
+        if self.json:
+            label = int(np.argmax(probabilities))
+            found = {"file": str(path), "label": label, "name": names[label], "warning": warning}
+            found |= {"probability": probabilities[label], "probabilities": probabilities}
+            return json.dumps(found)
+        width = max(map(len, names))
+        best = sorted(zip(probabilities, names, strict=True), reverse=True)[:2]
+        cells = [f"{name:{width}s}  {percent(probability):>8s}  " for probability, name in best]
+        return "".join([*cells, printable(str(path))])
 
 
 def _save(image: np.ndarray, folder: Path, name: str) -> None:
@@ -140,17 +152,3 @@ def _save(image: np.ndarray, folder: Path, name: str) -> None:
         Image.fromarray(image[..., 0]).save(folder / name)
     except OSError as error:
         raise DeviceError(f"save_preprocessed: cannot write {folder} ({error.strerror})") from error
-
-
-def _line(path: Path, probabilities: list[float], names: Sequence[str]) -> str:
-    width = max(map(len, names))
-    best = sorted(zip(probabilities, names, strict=True), reverse=True)[:2]
-    cells = [f"{name:{width}s}  {percent(probability):>8s}  " for probability, name in best]
-    return "".join([*cells, printable(str(path))])
-
-
-def _json(path: Path, probabilities: list[float], names: Sequence[str], warning: str) -> str:
-    label = int(np.argmax(probabilities))
-    found = {"file": str(path), "label": label, "name": names[label], "warning": warning}
-    found |= {"probability": probabilities[label], "probabilities": probabilities}
-    return json.dumps(found)
