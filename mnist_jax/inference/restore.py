@@ -164,36 +164,30 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """A run's members, compiled. Any thread may call it.
+    """A run's members, compiled and on a device. Any thread may call it.
 
-    platform: of the device that computes; None for the run's own.
+    platform: of the device; None for the run's own. Raises DeviceError if it is absent.
     """
 
     def __init__(self, run: LoadedRun, platform: str | None = None):
-        self._run, self._platform = run, platform
+        self._run, self._platform = run, platform or run.config.platform
         self._logits = jax.jit(run.logits)
-        self._placed: Any = None  # the variables of a single member, on the device
+        with use_device(self._platform, run.config.precision) as device:
+            self._members = jax.device_put(run.members, device)
+            self._batch_size = CPU_BATCH_SIZE if device.platform == "cpu" else EVAL_BATCH_SIZE
 
     def __call__(self, images: np.ndarray) -> Prediction:
         """The members' answers to images (n, *image_shape) uint8, n ≥ 1.
 
-        Raises:
-            DeviceError: the platform is absent.
-            NonFiniteError: the outputs of every member are NaN or infinite.
+        Raises NonFiniteError if the outputs of every member are NaN or infinite.
         """
         run, members, found, warnings = self._run, [], [], []
-        platform = self._platform or run.config.platform
-        with use_device(platform, run.config.precision) as device:
-            suitable = CPU_BATCH_SIZE if device.platform == "cpu" else EVAL_BATCH_SIZE
-            size = min(suitable, len(images))
-            padding = -len(images) % size  # one shape, one program
-            batches = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
-            batches = batches.reshape(-1, size, *run.data.image_shape)
-            for member, variables in zip(run.config.members(), run.members, strict=True):
-                # Of several members one at a time, which fits any memory.
-                variables = self._placed or jax.device_put(variables, device)
-                if len(run.members) == 1:
-                    self._placed = variables
+        size = min(self._batch_size, len(images))
+        padding = -len(images) % size  # one shape, one program
+        batches = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
+        batches = batches.reshape(-1, size, *run.data.image_shape)
+        with use_device(self._platform, run.config.precision):
+            for member, variables in zip(run.config.members(), self._members, strict=True):
                 logits = jax.device_get([self._logits(variables, batch) for batch in batches])
                 logits = np.concatenate(logits)[: len(images)].astype(np.float64)
                 if np.all(np.isfinite(logits)):
