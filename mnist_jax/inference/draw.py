@@ -24,7 +24,6 @@ from mnist_jax.inference.preprocess import to_mnist
 from mnist_jax.inference.restore import PRETRAINED, Predictor, check_pictures
 from mnist_jax.models import IMAGE_SHAPE
 from mnist_jax.runs.results import accuracy_line
-from mnist_jax.runs.run_dir import read_result
 
 SIDE = 448  # pixels of a drawing
 HEADERS = {
@@ -110,8 +109,8 @@ class Draw(PlatformFlags):
             check_pictures(run)
             predictor = Predictor(run, self.platform)
             print_warnings(predictor(np.zeros((1, *IMAGE_SHAPE), np.uint8)).warnings)  # compiles
-            result = read_result(run.folder)
-            accuracy = accuracy_line(result).replace("\n", "; ") if result else "not complete"
+            accuracy = accuracy_line(run.record) if run.record else "not complete"
+            accuracy = accuracy.replace("\n", "; ")
             text = f"{run.config.model} trained on {run.data.name}, {accuracy}"
             address, port = listening.getsockname()[:2]
             here = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(address, address)

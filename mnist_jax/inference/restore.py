@@ -42,6 +42,7 @@ class LoadedRun(NamedTuple):
     rows: list[dict[str, Any]]  # the lines of metrics.jsonl
     seconds: dict[str, float]  # timings, as in result.json
     warnings: list[str]  # a damaged checkpoint that was skipped; that the run is not complete
+    record: dict[str, Any] | None = None  # the content of result.json, if the run is complete
 
     def logits(self, variables: Any, image: jax.Array) -> jax.Array:
         """Logits (n, classes) float32 of one of the members; a pure function of both arguments.
@@ -96,10 +97,10 @@ def load_run(folder: str | Path) -> LoadedRun:
     known = {field.name for field in dataclasses.fields(Config)} | {"version", "data"}
     if unknown := ", ".join(read_json(folder / CONFIG).keys() - known):
         warnings.append(f"{folder} has settings that this version does not know: {unknown}")
-    if read_result(folder) is None:
+    if (record := read_result(folder)) is None:
         warnings.append(f"{folder} is not complete: it has done {step:,} steps")
-    rows, seconds = rest["rows"], rest["seconds"]
-    return LoadedRun(folder, config, data, model, members, step, rows, seconds, warnings)
+    rows, seconds = rest["rows"], record["timings"] if record else rest["seconds"]
+    return LoadedRun(folder, config, data, model, members, step, rows, seconds, warnings, record)
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[LoadedRun]:

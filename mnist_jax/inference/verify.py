@@ -49,8 +49,8 @@ class Verify(DataFlags):
                 ) from error
 
     def _accuracy(self, folder: Path) -> str:
-        run, record = load_run(folder), run_dir.read_result(folder)
-        if record is None:
+        run = load_run(folder)
+        if (record := run.record) is None:
             return "not recorded yet"
         test = dataset_of(run, **self.folders_of_data()).test
         prediction = Predictor(run, self.platform)(test.image)

@@ -24,7 +24,7 @@ from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_member
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.reporting import plots
 from mnist_jax.runs import statistics
-from mnist_jax.runs.run_dir import REPORT, read_result
+from mnist_jax.runs.run_dir import REPORT
 from mnist_jax.runs.statistics import accuracy_text, percent, summary_text
 
 ERRORS = 24  # misclassified images shown
@@ -112,7 +112,7 @@ def write_page(path: Path, content: Mapping[str, Any]) -> None:
 
 def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> dict[str, Any]:
     """The content of the page of one run."""
-    config, record, label = run.config, read_result(run.folder) or {}, dataset.test.label
+    config, record, label = run.config, run.record or {}, dataset.test.label
     prediction = restore.Predictor(run, platform)(dataset.test.image)
     answers, points = prediction.log_probabilities.argmax(2), _grid_points({"": run})
     accuracies = (answers == label).mean(1).tolist()  # of the members
@@ -135,8 +135,7 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
         for name, kind, shape, count in layers(run.model)
     ]
     warnings = [*run.warnings, *dataset.warnings, *prediction.warnings, *record.get("warnings", [])]
-    timings = record.get("timings", run.seconds)
-    times = [(name[:-2], f"{s:,.1f}") for name, s in timings.items()]
+    times = [(name[:-2], f"{s:,.1f}") for name, s in run.seconds.items()]
     configs = {"this run": config, f"preset {config.preset}": config.defaults()}
     environment = atomic_io.read_json(run.folder / "environment.json")
     environment |= environment.pop("variables", {})
@@ -266,8 +265,7 @@ def _result_table(points: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
         found = statistics.summarize(accuracies)
         accuracy = percent(found["mean"]), percent(found["sd"], ""), found["n"]
         size = f"{run.step:,}", f"{count_parameters(param_shapes(run.model)):,}"
-        seconds = (read_result(run.folder) or {}).get("timings", run.seconds)
-        times = (f"{seconds.get(key, 0.0):,.1f}" for key in ("train_s", "total_s"))
+        times = (f"{run.seconds.get(key, 0.0):,.1f}" for key in ("train_s", "total_s"))
         rows.append((name, *accuracy, *size, *times))
     columns = "run", "test accuracy", "sd", "seeds", "steps", "parameters"
     return Table("Results", (*columns, "training, s", "total, s"), rows)
