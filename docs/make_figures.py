@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from mnist_jax import cli
 from mnist_jax.atomic_io import write_atomically
 from mnist_jax.errors import UsageError
-from mnist_jax.inference.flags import DataFlags, Runs
-from mnist_jax.inference.restore import Predictor, dataset_of, load_runs
+from mnist_jax.inference.flags import DataFlags, Runs, open_runs
+from mnist_jax.inference.restore import Predictor, dataset_of
 from mnist_jax.reporting import plots, report
 
 
@@ -44,8 +44,8 @@ class MakeFigures(DataFlags):
 
     def figures(self) -> Iterator[tuple[str, Figure, str]]:
         """File name, figure and alternative text of each."""
-        runs = load_runs(self.runs)
-        if len({run.config.model for run in runs}) < len(self.runs) or not runs:
+        runs = open_runs(self.runs)
+        if len({run.config.model for run in runs}) < len(runs):
             raise UsageError("name one run of each model")
         dataset = dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
         image, label, names = *dataset.train, dataset.class_names

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from mnist_jax.atomic_io import write_atomically
 from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.config import CHOICES
-from mnist_jax.errors import DeviceError, printable, unknown_choice
-from mnist_jax.inference.restore import PRETRAINED, LoadedRun, load_runs
+from mnist_jax.errors import DeviceError, UsageError, printable, unknown_choice
+from mnist_jax.inference.restore import PRETRAINED, LoadedRun, load_run
 
 try:
     from tyro.conf import Positional, arg
@@ -18,7 +18,7 @@ except ModuleNotFoundError:  # without tyro there are no commands, but fit and b
     Positional, arg = None, dict
 
 RunFolder = Annotated[Path, Positional, arg(metavar="RUN")]
-Runs = Annotated[  # may be empty, because tyro has no "one or more"; `load_runs` checks it
+Runs = Annotated[  # may be empty, because tyro has no "one or more"; `open_runs` checks it
     tuple[Path, ...],
     Positional,
     arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)"),
@@ -61,10 +61,18 @@ def print_warnings(messages: Iterable[str]) -> None:
 
 
 def open_runs(folders: Sequence[Path]) -> list[LoadedRun]:
-    """Loads a command's runs, prints their warnings and sets the process's compilation cache."""
+    """Loads a command's runs, prints their warnings and sets the process's compilation cache.
+
+    Raises UsageError if there is none, or if they are of several data sets.
+    """
     if PRETRAINED in folders:
         print("no run is named: the MLP that comes with mnist_jax answers", file=sys.stderr)
-    runs = load_runs(folders)
+    runs = [load_run(folder) for folder in folders]
+    names = sorted({run.data.name for run in runs})
+    if not names:
+        raise UsageError("no run is named; name one or more run folders")
+    if len(names) > 1:
+        raise UsageError(f"the runs are of different data sets ({', '.join(names)})")
     print_warnings(warning for run in runs for warning in run.warnings)
     print_warnings(enable_compilation_cache(runs[0].config.compilation_cache))
     return runs

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,17 +100,6 @@ def load_run(folder: str | Path) -> LoadedRun:
         warnings.append(f"{folder} is not complete: it has done {step:,} steps")
     rows, seconds = rest["rows"], record["timings"] if record else rest["seconds"]
     return LoadedRun(folder, config, data, model, members, step, rows, seconds, warnings, record)
-
-
-def load_runs(folders: Sequence[str | Path]) -> list[LoadedRun]:
-    """Reads runs of one data set; errors are those of `load_run`, and UsageError for other runs."""
-    runs = [load_run(folder) for folder in folders]
-    names = sorted({run.data.name for run in runs})
-    if not names:
-        raise UsageError("no run is named; name one or more run folders")
-    if len(names) > 1:
-        raise UsageError(f"the runs are of different data sets ({', '.join(names)})")
-    return runs
 
 
 def dataset_of(
