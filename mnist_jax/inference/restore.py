@@ -111,21 +111,20 @@ def dataset_of(
 ) -> Dataset:
     """The data set of a run, or another one; errors are those of `load_dataset`."""
     config = run.config
-    if isinstance(dataset, Dataset):
-        is_own = dataset.name == config.dataset
-    else:
-        name, is_own = dataset or config.dataset, dataset in (None, config.dataset)
-        if name not in DATASETS and not is_path(name) and is_own:
+    name = dataset.name if isinstance(dataset, Dataset) else dataset or config.dataset
+    is_own = name == config.dataset
+    if not isinstance(dataset, Dataset):
+        if is_own and name not in DATASETS and not is_path(name):
             given = f"{run.folder} was trained on {name}, arrays that fit was given"
             raise UsageError(f"{given}; use mnist_jax.evaluate with them, or --dataset=PATH")
         options = config.arguments("dataset") if is_own else {}
         data_dir = data_dir or config.data_dir
         dataset = load_dataset(name, data_dir=data_dir, manual_dir=manual_dir, **options)
-    name, spec = dataset.name, dataset.spec
-    if (spec.image_shape, spec.num_classes) != (run.data.image_shape, run.data.num_classes):
-        kinds = [f"{list(s.image_shape)} in {s.num_classes} classes" for s in (spec, run.data)]
-        raise UsageError(f"{name} has images {kinds[0]}; {run.folder} is for {kinds[1]}")
-    if is_own and spec.sha256 != run.data.sha256:
+    spec, own = dataset.spec, run.data
+    if (spec.image_shape, spec.num_classes) != (own.image_shape, own.num_classes):
+        found, needed = (f"{list(s.image_shape)} in {s.num_classes} classes" for s in (spec, own))
+        raise UsageError(f"{dataset.name} has images {found}; {run.folder} is for {needed}")
+    if is_own and spec.sha256 != own.sha256:
         raise DataError(f"the data {name} have changed since the run {run.folder} began")
     return dataset
 
