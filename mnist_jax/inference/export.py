@@ -47,8 +47,7 @@ def export(
     if place is None or not 0 <= place < len(names):
         which = " to ".join(f"{i} ({names[i]})" for i in sorted({0, len(names) - 1}))
         raise UsageError(f"member is {member}; the run has {which}; choose with --member")
-    variables = run.members[place]
-    run.check_finite(names[place], variables)
+    variables = run.finite_member(place)
     if file_format == "stablehlo":
         data, content = _to_stablehlo(run, variables), "probabilities"
     else:

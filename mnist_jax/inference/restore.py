@@ -52,22 +52,22 @@ class LoadedRun(NamedTuple):
         state = {name: value for name, value in variables.items() if name != "params"}
         return forward(self.model, variables["params"], state, x)[0]
 
-    def check_finite(self, name: str, variables: Any) -> None:
-        """Raises NonFiniteError, with the name of the member, if its variables are not finite."""
+    def finite_member(self, place: int) -> dict[str, Any]:
+        """The variables of a member; raises NonFiniteError if they are not finite."""
+        variables = self.members[place]
         if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(variables)):
+            name = self.config.member_labels()[place]
             raise NonFiniteError(f"{name} of {self.folder} is not finite; choose another")
+        return variables
 
     def apply(self, image: jax.Array) -> jax.Array:
         """Log probabilities (n, classes) float32 of images as for `logits`; pure, for a teacher.
 
-        Several members vote with the mean of their probabilities.
-
-        Raises:
-            NonFiniteError: the parameters of a member are not finite.
+        Several members vote with the mean of their probabilities. Errors are those of
+        `finite_member`.
         """
-        for member, variables in zip(self.config.members(), self.members, strict=True):
-            self.check_finite(member_label(member), variables)
-        found = [jax.nn.log_softmax(self.logits(each, image)) for each in self.members]
+        members = map(self.finite_member, range(len(self.members)))
+        found = [jax.nn.log_softmax(self.logits(member, image)) for member in members]
         return jax.nn.logsumexp(jnp.stack(found), axis=0) - math.log(len(found))
 
 
