@@ -48,19 +48,8 @@ def compare(a: Prediction, b: Prediction, label: np.ndarray) -> dict[str, Any]:
     have_seeds = all(len(s.members) > 1 and s.members[0].keys() == {"seed"} for s in (a, b))
     seeds = statistics.welch(*members) if have_seeds else None
     test = seeds or images
-    significant = test["p"] < SIGNIFICANT
-    better, worse = (significant and sign * test["difference"] > 0 for sign in (1, -1))
-    return {"images": images, "seeds": seeds, "better": better, "worse": worse}
-
-
-def split_grid(answers: Prediction) -> dict[str, Prediction]:
-    """The answers of the networks at each point of a grid, by the label of the point."""
-    return {
-        label: Prediction(
-            answers.log_probabilities[own], [{"seed": answers.members[i]["seed"]} for i in own], []
-        )
-        for label, own in group_by_point(answers.members).items()
-    }
+    change = test["difference"] if test["p"] < SIGNIFICANT else 0.0
+    return {"images": images, "seeds": seeds, "better": change > 0, "worse": change < 0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +99,7 @@ class Compare(DataFlags):
         if len({*found}) > 1:
             print_warnings([f"the runs' CPUs, {found[0]} and {found[1]}, round differently"])
         if len(sides) == 1:
-            _compare_points(split_grid(sides[0]), dataset.test.label)
+            _compare_points(sides[0], dataset.test.label)
         else:
             self._compare_runs(sides[0], sides[1], dataset.test.label)
 
@@ -134,8 +123,13 @@ class Compare(DataFlags):
         print(better if found["better"] else "no significant difference")
 
 
-def _compare_points(points: dict[str, Prediction], label: np.ndarray) -> None:
-    (first, base), *others = points.items()
+def _compare_points(answers: Prediction, label: np.ndarray) -> None:
+    """Tests the networks at each other point of a grid against those at the first."""
+    points = []
+    for name, own in group_by_point(answers.members).items():
+        seeds = [{"seed": answers.members[i]["seed"]} for i in own]
+        points.append((name, Prediction(answers.log_probabilities[own], seeds, [])))
+    (first, base), *others = points
     for name, side in others:
         found = compare(base, side, label)
         test, method = found["seeds"] or found["images"], "Welch" if found["seeds"] else "McNemar"
