@@ -10,7 +10,6 @@ import json
 import logging
 import socket
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +65,7 @@ def read_drawing(predictor: Predictor, grey: np.ndarray) -> dict[str, Any]:
 
 def application(predictor: Predictor, model: dict[str, Any]) -> Callable[..., Any]:
     """The WSGI application: the page at /, `model` at /model, `read_drawing` at /read."""
-    page = resources.files("mnist_jax.inference").joinpath("draw.html").read_text("utf-8")
+    page = Path(__file__).with_name("draw.html").read_text("utf-8")
     respond = functools.partial(Response, headers=HEADERS)
 
     @Request.application
