@@ -4,7 +4,6 @@ The figures do not use pyplot, so they share no state with the caller.
 """
 
 import io
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from matplotlib import style, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from mnist_jax.metrics import finite_members, mean_over_members
 from mnist_jax.runs.statistics import percent
@@ -26,6 +26,7 @@ STYLE = {
     "axes.formatter.useoffset": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
@@ -106,15 +107,15 @@ def learning_curves(runs: Mapping[str, Rows]) -> Figure:
     figure = Figure((WIDTH, 5.6))
     upper, lower = figure.subplots(2, sharex=True)
     for axes, metric in ((upper, "loss"), (lower, "accuracy")):
-        for run_colour, (run, rows) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
+        for run, rows in runs.items():
             epochs = [row["epoch"] for row in rows]
             if len(runs) > 1:
-                _curve(axes, epochs, rows, f"test/{metric}", run_colour, label=run)
-                _curve(axes, epochs, rows, f"train/{metric}", run_colour, linestyle=":")
+                colour = _curve(axes, epochs, rows, f"test/{metric}", label=run)
+                _curve(axes, epochs, rows, f"train/{metric}", color=colour, linestyle=":")
                 continue
-            for split, colour in zip(("test", "train", "validation"), COLOURS, strict=False):
+            for split in ("test", "train", "validation"):
                 if f"{split}/{metric}" in rows[0]:
-                    _curve(axes, epochs, rows, f"{split}/{metric}", colour, label=split)
+                    _curve(axes, epochs, rows, f"{split}/{metric}", label=split)
         axes.set_title(metric if len(runs) == 1 else f"{metric} (dotted: train)")
         axes.legend()
     lower.yaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
@@ -128,9 +129,9 @@ def accuracy_against_time(runs: Mapping[str, Rows]) -> Figure:
     """Test accuracy against seconds of training, of runs of at least one epoch by their names."""
     figure = Figure((WIDTH, 3.6))
     axes = figure.add_subplot()
-    for colour, (run, rows) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
+    for run, rows in runs.items():
         seconds = np.cumsum([row["train_s"] for row in rows])
-        _curve(axes, seconds, rows, "test/accuracy", colour, label=run, marker="o")
+        _curve(axes, seconds, rows, "test/accuracy", label=run, marker="o")
     axes.set(title="test accuracy", xlabel="seconds of training", xscale="log")
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -140,19 +141,18 @@ def accuracy_against_time(runs: Mapping[str, Rows]) -> Figure:
     return figure
 
 
-def _curve(
-    axes: Axes, x: Any, rows: Rows, name: str, colour: str, *, label: str = "", **line: Any
-) -> None:
-    """Draws the mean of a metric over the finite members, and shades their range."""
+def _curve(axes: Axes, x: Any, rows: Rows, name: str, *, label: str = "", **line: Any) -> Any:
+    """Draws a metric's mean over the finite members, and their range; returns the colour."""
     mean = [mean_over_members(row, name) for row in rows]
     if label:
         label += f" {percent(mean[-1])}" if name.endswith("accuracy") else f" {mean[-1]:#.3g}"
     marker = {"marker": "o" if len(rows) == 1 else "", "markersize": 4}
-    axes.plot(x, mean, color=colour, label=label or "_", **marker | line)
+    (curve,) = axes.plot(x, mean, label=label or "_", **marker | line)
     members = [finite_members(row)[name] or [np.nan] for row in rows]
     if any(len(values) > 1 for values in members):
         low, high = (list(map(end, members)) for end in (min, max))
-        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(x, low, high, color=curve.get_color(), alpha=0.2, linewidth=0)
+    return curve.get_color()
 
 
 @styled
