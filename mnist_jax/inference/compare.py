@@ -62,7 +62,7 @@ class Ensemble(DataFlags):
     def run(self) -> None:
         """Prints the accuracy of single members and of the ensemble."""
         runs = open_runs(self.folders)
-        dataset = dataset_of(runs[0], **self.folders_of_data())
+        dataset = dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
         answers = [Predictor(run, self.platform)(dataset.test.image) for run in runs]
         print_warnings([*dataset.warnings, *(text for a in answers for text in a.warnings)])
         members = np.concatenate([answer.log_probabilities for answer in answers])
@@ -92,7 +92,7 @@ class Compare(DataFlags):
         if len(runs) > 2 or (len(runs) == 1 and not runs[0].config.grid):
             what = "two runs, or one run with several values of a hyperparameter"
             raise UsageError(f"compare takes {what}; {len(runs)} are named")
-        dataset = dataset_of(runs[0], **self.folders_of_data())
+        dataset = dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
         sides = [Predictor(run, self.platform)(dataset.test.image) for run in runs]
         print_warnings((*dataset.warnings, *(text for side in sides for text in side.warnings)))
         found = [read_json(run.folder / ENVIRONMENT).get("instruction_set") for run in runs]

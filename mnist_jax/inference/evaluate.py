@@ -93,8 +93,8 @@ class Evaluate(DataFlags):
         """Prints the result, warnings on stderr."""
         config, _ = read_config(user_path(self.folder))
         print_warnings(enable_compilation_cache(config.compilation_cache))
-        chosen = {"dataset": self.dataset, "platform": self.platform}
-        found = evaluate(self.folder, **chosen, **self.folders_of_data())
+        folders = {"data_dir": self.data_dir, "manual_dir": self.manual_dir}
+        found = evaluate(self.folder, dataset=self.dataset, platform=self.platform, **folders)
         print_warnings(found["warnings"])
         if self.json:
             print(json.dumps(found))

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from mnist_jax.atomic_io import write_atomically
 from mnist_jax.compiler import enable_compilation_cache
@@ -48,10 +48,6 @@ class DataFlags(PlatformFlags):
 
     manual_dir: Path | None = None
     """Folder with the data set's four original .gz files, for a machine without network."""
-
-    def folders_of_data(self) -> dict[str, Any]:
-        """data_dir and manual_dir as keyword arguments."""
-        return {"data_dir": self.data_dir, "manual_dir": self.manual_dir}
 
 
 def print_warnings(messages: Iterable[str]) -> None:

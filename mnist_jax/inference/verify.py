@@ -52,7 +52,7 @@ class Verify(DataFlags):
         run = load_run(folder)
         if (record := run.record) is None:
             return "not recorded yet"
-        test = dataset_of(run, **self.folders_of_data()).test
+        test = dataset_of(run, data_dir=self.data_dir, manual_dir=self.manual_dir).test
         prediction = Predictor(run, self.platform)(test.image)
         correct = (prediction.log_probabilities.argmax(2) == test.label).sum(1)
         counts = zip(run.config.members(), np.atleast_1d(record["test_correct"]), strict=True)

@@ -17,9 +17,8 @@ from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config, group_by_point, member_label
 from mnist_jax.data import Dataset
 from mnist_jax.errors import first_line
-from mnist_jax.inference import restore
 from mnist_jax.inference.flags import DataFlags, Runs, open_runs, write_output
-from mnist_jax.inference.restore import LoadedRun, Prediction
+from mnist_jax.inference.restore import LoadedRun, Prediction, Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_members, select_members
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.reporting import plots
@@ -47,7 +46,7 @@ class Report(DataFlags):
         folder = runs[0].folder if len(runs) == 1 else Path()
         output = atomic_io.user_path(self.output or folder / REPORT)
         if len(runs) == 1:
-            dataset = restore.dataset_of(runs[0], **self.folders_of_data())
+            dataset = dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
             page = run_page(runs[0], dataset, self.platform)
         else:
             page = comparison_page(runs)
@@ -65,7 +64,7 @@ class ReportWriter(Callback):
     def on_train_end(self, result: Result) -> None:
         """Writes the page."""
         try:
-            page = run_page(restore.load_run(result.workdir), self._dataset)
+            page = run_page(load_run(result.workdir), self._dataset)
             write_page(result.workdir / REPORT, page)
         except Exception as error:  # of any kind: the run is complete
             problem = first_line(error) or type(error).__name__
@@ -113,7 +112,7 @@ def write_page(path: Path, content: Mapping[str, Any]) -> None:
 def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> dict[str, Any]:
     """The content of the page of one run."""
     config, record, label = run.config, run.record or {}, dataset.test.label
-    prediction = restore.Predictor(run, platform)(dataset.test.image)
+    prediction = Predictor(run, platform)(dataset.test.image)
     answers, points = prediction.log_probabilities.argmax(2), _grid_points({"": run})
     accuracies = (answers == label).mean(1).tolist()  # of the members
     if config.grid:
