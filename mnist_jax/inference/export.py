@@ -17,8 +17,8 @@ from jax import export as jax_export
 from mnist_jax import atomic_io, models
 from mnist_jax.compiler import MATMUL_PRECISION
 from mnist_jax.errors import UsageError
-from mnist_jax.inference.flags import RunFolder, print_warnings, write_output
-from mnist_jax.inference.restore import LoadedRun, load_run
+from mnist_jax.inference.flags import RunFolder, open_runs, write_output
+from mnist_jax.inference.restore import LoadedRun
 from mnist_jax.runs.checkpoint import names_of
 from mnist_jax.runs.statistics import percent
 
@@ -120,10 +120,9 @@ class Export:
 
     def run(self) -> None:
         """Prints what was written, and the network's test accuracy."""
-        run = load_run(self.folder)
+        (run,) = open_runs([self.folder])
         output = atomic_io.user_path(self.output or run.folder / f"model.{self.format}")
         found = export(run, self.format, output, self.member)
-        print_warnings(run.warnings)
         print(f"{output}  {output.stat().st_size:,} bytes, described in {output.name}.json")
         name = run.config.member_labels()[self.member or 0]
         which = f"{run.config.model} on {run.data.name}, {name}"
