@@ -80,8 +80,6 @@ class Display(Callback):
         self, epoch: int, batch: int, num_batches: int, metrics: Metrics, train_s: float
     ) -> None:
         """Moves the bar."""
-        if self.bar.disable:
-            return
         finite = np.ravel(metrics.first_nonfinite) == NEVER
         means = [np.ravel(x)[finite].mean() for x in (metrics.loss, metrics.accuracy)]
         cell = "" if self.config.grid else _cell(*means)
