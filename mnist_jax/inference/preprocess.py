@@ -193,14 +193,13 @@ def _without_lines(mask: np.ndarray) -> np.ndarray:
 
 def _boxes(labels: np.ndarray) -> list[int]:
     """The labels of rectangles and circles that are drawn around something."""
-    found, places = [], scipy.ndimage.find_objects(labels)
-    heights = np.array([0, *(rows.stop - rows.start for rows, _ in places)])
-    for label in np.flatnonzero(_sizes(labels)[:, 1] > max(labels.shape) / 4).tolist():
-        part = labels[places[label - 1]]
+    found, (sizes, (top, bottom, left, right)) = [], _measure(labels)
+    for label in np.flatnonzero(sizes[:, 1] > max(labels.shape) / 4).tolist():
+        part = labels[top[label] : bottom[label], left[label] : right[label]]
         is_inside = part != label
         if _straight_sides(part == label) < 3:  # no rectangle, which may be open
             is_inside &= scipy.ndimage.binary_fill_holes(part == label)
-        if heights[part[is_inside]].max(initial=0) > 0.4 * len(part):
+        if (bottom - top)[part[is_inside]].max(initial=0) > 0.4 * len(part):
             found.append(label)
     return found
 
@@ -222,13 +221,17 @@ def _otsu(values: np.ndarray) -> float:
     return float(edges[ties[len(ties) // 2] + 1])
 
 
-def _sizes(labels: np.ndarray) -> np.ndarray:
-    """Area, longer and shorter side in pixels of each label's region; zeros for the background."""
+def _measure(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each label's region, at its index, in pixels; zeros for the background.
+
+    Returns area and longer side, (labels, 2); and top, bottom, left and right, (4, labels).
+    """
     boxes = scipy.ndimage.find_objects(labels)
-    sides = np.array([(0, 0), *((y.stop - y.start, x.stop - x.start) for y, x in boxes)])
+    boxes = [(0, 0, 0, 0), *((y.start, y.stop, x.start, x.stop) for y, x in boxes)]
+    top, bottom, left, right = ends = np.array(boxes).T
     areas = np.bincount(labels.ravel())
     areas[0] = 0
-    return np.column_stack([areas, sides.max(1), sides.min(1)])
+    return np.column_stack([areas, np.maximum(bottom - top, right - left)]), ends
 
 
 def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
@@ -243,9 +246,9 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     labels, count = scipy.ndimage.label(mask, np.ones((3, 3)))
     if boxes := _boxes(labels):
         labels, count = scipy.ndimage.label(mask & ~np.isin(labels, boxes), np.ones((3, 3)))
-    areas, sides, thickness = (sizes := _sizes(labels)).T
+    sizes, (top, bottom, left, right) = _measure(labels)
+    (areas, sides), heights, widths = sizes.T, bottom - top, right - left
     at_edge, longer = np.isin(np.arange(count + 1), _edge(labels)), max(mask.shape)
-    places = scipy.ndimage.find_objects(labels)
     large = np.flatnonzero(sides >= max(MIN_SIDE, longer / 50))
     if not large.size:
         raise DataError("no digit found: only specks stand out from the background")
@@ -255,23 +258,18 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     parts = areas >= SPECK * areas[main]
     # Beside a whole digit, what touches the edge is another one or the edge of the table.
     apart = parts & at_edge & inside[main]
-    rows, columns = places[main - 1]
-    for label in np.flatnonzero(parts & ~apart).tolist():
-        y, x = places[label - 1]
-        both = max(y.stop, rows.stop) - min(y.start, rows.start)
-        height, width = y.stop - y.start, x.stop - x.start
-        if x.stop <= columns.start or x.start >= columns.stop:  # beside; a digit if as tall
-            apart[label] = min(height, rows.stop - rows.start) > 0.75 * both
-        elif y.start >= rows.stop and width > 3 * height:  # an underline
-            parts[label] = False
+    beside = (right <= left[main]) | (left >= right[main])
+    both = np.maximum(bottom, bottom[main]) - np.minimum(top, top[main])
+    apart |= parts & beside & (np.minimum(heights, heights[main]) > 0.75 * both)  # also a digit
+    parts &= beside | (top < bottom[main]) | (widths <= 3 * heights)  # no underline
     kept = (parts & ~apart)[labels]
     reach = [round(sides[main] / 5) + 1, round(sides[main] / 7) + 1]
     groups = scipy.ndimage.label(scipy.ndimage.maximum_filter(kept, reach))[0] * kept
     digit = groups[labels == main][0]
-    group_sizes = _sizes(groups)
-    apart &= ~(at_edge & (thickness < longer / 12))  # a line is no digit
+    group_sizes, _ = _measure(groups)
+    apart &= ~(at_edge & (np.minimum(heights, widths) < longer / 12))  # a line is no digit
     others = np.concatenate([sizes[apart], np.delete(group_sizes, digit, axis=0)])
-    is_digit = (others[:, :2] > np.array([0.1, 0.4]) * group_sizes[digit, :2]).all(1)
+    is_digit = (others > np.array([0.1, 0.4]) * group_sizes[digit]).all(1)
     return groups == digit, int(is_digit.sum())
 
 
