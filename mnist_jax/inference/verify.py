@@ -30,12 +30,7 @@ class Verify(DataFlags):
         print("OK")
 
     def check(self) -> Iterator[str]:
-        """Yields a line per check.
-
-        Raises:
-            UsageError: the folder holds no run.
-            CheckpointError: a check failed; the message names it.
-        """
+        """Yields a line per check. Errors are those of `run`, and UsageError if there is no run."""
         folder = atomic_io.user_path(self.folder)
         run_dir.read_config(folder)
         checks = {"files": _files, "checkpoints": _checkpoints, "accuracy": self._accuracy}
