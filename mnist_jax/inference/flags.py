@@ -8,8 +8,8 @@ from typing import Annotated
 
 from mnist_jax.atomic_io import write_atomically
 from mnist_jax.compiler import enable_compilation_cache
-from mnist_jax.config import CHOICES
-from mnist_jax.errors import DeviceError, UsageError, printable, unknown_choice
+from mnist_jax.config import Config
+from mnist_jax.errors import DeviceError, UsageError, printable
 from mnist_jax.inference.restore import PRETRAINED, LoadedRun, load_run
 
 try:
@@ -34,9 +34,7 @@ class PlatformFlags:
 
     def __post_init__(self):
         if self.platform is not None:
-            object.__setattr__(self, "platform", self.platform.lower())
-            if self.platform not in CHOICES["platform"]:
-                raise unknown_choice("platform", self.platform, CHOICES["platform"])
+            object.__setattr__(self, "platform", Config(platform=self.platform).platform)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
