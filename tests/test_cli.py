@@ -157,13 +157,12 @@ def test_debug_shows_the_traceback(capsys, flags):
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_the_run(number, flags, tmp_path):
+def test_ctrl_c_saves_the_run(flags, tmp_path):
     process = subprocess.Popen([*TRAIN, *flags("--epochs=100000")], **PROCESS)
     assert any(re.match(r"epoch +\d", line) for line in process.stdout)  # waits for an epoch
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + signal.SIGINT
     assert re.fullmatch(r"interrupted at step \d+; to resume, run the same command .*\n", err)
     assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
 
