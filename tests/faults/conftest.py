@@ -2,9 +2,11 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
+import training
 
 from mnist_jax.runs import environment
 
@@ -51,3 +53,11 @@ def amount(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
 def counted(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """(campaign, **counts): for the record. Call it before the counts are asserted."""
     return lambda campaign, **counts: record_property("counted", {"campaign": campaign, **counts})
+
+
+@pytest.fixture(scope="session")
+def whole(once: Callable[..., Any], data_dir: Path) -> Callable[[str], list]:
+    """Model → the outcome of the run of `training.flags` that nothing disturbs."""
+    return lambda model: once(
+        f"whole-{model}", lambda folder: training.complete(model, folder / "run", data_dir)
+    )

@@ -19,7 +19,7 @@ def may_mount() -> bool:
 pytestmark = pytest.mark.skipif(not may_mount(), reason="needs Linux and the right to mount")
 
 
-def test_a_full_disk_ends_the_run_which_resumes_once_there_is_room(data_dir, tmp_path):
+def test_a_full_disk_ends_the_run_which_resumes_once_there_is_room(data_dir, tmp_path, whole):
     (disk := tmp_path / "disk").mkdir()
     (kept := tmp_path / "kept").mkdir()
     words = training.flags("logistic", disk / "run", data_dir)
@@ -32,5 +32,4 @@ def test_a_full_disk_ends_the_run_which_resumes_once_there_is_room(data_dir, tmp
     assert done.stdout.split() == ["6", "0"], done.stderr
     (line,) = done.stderr.splitlines()
     assert "(No space left on device); free some space or choose another --workdir" in line
-    whole = training.complete("logistic", tmp_path / "whole", data_dir)
-    assert training.outcome(kept) == whole
+    assert training.outcome(kept) == whole("logistic")

@@ -42,9 +42,8 @@ def is_as_stated(workdir: Path, err: str) -> bool:
 
 
 @pytest.mark.parametrize("model", ["logistic", *SLOW])
-def test_a_disturbed_run_ends_with_the_same_bits(model, data_dir, tmp_path, amount, counted):
+def test_a_disturbed_run_ends_with_the_same_bits(model, whole, data_dir, tmp_path, amount, counted):
     rng, total = random.Random(model), amount(2, NUMBERS[model])
-    whole = training.complete(model, tmp_path / "whole", data_dir)
     signals = itertools.cycle((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT))
     sent, wrong, runs, mismatches = {}, [], 0, 0
     longest_s, slowest_exit_s = 1.0, 0.0
@@ -59,7 +58,7 @@ def test_a_disturbed_run_ends_with_the_same_bits(model, data_dir, tmp_path, amou
         _, err = process.communicate(timeout=300)
         if process.returncode == 0:  # the run was complete before
             longest_s = max(longest_s, time.monotonic() - ready)
-            runs, mismatches = runs + 1, mismatches + (training.outcome(workdir) != whole)
+            runs, mismatches = runs + 1, mismatches + (training.outcome(workdir) != whole(model))
         elif process.returncode not in (-number, 128 + number):
             wrong.append((process.returncode, err))
         elif number != signal.SIGKILL and not is_as_stated(workdir, err):
@@ -69,7 +68,7 @@ def test_a_disturbed_run_ends_with_the_same_bits(model, data_dir, tmp_path, amou
             slowest_exit_s = max(slowest_exit_s, time.monotonic() - signalled)
     if not wrong:  # the last one is resumed in this process, which takes less time to start
         outcome = training.complete(model, tmp_path / str(runs), data_dir)
-        runs, mismatches = runs + 1, mismatches + (outcome != whole)
+        runs, mismatches = runs + 1, mismatches + (outcome != whole(model))
     counts = {"runs": runs, "mismatches": mismatches, "wrong": len(wrong), **sent}
     counted("signals", model=model, **counts, slowest_exit_s=round(slowest_exit_s, 2))
     assert (wrong, mismatches) == ([], 0)

@@ -31,14 +31,14 @@ def start(*words: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "train.py", *words], **how, **pipes)
 
 
-def complete(model: str, workdir: Path, data_dir: Path) -> tuple[str, list[dict]]:
+def complete(model: str, workdir: Path, data_dir: Path) -> list:
     """The outcome of such a run, begun or resumed in this process."""
     words = flags(model, workdir, data_dir)
     fit(cli.parse(Config, words, prog="train.py", description=""), callbacks=[])
     return outcome(workdir)
 
 
-def outcome(workdir: Path) -> tuple[str, list[dict]]:
+def outcome(workdir: Path) -> list:
     """The parameters' digest of a complete run, and its metrics.jsonl without times."""
     record = json.loads((workdir / "result.json").read_text())
-    return record["params_sha256"], rows_without_times(workdir)
+    return [record["params_sha256"], rows_without_times(workdir)]
