@@ -84,6 +84,29 @@ def mnist_dir(once: Callable[..., Any]) -> Path:
     return folder
 
 
+# Runs on the digits, of three epochs of logistic regression.
+RUNS = {
+    "one": {"seed": 5, "validation": 100},
+    "many": {"seeds": 3},
+    "worse": {"seeds": 3, "learning_rate": 1e-5},
+    "grid": {"seeds": 2, "learning_rate": (1e-5, 0.01)},
+}
+
+
+@pytest.fixture(scope="session")
+def runs(once: Callable[..., Any], data_dir: Path) -> Path:
+    """A folder of complete runs, by the names of `RUNS`. Tests do not change it."""
+    from mnist_jax import Config, fit
+
+    def make(folder: Path) -> Path:
+        same = {"model": "logistic", "dataset": "digits", "epochs": 3, "data_dir": data_dir}
+        for name, fields in RUNS.items():
+            fit(Config(workdir=folder / name, **same, **fields))
+        return folder
+
+    return Path(once("runs", make))
+
+
 @pytest.fixture
 def config(data_dir: Path, tmp_path: Path) -> Callable[..., Any]:
     """Makes a Config of a quick run, in the folder "run" of the test."""

@@ -1,7 +1,6 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,26 +8,7 @@ import safetensors
 import safetensors.numpy
 from PIL import Image
 
-from mnist_jax import Config, __main__, atomic_io, fit, load_dataset
-
-RUNS = {
-    "one": {"model": "logistic", "seed": 5},
-    "many": {"model": "logistic", "seeds": 3},
-    "worse": {"model": "logistic", "seeds": 3, "learning_rate": 1e-5},
-}
-
-
-@pytest.fixture(scope="session")
-def runs(once: Callable[..., Any], data_dir: Path) -> Path:
-    """A folder of complete runs on the digits, by the names of `RUNS`. Tests do not change it."""
-
-    def make(folder: Path) -> Path:
-        where = {"dataset": "digits", "data_dir": data_dir}
-        for name, fields in RUNS.items():
-            fit(Config(epochs=3, workdir=folder / name, **where, **fields))
-        return folder
-
-    return Path(once("runs", make))
+from mnist_jax import __main__, atomic_io, load_dataset
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def test_an_incomplete_run_gives_a_warning(name, places, command):
     more = {"compare": [places["run"]], "predict": [places["picture"]]}.get(name, [])
     status, _, err = command(name, places["cut"], *more)
     assert (status, err.count("\n")) == (0, 1)
-    assert re.match(f"warning: {places['cut']} .*45 steps", err)
+    assert re.match(f"warning: {places['cut']} .*42 steps", err)
 
 
 def test_a_run_without_its_checkpoints_is_an_error(places, copied, command):

@@ -25,20 +25,6 @@ from mnist_jax.runs.run_dir import read_config, read_result
 from mnist_jax.signals import Stop
 
 
-@pytest.fixture(scope="module")
-def folders(once, data_dir):
-    """A run of one seed, one of three, and a grid."""
-
-    def make(folder: Path) -> Path:
-        base = {"dataset": "digits", "data_dir": data_dir, "model": "logistic"}
-        fit(Config(epochs=3, validation=100, workdir=folder / "one", **base))
-        fit(Config(epochs=2, seeds=3, learning_rate=0.01, workdir=folder / "many", **base))
-        fit(Config(epochs=2, seeds=2, learning_rate=(1e-5, 0.01), workdir=folder / "grid", **base))
-        return folder
-
-    return Path(once("reported", make))
-
-
 class Page:
     """The HTML of a page, its text and the addresses of its images."""
 
@@ -65,8 +51,8 @@ def page_of(capsys, data_dir) -> Callable[..., Page]:
     return run
 
 
-def test_a_page_says_what_the_run_was(folders, page_of):
-    page, record = page_of(folders / "one"), read_result(folders / "one")
+def test_a_page_says_what_the_run_was(runs, page_of):
+    page, record = page_of(runs / "one"), read_result(runs / "one")
     correct, accuracy = record["test_correct"], f"{100 * record['test_correct'] / 360:.2f} %"
     for text in (
         f"logistic on digits {accuracy} test accuracy",
@@ -83,22 +69,22 @@ def test_a_page_says_what_the_run_was(folders, page_of):
     ):  # fmt: skip
         assert text in page.text
     assert "not complete" not in page.text
-    config, _ = read_config(folders / "one")
+    config, _ = read_config(runs / "one")
     assert page.config().resolve().hyperparameters() == config.hyperparameters()
 
 
-def test_a_page_of_several_seeds_has_their_statistics(folders, page_of):
-    page = page_of(folders / "many")
-    found = read_result(folders / "many")["statistics"]["test_accuracy"]
+def test_a_page_of_several_seeds_has_their_statistics(runs, page_of):
+    page = page_of(runs / "many")
+    found = read_result(runs / "many")["statistics"]["test_accuracy"]
     assert f"{100 * found['mean']:.2f} % test accuracy" in page.text
     assert f"mean of 3 seeds, sd {100 * found['sd']:.2f}, 95 % interval" in page.text
     assert "errors of 3 networks" in page.text and ", seed 1234" in page.text
     assert page.config().seeds == 3
 
 
-def test_a_page_of_a_grid_has_a_row_for_each_point_and_no_mean(folders, page_of):
-    page = page_of(folders / "grid")
-    accuracy = np.array(read_result(folders / "grid")["test_accuracy"]) * 100
+def test_a_page_of_a_grid_has_a_row_for_each_point_and_no_mean(runs, page_of):
+    page = page_of(runs / "grid")
+    accuracy = np.array(read_result(runs / "grid")["test_accuracy"]) * 100
     low, high = accuracy.reshape(2, 2).mean(1)
     for text in (
         f"{min(accuracy):.2f} to {max(accuracy):.2f} % from the worst to the best of 4 networks",
@@ -110,26 +96,26 @@ def test_a_page_of_a_grid_has_a_row_for_each_point_and_no_mean(folders, page_of)
     assert f"{(low + high) / 2:.2f} %" not in page.text
 
 
-def test_several_runs_stand_side_by_side(folders, page_of, tmp_path, monkeypatch):
+def test_several_runs_stand_side_by_side(runs, page_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = page_of(folders / "one", folders / "many")
+    page = page_of(runs / "one", runs / "many")
     assert (tmp_path / "report.html").exists() and len(page.images) == 2
-    one, many = (read_result(folders / name) for name in ("one", "many"))
+    one, many = (read_result(runs / name) for name in ("one", "many"))
     for text in (
         "2 runs on digits",
         f"1 logistic {100 * one['test_accuracy']:.2f} % ",
         f"2 logistic {100 * many['statistics']['test_accuracy']['mean']:.2f} % ",
         "Accuracy against training time",
-        "epochs 3 2",
-        "learning_rate 0.001 0.01",
+        "validation 100 0",
+        "seed 5 1234",
     ):
         assert text in page.text
     assert page.text.count("python train.py --model=") == 2
 
 
-def test_a_page_needs_nothing_but_itself_and_escapes_everything(folders, page_of, tmp_path):
+def test_a_page_needs_nothing_but_itself_and_escapes_everything(runs, page_of, tmp_path):
     hostile = '<img src=x onerror=alert(1)>&"\u202e'
-    folder = shutil.copytree(folders / "one", tmp_path / hostile)
+    folder = shutil.copytree(runs / "one", tmp_path / hostile)
     for name in ("environment", "result"):
         content = json.loads((folder / f"{name}.json").read_text())
         content.update(warnings=[f"<script>{hostile}"], system=hostile, odd="\ud800")
