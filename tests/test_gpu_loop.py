@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ import optax
 import pytest
 from jax import export
 
-from mnist_jax import Callback, Config, compiled_steps, fit, gpu_loop, models, steps
+from mnist_jax import Callback, compiled_steps, fit, gpu_loop, models, steps
 from mnist_jax.data.dataset import Split
 from mnist_jax.losses import cross_entropy
 from mnist_jax.metrics import NEVER, Metrics
@@ -56,7 +57,7 @@ def test_it_trains_as_the_plain_loop_does(exact):
     image = rng.integers(0, 256, (SIZE, 28, 28, 1)).astype(np.uint8)
     split = Split(image, rng.integers(0, 10, SIZE).astype(np.int32))
     order = steps.epoch_permutation(root, 0, size=SIZE)
-    start = steps.init_state(root, **how), Metrics.zeros()
+    start = jax.jit(partial(steps.init_state, **how))(root), Metrics.zeros()
     found = []
     for loop in (steps.train_steps, gpu_loop.train_steps):
         train = partial(loop, **how, batch_size=BATCH_SIZE, log_size=3)
@@ -76,10 +77,11 @@ def test_it_trains_as_the_plain_loop_does(exact):
 def test_only_parameters_that_the_model_casts_once_and_at_once_are_kept_cast():
     for name, cast in (("bfloat16", 2), ("normed", 1), ("mlp", 0)):
         model = MODELS[name]
-        state = steps.init_state(jax.random.key(0), model=model, tx=optax.sgd(1.0))
+        init = partial(steps.init_state, model=model, tx=optax.sgd(1.0))
+        state = jax.eval_shape(init, jax.random.key(0))
         dtypes = gpu_loop.cast_dtypes(model, state)
         assert dtypes.count(jnp.bfloat16) == cast == len(dtypes) - dtypes.count(None)
-        copies = gpu_loop.cast_leaves(state.params, dtypes)
+        copies = jax.eval_shape(partial(gpu_loop.cast_leaves, dtypes=dtypes), state.params)
         merged = gpu_loop.with_leaves(state.params, copies)
         assert [leaf.dtype for leaf in jax.tree.leaves(merged)].count(jnp.bfloat16) == cast
 
@@ -99,10 +101,11 @@ def test_an_infinite_gradient_of_a_finite_loss_is_noticed_at_its_step():
     down = optax.stateless(lambda grads, _: jax.tree.map(lambda g: -jnp.ones_like(g), grads))
     how: dict[str, Any] = {"model": model, "tx": down, "step_config": steps.StepConfig()}
     split = Split(np.zeros((SIZE, 28, 28, 1), np.uint8), np.zeros(SIZE, np.int32))
+    start = jax.jit(partial(steps.init_state, **how))(root), Metrics.zeros()
     for count, expected in ((2, NEVER), (3, 3), (4, 3)):
         program = jax.jit(partial(gpu_loop.train_steps, **how, batch_size=4), static_argnums=6)
-        args = steps.init_state(root, **how), Metrics.zeros(), split, np.arange(SIZE), root, 0
-        assert program(*args, count)[1].first_nonfinite == expected
+        _, metrics, _ = program(*start, split, np.arange(SIZE), root, 0, count)
+        assert metrics.first_nonfinite == expected
 
 
 class Log(Callback):
@@ -116,23 +119,28 @@ class Log(Callback):
 
 
 @pytest.mark.parametrize(
-    ("fields", "is_used"),
-    [({}, True), ({"seeds": 2}, True), ({"precision": "bfloat16"}, True), ({}, False)],
+    ("fields", "calls", "others"),
+    [
+        ({"steps_per_call": 4}, [4, 4, 4, 3], ["gpu", "tpu"]),
+        ({"steps_per_call": 15, "seeds": 2}, [15], ["gpu"]),
+        ({"steps_per_call": 15, "precision": "bfloat16"}, [15], ["gpu"]),
+    ],
 )
-def test_a_run_of_static_loops_trains_as_one_on_a_cpu(fields, is_used, monkeypatch, tmp_path):
-    """With this loop as on a GPU, or without as on a TPU; in calls of four steps."""
-    given: dict[str, Any] = {"model": "mlp", "hidden_sizes": (8,), "dataset": "digits", "epochs": 1}
-    given |= {**fields, "steps_per_call": 4, "data_dir": tmp_path}
-    found = []
-    for folder in ("cpu", "accelerator"):
-        log, config = Log(), Config(**given, workdir=tmp_path / folder)
-        result = fit(config, callbacks=[log])
-        assert [norms.shape[-1] for norms in log.norms] == [4, 4, 4, 3]
+def test_a_run_of_static_loops_trains_as_on_a_cpu(
+    fields, calls, others, config, monkeypatch, tmp_path
+):
+    """With this loop as on a GPU, or without as on a TPU."""
+    given, found = {"model": "mlp", "hidden_sizes": (8,), "epochs": 1, **fields}, []
+    for name in ("cpu", *others):
+        for choice, where in (("uses_gpu_loop", "gpu"), ("dynamic_loop_bound", "cpu")):
+            monkeypatch.setattr(compiled_steps, choice, mock.Mock(return_value=name == where))
+        log = Log()
+        result = fit(config(**given, workdir=tmp_path / name), callbacks=[log])
+        assert [norms.shape[-1] for norms in log.norms] == calls
         found.append((result.params, log.norms))
-        monkeypatch.setattr(compiled_steps, "uses_gpu_loop", lambda _: is_used)
-        monkeypatch.setattr(compiled_steps, "dynamic_loop_bound", lambda _: False)
     close = partial(np.testing.assert_allclose, rtol=2e-2, atol=1e-3)
-    jax.tree.map(close, *found)
+    for other in found[1:]:
+        jax.tree.map(close, found[0], other)
 
 
 def test_the_loss_for_accelerators_equals_optaxs():
