@@ -32,16 +32,18 @@ def test_a_failure_is_its_last_line_and_a_process_that_hangs_is_ended_with_its_c
 
 
 def test_sigterm_ends_a_command_with_all_that_it_measures(tmp_path):
-    late = f"touch {tmp_path}/begun; sleep 4; touch {tmp_path}/late"
+    beats = tmp_path / "beats"
+    beat = f"for i in {{1..300}}; do echo >> {beats}; sleep 0.1; done"
     command = "from benchmarks import launch; launch.main('', lambda _: launch.run({}), 'model')"
-    inner = [sys.executable, "-c", command.format(["bash", "-c", late])]
+    inner = [sys.executable, "-c", command.format(["bash", "-c", beat])]
     process = subprocess.Popen([sys.executable, "-c", command.format(inner)])
-    while not (tmp_path / "begun").exists():
+    while not beats.exists():
         time.sleep(0.1)
     process.terminate()
     assert process.wait(timeout=30) == 143
-    time.sleep(5)
-    assert not (tmp_path / "late").exists()
+    number = beats.stat().st_size
+    time.sleep(1)
+    assert beats.stat().st_size == number
 
 
 @pytest.mark.parametrize(
