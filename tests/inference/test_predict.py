@@ -96,15 +96,8 @@ def test_classes_have_the_names_of_the_run_s_data_set(copied, pictures, command)
 def test_bad_files_get_lines_and_the_others_answers(runs, pictures, tmp_path, command, monkeypatch):
     (tmp_path / "bad" / "folder.png").mkdir(parents=True)
     folder, good = tmp_path / "bad", pictures[0]
-    for name in (
-        "zero.JPG",
-        "a.jfif",
-        "b.tif",
-        "c",
-        ".hidden.png",
-        "notes.txt",
-        "folder.png/x.png",
-    ):
+    copies = "zero.JPG a.jfif b.tif c .hidden.png notes.txt folder.png/x.png"
+    for name in copies.split():
         shutil.copy(good, folder / name)
     Image.new("L", (100, 100), 230).save(folder / "blank.png")
     (folder / "cut.jpeg").write_bytes(good.read_bytes()[:200])
