@@ -58,7 +58,7 @@ def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0)
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command, by default that of the process; returns its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = sys.argv[1:] if argv is None else [*argv]
     words = [word for word in argv if word != "--debug"]
     if words[:1] == ["train"]:
         argv.remove("train")

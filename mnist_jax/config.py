@@ -33,7 +33,7 @@ ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):\d{1,5}")
 GRID = ("learning_rate", "weight_decay")  # may have several values: a network for each
 PATHS = ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile", "fork", "init_from")
 CHOICES: dict[str, Collection[str]] = {
-    **REGISTRIES,
+    **{name: registry for name, registry in REGISTRIES.items() if name != "dataset"},
     "precision": ("float32", "tf32", "bfloat16"),
     "platform": ("auto", "cpu", "gpu", "tpu", "cuda", "rocm"),
     "schedule": ("constant", "cosine", "onecycle"),
@@ -62,7 +62,7 @@ class Config(Flags):
             choices = ("auto", *DATASETS) if name == "dataset" else CHOICES.get(name, ())
             if value not in choices and (lower := str(value).lower()) in choices:
                 object.__setattr__(self, name, lower)
-            elif name in CHOICES and name != "dataset" and value not in choices:
+            elif name in CHOICES and value not in choices:
                 raise unknown_choice(name, value, choices)
             if name in RULES:
                 allowed, legal = RULES[name]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import time
 from collections.abc import Sequence
@@ -90,8 +91,6 @@ def fit(
         data_started = time.perf_counter()
         config, dataset = _load_data(config, dataset)
         timings = {"import_s": import_s, "data_s": time.perf_counter() - data_started}
-        for callback in callbacks:
-            callback.on_data_loaded(dataset)
         data = dataset.spec
         sizes: dict[str, Any] = {"image_shape": data.image_shape, "num_classes": data.num_classes}
         dtype = compute_dtype(config.precision, device)
@@ -104,14 +103,14 @@ def fit(
             _check_fork(trainer)
             _check_memory(trainer, device)
         where = environment.describe(device)
-        versions = {name: where[name] for name in (*environment.PACKAGES, "platform", "devices")}
-        # The name of a data set stands for its content, the digest for that of other arrays.
-        facts = {**config.hyperparameters(), "the data": data.sha256}
-        distributed.check_same({**facts, **versions})
+        if jax.process_count() > 1:
+            distributed.check_same(_must_agree(config, dataset, where))
         warnings += dataset.warnings
         if config.precision == "bfloat16" and device.platform == "cpu":
             warnings.append("bfloat16 on a CPU is slower than float32; only its accuracy is real")
         warn(callbacks, warnings)
+        for callback in callbacks:
+            callback.on_data_loaded(dataset)
         run: Any = None  # a RunDir in process 0
 
         def open_folder() -> tuple[str, dict[str, Any] | None, list[str]]:
@@ -127,9 +126,8 @@ def fit(
         if record is None:
             loop = TrainLoop(trainer, run, callbacks, stop, timings, started)
             loop.restore(*initial)
-            devices = list(mesh.devices.flat)
+            devices, step = list(mesh.devices.flat), loop.progress.step
             for callback in callbacks:
-                step = loop.progress.step
                 callback.on_train_begin(config, dataset, model, devices, folder, step)
             progress = loop.run()
             problems = [*trainer.warnings, *_learned_nothing(config, data, progress)]
@@ -241,3 +239,15 @@ def _initial(config: Config, init_params: Any, model: nn.Module) -> tuple[Any, A
         return jax.tree.map(stack, initial, needed)
     except ValueError as error:
         raise UsageError(f"the initial parameters are not those of the model: {error}") from error
+
+
+def _must_agree(config: Config, dataset: Dataset, where: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in all processes of a run; the data set as a digest."""
+    digest = hashlib.sha256()
+    for array in jax.tree.leaves((dataset.train, dataset.test)):
+        digest.update(array.tobytes())
+    return {
+        **config.hyperparameters(),
+        **{name: where[name] for name in (*environment.PACKAGES, "platform", "devices")},
+        "images of the data set": digest.hexdigest()[:16],
+    }

@@ -110,7 +110,7 @@ may take data_dir, manual_dir, and options, as keyword arguments."""
 
 
 def _read_cache(path: Path) -> tuple[Split, Split] | None:
-    """Train and test; None if there is no such file, or it may not be read."""
+    """Train and test; None if there is no file that may be read. DataError: it is damaged."""
     try:
         arrays = safetensors.numpy.load(atomic_io.read_verified(path))
     except OSError:
@@ -122,7 +122,11 @@ def _read_cache(path: Path) -> tuple[Split, Split] | None:
 
 
 def _lock(data_dir: Path, name: str) -> AbstractContextManager[object]:
-    """Makes this process the only one that prepares `name` in `data_dir`, within a `with` block."""
+    """Makes this process the only one that prepares `name` in `data_dir`, within a `with` block.
+
+    Raises:
+        DataError: `data_dir` cannot be written, or another process holds the lock too long.
+    """
     try:
         (data_dir / "decoded").mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(data_dir / f".{name}.lock").acquire(timeout=LOCK_TIMEOUT_S)

@@ -98,7 +98,7 @@ def load_run(folder: str | Path) -> LoadedRun:
         warnings.append(f"{folder} has settings that this version does not know: {unknown}")
     if (record := read_result(folder)) is None:
         warnings.append(f"{folder} is not complete: it has done {step:,} steps")
-    rows, seconds = rest["rows"], record["timings"] if record else rest["seconds"]
+    rows, seconds = rest["rows"], (record or {}).get("timings", rest["seconds"])
     return LoadedRun(folder, config, data, model, members, step, rows, seconds, warnings, record)
 
 
@@ -152,7 +152,7 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """A run's members, compiled and on a device. Any thread may call it.
+    """A run's members, compiled for a device. Any thread may call it.
 
     platform: of the device; None for the run's own. Raises DeviceError if it is absent.
     """
@@ -161,7 +161,9 @@ class Predictor:
         self._run, self._platform = run, platform or run.config.platform
         self._logits = jax.jit(run.logits)
         with use_device(self._platform, run.config.precision) as device:
-            self._members = jax.device_put(run.members, device)
+            self._members = run.members
+            if len(run.members) == 1:  # several go there one at a time, which fits any memory
+                self._members = jax.device_put(run.members, device)
             self._batch_size = CPU_BATCH_SIZE if device.platform == "cpu" else EVAL_BATCH_SIZE
 
     def __call__(self, images: np.ndarray) -> Prediction:
@@ -174,8 +176,9 @@ class Predictor:
         padding = -len(images) % size  # one shape, one program
         batches = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
         batches = batches.reshape(-1, size, *run.data.image_shape)
-        with use_device(self._platform, run.config.precision):
+        with use_device(self._platform, run.config.precision) as device:
             for member, variables in zip(run.config.members(), self._members, strict=True):
+                variables = jax.device_put(variables, device)
                 logits = jax.device_get([self._logits(variables, batch) for batch in batches])
                 logits = np.concatenate(logits)[: len(images)].astype(np.float64)
                 if np.all(np.isfinite(logits)):

@@ -35,6 +35,7 @@ def over_members(
     def call(*args: Any) -> Any:
         arrays = [arg for arg in args if not isinstance(arg, int)]
         static, stacked = args[len(arrays) :], is_stacked[: len(arrays)]
+        assert all(isinstance(arg, int) for arg in static), "Python ints come last"
 
         def one(*arrays: Any) -> Any:
             return function(*arrays, *static)

@@ -45,7 +45,8 @@ class Progress:
     # The lines of metrics.jsonl, and the accuracies and counts of the last evaluation.
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
-    # Timings, summed over the processes that worked on the run one after another.
+    # Timings, summed over the processes that worked on the run one after another; in a running one
+    # those of earlier processes.
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -104,15 +105,20 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
         except (atomic_io.IntegrityError, OSError) as error:
             damaged.append(f"the checkpoint {path} is damaged ({error})")
             continue
-        with safetensors.safe_open(path, "np") as file:  # `load` leaves the metadata out
-            rest = json.loads(file.metadata()["rest"])
+        arrays, rest = safetensors.numpy.load(data), json.loads(_metadata(data)["rest"])
         if damaged:
             damaged[-1] += f"; {path.name} is used instead"
-        return safetensors.numpy.load(data), rest, damaged
+        return arrays, rest, damaged
     if damaged:
         problem = "; ".join(damaged)
         raise CheckpointError(f"{problem}; restore one, or remove {folder.parent} to start again")
     return None
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file: 8 bytes, little-endian, tell the length of its JSON."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]).get("__metadata__", {})
 
 
 def load_saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:

@@ -13,6 +13,7 @@ import signal
 import struct
 import time
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import numpy as np
@@ -24,7 +25,7 @@ from PIL import Image, ImageDraw
 import train
 from mnist_jax import Config, __main__
 from mnist_jax.data import DataSpec, sources
-from mnist_jax.errors import DataError, MnistJaxError
+from mnist_jax.errors import DataError, MnistJaxError, UsageError
 from mnist_jax.inference import preprocess
 from mnist_jax.runs.run_dir import read_config
 
@@ -190,7 +191,8 @@ def test_command_lines(fuzz, tmp_path, monkeypatch, no_network):
     """Runs in an empty folder without a network, so that no command but training can do much."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(__main__, "fit", lambda config, **_: None)
+    stub = mock.Mock(side_effect=UsageError("no training"))
+    monkeypatch.setattr("mnist_jax.training.make_mesh", stub)
 
     def use(main_and_words):
         main, words = main_and_words
