@@ -80,18 +80,6 @@ def mnist_dir(once: Callable[..., Any]) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def mnist_mlp(once: Callable[..., Any], mnist_dir: Path) -> Path:
-    """The folder of an MLP that was trained on MNIST for one epoch."""
-    from mnist_jax import Config, fit
-
-    def make(folder: Path) -> Path:
-        where = {"data_dir": once("data", str), "manual_dir": mnist_dir, "workdir": folder / "run"}
-        return fit(Config(model="mlp", dataset="mnist", epochs=1, **where)).workdir
-
-    return Path(once("mnist-mlp", make))
-
-
 # Runs on the digits, of three epochs of logistic regression.
 RUNS = {
     "one": {"seed": 5, "validation": 100},

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from shared import ROOT
 
-from mnist_jax import evaluate, load_dataset, predict
+from mnist_jax import Config, evaluate, fit, load_dataset, predict
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.inference.preprocess import read_digit
 from mnist_jax.inference.restore import Predictor, load_run
@@ -183,13 +183,16 @@ def pictured(image: np.ndarray, rng: np.random.Generator, largest: int, path: Pa
 
 @pytest.mark.mnist
 @pytest.mark.parametrize("largest", [8, pytest.param(20, marks=pytest.mark.campaign)])
-def test_pictures_are_answered_as_well_as_mnist_s_images(mnist_mlp, data_dir, tmp_path, largest):
-    test, rng = load_dataset("mnist", data_dir=data_dir).test, np.random.default_rng(0)
+def test_pictures_are_answered_as_well_as_mnist_s_images(mnist_dir, data_dir, tmp_path, largest):
+    where = {"manual_dir": mnist_dir, "data_dir": data_dir}
+    config = Config(model="mlp", dataset="mnist", epochs=1, workdir=tmp_path / "run", **where)
+    workdir, rng = fit(config).workdir, np.random.default_rng(0)
+    test = load_dataset("mnist", **where).test
     places = rng.permutation(10_000)[:400]
     label = test.label[places]
-    untouched = np.mean(predict(mnist_mlp, test.image[places]).argmax(1) == label)
+    untouched = np.mean(predict(workdir, test.image[places]).argmax(1) == label)
     paths = [pictured(test.image[i, ..., 0], rng, largest, tmp_path / f"{i:04d}") for i in places]
-    right = predict(mnist_mlp, paths).argmax(1) == label
+    right = predict(workdir, paths).argmax(1) == label
     assert untouched > 0.93
     assert right.mean() > untouched - 0.02
     forms = np.array([path.name[5:] for path in paths])
