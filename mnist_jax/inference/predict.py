@@ -102,14 +102,14 @@ class Predict(PlatformFlags):
         names = run.data.class_names
         check_pictures(run)
         predictor = Predictor(run, self.platform)
-        failed, pictures, shown = 0, len(paths), set()
+        failed, skipped, shown = 0, 0, set()
         for number, path in enumerate(paths, 1):
             try:
                 digit = read_digit(path)
             except DataError as error:
                 is_other = isinstance(error, NotAPictureError) and path not in named
                 is_other &= path.suffix.lower() not in {".heic", *Image.registered_extensions()}
-                pictures -= is_other
+                skipped += is_other
                 failed += not is_other
                 word = "warning" if is_other else "error"
                 print(printable(f"{word}: {error}"), file=sys.stderr)
@@ -125,12 +125,11 @@ class Predict(PlatformFlags):
                 _save(digit.image, user_path(self.save_preprocessed), name)
             (probabilities,) = prediction.mean.tolist()
             print(self._answer(path, probabilities, names, digit.warning), flush=True)
-        if not pictures:
+        if skipped == len(paths):
             raise DataError("no picture is among the files; the lines above name them")
         if failed:
-            raise DataError(
-                f"pictures without an answer: {failed} of {pictures}; the lines above say why"
-            )
+            count = f"{failed} of {len(paths) - skipped}"
+            raise DataError(f"pictures without an answer: {count}; the lines above say why")
 
     def _answer(
         self, path: Path, probabilities: list[float], names: Sequence[str], warning: str

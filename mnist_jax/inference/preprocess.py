@@ -193,13 +193,14 @@ def _without_lines(mask: np.ndarray) -> np.ndarray:
 
 def _boxes(labels: np.ndarray) -> list[int]:
     """The labels of rectangles and circles that are drawn around something."""
-    found, (sizes, (top, bottom, left, right)) = [], _measure(labels)
-    for label in np.flatnonzero(sizes[:, 1] > max(labels.shape) / 4).tolist():
+    found, (_, top, bottom, left, right) = [], _measure(labels)
+    heights, sides = bottom - top, np.maximum(bottom - top, right - left)
+    for label in np.flatnonzero(sides > max(labels.shape) / 4).tolist():
         part = labels[top[label] : bottom[label], left[label] : right[label]]
         is_inside = part != label
         if _straight_sides(part == label) < 3:  # no rectangle, which may be open
             is_inside &= scipy.ndimage.binary_fill_holes(part == label)
-        if (bottom - top)[part[is_inside]].max(initial=0) > 0.4 * len(part):
+        if heights[part[is_inside]].max(initial=0) > 0.4 * len(part):
             found.append(label)
     return found
 
@@ -221,17 +222,16 @@ def _otsu(values: np.ndarray) -> float:
     return float(edges[ties[len(ties) // 2] + 1])
 
 
-def _measure(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each label's region, at its index, in pixels; zeros for the background.
+def _measure(labels: np.ndarray) -> np.ndarray:
+    """Area in pixels, top, bottom, left and right of each label's region, (5, labels) int.
 
-    Returns area and longer side, (labels, 2); and top, bottom, left and right, (4, labels).
+    They stand at the label's index; the background, label 0, has zeros.
     """
     boxes = scipy.ndimage.find_objects(labels)
-    boxes = [(0, 0, 0, 0), *((y.start, y.stop, x.start, x.stop) for y, x in boxes)]
-    top, bottom, left, right = ends = np.array(boxes).T
+    ends = [(0, 0, 0, 0), *((y.start, y.stop, x.start, x.stop) for y, x in boxes)]
     areas = np.bincount(labels.ravel())
     areas[0] = 0
-    return np.column_stack([areas, np.maximum(bottom - top, right - left)]), ends
+    return np.vstack([areas, np.array(ends).T])
 
 
 def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
@@ -246,8 +246,9 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     labels, count = scipy.ndimage.label(mask, np.ones((3, 3)))
     if boxes := _boxes(labels):
         labels, count = scipy.ndimage.label(mask & ~np.isin(labels, boxes), np.ones((3, 3)))
-    sizes, (top, bottom, left, right) = _measure(labels)
-    (areas, sides), heights, widths = sizes.T, bottom - top, right - left
+    areas, top, bottom, left, right = _measure(labels)
+    heights, widths = bottom - top, right - left
+    sides = np.maximum(heights, widths)
     at_edge, longer = np.isin(np.arange(count + 1), _edge(labels)), max(mask.shape)
     large = np.flatnonzero(sides >= max(MIN_SIDE, longer / 50))
     if not large.size:
@@ -266,10 +267,12 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     reach = [round(sides[main] / 5) + 1, round(sides[main] / 7) + 1]
     groups = scipy.ndimage.label(scipy.ndimage.maximum_filter(kept, reach))[0] * kept
     digit = groups[labels == main][0]
-    group_sizes, _ = _measure(groups)
+    group_areas, *ends = _measure(groups)
+    group_sides = np.maximum(ends[1] - ends[0], ends[3] - ends[2])
     apart &= ~(at_edge & (np.minimum(heights, widths) < longer / 12))  # a line is no digit
-    others = np.concatenate([sizes[apart], np.delete(group_sizes, digit, axis=0)])
-    is_digit = (others > np.array([0.1, 0.4]) * group_sizes[digit]).all(1)
+    other_areas = np.concatenate([areas[apart], np.delete(group_areas, digit)])
+    other_sides = np.concatenate([sides[apart], np.delete(group_sides, digit)])
+    is_digit = (other_areas > 0.1 * group_areas[digit]) & (other_sides > 0.4 * group_sides[digit])
     return groups == digit, int(is_digit.sum())
 
 
