@@ -62,7 +62,7 @@ def predict(
 
 def _files_of(path: Path) -> list[Path]:
     """The files in a folder, sorted, without subfolders and hidden files; else the path itself."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112  Path's test raises for names that are too long
         return [path]
     if files := [file for file in sorted(path.glob("[!.]*")) if not file.is_dir()]:
         return files
