@@ -42,8 +42,8 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     if platform == "cpu":
         n, tries, rest = 3, 3, [m for m in models if m != "cnn"]  # its step takes 0.1 s or more
         steps: list[dict[str, Any]] = [
-            {"model": rest, "mode": ["many"], "launches": launches, "repeats": 4},
-            {"model": rest, "mode": ["one"], "what": ["train"], "repeats": 4},
+            {"model": rest, "mode": ["many"], "launches": launches, "repeats": 30},
+            {"model": rest, "mode": ["one"], "what": ["train"], "repeats": 30},
             many | {"model": [m for m in models if m == "cnn"]},
         ]
         sizes, modes, common = [1, 16, 256, 4096], [jobs.EAGER], {}
@@ -51,9 +51,9 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     else:
         n, tries, rest = 3, 20, models[-1:]
         steps = [
-            {"model": rest, "mode": ["many"], "launches": launches, "repeats": 10},
-            {"model": models[:-1], "mode": ["many"], "repeats": 10},
-            {"model": models, "mode": ["one", "host"], "what": ["train"], "repeats": 10},
+            {"model": rest, "mode": ["many"], "launches": launches, "repeats": 30},
+            {"model": models[:-1], "mode": ["many"], "repeats": 30},
+            {"model": models, "mode": ["one", "host"], "what": ["train"], "repeats": 30},
         ]
         sizes, modes = [16, 100, 1024, 4096], [jobs.EAGER, *(mode for _, mode in peers.GRAPHS)]
         common: dict[str, Any] = {"precision": ["bfloat16"], "preset": "fast"}
@@ -61,10 +61,10 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     runs = [
         steps,
         [{"model": known, "frameworks": ["pytorch"], "modes": modes, "repeats": n, "rounds": n}],
-        [{"model": models, "repeats": 5}],
-        [{"model": rest[-1:], "batch_size": sizes, "repeats": n}],
+        [{"model": models, "repeats": 20}],
+        [{"model": rest[-1:], "batch_size": sizes, "repeats": 15}],
         [{"model": rest[-1:], "batch_size": None, "repeats": tries}],
-        [many | {"model": rest[-1:], "mode": ["seeds"], "repeats": 3}],
+        [many | {"model": rest[-1:], "mode": ["seeds"], "repeats": 15}],
         [{"model": rest[-1:]}],
         [{"model": models}],
     ]

@@ -214,5 +214,5 @@ def self_test(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     flags = "files run launches threshold across_devices output self_test model slow_down rounds"
-    defaults = {"launches": LAUNCHES, "model": ["mlp"], "slow_down": 0.1, "repeats": 10}
+    defaults = {"launches": LAUNCHES, "model": ["mlp"], "slow_down": 0.1}
     raise SystemExit(launch.main(__doc__, measure, flags, **defaults, rounds=20))

@@ -201,7 +201,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "batch_size": _several("images a training step", [100], int),
     "precision": _several("precision of products", ["float32"], choices=PRECISIONS),
     "platform": _one("device; auto: the best JAX finds", "auto", choices=PLATFORMS),
-    "repeats": _one("samples of each case, fewer above 1.5 s; or seeds", 20, int),
+    "repeats": _one("samples of each case, at most 1.5 s of them; or seeds", 60, int),
     "launches": _one("processes that measure each case", 1, int),
     "rounds": _one("how often everything runs", 9, int),
     "mode": _several("how steps are called", ["many", "one"], choices=MODES),

@@ -44,7 +44,7 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     wanted = [x for x in wanted if x == OURS or x[1] in (options.modes or [x[1]])]
     case: dict[str, Any] = {"batch_size": options.batch_size[0], "precision": precision}
     case |= {"platform": platform, "samples": options.repeats}
-    case |= {"budget_s": np.inf, "what": ["train"]}
+    case |= {"budget_s": np.inf, "min_sample_s": 0.1, "what": ["train"]}
     for number, model in [(n, m) for n in range(options.rounds) for m in options.model]:
         shift = number % len(wanted)
         for framework, mode in [*wanted[shift:], *wanted[:shift]]:

@@ -176,7 +176,7 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     options.mode, options.what, options.trace = ["many"], ["train"], True
     step.measure(options, recorder, PREFIX)
     given = {"platform": options.platform, "precisions": options.precision}
-    given["samples"] = max(5, options.repeats)
+    given["samples"] = max(5, options.repeats // 4)
     launch.measure(recorder, "benchmarks.roofline:run", "roof", **given)
     found = recorder.found
     for job in step.jobs_of(options) if found.cases(PRODUCT) else ():
@@ -235,4 +235,4 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(launch.main(__doc__, measure, launch.CASES, report, repeats=10))
+    raise SystemExit(launch.main(__doc__, measure, launch.CASES, report, repeats=40))

@@ -80,5 +80,5 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    defaults = {"batch_size": [2**i for i in range(14)], "repeats": 10}
+    defaults = {"batch_size": [2**i for i in range(14)], "repeats": 20}
     raise SystemExit(launch.main(__doc__, measure, launch.CASES, report, **defaults))

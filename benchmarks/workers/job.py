@@ -58,10 +58,10 @@ class Job:
     trace: bool = False  # count the kernels of a step afterwards
     train_size: int = 60_000
     test_size: int = 10_000
-    samples: int = 20
+    samples: int = 60
     budget_s: float = 1.5  # this and the next two as in `timing.measure`
     warmup_s: Sequence[float] = (0.2, 3.0)
-    min_sample_s: float = 0.1
+    min_sample_s: float = 0.01
 
     def case(self) -> dict[str, Any]:
         """The fields by which what was measured is found again."""
