@@ -86,7 +86,8 @@ def _roof(found: Results) -> list[str]:
     rates = f"{roof.flops_per_s / 1e9:,.4g} GFLOP/s ({row['precision']}), {copied:,.4g} GB/s"
     share = f"a step of the {row['model']} reaches {whole['limit_s'] / seconds:.0%} of its limit"
     share += f", {row['of_matrix_rate'] / slower:.2f} of the rate by its layers' definitions"
-    return [rates, share, *([f"MFU {row['mfu'] / slower:.0%}"] if row["mfu"] else [])]
+    mfu = row["mfu"] and roofline.share_text(row["mfu"] / slower)
+    return [rates, share, *([f"MFU {mfu}"] if mfu else [])]
 
 
 def markdown(found: Results, reports: Mapping[str, Sequence[str]]) -> str:

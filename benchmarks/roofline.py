@@ -204,6 +204,12 @@ def account(job: Job, case: Case, found: Results, shares: dict[str, float]) -> d
     return {"of_matrix_rate": rate / rates.flops_per_s, "mfu": mfu, "parts": rows}
 
 
+def share_text(share: float) -> str:
+    """A share of a rate of operations by definition, with the reason if it is over 100 %."""
+    why = " (over 100 %: the device computes fewer operations than the definition has)"
+    return f"{share:.0%}{why * (share > 1)}"
+
+
 def report(found: Results) -> list[str]:
     """The roof, and a table for each network."""
     rows, parts = [], []
@@ -226,8 +232,8 @@ def report(found: Results) -> list[str]:
             cells.append([e["part"], *(f"{x:.4g}" for x in numbers), near])
         title = f"{row['model']}, batch {row['batch_size']}, {row['precision']}"
         headings = ["part", "GFLOP", "by definition", "MB", "limit ms", "ms", "limit ÷ time"]
-        line = f"By definition, {row['of_matrix_rate']:.0%} of the measured matrix rate"
-        line += f"; MFU by the datasheet {row['mfu']:.0%}." if row["mfu"] else "."
+        line = f"By definition, {share_text(row['of_matrix_rate'])} of the measured matrix rate"
+        line += f"; MFU by the datasheet {share_text(row['mfu'])}." if row["mfu"] else "."
         if any(e["limit_s"] > e["seconds"] > 0 for e in row["parts"]):
             line += " warning: a part beats its limit: the roof is too low, or its share is wrong."
         parts += [results.table(title, headings, cells), line]

@@ -43,7 +43,7 @@ def findings() -> Results:
     seconds |= {"start, exit": 1.0}
     reached = {"preset": "fast", "target": 0.99, "reached_s": 30.0, "compile_s": 5.0}
     rows = {
-        "roofline": case | {"of_matrix_rate": 0.125, "mfu": None, "parts": parts},
+        "roofline": case | {"of_matrix_rate": 0.125, "mfu": 1.24, "parts": parts},
         "time_to_accuracy": case | reached,
         "ledger": {"model": "mlp", "cache": "cold", "seconds": seconds, "wall_s": 4.0},
         "lowering": case | {"platform": "tpu", "operations": 1},
@@ -69,6 +69,7 @@ def test_a_card_begins_with_six_filled_lines(tmp_path: Path):
     )
     assert "mlp: t = 1e+03 µs + 10 µs · B, half speed at batch 100" in lines[4]
     assert "200 GFLOP/s (float32), 0.2 GB/s; a step of the cnn reaches 24% of its limit" in lines[5]
+    assert "MFU 120% (over 100 %: the device computes fewer operations" in lines[5]
     assert lines[6] == "- accuracy: cnn 99.0% in 30 s (fast, 1 of 1 seeds)"
     assert "mlp, 3 epochs, cold: 4 s (start, exit 25%" in lines[7]
     assert lines[7].endswith("lowers for tpu")

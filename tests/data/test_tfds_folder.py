@@ -1,6 +1,7 @@
 """The prepared folder is an ordinary one of tfds, written and read without TensorFlow."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -47,3 +48,30 @@ assert "tensorflow" not in sys.modules
     path = os.pathsep.join(map(str, (tmp_path / "reach", ROOT / "tests", ROOT)))
     done = python("-c", code, originals, data_dir, PYTHONPATH=path)
     assert (done.stdout, done.stderr) == ("prepared\n", "")
+
+
+def test_without_array_record_the_original_files_are_read(originals, data_dir, tmp_path):
+    load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
+    for file in (data_dir / "decoded").iterdir():
+        file.unlink()
+    (tmp_path / "array_record").mkdir()
+    (tmp_path / "array_record" / "__init__.py").touch()  # in front of the real one
+    code = """
+import sys
+import small
+from pathlib import Path
+from mnist_jax.data import load_dataset, sources
+from mnist_jax.errors import DataError
+folder, prepared, new = map(Path, sys.argv[1:])
+sources.SOURCES["mnist"] = small.source_of(folder)
+print(*load_dataset("mnist", data_dir=new, manual_dir=folder).warnings, file=sys.stderr)
+try:
+    load_dataset("mnist", data_dir=prepared)
+except DataError as error:
+    print(error, file=sys.stderr)
+"""
+    path = os.pathsep.join(map(str, (tmp_path, ROOT / "tests", ROOT)))
+    done = python("-c", code, originals, data_dir, tmp_path / "new", PYTHONPATH=path)
+    first, second = done.stderr.splitlines()
+    assert re.search("is not prepared: .*array_record.*; the original files were read", first)
+    assert re.search(r"cannot use .*array_record.*\); install it, or move the folder away", second)
