@@ -81,7 +81,7 @@ class Flags:
     best 0.1)."""
 
     augmentation: str | None = None
-    """A further transform of the training batches that --fork adds, such as mixup. None: none."""
+    """An augmentation of the training batches that --fork adds, such as mixup. None: none."""
 
     loss: str = "cross_entropy"
     """What training minimises: cross_entropy, or a loss that --fork adds."""

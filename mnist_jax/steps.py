@@ -21,7 +21,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from mnist_jax.config import Config
-from mnist_jax.data.augment import AUGMENTATIONS, Augmentation
+from mnist_jax.data.augment import AUGMENTATIONS, Distortion
 from mnist_jax.data.batches import Batch, take_batch
 from mnist_jax.data.dataset import Split
 from mnist_jax.errors import UsageError
@@ -29,7 +29,7 @@ from mnist_jax.losses import LOSSES, cross_entropy
 from mnist_jax.metrics import NEVER, Metrics
 from mnist_jax.models import forward, init_variables
 
-INIT, SHUFFLE, DROPOUT, AUGMENT, TRANSFORM = range(5)  # the purpose of a key
+INIT, SHUFFLE, DROPOUT, DISTORT, AUGMENT = range(5)  # the purpose of a key
 
 
 class TrainState(NamedTuple):
@@ -51,13 +51,13 @@ class StepKeys(NamedTuple):
     """The keys of one step."""
 
     dropout: jax.Array
+    distort: jax.Array
     augment: jax.Array
-    transform: jax.Array
 
 
 def step_keys(root_key: jax.Array, step: jax.Array | int) -> StepKeys:
     """The keys of the step after `step` updates."""
-    return StepKeys(*(derive_key(root_key, p, step) for p in (DROPOUT, AUGMENT, TRANSFORM)))
+    return StepKeys(*(derive_key(root_key, p, step) for p in (DROPOUT, DISTORT, AUGMENT)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,8 @@ class StepConfig:
     """Options of a step besides the model and the optimizer."""
 
     normalize: bool = True  # scale pixels to 0..1
-    augmentation: Augmentation = Augmentation()  # of the training images
-    transform: Callable[[Batch, jax.Array], Batch] | None = None  # of a training batch, after that
+    distortion: Distortion = Distortion()  # of the training images
+    augmentation: Callable[[Batch, jax.Array], Batch] | None = None  # after that; (batch, key)
     # (logits, batch) → (batch,) float32; training minimises its mean.
     loss: Callable[[jax.Array, Batch], jax.Array] = cross_entropy
     ema_decay: float = 0.0  # 0: no EMA
@@ -74,13 +74,14 @@ class StepConfig:
 
 def make_step_config(config: Config) -> StepConfig:
     """The StepConfig of a resolved Config."""
-    transform = None
+    augmentation = None
     if config.augmentation is not None:
-        transform = partial(AUGMENTATIONS[config.augmentation], **config.arguments("augmentation"))
+        options = config.arguments("augmentation")
+        augmentation = partial(AUGMENTATIONS[config.augmentation], **options)
     return StepConfig(
         config.normalize,
-        Augmentation(config.shift or 0.0, config.rotation or 0.0, config.scale or 0.0),
-        transform,
+        Distortion(config.shift or 0.0, config.rotation or 0.0, config.scale or 0.0),
+        augmentation,
         partial(LOSSES[config.loss], **config.arguments("loss")),
         config.ema_decay or 0.0,
     )
@@ -120,13 +121,13 @@ def to_input(image: jax.Array, *, normalize: bool) -> jax.Array:
 
 
 def train_input(batch: Batch, keys: StepKeys, config: StepConfig) -> Batch:
-    """The batch as the network trains on it: float32 images, distorted and transformed."""
+    """The batch as the network trains on it: float32 images, distorted and augmented."""
     image = to_input(batch["image"], normalize=config.normalize)
-    if config.augmentation:
-        image = config.augmentation(image, keys.augment)
+    if config.distortion:
+        image = config.distortion(image, keys.distort)
     batch = {**batch, "image": image}
-    if config.transform is not None:
-        batch = config.transform(batch, keys.transform)
+    if config.augmentation is not None:
+        batch = config.augmentation(batch, keys.augment)
     return batch
 
 

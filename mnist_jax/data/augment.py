@@ -1,4 +1,4 @@
-"""Small random distortions of the training images, inside the compiled step."""
+"""Random distortions and augmentations of training batches, inside the compiled step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
+class Distortion:
     """A random affine map for each image; each amount is drawn uniformly."""
 
     shift: float = 0.0  # pixels along each axis, at most, in either direction
@@ -43,7 +43,7 @@ class Augmentation:
 
 
 AUGMENTATIONS: dict[str, Callable[..., Any]] = {}
-"""Transforms of a training batch by name, after the distortions above: functions of a batch and a
+"""Augmentations of a training batch by name, after its distortion: functions of a batch and a
 key, to a batch. The image is float32; the label may become a distribution, (batch, classes)
 float32. `--options` set keyword arguments."""
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_jax.data.augment import Augmentation
+from mnist_jax.data.augment import Distortion
 
 KEY = jax.random.key(3)
 DOTS = np.zeros((64, 28, 28, 1), np.float32)
@@ -12,7 +12,7 @@ DOTS[:, 8:11, 17:20] = 1  # a bright spot above and to the right of the center
 
 
 def augment(images: np.ndarray, **amounts: float) -> np.ndarray:
-    return np.asarray(jax.jit(Augmentation(**amounts))(jnp.asarray(images), KEY))
+    return np.asarray(jax.jit(Distortion(**amounts))(jnp.asarray(images), KEY))
 
 
 def center(images) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_a_scale_changes_each_axis_between_its_bounds():
 
 
 def test_pixels_keep_their_range_and_without_any_amount_their_values():
-    assert not Augmentation()
+    assert not Distortion()
     np.testing.assert_allclose(augment(DOTS), DOTS, atol=1e-5)
     images = np.random.default_rng(0).uniform(0, 255, (16, 28, 28, 1)).astype(np.float32)
     moved = augment(images, shift=3.0, rotation=30.0, scale=0.3)
