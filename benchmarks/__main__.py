@@ -21,9 +21,9 @@ from benchmarks.results import Recorder, say
 from benchmarks.workers import job as jobs
 from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
 
-PARTS = step, peers, roofline, sweep, accuracy, step, ledger, lowering
-MODULES: dict[str, Any] = dict(zip(launch.PARTS, PARTS, strict=True))
-SAME = ("platform", "device", "cpu", "git_commit", "code_sha256", "jax")
+MODULES: dict[str, Any] = {"step": step, "peers": peers, "roofline": roofline, "sweep": sweep}
+MODULES |= {"time_to_accuracy": accuracy, "seeds": step, "ledger": ledger, "lowering": lowering}
+SAME = (*results.SAME_DEVICE, "git_commit", "code_sha256", "jax")
 MINUTES_ON_CPU, MINUTES = 4.0, 13.0
 
 
@@ -39,7 +39,8 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     """The parts in order of value."""
     many: dict[str, Any] = {"mode": ["many"], "what": ["train"]}
     known = [model for model in models if model in jobs.HIDDEN_SIZES][-1:]
-    if platform == "cpu":
+    on_cpu = platform == "cpu"
+    if on_cpu:
         n, tries, rest = 3, 3, [m for m in models if m != "cnn"]  # its step takes 0.1 s or more
         steps: list[dict[str, Any]] = [
             {"model": rest, "mode": ["many"], "launches": launches, "repeats": 30},
@@ -47,7 +48,6 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
             many | {"model": [m for m in models if m == "cnn"]},
         ]
         sizes, modes, common = [1, 16, 256, 4096], [jobs.EAGER], {}
-        seconds = (70, 90, 40, 10, 15, 10, 15, 15)
     else:
         n, tries, rest = 3, 20, models[-1:]
         steps = [
@@ -57,21 +57,22 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
         ]
         sizes, modes = [16, 100, 1024, 4096], [jobs.EAGER, *(mode for _, mode in peers.GRAPHS)]
         common: dict[str, Any] = {"precision": ["bfloat16"], "preset": "fast"}
-        seconds = (210, 170, 60, 105, 85, 45, 40, 15)
-    runs = [
-        steps,
-        [{"model": known, "frameworks": ["pytorch"], "modes": modes, "repeats": n, "rounds": n}],
-        [{"model": models, "repeats": 20}],
-        [{"model": rest[-1:], "batch_size": sizes, "repeats": 15}],
-        [{"model": rest[-1:], "batch_size": None, "repeats": tries}],
-        [many | {"model": rest[-1:], "mode": ["seeds"], "repeats": 15}],
-        [{"model": rest[-1:]}],
-        [{"model": models}],
-    ]
-    parts = zip(launch.PARTS, seconds, runs, strict=True)
-    found = [Part(name, s, [common | flags for flags in some]) for name, s, some in parts]
-    # On a CPU the peers come late, for they run the CNN's slow step ten times; seeds gain little.
-    return [found[i] for i in (0, 2, 3, 4, 6, 7, 1, 5)] if platform == "cpu" else found
+    against = {"frameworks": ["pytorch"], "modes": modes, "repeats": n, "rounds": n}
+    last = {"model": rest[-1:]}
+    parts = {  # seconds on a CPU and elsewhere, and the flags of each time it runs
+        "step": (70, 210, steps),
+        "peers": (90, 170, [{"model": known, **against}]),
+        "roofline": (40, 60, [{"model": models, "repeats": 20}]),
+        "sweep": (10, 105, [last | {"batch_size": sizes, "repeats": 15}]),
+        "time_to_accuracy": (15, 85, [last | {"batch_size": None, "repeats": tries}]),
+        "seeds": (10, 45, [many | last | {"mode": ["seeds"], "repeats": 15}]),
+        "ledger": (15, 40, [last]),
+        "lowering": (15, 15, [{"model": models}]),
+    }
+    if on_cpu:  # these come late: the peers run the CNN's slow step ten times; seeds gain little
+        parts |= {name: parts.pop(name) for name in ("peers", "seeds")}
+    rows = [(name, *row) for name, row in parts.items()]
+    return [Part(n, s if on_cpu else t, [common | x for x in runs]) for n, s, t, runs in rows]
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -108,7 +109,7 @@ def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder,
         name = re.sub(r"[^a-z0-9]+", "-", card.device_name(context).lower()).strip("-")
         folder = launch.ROOT / "benchmarks" / "results" / f"{name}-{now}"
     file = folder / "results.json"
-    earlier = results.read(file) if file.is_file() else None
+    earlier = results.read(file) if file.is_file() and file.stat().st_size else None
     recorder = Recorder(file, context | {"parts": {}})
     if earlier:
         for field in SAME:
@@ -119,7 +120,8 @@ def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder,
         for name, entry in earlier.context["parts"].items():
             if entry["complete"]:
                 recorder.found.context["parts"][name] = entry
-                recorder.take_in(earlier.part(name)._replace(context={}))
+                lost = {"excluded": entry.get("excluded", {})}
+                recorder.take_in(earlier.part(name)._replace(context=lost))
     return recorder, folder
 
 
@@ -127,6 +129,7 @@ def run_part(part: Part, options: argparse.Namespace, recorder: Recorder) -> Non
     """Measures a part until the recorder's deadline."""
     started = time.monotonic()
     entry = recorder.found.context["parts"].setdefault(part.name, {"complete": True})
+    before = dict(recorder.found.context["excluded"])
     for words in (words for words in part.runs if words["model"]):
         say(f"== {part.name}: {words}")
         own = argparse.Namespace(**vars(options) | {"launches": 1} | words)
@@ -136,6 +139,8 @@ def run_part(part: Part, options: argparse.Namespace, recorder: Recorder) -> Non
             entry["complete"] = False
             recorder.exclude(part.name, str(error))
     entry["seconds"] = round(time.monotonic() - started, 1)
+    excluded = recorder.found.context["excluded"].items()
+    entry["excluded"] = {what: why for what, why in excluded if what not in before}
 
 
 def write_card(folder: Path, recorder: Recorder) -> None:

@@ -30,7 +30,6 @@ FEWEST = 9  # launches of either side, for a verdict
 SIGNIFICANT, CI95 = 0.05, (0.025, 0.975)
 CARD_CASES = 6  # what a card measures in so many launches: step and evaluation of three networks
 WANTED, ALLOWED = 0.95, 0.05  # shares of slow-downs found and of false alarms in --self_test
-SAME_DEVICE = ("platform", "device", "cpu", "cpu_family_model", "instruction_set", "cores")
 IGNORED = ("command", "date", "excluded", "load", "gpu", "parts", "dataset", "variables")
 IGNORED += launch.CACHE_VARIABLES
 
@@ -125,10 +124,13 @@ def differences(a: Results, b: Results) -> list[str]:
 
 
 def interleaved(
-    sides: Sequence[Callable[[Recorder], None]], count: int, **options: Any
+    sides: Sequence[Callable[[Recorder], None]],
+    count: int,
+    context: Mapping[str, Any] = {},
+    **options: Any,
 ) -> list[Results]:
-    """What each side records, in a Recorder of these options, from `count` runs in turn."""
-    recorders = [Recorder(None, {}, **options) for _ in sides]
+    """What each side records, in a Recorder of these arguments, from `count` runs in turn."""
+    recorders = [Recorder(None, context, **options) for _ in sides]
     for number in range(count):
         for side in range(len(sides))[:: -1 if number % 2 else 1]:
             say(f"launch {number + 1} of {count}: {'ABC'[side]}")
@@ -160,7 +162,7 @@ def measure(options: argparse.Namespace) -> None:
         a, b = interleaved(commands, options.launches)
     else:
         a, b = (results.read(Path(file)) for file in options.files)
-    pairs = [(k, a.context.get(k), b.context.get(k)) for k in SAME_DEVICE]
+    pairs = [(k, a.context.get(k), b.context.get(k)) for k in results.SAME_DEVICE]
     changed = "; ".join(f"{k}: {x} in A, {y} in B" for k, x, y in pairs if x != y)
     if changed and not options.across_devices:
         raise UsageError(f"the files are of two devices ({changed}); add --across_devices")
@@ -187,6 +189,7 @@ def measure(options: argparse.Namespace) -> None:
 def self_test(options: argparse.Namespace) -> None:
     """Compares a step with itself and with the same made slower, many times."""
     recorder = Recorder(options.output, launch.where("auto"))
+    where = {"platform": recorder.found.platform}
     options.mode, options.what, planted = ["many"], ["train"], options.slow_down
     [slow, *_] = step.jobs_of(options)
     plain = dataclasses.replace(slow, slow_down=0.0)
@@ -196,13 +199,13 @@ def self_test(options: argparse.Namespace) -> None:
     for number in range(options.rounds):
         say(f"comparison {number + 1} of {options.rounds}")
         variables = launch.shared_cache(scratch.name)  # compiling would take most of the time
-        a, *others = interleaved(sides, options.launches, variables=variables)
+        a, *others = interleaved(sides, options.launches, where, variables=variables)
         # A slow-down must be found among as many comparisons as a card makes.
         for is_planted, family, b in zip((False, True), (1, CARD_CASES), others, strict=True):
             pairs = launches(a, b)
             [verdict] = judge(pairs, options.threshold, paired=True, family=family).values()
             slower += is_planted and verdict.word == "slower"
-            alarms += not is_planted and verdict.word != "same"
+            alarms += not is_planted and verdict.word in ("slower", "faster")
             a_s, b_s = ([x.samples_s for x in side.benchmarks] for side in (a, b))
             recorder.row("self_test", planted=is_planted, a_s=a_s, b_s=b_s, **verdict._asdict())
         recorder.write()

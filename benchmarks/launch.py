@@ -21,7 +21,7 @@ from benchmarks import results, timing
 from benchmarks.results import Recorder, Results, say
 from benchmarks.workers.job import HOST, MANY, ONE, Job
 from mnist_jax.config import Config
-from mnist_jax.data import DEFAULT_DATA_DIR, load_dataset
+from mnist_jax.data import DEFAULT_DATA_DIR, Dataset, load_dataset
 from mnist_jax.errors import DeviceError, MnistJaxError
 from mnist_jax.models import MODELS
 from mnist_jax.parallel import mesh
@@ -162,9 +162,16 @@ def gpu_state() -> dict[str, Any] | None:
     return found | {"processes": len(others)}
 
 
+def _dataset(options: argparse.Namespace) -> Dataset:
+    own = {name: vars(options)[name] for name in ("fork", "options", "dataset")}
+    own = Config(model=options.model[0], **own).arguments("dataset")
+    folders = {"data_dir": options.data_dir, "manual_dir": options.manual_dir}
+    return load_dataset(options.dataset, **folders, **own)
+
+
 def flags_of_data(options: argparse.Namespace) -> dict[str, Any]:
     """The flags of fork and data set for a run of `train.py`; prepares it before any clock runs."""
-    found = load_dataset(options.dataset, data_dir=options.data_dir, manual_dir=options.manual_dir)
+    found = _dataset(options)
     for warning in found.warnings:
         say(f"warning: {warning}")
     name = found.name if options.dataset == "auto" else options.dataset
@@ -177,7 +184,7 @@ def random_images(options: argparse.Namespace) -> dict[str, Any]:
     fork = {"fork": options.fork, "options": options.options}
     if options.dataset == "auto":
         return fork
-    data = load_dataset(options.dataset, data_dir=options.data_dir, manual_dir=options.manual_dir)
+    data = _dataset(options)
     most = max(len(data.train.label), *options.batch_size)
     sizes = {"train_size": most, "test_size": len(data.test.label)}
     shape = {"image_shape": data.spec.image_shape, "num_classes": data.spec.num_classes}

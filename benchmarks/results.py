@@ -20,6 +20,9 @@ from benchmarks import timing
 from mnist_jax.atomic_io import write_atomically
 from mnist_jax.errors import DataError, DeviceError
 
+# What must be equal in the contexts of two files of one device.
+SAME_DEVICE = ("platform", "device", "cpu", "cpu_family_model", "instruction_set", "cores")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:

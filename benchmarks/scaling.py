@@ -8,6 +8,8 @@ dividing the work costs.
 import argparse
 from dataclasses import replace
 
+import numpy as np
+
 from benchmarks import launch, results, step, timing
 from benchmarks.results import Recorder, Results
 
@@ -15,7 +17,7 @@ from benchmarks.results import Recorder, Results
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     """Measures every case on one device and on more."""
     options.mode, options.what, most = ["many"], ["train"], recorder.found.context["devices"]
-    counts = options.devices or [2**i for i in range(1, most.bit_length())]
+    counts = options.devices or [*(2**i for i in range(1, most.bit_length())), most]
     for job in step.jobs_of(options):
         for count in sorted({1, *counts}):
             strong = replace(job, devices=count)
@@ -32,7 +34,9 @@ def report(found: Results) -> list[str]:
     for b in found.benchmarks:
         s = timing.estimate(b.samples_s, found.platform)
         kind, count, base = b.name.removesuffix(step.TRAIN), b.details["devices"], b.details["base"]
-        one_s = alone_s.setdefault((b.model, base, b.precision), s)
+        if count == 1:
+            alone_s[b.model, base, b.precision] = s
+        one_s = alone_s.get((b.model, base, b.precision), np.nan)
         words = [b.model, str(base), b.precision, kind.strip("_"), str(count)]
         rows.append([*words, f"{1e3 * s:.4g}", f"{one_s / s:.3f}"])
     headings = ["model", "batch", "precision", "kind", "devices", "ms", "one device's time ÷ this"]

@@ -1,4 +1,4 @@
-"""Hooks that `fit` calls during a run. They cannot change its numbers."""
+"""Hooks that `fit` calls during a run; it uses nothing that they return."""
 
 import dataclasses
 import warnings

@@ -84,7 +84,10 @@ def exit_status(
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without × prints ?
         sys.stdout.reconfigure(errors="replace")
     try:
-        command()
+        try:
+            command()
+        finally:  # so that a reader who is gone is noticed here
+            sys.stdout.flush()
     except BrokenPipeError:  # `| head`: end quietly, as other commands do
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

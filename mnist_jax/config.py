@@ -112,7 +112,7 @@ class Config(Flags):
         for name, _, text in (word.partition("=") for word in self.options):
             try:
                 values[name] = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 values[name] = text
         return values
 
@@ -126,10 +126,14 @@ class Config(Flags):
 
     def resolve(self) -> "Config":
         """The same run with every value filled in, and ~ expanded in paths."""
-        values = PRESETS["tutorial"] | PRESETS[self.preset]  # a fork's may name a few
-        for part in self.components().values():
-            own = keywords(part)
-            values |= {name: own[name] for name in ARGUMENTS if own.get(name) is not None}
+        preset = PRESETS["tutorial"] | PRESETS[self.preset]  # a fork's may name a few
+        if wrong := [name for name in preset if getattr(Config, name, "") is not None]:
+            problem = f"the preset {self.preset!r} sets {', '.join(wrong)}"
+            raise UsageError(f"{problem}; allowed are flags whose default is None")
+        parts = [keywords(part) for part in self.components().values()]
+        # What the parts, the preset and the user set; the later one counts.
+        values = {n: part[n] for part in parts for n in ARGUMENTS if part.get(n) is not None}
+        values |= {n: preset[n] for n in preset if n not in ARGUMENTS or any(n in p for p in parts)}
         values |= {name: value for name, value in vars(self).items() if value is not None}
         for name, value in values.items():
             if value is None:
@@ -252,7 +256,7 @@ def keywords(function: Callable[..., Any]) -> dict[str, Any]:
 
     By name, with their defaults; None for a keyword argument without one.
     """
-    hidden = FROM_DATA if inspect.isclass(function) else ()
+    hidden = (*FROM_DATA, "name", "parent") if inspect.isclass(function) else ()  # Flax's own
     return {
         p.name: None if p.default is p.empty else p.default
         for p in inspect.signature(function).parameters.values()
@@ -295,7 +299,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("shift", "rotation", "scale", "checkpoint_every"), AMOUNT),
     **dict.fromkeys(("label_smoothing", "ema_decay", "dropout", "momentum"), FRACTION),
     **{f.name: SWITCH for f in dataclasses.fields(Flags) if isinstance(f.default, bool)},
-    "coordinator": (lambda a: a == "auto" or ADDRESS.fullmatch(a), "auto or HOST:PORT"),
+    "coordinator": (
+        lambda a: a == "auto" or (ADDRESS.fullmatch(a) and int(a.rpartition(":")[2]) < 2**16),
+        "auto or HOST:PORT, with a port below 65536",
+    ),
     "seed": (lambda n: _is_int(n, 0, 2**32 - 1), "0 to 4294967295"),
     "seeds": (lambda n: _is_int(n, 1, 100_000), "a whole number, 1 to 100000"),
     "learning_rate": _each(lambda x: AMOUNT[0](x) and x > 0, "any finite number above 0"),

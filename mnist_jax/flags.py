@@ -94,8 +94,8 @@ class Flags:
     """Momentum of the optimizer sgd. None: the optimizer's own (0)."""
 
     weight_decay: float | tuple[float, ...] | None = None
-    """Decoupled weight decay of the kernels, as in AdamW. Several values train a network for each.
-    None: the optimizer's own (adamw 0.0001, lion 0.001, others 0)."""
+    """Decoupled weight decay, as in AdamW; adam's is of the kernels only. Several values train a
+    network for each. None: the optimizer's own (adamw 0.0001, lion 0.001, others 0)."""
 
     ema_decay: float | None = None
     """Evaluate an exponential moving average (EMA) of the parameters with this decay, such as

@@ -17,7 +17,7 @@ NEVER = np.iinfo(np.int32).max
 class Metrics:
     """Sums over examples. Scalars, or (members,) arrays for an ensemble."""
 
-    loss_sum: jax.Array  # float32, summed cross-entropy in nats
+    loss_sum: jax.Array  # float32, summed loss; in evaluation cross-entropy in nats
     correct: jax.Array  # int32, examples whose largest logit is at the label
     count: jax.Array  # int32, examples
     first_nonfinite: jax.Array  # int32, first step with a non-finite loss or gradient, or `NEVER`

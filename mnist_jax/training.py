@@ -19,14 +19,14 @@ from mnist_jax.compiler import compute_dtype, enable_compilation_cache, use_devi
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, DataSpec, load_dataset
 from mnist_jax.data.dataset import hold_out
-from mnist_jax.errors import DeviceError, MnistJaxError, UsageError, first_line
+from mnist_jax.errors import CheckpointError, DeviceError, MnistJaxError, UsageError, first_line
 from mnist_jax.metrics import finite_members
 from mnist_jax.models import make_model
 from mnist_jax.parallel import distributed
 from mnist_jax.parallel.mesh import make_mesh, select_devices, to_host
 from mnist_jax.runs import environment, results
 from mnist_jax.runs.checkpoint import Progress, load_saved, stacked_shapes, variables_of
-from mnist_jax.runs.run_dir import RESULT, RunDir, default_folder, read_config
+from mnist_jax.runs.run_dir import RunDir, default_folder, has_result, read_config
 from mnist_jax.runs.statistics import percent
 from mnist_jax.signals import Stop, catch_signals
 from mnist_jax.train_loop import TrainLoop
@@ -95,12 +95,13 @@ def fit(
         sizes: dict[str, Any] = {"image_shape": data.image_shape, "num_classes": data.num_classes}
         dtype = compute_dtype(config.precision, device)
         model = make_model(config.model, **sizes, dtype=dtype, **config.arguments("model"))
-        initial = _initial(config, init_params, model)
+        is_complete = config.workdir is not None and has_result(config.workdir)
+        initial = (None, None) if is_complete else _initial(config, init_params, model, warnings)
         own = [getattr(callback.on_steps, "__func__", None) for callback in callbacks]
         log = distributed.broadcast(any(method is not Callback.on_steps for method in own))
         trainer = Trainer(model, dataset, config, mesh, log=log)
-        if config.workdir is None or not (config.workdir / RESULT).exists():
-            _check_fork(trainer)
+        if not is_complete:
+            _check_code(trainer)
             _check_memory(trainer, device)
         where = environment.describe(device)
         if jax.process_count() > 1:
@@ -138,7 +139,7 @@ def fit(
             record = results.record(config, data, progress, params, warnings, devices, where)
             distributed.on_primary(lambda: run.finish(record))
         else:
-            params, model_state = _load(folder, config, model)
+            params, model_state = _load(folder, config, model, record)
         result = Result(params, model_state, record, folder)
         for callback in callbacks:
             callback.on_train_end(result)
@@ -165,10 +166,10 @@ def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset
     return config, dataset
 
 
-def _check_fork(trainer: Trainer) -> None:
-    """Traces a training step, which fails if what the fork adds does; raises UsageError."""
-    fork = trainer.config.fork
-    if fork is None or jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+def _check_code(trainer: Trainer) -> None:
+    """Traces a training step, which fails if a fork or its options do; raises UsageError."""
+    fork, options = trainer.config.fork, trainer.config.options
+    if not (fork or options) or jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         return
     try:
         trainer.trace_step()
@@ -176,8 +177,9 @@ def _check_fork(trainer: Trainer) -> None:
         raise
     except Exception as error:  # of any kind: the code is the user's
         problem = f"{type(error).__name__}: {first_line(error)}"
+        given = f"the fork {fork}" if fork else f"--options {' '.join(options)}"
         raise UsageError(
-            f"a training step fails with the fork {fork}: {problem}; --debug shows where"
+            f"a training step fails with {given}: {problem}; --debug shows where"
         ) from error
 
 
@@ -202,28 +204,43 @@ def _learned_nothing(config: Config, data: DataSpec, progress: Progress) -> list
     if config.max_steps is not None or worst >= chance + 0.05 * (1 - chance):
         return []
     problem = f"a train accuracy is {percent(worst)}, hardly better than guessing"
-    return [f"{problem}; a smaller --learning_rate usually helps"]
+    rate = "another" if config.grid else "a smaller"
+    return [f"{problem}; {rate} --learning_rate usually helps"]
 
 
-def _load(folder: Path, config: Config, model: nn.Module) -> tuple[Any, Any]:
-    """The run's parameters to evaluate and model state, read by process 0 for all."""
+def _load(
+    folder: Path, config: Config, model: nn.Module, record: dict[str, Any]
+) -> tuple[Any, Any]:
+    """A complete run's parameters to evaluate and model state, read by process 0 for all."""
     found = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), stacked_shapes(config, model))
 
     def load() -> None:
         nonlocal found
-        found = variables_of(load_saved(folder)[0], config, model)
+        arrays, _, warnings = load_saved(folder)
+        if (step := int(np.max(arrays["state/step"]))) != record["steps"]:
+            problem = f"{folder} ended at step {record['steps']}; its checkpoint is of step {step}"
+            advice = "restore the newest, or remove result.json and repeat the command"
+            raise CheckpointError("; ".join([*warnings, problem, advice]))
+        found = variables_of(arrays, config, model)
 
     distributed.on_primary(load)
     return distributed.broadcast_arrays(found)
 
 
-def _initial(config: Config, init_params: Any, model: nn.Module) -> tuple[Any, Any]:
-    """The parameters and model state to start from, stacked by member; None for the model's own."""
+def _initial(
+    config: Config, init_params: Any, model: nn.Module, warnings: list[str]
+) -> tuple[Any, Any]:
+    """The parameters and model state to start from, stacked by member; None for the model's own.
+
+    Adds to the warnings.
+    """
     if init_params is not None:
         initial = to_host(init_params), None
     elif config.init_from is not None:
         other, _ = read_config(config.init_from)
-        initial = variables_of(load_saved(config.init_from)[0], other, model)
+        arrays, _, problems = load_saved(config.init_from)
+        warnings += problems
+        initial = variables_of(arrays, other, model)
     else:
         return None, None
 

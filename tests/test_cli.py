@@ -100,6 +100,10 @@ def test_the_overview_names_every_command(capsys):
         (["--model=cn"], 2, "unknown model 'cn'"),
         (["--dataset=fashion"], 2, "did you mean fashion_mnist?"),
         (["--options", "gama=3"], 2, "have no argument gama; leave gama of --options out"),
+        (["--options", "name=x"], 2, "have no argument name"),  # a field of every Flax module
+        (["--options", "a={[1]: 2}"], 2, "have no argument a;"),
+        (["--optimizer=adamw", "--options", "b1=0,9"], 2, "fails with --options b1=0,9: Type"),
+        (["--coordinator=a:70000", "--num_processes=2", "--process_id=0"], 2, "below 65536"),
         (["--momentum=0.9"], 2, "the model 'logistic', the optimizer 'adam', the loss "),
         (["--batch_size=1438"], 2, "allowed is 1 to 1437"),
         (["--validation=1437"], 2, "validation is 1437; allowed is 0 to 1436"),
@@ -113,6 +117,7 @@ def test_the_overview_names_every_command(capsys):
         (["--validation=1300", "--learning_rate=6e33"], 5, "the validation loss is not finite"),
         (["--profile=/dev/null/x"], 6, "/dev/null/x"),
         (["--workdir=/dev/null/x"], 6, "run's folder /dev/null/x (Not a directory)"),
+        ([f"--workdir={'x' * 300}"], 6, "(File name too long)"),
     ],
 )
 def test_an_error_is_one_line_with_its_status(capsys, flags, tmp_path, more, status, message):
@@ -217,10 +222,11 @@ def test_a_terminal_shows_a_progress_bar_and_the_same_lines(flags, monkeypatch):
 
 def test_a_closed_pipe_ends_the_run_quietly(flags):
     words = " ".join(flags("--epochs=300"))
-    line = f"{sys.executable} train.py {words} | head -n 1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", line], timeout=120, **PROCESS)
-    assert done.stdout.splitlines()[-1] == "141"
-    assert done.stderr == ""
+    for command in (f"train.py {words} | head -n 1", "-m mnist_jax --version | true"):
+        line = f"{sys.executable} {command}; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", line], timeout=120, **PROCESS)
+        assert done.stdout.splitlines()[-1] == "141"
+        assert done.stderr == ""
 
 
 def test_compiled_programs_are_cached_for_the_next_start(flags, tmp_path, monkeypatch):

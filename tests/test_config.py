@@ -18,9 +18,13 @@ def test_the_defaults_are_the_tutorials_recipe_and_a_given_value_wins(monkeypatc
     assert (config.model, config.epochs, config.batch_size) == ("cnn", 10, 100)
     assert (config.learning_rate, config.schedule, config.seed) == (1e-3, "constant", 1234)
 
-    monkeypatch.setitem(PRESETS, "brief", {"epochs": 2, "shift": 1.0})
+    monkeypatch.setitem(PRESETS, "brief", {"epochs": 2, "shift": 1.0, "dropout": 0.3})
     config = Config(preset="brief", shift=0.0).resolve()
-    assert (config.epochs, config.shift) == (2, 0.0)
+    assert (config.epochs, config.shift, config.dropout) == (2, 0.0, 0.3)
+    assert Config(preset="brief", model="logistic").resolve().dropout is None
+    monkeypatch.setitem(PRESETS, "wrong", {"lr": 0.1, "optimizer": "sgd", "epochs": 2})
+    with pytest.raises(UsageError, match="the preset 'wrong' sets lr, optimizer; allowed are"):
+        Config(preset="wrong").resolve()
 
 
 def test_replace_takes_the_new_presets_and_models_values_and_resolve_settles_them():

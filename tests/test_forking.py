@@ -206,8 +206,14 @@ def test_a_changed_fork_is_another_run(source, tmp_path):
     shutil.copy(source / "recipes.py", fork)
     config = config_of("focal", source, fork=fork, workdir=tmp_path / "run", max_steps=3)
     fit(config)
-    assert (tmp_path / "run" / "fork.py").read_bytes() == fork.read_bytes()
-    fit(dataclasses.replace(config, fork=tmp_path / "run" / "fork.py"))
+    own = tmp_path / "run" / "fork.py"
+    assert own.read_bytes() == fork.read_bytes()
+    fit(dataclasses.replace(config, fork=own))
+    for name in ("result.json", "metrics.jsonl", "manifest.sha256"):  # as before a first checkpoint
+        (own.parent / name).unlink()
+    shutil.rmtree(own.parent / "checkpoints")
+    fit(dataclasses.replace(config, fork=own))
+    assert own.read_bytes() == fork.read_bytes()
     fork.write_text(fork.read_text() + "# changed\n")
     with pytest.raises(UsageError, match=r"differs in fork \(was '[0-9a-f]{64}', now"):
         fit(config)

@@ -117,6 +117,10 @@ def test_another_config_or_code_is_refused_with_what_differs_and_a_code_can_be_a
     with pytest.raises(UsageError, match=r"code of mnist_jax has changed .*--allow_code_change"):
         fit(config())
     assert {path: path.read_bytes() for path in before} == before
+    (path := folder / "environment.json").write_bytes(b"{")
+    with pytest.raises(CheckpointError, match=r"cannot use .*environment.json"):
+        fit(config())
+    path.write_bytes(before[path])
     assert train(config(allow_code_change=True), events=2)[0] is None
     edit("two")
     result, callback = train(config(allow_code_change=True))

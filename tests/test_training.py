@@ -3,8 +3,10 @@
 import contextlib
 import json
 import re
+import shutil
 import signal
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import flax.linen as nn
@@ -20,6 +22,7 @@ from mnist_jax.errors import CheckpointError, InterruptedRunError, NonFiniteErro
 from mnist_jax.models import LogisticRegression
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.results import params_sha256
+from mnist_jax.runs.run_dir import default_folder
 
 MESH = mesh.make_mesh(jax.devices()[:1])
 MLP = {"model": "mlp", "hidden_sizes": (8,)}
@@ -66,6 +69,11 @@ def test_the_parameters_come_back_from_a_complete_run(config, fields):
     stacked = jax.tree.map(lambda x: x if "seeds" in fields else x[None], result.params)
     own = [jax.tree.map(lambda x, m=m: x[m], stacked) for m in range(len(members))]
     assert list(map(params_sha256, own)) == digests
+    max(result.workdir.glob("checkpoints/*.safetensors")).unlink()  # what is left is older
+    with pytest.raises(CheckpointError, match="ended at step 30; its checkpoint is of step 15"):
+        fit(config(**fields))
+    [warning] = load_run(result.workdir).warnings
+    assert warning.endswith("has lost its last checkpoint: this one is of step 15")
 
 
 def test_a_run_starts_from_given_parameters_of_its_shape(config, tmp_path):
@@ -89,6 +97,8 @@ def test_a_run_starts_from_given_parameters_of_its_shape(config, tmp_path):
     digest = source.record["params_sha256"]
     assert (own["params_sha256"], two["params_sha256"]) == (digest, [digest] * 2)
     assert own["test_correct"] == source.record["test_correct"]
+    shutil.rmtree(source.workdir)  # a complete run needs it no more
+    assert fit(config(seeds=2, **folder, **frozen)).record == two
 
 
 RECIPE = {"model": "mlp", "max_steps": 18, "hidden_sizes": (32,), "preset": "best"}
@@ -114,7 +124,9 @@ def test_max_steps_ends_within_an_epoch_or_after_one_batch_as_large_as_the_split
 
 def test_runs_of_the_same_second_get_folders_of_their_own(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len({fit(config(workdir=None, epochs=1)).workdir for _ in range(3)}) == 3
+    fit(config(workdir=None, epochs=1))
+    assert len({default_folder("digits", "logistic") for _ in range(3)}) == 3
+    assert len([*Path("runs").iterdir()]) == 4
 
 
 def steps_kept(folder) -> list[int]:

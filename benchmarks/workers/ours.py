@@ -53,7 +53,10 @@ def programs_of(
 ) -> tuple[dict[str, Any], Steps]:
     """Model, tx and step_config of the package's own training, and its programs."""
     config = config_of(job)
-    model = model_of(job, compiler.compute_dtype(job.precision, mesh.devices.flat[0]))
+    dtype = DTYPES.get(job.precision)
+    if platform is None:  # refuses a precision that the device does not have
+        dtype = compiler.compute_dtype(job.precision, mesh.devices.flat[0])
+    model = model_of(job, dtype)
     tx = make_optimizer(**config.optimizer_arguments(), steps=1)
     how: dict[str, Any] = {"model": model, "tx": tx, "step_config": steps.make_step_config(config)}
     sizes: dict[str, Any] = {"train_size": job.train_size, "batch_size": job.batch_size}
@@ -116,6 +119,8 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
     trees = {"params_bytes": state.params, "optimizer_bytes": state.opt_state}
     details = {name: sum(x.nbytes for x in jax.tree.leaves(trees[name])) for name in trees}
 
+    done = 0  # batches so far: a sample goes on in the epoch where the last one ended
+
     def slowed(count: int) -> int:
         return round((1 + job.slow_down) * count)
 
@@ -127,16 +132,25 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
         details |= found
 
     def many(state: Any, count: int) -> Any:
-        for done in range(0, count, longest):
-            turns = [put(np.int32(slowed(min(longest, count - done))))] if dynamic else []
-            state, *_ = settle(program(state, *args[1:], *turns))
+        nonlocal done
+        end = done + count
+        while done < end:
+            first = done % epoch
+            size = min(end - done, epoch - first) if dynamic else longest
+            first = min(first, epoch - size)
+            turns = [put(np.int32(slowed(size)))] if dynamic else []
+            place = order, keys, firsts[first % len(firsts)]
+            state, *_ = settle(program(state, metrics, split, *place, *turns))
+            done += size
         return state
 
     def one(state: Any, count: int) -> Any:
+        nonlocal done
         sums = metrics
-        for i in range(slowed(count)):
-            place = order, keys, firsts[i % len(firsts)]
+        for i in range(done, done + slowed(count)):
+            place = order, keys, firsts[i % epoch % len(firsts)]
             state, sums, _ = settle(program(state, sums, split, *place, *[length] * dynamic))
+        done += count
         return state
 
     @partial(jax.jit, donate_argnums=0, compiler_options=compiler.compiler_options(device))
@@ -144,11 +158,13 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
         return steps.train_step(state, batch, steps.step_keys(root_key, state.step), **how)[0]
 
     def host(state: Any, count: int) -> Any:
+        nonlocal done
         mask = np.ones(job.batch_size, bool)
-        for i in range(count):
+        for i in range(done, done + count):
             index = data.batch_index(i, job.batch_size)
             batch = {"image": data.image[index], "label": data.label[index], "mask": mask}
             state = step(state, jax.device_put(batch, device), keys)
+        done += count
         return state
 
     batches = num_batches(job.test_size, EVAL_BATCH_SIZE)

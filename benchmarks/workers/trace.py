@@ -75,10 +75,10 @@ def summarize(found: Sequence[Kernel], steps: int, layers: Mapping[str, str]) ->
     """What a step consists of: kernels, gaps, the costliest operations, the layers' shares."""
     by_operation: dict[str, list[float]] = defaultdict(list)
     by_layer: dict[str, float] = defaultdict(float)
-    whole = sum(kernel.end_ns - kernel.start_ns for kernel in found)
+    total_ns = sum(kernel.end_ns - kernel.start_ns for kernel in found)
     for name, start_ns, end_ns in found:
-        by_operation[name].append((end_ns - start_ns) / whole)
-        by_layer[layers.get(name) or "other"] += (end_ns - start_ns) / whole
+        by_operation[name].append((end_ns - start_ns) / total_ns)
+        by_layer[layers.get(name) or "other"] += (end_ns - start_ns) / total_ns
     times_ns = np.array(sorted((kernel.start_ns, kernel.end_ns) for kernel in found))
     starts_ns, ends_ns = times_ns[:, 0], np.maximum.accumulate(times_ns[:, 1])
     gaps_ns = np.maximum(0, starts_ns[1:] - ends_ns[:-1]).sum()  # when no kernel runs

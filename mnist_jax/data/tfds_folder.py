@@ -45,7 +45,7 @@ def read(folder: Path, source: Source) -> tuple[Split, Split]:
     except Exception as error:  # tfds, array_record, Pillow and protobuf each raise their own
         problem = f"{type(error).__name__}: {first_line(error)}"
         install = "install it, or " if isinstance(error, ImportError) else ""
-        raise DataError(f"cannot use {folder} ({problem}); {install}move the folder away") from error
+        raise DataError(f"cannot use {folder} ({problem}); {install}move it away") from error
 
 
 def prepare(name: str, data_dir: Path, train: Split, test: Split) -> None:

@@ -6,13 +6,12 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from mnist_jax.atomic_io import read_json
 from mnist_jax.config import group_by_point
 from mnist_jax.errors import UsageError, WorseError
 from mnist_jax.inference.flags import DataFlags, Positional, Runs, arg, open_runs, print_warnings
 from mnist_jax.inference.restore import Prediction, Predictor, dataset_of
 from mnist_jax.runs import statistics
-from mnist_jax.runs.run_dir import ENVIRONMENT
+from mnist_jax.runs.run_dir import read_environment
 
 SIGNIFICANT = 0.05  # p below which a difference is significant
 
@@ -95,7 +94,7 @@ class Compare(DataFlags):
         dataset = dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
         sides = [Predictor(run, self.platform)(dataset.test.image) for run in runs]
         print_warnings((*dataset.warnings, *(text for side in sides for text in side.warnings)))
-        found = [read_json(run.folder / ENVIRONMENT).get("instruction_set") for run in runs]
+        found = [read_environment(run.folder).get("instruction_set") for run in runs]
         if len({*found}) > 1:
             print_warnings([f"the runs' CPUs, {found[0]} and {found[1]}, round differently"])
         if len(sides) == 1:

@@ -62,18 +62,20 @@ def open_runs(folders: Sequence[Path]) -> list[LoadedRun]:
     if PRETRAINED in folders:
         print("no run is named: the MLP that comes with mnist_jax answers", file=sys.stderr)
     runs = [load_run(folder) for folder in folders]
-    names = sorted({run.data.name for run in runs})
-    if not names:
+    if not runs:
         raise UsageError("no run is named; name one or more run folders")
-    if len(names) > 1:
-        raise UsageError(f"the runs are of different data sets ({', '.join(names)})")
+    if other := next((run for run in runs if run.data != runs[0].data), None):
+        pair = " and ".join(f"{run.data.name} of {run.folder}" for run in (runs[0], other))
+        raise UsageError(f"the runs are of different data sets ({pair})")
     print_warnings(warning for run in runs for warning in run.warnings)
     print_warnings(enable_compilation_cache(runs[0].config.compilation_cache))
     return runs
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Writes the file that --output names; raises DeviceError."""
+    """Writes the file that --output names; raises UsageError or DeviceError."""
+    if path.is_dir():
+        raise UsageError(f"--output={path} is a folder; name a file in it")
     try:
         write_atomically(path, data)
     except OSError as error:

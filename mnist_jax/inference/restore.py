@@ -98,6 +98,8 @@ def load_run(folder: str | Path) -> LoadedRun:
         warnings.append(f"{folder} has settings that this version does not know: {unknown}")
     if (record := read_result(folder)) is None:
         warnings.append(f"{folder} is not complete: it has done {step:,} steps")
+    elif step != record["steps"]:
+        warnings.append(f"{folder} has lost its last checkpoint: this one is of step {step:,}")
     rows, seconds = rest["rows"], (record or {}).get("timings", rest["seconds"])
     return LoadedRun(folder, config, data, model, members, step, rows, seconds, warnings, record)
 

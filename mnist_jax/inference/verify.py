@@ -39,8 +39,8 @@ class Verify(DataFlags):
                 yield f"{name:12s}{check(folder)}"
             except (CheckpointError, atomic_io.IntegrityError, OSError) as error:
                 raise CheckpointError(
-                    f"{folder} differs from what its run wrote: {name}: {error}; remove "
-                    "result.json and repeat the run's command"
+                    f"{folder} differs from what its run wrote: {name}: {error}; restore it from "
+                    "a copy, or train again in another --workdir"
                 ) from error
 
     def _accuracy(self, folder: Path) -> str:
@@ -58,7 +58,7 @@ class Verify(DataFlags):
         found += f", recorded: {', '.join(map(str, recorded))}"
         if np.abs(correct - recorded).max() > TOLERANCE * record["test_count"]:
             raise CheckpointError(found)
-        then = atomic_io.read_json(folder / run_dir.ENVIRONMENT)
+        then = run_dir.read_environment(folder)
         where = f"jax {then.get('jax')} on {then.get('device')} ({then.get('instruction_set')})"
         return f"{found}; the run used {where}, which may round differently"
 

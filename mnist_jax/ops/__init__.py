@@ -1,1 +1,1 @@
-"""Operations of our own: the CPU convolution and dense product, and the settings of malloc."""
+"""Operations of our own: the convolution, pooling, dense product, settings of malloc."""

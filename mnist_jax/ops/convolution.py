@@ -1,4 +1,4 @@
-"""The 3×3 convolution: XLA's on GPU and TPU, Winograd's on a CPU.
+"""The 3×3 convolution: XLA's on GPU and TPU, Winograd's on a CPU; a plain sum for one channel.
 
 XLA's CPU convolutions are slow in training, above all the gradient of the kernel and anything in a
 loop. Its matrix products are fast, and Winograd's minimal filtering F(4×4, 3×3) [1] turns a
@@ -67,7 +67,7 @@ def conv_general_dilated(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, faster on a CPU for the shapes that `conv3x3` supports.
+    """`jax.lax.conv_general_dilated`, by `conv3x3` for the shapes that it supports.
 
     For `flax.linen.Conv(..., conv_general_dilated=conv_general_dilated)`. Supported are NHWC images
     with 3×3 HWIO kernels, stride 1, no dilation, no groups and padding SAME or VALID; XLA computes

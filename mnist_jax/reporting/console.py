@@ -85,8 +85,9 @@ class Display(Callback):
         cell = "" if self.config.grid else _cell(*means)
         rate, epochs_left = np.sum(metrics.count) / train_s, self.config.epochs - epoch
         left_s = ((1 + epochs_left) * num_batches - batch) * train_s / batch
-        left = f"{left_s:.0f} s" if left_s < 120 else f"{left_s / 60:.0f} min"
-        text = f"{batch}/{num_batches}{cell}  {rate:,.0f} images/s  {left} left"
+        left = f"  {left_s:.0f} s left" if left_s < 120 else f"  {left_s / 60:.0f} min left"
+        left = "" if self.config.max_steps else left  # the last epochs may not come
+        text = f"{batch}/{num_batches}{cell}  {rate:,.0f} images/s{left}"
         name = f"epoch {epoch}/{self.config.epochs}"
         self.bar.update(self.task, total=num_batches, completed=batch, description=name, text=text)
 

@@ -23,7 +23,7 @@ from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_member
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.reporting import plots
 from mnist_jax.runs import statistics
-from mnist_jax.runs.run_dir import REPORT
+from mnist_jax.runs.run_dir import REPORT, read_environment
 from mnist_jax.runs.statistics import accuracy_text, percent, summary_text
 
 ERRORS = 24  # misclassified images shown
@@ -124,10 +124,10 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
     else:
         found = statistics.summarize(accuracies)
         accuracy, sentence = percent(found["mean"]), summary_text(found)
+    epochs = record["epochs"] if record else f"planned {config.epochs}"
     training = (
         f"{count_parameters(param_shapes(run.model)):,} parameters, trained for {run.step:,} steps "
-        f"with batches of {config.batch_size} images "
-        f"({config.epochs} epochs{'' if record else ' planned'})."
+        f"with batches of {config.batch_size} images (epochs: {epochs})."
     )
     shapes = [
         (name, kind, " × ".join(map(str, shape)), f"{count:,}")
@@ -136,7 +136,7 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
     warnings = [*run.warnings, *dataset.warnings, *prediction.warnings, *record.get("warnings", [])]
     times = [(name[:-2], f"{s:,.1f}") for name, s in run.seconds.items()]
     configs = {"this run": config, f"preset {config.preset}": config.defaults()}
-    environment = atomic_io.read_json(run.folder / "environment.json")
+    environment = read_environment(run.folder)
     environment |= environment.pop("variables", {})
     versions = [(name, _text(value)) for name, value in environment.items()]
     return {

@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import errno
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -57,6 +58,7 @@ class RunDir:
         self.checkpoints = CheckpointManager(folder / "checkpoints", config.checkpoint_every)
         self.warnings: list[str] = []
         self._lock = FileLock(folder / ".lock", timeout=0)
+        fork = None if config.fork is None else config.fork.read_bytes()  # it may be FORK in here
         try:
             with self.writing():
                 atomic_io.make_folder(folder, parents=True, exist_ok=True)
@@ -76,14 +78,15 @@ class RunDir:
             if CONFIG in names:
                 before = read_config(folder)
                 if names <= {CONFIG, ENVIRONMENT, FORK}:  # it ended before its first checkpoint
-                    for name in names:
-                        (folder / name).unlink()
+                    with self.writing():
+                        for name in names:
+                            (folder / name).unlink()
                 else:
                     self._check_same(before, config, data)
                     self.result = read_result(folder)
             if self.result is None:
-                if config.fork is not None and config.fork != folder / FORK:
-                    self._write(FORK, config.fork.read_bytes())
+                if fork is not None:
+                    self._write(FORK, fork)
                 self._write(CONFIG, _json({**config.to_json(), "data": data._asdict()}))
         except BaseException:
             self.close()
@@ -103,7 +106,7 @@ class RunDir:
             advice = "choose another --workdir"
             if old["model"] == new["model"]:
                 advice += f", with --init_from={folder} to start from its parameters"
-            if not (self.folder / RESULT).exists():
+            if not has_result(self.folder):
                 advice += f", or resume it with: {before[0].command_line()} --workdir={folder}"
             what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
             raise UsageError(f"{what}; {advice}")
@@ -115,7 +118,7 @@ class RunDir:
             UsageError: the code has changed since the run began, and that is not allowed.
         """
         path, warnings = self.folder / ENVIRONMENT, []
-        before = atomic_io.read_json(path) if path.exists() else record
+        before = read_environment(self.folder) if path.exists() else record
         names = ("python", *PACKAGES, "cpu", "device", "instruction_set", "code_sha256")
         changed = [name for name in names if before.get(name) != record[name]]
         if "code_sha256" in changed and not allow_code_change:
@@ -229,6 +232,20 @@ def read_config(folder: Path) -> tuple[Config, DataSpec]:
         raise CheckpointError(f"{problem}; choose another folder") from error
 
 
+def read_environment(folder: Path) -> dict[str, Any]:
+    """The content of environment.json; raises CheckpointError."""
+    path = folder / ENVIRONMENT
+    try:
+        return atomic_io.read_json(path)
+    except (OSError, IntegrityError) as error:
+        raise CheckpointError(f"cannot use {path} ({error}); restore it from a copy") from error
+
+
+def has_result(folder: Path) -> bool:
+    """Whether the folder holds the result of a complete run."""
+    return os.path.exists(folder / RESULT)  # noqa: PTH110  Path's test raises without permission
+
+
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The content of result.json; None if the run is not complete.
 
@@ -272,7 +289,7 @@ def save_run(
         DeviceError: the folder cannot be written.
     """
     folder = user_path(folder)
-    if (folder / CONFIG).exists():
+    if os.path.exists(folder / CONFIG):  # noqa: PTH110  as above
         raise UsageError(f"{folder} holds a run; choose another folder")
     own = {"dataset": data.name, "seeds": None, "ema_decay": 0.0, **dict.fromkeys(config.grid)}
     config = dataclasses.replace(config, **own).resolve()
@@ -301,11 +318,16 @@ def check_idle(folder: Path) -> None:
 
 
 def default_folder(dataset: str, model: str) -> Path:
-    """runs/<dataset>-<model>-<UTC time>, with a number behind it if that exists."""
+    """Makes runs/<dataset>-<model>-<UTC time>, with a number behind it if that exists."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     first = Path("runs") / f"{dataset}-{model}-{now}"
     folder, number = first, 1
-    while folder.exists():
-        number += 1
-        folder = first.with_name(f"{first.name}-{number}")
-    return folder
+    while True:
+        try:
+            atomic_io.make_folder(folder, parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = first.with_name(f"{first.name}-{number}")
+        except OSError:  # RunDir says why it cannot be made
+            return folder

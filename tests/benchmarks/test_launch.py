@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import launch
+from mnist_jax import DATASETS, Dataset
 
 
 def test_the_user_s_cache_of_compiled_programs_is_not_handed_on(monkeypatch, tmp_path):
@@ -70,6 +71,10 @@ def test_random_images_are_like_those_of_the_data_set(tmp_path: Path, monkeypatc
     # At least one batch of 100.
     sizes = {"image_shape": (8, 9, 3), "num_classes": 5, "train_size": 100, "test_size": 10}
     assert launch.random_images(options) == {**sizes, "fork": None, "options": ()}
+    load = lambda *, size: Dataset.from_arrays("own", x[:, :size], y, x[:9, :size], y[:9])  # noqa: E731
+    monkeypatch.setitem(DATASETS, "own", load)  # as a fork does
+    options.dataset, options.options = "own", ["size=4"]
+    assert launch.random_images(options)["image_shape"] == (4, 9, 3)
 
 
 def test_every_command_starts_without_what_a_machine_with_a_gpu_may_lack(tmp_path, monkeypatch):

@@ -91,11 +91,15 @@ def test_the_plan_names_commands_and_flags_that_exist(platform):
 def test_a_folder_of_another_device_is_refused_and_complete_parts_are_kept(tmp_path: Path):
     found = findings()
     found.context["parts"]["peers"]["complete"] = False
+    found.context["parts"]["step"]["excluded"] = lost = {"mlp": "failed"}
+    (tmp_path / "results.json").touch()  # as of a suite that was interrupted at once
+    assert suite.open_folder(tmp_path, dict(CONTEXT))[0].found.benchmarks == []
     results.write(tmp_path / "results.json", found)
     recorder, _ = suite.open_folder(tmp_path, dict(CONTEXT))
     assert recorder.found.context["parts"].keys() == set(suite.MODULES) - {"peers"}
     assert {b.details["part"] for b in recorder.found.benchmarks} == {"step", "sweep", "roofline"}
     assert recorder.found.tables.keys() == found.tables.keys()
+    assert recorder.found.context["excluded"] == lost
     for name, other in (("cpu", "Another"), ("jax", "0.1"), ("git_commit", "def")):
         with pytest.raises(UsageError, match=f"has {name} .*; here it is '{other}'"):
             suite.open_folder(tmp_path, CONTEXT | {name: other})

@@ -57,7 +57,7 @@ def test_other_files_are_never_read_as_the_old_data(originals, data_dir, tmp_pat
     load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
     truth = small.write(tmp_path / "other", seed=7)
     monkeypatch.setitem(sources.SOURCES, "mnist", small.source_of(tmp_path / "other"))
-    with pytest.raises(DataError, match=r"from other files.*move the folder away"):
+    with pytest.raises(DataError, match=r"from other files.*move it away"):
         load_dataset("mnist", data_dir=data_dir, manual_dir=tmp_path / "other")
     (data_dir / "mnist").rename(tmp_path / "away")
     assert_holds(load_dataset("mnist", data_dir=data_dir, manual_dir=tmp_path / "other"), truth)
@@ -124,7 +124,7 @@ def flipped(data: bytes) -> bytes:
     return data[:20_000] + bytes([data[20_000] ^ 1]) + data[20_001:]
 
 
-TFDS_FOLDER = r"cannot use {path.parent} \(.*\); move the folder away"
+TFDS_FOLDER = r"cannot use {path.parent} \(.*\); move it away"
 
 
 @pytest.mark.parametrize(

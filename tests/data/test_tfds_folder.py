@@ -74,4 +74,4 @@ except DataError as error:
     done = python("-c", code, originals, data_dir, tmp_path / "new", PYTHONPATH=path)
     first, second = done.stderr.splitlines()
     assert re.search("is not prepared: .*array_record.*; the original files were read", first)
-    assert re.search(r"cannot use .*array_record.*\); install it, or move the folder away", second)
+    assert re.search(r"cannot use .*array_record.*\); install it, or move it away", second)

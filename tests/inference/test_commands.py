@@ -9,13 +9,16 @@ import pytest
 
 @pytest.fixture
 def places(runs, copied, pictures, tmp_path) -> dict[str, Path]:
-    """A run, one of another data set, one that is not complete, a picture and an empty folder."""
-    other, cut = copied("many"), copied("one")
+    """A run, two of other data sets, one that is not complete, a picture and an empty folder."""
+    other, cut, same = copied("many"), copied("one"), copied("worse")
     (empty := tmp_path / "empty").mkdir()
     config = other / "config.json"
     config.write_text(config.read_text().replace('"digits"', '"kmnist"'))
+    config = same / "config.json"
+    config.write_text(config.read_text().replace('"sha256": null', '"sha256": "0"'))
     (cut / "result.json").unlink()
-    return {"run": runs / "one", "other": other, "cut": cut, "picture": pictures[0], "empty": empty}
+    found = {"run": runs / "one", "other": other, "cut": cut, "same": same}
+    return {**found, "picture": pictures[0], "empty": empty}
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,9 @@ def places(runs, copied, pictures, tmp_path) -> dict[str, Path]:
         ("report {run} --output={run}/no/x", 6, "no/x (No such file or directory); choose another"),
         ("report", 2, "no run is named; name one or more run folders"),
         ("ensemble", 2, "no run is named"),
+        ("report {run} --output={empty}", 2, "empty is a folder; name a file in it"),
         ("ensemble {run} {other}", 2, "different data sets"),
+        ("ensemble {run} {same}", 2, "different data sets (digits of "),
         ("compare {run} {other}", 2, "different data sets"),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_page_says_what_the_run_was(runs, page_of):
     for text in (
         f"logistic on digits {accuracy} test accuracy",
         f"Test images: {accuracy} ({correct}/360), 95 % interval ",
-        "trained for 42 steps with batches of 100 images (3 epochs)",
+        "trained for 42 steps with batches of 100 images (epochs: 3)",
         f"{360 - correct} errors",
         "Learning curves", "Confusion matrix", "Most confident errors",
         "Weights of the first layer",
@@ -144,7 +144,7 @@ def test_a_run_that_is_not_complete_has_a_page(config, page_of, tmp_path, capsys
         fit(run, stop=stop)
     page = page_of(folder := run.workdir)
     assert "logistic on digits, not complete" in page.text
-    assert "trained for 5 steps" in page.text and "(10 epochs planned)" in page.text
+    assert "trained for 5 steps" in page.text and "(epochs: planned 10)" in page.text
     assert "Learning curves" not in page.text
     page = page_of(folder, folder, f"--output={tmp_path / 'two.html'}")
     assert "1 logistic - - 0 5 7,850" in page.text
