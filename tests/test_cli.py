@@ -8,17 +8,16 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
+from shared import ROOT
 
 import train
 from mnist_jax import Config, __main__, __version__, cli
 from mnist_jax.errors import WorseError
 from mnist_jax.signals import catch_signals
 
-ROOT = Path(__file__).resolve().parents[1]
 TRAIN = (sys.executable, "-u", "train.py")
 PROCESS = {"cwd": ROOT, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
@@ -34,7 +33,7 @@ def flags(data_dir, tmp_path):
     return lambda *more: [*quick, f"--workdir={tmp_path}/run", *more]
 
 
-def test_flags_reach_the_config_in_either_spelling():
+def test_flags_reach_the_config_in_either_spelling_and_in_that_of_other_programs():
     config = parse("--model=mlp", "--batch-size", "50", "--learning_rate=0.01", "--no-normalize")
     assert (config.model, config.batch_size, config.learning_rate) == ("mlp", 50, 0.01)
     assert config.normalize is False
@@ -43,8 +42,6 @@ def test_flags_reach_the_config_in_either_spelling():
     assert parse("--steps_per_call=7").steps_per_call == 7
     assert parse("--steps_per_call=auto").steps_per_call == "auto"
 
-
-def test_habits_of_other_programs_are_understood():
     config = parse("--lr=0.1", "--bs", "50", "--device", "cuda", "--model=CNN", "--preset=Fast")
     assert (config.learning_rate, config.batch_size, config.platform) == (0.1, 50, "cuda")
     assert (config.model, config.preset) == ("cnn", "fast")
@@ -142,24 +139,19 @@ def test_an_error_is_one_line_with_its_status(capsys, flags, tmp_path, more, sta
     ],
 )
 def test_any_exception_becomes_one_line(capsys, error, status, line):
-    def command():
-        raise error
-
-    assert cli.exit_status(command, debug=False) == status
+    assert cli.exit_status(mock.Mock(side_effect=error), debug=False) == status
     err = capsys.readouterr().err
     assert line in err
     assert err.count("\n") == 1
 
 
-def test_training_without_memory_names_what_to_make_smaller(capsys, flags, monkeypatch):
+def test_without_memory_it_names_what_to_make_smaller_and_debug_traces(capsys, flags, monkeypatch):
     monkeypatch.setattr(__main__, "fit", mock.Mock(side_effect=MemoryError))
-    assert train.main(flags()) == 6
-    assert capsys.readouterr().err.endswith("; use a smaller --batch_size or --seeds\n")
-
-
-def test_debug_shows_the_traceback(capsys, flags):
-    assert train.main(flags("--batch_size=99999", "--debug")) == 2
-    assert "Traceback" in capsys.readouterr().err
+    for more in ([], ["--debug"]):
+        assert train.main(flags(*more)) == 6
+        err = capsys.readouterr().err
+        assert err.endswith("; use a smaller --batch_size or --seeds\n")
+        assert ("Traceback" in err) == bool(more)
 
 
 def test_ctrl_c_saves_the_run(flags, tmp_path):

@@ -37,17 +37,6 @@ def blocks(page: str, language: str = "python") -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
 
 
-def block(page: str, text: str) -> str:
-    """The first Python block of a page that contains a text."""
-    return next(code for code in blocks(page) if text in code)
-
-
-def on_digits(code: str) -> str:
-    """The code with the digits in place of MNIST, a model that compiles fast, and short runs."""
-    code = code.replace('"mnist"', '"digits"').replace('MODELS["mlp"]', 'MODELS["logistic"]')
-    return re.sub(r"Config\((?=\w)", 'Config(dataset="digits", max_steps=3, ', code)
-
-
 def make_place(folder: Path) -> str:
     """A folder with the runs and pictures that the pages name; also a home."""
     data_dir = folder / ".cache" / "mnist_jax"
@@ -134,7 +123,10 @@ def test_flags_and_benchmarks_exist():
     ],
 )
 def test_code_prints(page, text, printed, here, capsys):
-    exec(on_digits(block(page, text)), {})
+    """With the digits in place of MNIST, a model that compiles fast, and short runs."""
+    code = next(code for code in blocks(page) if text in code)
+    code = code.replace('"mnist"', '"digits"').replace('MODELS["mlp"]', 'MODELS["logistic"]')
+    exec(re.sub(r"Config\((?=\w)", 'Config(dataset="digits", max_steps=3, ', code), {})
     assert re.fullmatch(printed, capsys.readouterr().out)
 
 

@@ -306,6 +306,5 @@ print("equal", sorted(states[0][1]))
 @pytest.mark.campaign
 def test_batch_statistics_over_eight_devices_equal_those_of_one(source, tmp_path):
     """100 images on 8 devices are 13 rows each: padding, which the mask leaves out."""
-    words = "-W", "error", "-c", ON_DEVICES, source
-    done = python(*words, cwd=tmp_path, JAX_NUM_CPU_DEVICES="8")
+    done = python("-W", "error", "-c", ON_DEVICES, source, cwd=tmp_path, JAX_NUM_CPU_DEVICES="8")
     assert done.stdout == "equal ['batch_stats']\n"

@@ -1,11 +1,8 @@
 """The loop for a GPU: the same results as the plain loop, and what it compiles to for an H100."""
 
-import importlib.util
-import os
 import re
-import subprocess
-import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,8 +14,9 @@ import numpy as np
 import optax
 import pytest
 from jax import export
+from shared import python
 
-from mnist_jax import Callback, compiled_steps, fit, gpu_loop, models, steps
+from mnist_jax import compiled_steps, fit, gpu_loop, models, steps
 from mnist_jax.data.dataset import Split
 from mnist_jax.losses import cross_entropy
 from mnist_jax.metrics import NEVER, Metrics
@@ -60,13 +58,11 @@ def test_it_trains_as_the_plain_loop_does(exact):
     start = jax.jit(partial(steps.init_state, **how))(root), Metrics.zeros()
     found = []
     for loop in (steps.train_steps, gpu_loop.train_steps):
-        train = partial(loop, **how, batch_size=BATCH_SIZE, log_size=3)
+        train = jax.jit(partial(loop, **how, batch_size=BATCH_SIZE, log_size=3), static_argnums=6)
         carry, logs = start, []
         for first, count in ((0, 2), (2, 1)) if exact else ((0, 3),):
             with jax.disable_jit(exact):  # one after another all operations round alike
-                *carry, log = jax.jit(train, static_argnums=6)(
-                    *carry, split, order, root, first, count
-                )
+                *carry, log = train(*carry, split, order, root, first, count)
             logs.append(log)
         found.append((carry, logs))
     close = partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-4)
@@ -108,16 +104,6 @@ def test_an_infinite_gradient_of_a_finite_loss_is_noticed_at_its_step():
         assert metrics.first_nonfinite == expected
 
 
-class Log(Callback):
-    """Keeps the gradient norms of the steps."""
-
-    def __init__(self):
-        self.norms = []
-
-    def on_steps(self, first, values):
-        self.norms.append(values["grad_norm"])
-
-
 @pytest.mark.parametrize(
     ("fields", "calls", "others"),
     [
@@ -134,10 +120,11 @@ def test_a_run_of_static_loops_trains_as_on_a_cpu(
     for name in ("cpu", *others):
         for choice, where in (("uses_gpu_loop", "gpu"), ("dynamic_loop_bound", "cpu")):
             monkeypatch.setattr(compiled_steps, choice, mock.Mock(return_value=name == where))
-        log = Log()
-        result = fit(config(**given, workdir=tmp_path / name), callbacks=[log])
-        assert [norms.shape[-1] for norms in log.norms] == calls
-        found.append((result.params, log.norms))
+        watch = mock.Mock()
+        result = fit(config(**given, workdir=tmp_path / name), callbacks=[watch])
+        norms = [call.args[1]["grad_norm"] for call in watch.on_steps.call_args_list]
+        assert [part.shape[-1] for part in norms] == calls
+        found.append((result.params, norms))
     close = partial(np.testing.assert_allclose, rtol=2e-2, atol=1e-3)
     for other in found[1:]:
         jax.tree.map(close, found[0], other)
@@ -185,9 +172,7 @@ with jax.default_matmul_precision(compiler.MATMUL_PRECISION[precision]):
 """
 
 
-@pytest.mark.skipif(
-    not importlib.util.find_spec("jax_cuda13_plugin"), reason="needs the extra cuda13"
-)
+@pytest.mark.skipif(not find_spec("jax_cuda13_plugin"), reason="needs the extra cuda13")
 @pytest.mark.parametrize(
     ("model", "precision", "seeds", "most"),
     [
@@ -204,8 +189,7 @@ def test_compiled_for_an_absent_h100_a_step_is_one_graph_of_few_kernels(
 ):
     dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_module_re=.*(train_steps|call).*"
     switches = {"XLA_FLAGS": dump, "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
-    command = [sys.executable, "-c", COMPILE, model, precision, str(seeds), H100]
-    subprocess.run(command, env={**os.environ, **switches}, check=True)
+    python("-c", COMPILE, model, precision, seeds, H100, **switches)
     [dump] = tmp_path.glob("*thunk_sequence_after_thunk_passes.txt")
     [body] = re.findall(r"(?m)^  body:\n((?: {4}.*\n)+)", dump.read_text())
     started = re.findall(r"(?m)^ {4}\d+: (k\w+)", body)  # by the host

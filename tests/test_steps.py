@@ -86,9 +86,8 @@ def test_labels_are_smoothed_in_training_only_and_the_returned_loss_is_different
         return optax.softmax_cross_entropy(logits, target).mean()
 
     np.testing.assert_allclose(loss_of(params, batch, **options)[0], smoothed(params), rtol=1e-5)
-    assert_equal(
-        steps.eval_step(params, {}, batch, **options), loss_of(params, batch, model=LOGISTIC)[1]
-    )
+    evaluated = steps.eval_step(params, {}, batch, **options)
+    assert_equal(evaluated, loss_of(params, batch, model=LOGISTIC)[1])
     state, _, values = train_step(initial(LOGISTIC, SGD), batch, ROOT, tx=SGD, **options)
     moved = jax.tree.map(jnp.subtract, params, state.params)
     assert_close(moved, jax.grad(smoothed)(params))
@@ -203,6 +202,18 @@ def test_keys_differ_by_root_purpose_and_place():
         for place in range(4)
     ]
     assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 40
+
+
+def test_the_order_of_an_epoch_is_determined_by_epoch_and_seed():
+    def orders():
+        keys = [jax.random.key(seed, impl="threefry2x32") for seed in (0, 1)]
+        return [steps.epoch_permutation(k, e, size=100).tolist() for k in keys for e in range(3)]
+
+    found = orders()
+    assert all(sorted(order) == list(range(100)) for order in found)
+    assert len({tuple(order) for order in [*found, range(100)]}) == 7
+    with jax.enable_x64(True):
+        assert orders() == found
 
 
 def test_dropout_is_determined_by_the_step_and_the_root_key():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small
 
-from mnist_jax.data import Dataset, PrepareData, load_dataset, sources
+from mnist_jax.data import Dataset, PrepareData, digits, load_dataset, sources
 from mnist_jax.errors import DataError
 
 
@@ -160,6 +160,23 @@ def test_without_tfds_the_command_warns(originals, truth, data_dir, monkeypatch,
     again = load_dataset("mnist", data_dir=data_dir)
     assert_holds(again, truth)
     assert again.warnings == ()
+
+
+def test_all_1797_digits_in_file_order_in_the_format_of_mnist():
+    bundled = pytest.importorskip("sklearn.datasets").load_digits()
+    train, test = splits = digits.load()
+    assert (train.image.shape, test.image.shape) == ((1_437, 28, 28, 1), (360, 28, 28, 1))
+    np.testing.assert_array_equal(np.concatenate([train.label, test.label]), bundled.target)
+    assert np.bincount(test.label, minlength=10).min() >= 30  # every class is tested
+    for split in splits:
+        border = split.image.copy()
+        border[:, 4:24, 4:24] = 0
+        assert (split.image.dtype, split.image.max(), border.max()) == (np.uint8, 255, 0)
+        assert 20 < split.image.mean() < 60  # MNIST: 33
+    # Averaged back over its 2.5 × 2.5 pixels, each original pixel has its value.
+    box = train.image[:, 4:24, 4:24, 0].repeat(2, 1).repeat(2, 2)  # (n, 40, 40)
+    back = box.reshape(-1, 8, 5, 8, 5).mean((2, 4))
+    assert np.corrcoef(back.ravel(), bundled.images[:1_437].ravel())[0, 1] > 0.98
 
 
 @pytest.mark.mnist

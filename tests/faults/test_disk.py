@@ -8,15 +8,10 @@ import pytest
 import training
 
 UNSHARE = ["unshare", "--mount", "--map-root-user"]
+TRIAL = [*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+MAY_MOUNT = shutil.which("unshare") and subprocess.run(TRIAL, capture_output=True).returncode == 0
 
-
-def may_mount() -> bool:
-    trial = [*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
-    known = shutil.which("unshare") is not None
-    return known and subprocess.run(trial, capture_output=True).returncode == 0
-
-
-pytestmark = pytest.mark.skipif(not may_mount(), reason="needs Linux and the right to mount")
+pytestmark = pytest.mark.skipif(not MAY_MOUNT, reason="needs Linux and the right to mount")
 
 
 def test_a_full_disk_ends_the_run_which_resumes_once_there_is_room(data_dir, tmp_path, whole):

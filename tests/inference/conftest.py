@@ -9,13 +9,19 @@ import safetensors.numpy
 from PIL import Image
 
 from mnist_jax import __main__, atomic_io, load_dataset
+from mnist_jax.data import Split
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> list[Path]:
+def split(data_dir: Path) -> Split:
+    """The test images of the runs."""
+    return load_dataset("digits", data_dir=data_dir).test
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory, split: Split) -> list[Path]:
     """Pictures of digits in one folder, named after what they show: black on white, 84 × 84."""
-    folder = tmp_path_factory.mktemp("pictures")
-    split, paths = load_dataset("digits", data_dir=data_dir).test, []
+    folder, paths = tmp_path_factory.mktemp("pictures"), []
     for place, (image, label) in enumerate(zip(split.image[:36], split.label[:36], strict=True)):
         paths.append(folder / f"{place:02d} is {label}.png")
         Image.fromarray(255 - image[..., 0]).resize((84, 84)).save(paths[-1])

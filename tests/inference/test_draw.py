@@ -10,17 +10,16 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
+from shared import ROOT
 
 from mnist_jax import predict
 from mnist_jax.inference import draw
 from mnist_jax.inference.preprocess import to_mnist
 from mnist_jax.inference.restore import Predictor, load_run
 
-ROOT = Path(__file__).resolve().parents[2]
 SIDE = draw.SIDE
 STROKE = np.zeros((SIDE, SIDE), np.uint8)  # a 1
 STROKE[SIDE // 5 : -SIDE // 5, SIDE // 2 - 16 : SIDE // 2 + 16] = 255

@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 from shared import rows_of
 
-from mnist_jax import Config, Dataset, evaluate, fit, load_dataset, predict
+from mnist_jax import Config, Dataset, evaluate, fit, predict
 from mnist_jax.errors import UsageError
-
-
-@pytest.fixture
-def split(data_dir):
-    return load_dataset("digits", data_dir=data_dir).test
 
 
 def test_accuracy_and_loss_are_those_of_the_run_and_the_confusion_matrix_agrees(runs, split):

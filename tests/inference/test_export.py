@@ -3,8 +3,6 @@
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +11,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from jax import export as jax_export
+from shared import ROOT, python
 
-from mnist_jax import Config, fit, load_dataset
+from mnist_jax import Config, fit
 from mnist_jax.data import DataSpec
 from mnist_jax.inference import export
 from mnist_jax.inference.restore import LoadedRun, Predictor
 from mnist_jax.models import make_model, param_shapes
 
-PAGE = (Path(__file__).parents[2] / "docs" / "running.md").read_text()
+PAGE = (ROOT / "docs" / "running.md").read_text()
 LOADING = next(c for c in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "deserial" in c)
 [NAME] = re.findall(r"--format=stablehlo --output=(\S+)", PAGE)  # which LOADING reads
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 28, 28, 1), np.uint8)
@@ -50,7 +49,7 @@ def test_the_documented_script_runs_without_this_package(tmp_path):
     without = "import sys; sys.modules.update(mnist_jax=None, flax=None, optax=None)\n"
     compare = "\nnp.save('found.npy', jax.jit(probabilities)(np.load('images.npy')))"
     (tmp_path / "script.py").write_text(without + LOADING + compare)
-    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True)
+    python("script.py", cwd=tmp_path)
     expected = Predictor(run, "cpu")(IMAGES).mean
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, rtol=1e-4, atol=1e-6)
 
@@ -103,11 +102,10 @@ def test_the_program_has_the_precision_of_the_run(precision, fields, marks, tole
     np.testing.assert_allclose(found, np.exp(expected), rtol=tolerance)
 
 
-def test_both_formats_reproduce_the_accuracy_of_the_run(config, tmp_path, data_dir, command):
+def test_both_formats_reproduce_the_accuracy_of_the_run(config, tmp_path, split, command):
     """Of an EMA of the parameters, and images that are not scaled."""
     fields = {"model": "mlp", "hidden_sizes": (16,), "normalize": False, "ema_decay": 0.9}
     record = fit(config(**fields)).record
-    test = load_dataset("digits", data_dir=data_dir).test
     for file_format in ("safetensors", "stablehlo"):  # the second replaces the first
         words = f"--format={file_format}", f"--output={tmp_path / 'x'}"
         status, out, err = command("export", tmp_path / "run", *words)
@@ -120,12 +118,12 @@ def test_both_formats_reproduce_the_accuracy_of_the_run(config, tmp_path, data_d
         assert str(tmp_path) not in json.dumps(found)
         if file_format == "safetensors":
             arrays = safetensors.numpy.load_file(tmp_path / "x")
-            x = test.image.reshape(360, -1) @ arrays["dense1/kernel"] + arrays["dense1/bias"]
+            x = split.image.reshape(360, -1) @ arrays["dense1/kernel"] + arrays["dense1/bias"]
             x = np.maximum(x, 0)
             predicted = np.argmax(x @ arrays["logits/kernel"] + arrays["logits/bias"], 1)
         else:
-            predicted = np.argmax(loaded(tmp_path / "x").call(test.image), 1)
-        assert int(np.sum(predicted == test.label)) == record["test_correct"]
+            predicted = np.argmax(loaded(tmp_path / "x").call(split.image), 1)
+        assert int(np.sum(predicted == split.label)) == record["test_correct"]
 
 
 def test_one_of_many_seeds_is_chosen_if_it_is_finite(copied, edit_params, command):

@@ -77,10 +77,8 @@ def test_several_digits_in_a_picture_give_a_warning(runs, pictures, tmp_path, co
     both = [np.asarray(Image.open(path)) for path in pictures[:2]]
     Image.fromarray(np.concatenate(both, axis=1)).save(two := tmp_path / "two.png")
     status, _, err = command("predict", runs / "one", two)
-    assert (status, err) == (
-        0,
-        f"warning: {two}: the picture seems to hold 2 digits; the largest is used\n",
-    )
+    warning = f"warning: {two}: the picture seems to hold 2 digits; the largest is used\n"
+    assert (status, err) == (0, warning)
 
 
 def test_classes_have_the_names_of_the_run_s_data_set(copied, pictures, command):

@@ -16,9 +16,8 @@ from mnist_jax.inference.read_image import read_image
 
 
 @pytest.fixture(scope="module")
-def real(data_dir) -> list[tuple[np.ndarray, Digit]]:
+def real(split) -> list[tuple[np.ndarray, Digit]]:
     """Four of each of scikit-learn's digits: (28, 28) float32, white on black, and read."""
-    split = load_dataset("digits", data_dir=data_dir).test
     chosen = [split.image[split.label == digit][:4, ..., 0] for digit in range(10)]
     return [(image, to_mnist(image)) for image in np.concatenate(chosen).astype(np.float32)]
 

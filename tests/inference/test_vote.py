@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from mnist_jax import load_dataset, predict
+from mnist_jax import predict
 from mnist_jax.inference import compare
 from mnist_jax.inference.restore import Prediction
 
@@ -49,10 +49,9 @@ def test_seeds_decide_where_each_side_has_several():
     assert compare.compare(grid, grid, label)["seeds"] is None  # other recipes, not other seeds
 
 
-def test_ensemble_command(runs, data_dir, command):
-    test = load_dataset("digits", data_dir=data_dir).test
-    many, one = (predict(runs / name, test.image) for name in ("many", "one"))
-    correct = np.sum((3 * many + one).argmax(1) == test.label)
+def test_ensemble_command(runs, split, command):
+    many, one = (predict(runs / name, split.image) for name in ("many", "one"))
+    correct = np.sum((3 * many + one).argmax(1) == split.label)
     status, out, err = command("ensemble", runs / "many", runs / "one")
     single, averaged, majority = out.splitlines()
     assert (status, err, "mean of 4 members, sd " in single) == (0, "", True)

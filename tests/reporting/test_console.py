@@ -32,6 +32,7 @@ def begin(display, workdir, step=0, **config):
     display.on_data_loaded(dataset)
     model = MODELS["logistic"]()
     display.on_train_begin(config, dataset, model, jax.devices()[:1], workdir, step)
+    return display
 
 
 def test_a_run_is_shown_in_lines_that_end_with_the_accuracy(tmp_path, capsys):
@@ -62,8 +63,7 @@ def test_a_run_is_shown_in_lines_that_end_with_the_accuracy(tmp_path, capsys):
 
 
 def test_an_epoch_with_validation_fits_80_columns(tmp_path, capsys):
-    display = console.Display()
-    begin(display, tmp_path, validation=100)
+    display = begin(console.Display(), tmp_path, validation=100)
     more = {"validation/loss": 123.4567, "validation/accuracy": 1.0, "train_s": 12345.0}
     display.on_epoch_end(ROW | more)
     header, line = capsys.readouterr().out.splitlines()[-2:]
@@ -73,8 +73,7 @@ def test_an_epoch_with_validation_fits_80_columns(tmp_path, capsys):
 
 
 def test_members_are_shown_by_their_mean_and_statistics(tmp_path, capsys):
-    display = console.Display()
-    begin(display, tmp_path, seeds=3)
+    display = begin(console.Display(), tmp_path, seeds=3)
     row = {"train/loss": [1.0, None, 2.0], "train/accuracy": [0.8, 0.1, 0.6]}
     display.on_epoch_end({**ROW, **row, "test/loss": [1.0] * 3, "test/accuracy": [0.5] * 3})
     assert "1.5000  70.00 %" in capsys.readouterr().out  # without the diverged one
@@ -87,8 +86,7 @@ def test_members_are_shown_by_their_mean_and_statistics(tmp_path, capsys):
 
 
 def test_a_grid_has_a_line_for_each_point_and_no_mean(tmp_path, capsys):
-    display = console.Display()
-    begin(display, tmp_path, learning_rate=(0.1, 0.2), seeds=2)
+    display = begin(console.Display(), tmp_path, learning_rate=(0.1, 0.2), seeds=2)
     values = {"loss": [1.0, 3.0, 5.0, 7.0], "accuracy": [0.9, 0.7, 0.5, 0.3]}
     row = {f"{split}/{name}": x for split in ("train", "test") for name, x in values.items()}
     display.on_epoch_end(ROW | row)

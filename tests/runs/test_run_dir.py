@@ -1,4 +1,4 @@
-"""A run's folder: one run, held by one process; what is damaged or foreign gets one clear line."""
+"""A run's folder: one process holds it, damage gets one clear line, nothing private is recorded."""
 
 import dataclasses
 import errno
@@ -15,6 +15,7 @@ from mnist_jax import Config, __main__, fit, load_dataset, load_run, predict, sa
 from mnist_jax.data import DataSpec
 from mnist_jax.errors import CheckpointError, UsageError
 from mnist_jax.models import LogisticRegression, init_variables
+from mnist_jax.runs import environment
 from mnist_jax.runs.run_dir import RunDir, check_idle, read_result
 
 DATA = DataSpec("digits", (28, 28, 1), tuple("0123456789"))
@@ -31,8 +32,13 @@ def folder(config) -> Path:
     return fit(config).workdir
 
 
-def test_a_folder_in_use_is_refused_and_what_an_interrupted_write_left_is_removed(config):
-    folder = config.workdir
+def test_a_folder_in_use_or_of_other_things_is_refused_and_half_written_files_removed(config):
+    (folder := config.workdir).mkdir()
+    (notes := folder / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty and holds no run; choose another"):
+        RunDir(folder, config, DATA)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    notes.unlink()
     with closing(RunDir(folder, config, DATA)):
         for second in (lambda: RunDir(folder, config, DATA), lambda: check_idle(folder)):
             with pytest.raises(UsageError, match="is in use by another process"):
@@ -86,14 +92,6 @@ def test_a_loop_of_ones_own_saves_a_run(config, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_folder_with_something_else_is_left_alone(config):
-    (folder := config.workdir).mkdir()
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is not empty and holds no run; choose another"):
-        RunDir(folder, config, DATA)
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-
-
 def test_sha256sum_checks_the_manifest_and_a_damaged_result_is_written_again(config, folder):
     command = ["sha256sum", "--check", "--strict", "manifest.sha256"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -110,13 +108,26 @@ def test_sha256sum_checks_the_manifest_and_a_damaged_result_is_written_again(con
     assert again.record["test_correct"] == before["test_correct"]
 
 
-def test_a_damaged_config_stays_an_error_and_an_unknown_key_is_read(config, folder):
+def test_a_damaged_or_other_config_is_an_error_and_an_unknown_key_is_read(config, folder, capsys):
     values = json.loads((folder / "config.json").read_text())
+    uses = (lambda: fit(config), lambda: load_run(folder))
+    for version in ({}, {"version": 2}, {"version": 4}):  # the first had none
+        other = {k: v for k, v in values.items() if k != "version"} | version
+        (folder / "config.json").write_text(json.dumps(other))
+        number = version.get("version", 1)
+        message = f"the run has format version {number} and this program reads 3; .*train again"
+        for use in uses:
+            with pytest.raises(UsageError, match=message):
+                use()
+        for command in ("evaluate", "report", "verify", "predict"):
+            assert __main__.main([command, str(folder), *["x.png"] * (command == "predict")]) == 2
+            line = capsys.readouterr().err
+            assert line.startswith("error: the run has format version") and line.count("\n") == 1
     wrong = ({"modle": "cnn"}, {"seed": []}, {"data": []})
     damaged = [json.dumps({"version": 3, **fields}).encode() for fields in wrong]
     for content in (b"", b"{", b"[]", b"\xff\xfe", *damaged):
         (folder / "config.json").write_bytes(content)
-        for use in (lambda: fit(config), lambda: load_run(folder)):
+        for use in uses:
             with pytest.raises((CheckpointError, UsageError)):
                 use()
         assert (folder / "config.json").read_bytes() == content
@@ -125,17 +136,19 @@ def test_a_damaged_config_stays_an_error_and_an_unknown_key_is_read(config, fold
     assert fit(config).record == read_result(folder)
 
 
-@pytest.mark.parametrize("version", [None, 2, 4])
-def test_another_format_version_is_refused_in_one_line(config, folder, version, capsys):
-    values = json.loads((folder / "config.json").read_text())
-    del values["version"]
-    values |= {} if version is None else {"version": version}
-    (folder / "config.json").write_text(json.dumps(values))
-    message = rf"the run has format version {version or 1} and this program reads 3; .*train again"
-    for use in (lambda: fit(config), lambda: load_run(folder)):
-        with pytest.raises(UsageError, match=message):
-            use()
-    for command in ("evaluate", "report", "verify", "predict"):
-        assert __main__.main([command, str(folder), *["x.png"] * (command == "predict")]) == 2
-        line = capsys.readouterr().err
-        assert line.startswith("error: the run has format version") and line.count("\n") == 1
+def test_what_changes_numbers_is_recorded_without_paths_and_addresses(monkeypatch):
+    device = jax.devices()[0]  # XLA reads its flags now, and would refuse these
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_foo=1 --xla_dump_to=/home/somebody/dump")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/home/somebody/cache")
+    monkeypatch.setenv("USER", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    found = environment.describe(device)
+    assert found["variables"]["XLA_FLAGS"] == "--xla_cpu_foo=1"
+    text = json.dumps(found)
+    assert not [word for word in ("somebody", "10.0.0.1", "secret") if word in text]
+    assert found["jax"] == jax.__version__
+    assert (found["platform"], found["processes"]) == ("cpu", 1)
+    assert {"python", "cpu", "cores", "instruction_set", "git_dirty"} <= found.keys()
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # as in a container
+    assert environment.describe(device)["git_commit"] == found["git_commit"]
