@@ -44,10 +44,11 @@ def run(repeats: int, **given: Any) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             clock = Clock()
             config = Config(seed=seed, workdir=Path(folder), **given)
+            timings: dict[str, Any] = dict.fromkeys(TIMINGS)
             try:
                 timings = fit(config, callbacks=[clock]).record["timings"]
             except NonFiniteError:  # it misses every target
-                timings, clock.epochs = dict.fromkeys(TIMINGS), []
+                clock.epochs.clear()
         own = {name: timings[name] for name in TIMINGS}
         own |= {"seed": seed, "epochs": clock.epochs}
         for target in TARGETS.get(model, [0.9]):

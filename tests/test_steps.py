@@ -198,7 +198,7 @@ def test_keys_differ_by_root_purpose_and_place():
     keys = [
         steps.derive_key(jax.random.key(seed), purpose, place)
         for seed in (0, 1)
-        for purpose in (steps.INIT, steps.SHUFFLE, steps.DROPOUT, steps.AUGMENT, steps.TRANSFORM)
+        for purpose in (steps.INIT, steps.SHUFFLE, steps.DROPOUT, steps.DISTORT, steps.AUGMENT)
         for place in range(4)
     ]
     assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 40
