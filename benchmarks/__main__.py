@@ -2,9 +2,7 @@
 
     python -m benchmarks [--budget_minutes=13] [--only step roofline]
 
-Parts run in order of value until the budget is spent; each is saved when it ends. The folder, by
-default benchmarks/results/<device>-<UTC time>, gets `results.json` and `card.md`. With --output
-naming a folder of the same device, commit and JAX, what is missing there is added.
+Parts run in order of value until the budget is spent. With --output a folder gets what it lacks.
 """
 
 import argparse
@@ -41,37 +39,34 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     known = [model for model in models if model in jobs.HIDDEN_SIZES][-1:]
     on_cpu = platform == "cpu"
     if on_cpu:
-        n, tries, rest = 3, 3, [m for m in models if m != "cnn"]  # its step takes 0.1 s or more
-        steps: list[dict[str, Any]] = [
-            {"model": rest, "mode": ["many"], "launches": launches, "repeats": 30},
+        tries, rest, common = 3, [m for m in models if m != "cnn"], {}  # its step takes over 0.1 s
+        others = [
             {"model": rest, "mode": ["one"], "what": ["train"], "repeats": 30},
             many | {"model": [m for m in models if m == "cnn"]},
         ]
-        sizes, modes, common = [1, 16, 256, 4096], [jobs.EAGER], {}
+        sizes, modes = [1, 16, 256, 4096], [jobs.EAGER]
     else:
-        n, tries, rest = 3, 20, models[-1:]
-        steps = [
-            {"model": rest, "mode": ["many"], "launches": launches, "repeats": 30},
+        tries, rest, common = 20, models[-1:], {"precision": ["bfloat16"], "preset": "fast"}
+        others = [
             {"model": models[:-1], "mode": ["many"], "repeats": 30},
             {"model": models, "mode": ["one", "host"], "what": ["train"], "repeats": 30},
         ]
         sizes, modes = [16, 100, 1024, 4096], [jobs.EAGER, *(mode for _, mode in peers.GRAPHS)]
-        common: dict[str, Any] = {"precision": ["bfloat16"], "preset": "fast"}
-    against = {"frameworks": ["pytorch"], "modes": modes, "repeats": n, "rounds": n}
+    first = {"model": rest, "mode": ["many"], "launches": launches, "repeats": 30}
+    against = {"frameworks": ["pytorch"], "modes": modes, "repeats": 3, "rounds": 3}
     last = {"model": rest[-1:]}
-    parts = {  # seconds on a CPU and elsewhere, and the flags of each time it runs
-        "step": (70, 210, steps),
-        "peers": (90, 170, [{"model": known, **against}]),
-        "roofline": (40, 60, [{"model": models, "repeats": 20}]),
-        "sweep": (10, 105, [last | {"batch_size": sizes, "repeats": 15}]),
-        "time_to_accuracy": (15, 85, [last | {"batch_size": None, "repeats": tries}]),
-        "seeds": (10, 45, [many | last | {"mode": ["seeds"], "repeats": 15}]),
-        "ledger": (15, 40, [last]),
-        "lowering": (15, 15, [{"model": models}]),
-    }
+    rows = [  # seconds on a CPU and elsewhere, and the flags of each time it runs
+        ("step", 70, 210, [first, *others]),
+        ("peers", 90, 170, [{"model": known, **against}]),
+        ("roofline", 40, 60, [{"model": models, "repeats": 20}]),
+        ("sweep", 10, 105, [last | {"batch_size": sizes, "repeats": 15}]),
+        ("time_to_accuracy", 15, 85, [last | {"batch_size": None, "repeats": tries}]),
+        ("seeds", 10, 45, [many | last | {"mode": ["seeds"], "repeats": 15}]),
+        ("ledger", 15, 40, [last]),
+        ("lowering", 15, 15, [{"model": models}]),
+    ]
     if on_cpu:  # these come late: the peers run the CNN's slow step ten times; seeds gain little
-        parts |= {name: parts.pop(name) for name in ("peers", "seeds")}
-    rows = [(name, *row) for name, row in parts.items()]
+        rows.sort(key=lambda row: row[0] in ("peers", "seeds"))
     return [Part(n, s if on_cpu else t, [common | x for x in runs]) for n, s, t, runs in rows]
 
 
@@ -84,6 +79,7 @@ def measure(options: argparse.Namespace) -> None:
     recorder, folder = open_folder(options.output, context)
     deadline = started + 60 * minutes
     with tempfile.TemporaryDirectory() as scratch:
+        cache = launch.shared_cache(scratch)
         for part in plan(platform, options.model, options.launches):
             wanted = part.name in (options.only or MODULES) and any(x["model"] for x in part.runs)
             if part.name in recorder.found.context["parts"] or not wanted:
@@ -92,8 +88,8 @@ def measure(options: argparse.Namespace) -> None:
                 times = f"about {part.guess_s:.0f} s, and {max(0, left_s):.0f} s are left"
                 recorder.exclude(part.name, f"it takes {times}; repeat with --output={folder}")
             else:
-                cache = launch.shared_cache(scratch)
-                own = Recorder(None, recorder.found.context, variables=cache, deadline=deadline)
+                context = recorder.found.context | {"excluded": {}}  # of this part alone
+                own = Recorder(None, context, variables=cache, deadline=deadline)
                 run_part(part, options, own)
                 recorder.take_in(own.found, part=part.name)
             write_card(folder, recorder)
@@ -129,7 +125,6 @@ def run_part(part: Part, options: argparse.Namespace, recorder: Recorder) -> Non
     """Measures a part until the recorder's deadline."""
     started = time.monotonic()
     entry = recorder.found.context["parts"].setdefault(part.name, {"complete": True})
-    before = dict(recorder.found.context["excluded"])
     for words in (words for words in part.runs if words["model"]):
         say(f"== {part.name}: {words}")
         own = argparse.Namespace(**vars(options) | {"launches": 1} | words)
@@ -139,8 +134,7 @@ def run_part(part: Part, options: argparse.Namespace, recorder: Recorder) -> Non
             entry["complete"] = False
             recorder.exclude(part.name, str(error))
     entry["seconds"] = round(time.monotonic() - started, 1)
-    excluded = recorder.found.context["excluded"].items()
-    entry["excluded"] = {what: why for what, why in excluded if what not in before}
+    entry["excluded"] = recorder.found.context["excluded"]
 
 
 def write_card(folder: Path, recorder: Recorder) -> None:

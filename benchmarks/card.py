@@ -92,12 +92,11 @@ def _roof(found: Results) -> list[str]:
 
 def markdown(found: Results, reports: Mapping[str, Sequence[str]]) -> str:
     """The page: the headline, each part's report, the method, and what was excluded."""
-    lines = [f"# {device_name(found.context)}", "", *headline(found)]
+    blocks = [f"# {device_name(found.context)}", "\n".join(headline(found))]
     for name, parts in reports.items():
-        lines += ["", "## " + name.replace("_", " ").capitalize()]
-        for part in filter(None, parts):
-            lines += ["", part]
-    lines += ["", "## Method", "", METHOD]
+        blocks += ["## " + name.replace("_", " ").capitalize(), *filter(None, parts)]
+    blocks += ["## Method", METHOD]
     if excluded := found.context["excluded"]:
-        lines += ["", "## Excluded", "", *(f"- {what}: {why}" for what, why in excluded.items())]
-    return "\n".join(lines) + "\n"
+        lines = (f"- {what}: {why}" for what, why in excluded.items())
+        blocks += ["## Excluded", "\n".join(lines)]
+    return "\n\n".join(blocks) + "\n"

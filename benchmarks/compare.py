@@ -4,11 +4,9 @@
     python -m benchmarks.compare --run 'python -m benchmarks.step --model mlp' 'COMMAND B'
     python -m benchmarks.compare --self_test
 
-A and B are result files or folders of cards. B is slower if its launches (processes), divided by
-1 + threshold, still rank above A's: an exact one-sided test, at 5 % over all comparisons with 9
-launches a side (Holm, 1979). --run adds --output=FILE to the commands and starts them in turn,
-A B B A …, so that a slower hour slows both: launches of a round are pairs. --self_test compares a
-step --rounds times with itself and with the same made slower by --slow_down.
+A and B are result files or folders of cards; docs/benchmarks.md describes the test. --run adds
+--output=FILE to the commands and starts them in turn, A B B A …, so that a slower hour slows both.
+--self_test compares a step --rounds times with itself and with the same made slower by --slow_down.
 """
 
 import argparse
@@ -104,7 +102,7 @@ def launches(a: Results, b: Results) -> dict[str, Sides]:
     for name in (name for name in first if name in second):
         n, both = len(first[name]), first[name] + second[name]
         count = min(len(x.samples_s) for x in both)
-        times_s = [timing.estimate(x.samples_s[:count], a.platform) for x in both]
+        times_s = [timing.estimate(x.samples_s[:count], a.context["platform"]) for x in both]
         found[name] = times_s[:n], times_s[n:]
     return found
 
@@ -124,13 +122,10 @@ def differences(a: Results, b: Results) -> list[str]:
 
 
 def interleaved(
-    sides: Sequence[Callable[[Recorder], None]],
-    count: int,
-    context: Mapping[str, Any] = {},
-    **options: Any,
+    sides: Sequence[Callable[..., None]], count: int, context: Mapping[str, Any] = {}, **more: Any
 ) -> list[Results]:
-    """What each side records, in a Recorder of these arguments, from `count` runs in turn."""
-    recorders = [Recorder(None, context, **options) for _ in sides]
+    """What each side, called with a Recorder of these arguments, records in `count` turns."""
+    recorders = [Recorder(None, context, **more) for _ in sides]
     for number in range(count):
         for side in range(len(sides))[:: -1 if number % 2 else 1]:
             say(f"launch {number + 1} of {count}: {'ABC'[side]}")
@@ -188,8 +183,8 @@ def measure(options: argparse.Namespace) -> None:
 
 def self_test(options: argparse.Namespace) -> None:
     """Compares a step with itself and with the same made slower, many times."""
-    recorder = Recorder(options.output, launch.where("auto"))
-    where = {"platform": recorder.found.platform}
+    context = launch.where("auto")
+    recorder = Recorder(options.output, context)
     options.mode, options.what, planted = ["many"], ["train"], options.slow_down
     [slow, *_] = step.jobs_of(options)
     plain = dataclasses.replace(slow, slow_down=0.0)
@@ -199,7 +194,7 @@ def self_test(options: argparse.Namespace) -> None:
     for number in range(options.rounds):
         say(f"comparison {number + 1} of {options.rounds}")
         variables = launch.shared_cache(scratch.name)  # compiling would take most of the time
-        a, *others = interleaved(sides, options.launches, where, variables=variables)
+        a, *others = interleaved(sides, options.launches, context, variables=variables)
         # A slow-down must be found among as many comparisons as a card makes.
         for is_planted, family, b in zip((False, True), (1, CARD_CASES), others, strict=True):
             pairs = launches(a, b)

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def measure(
     """
     command = [str(python), "-c", SERVE, function, json.dumps(arguments)]
     given = {**recorder.variables, **variables}
-    given |= MALLOC if recorder.found.platform == "cpu" else {}
+    given |= MALLOC if recorder.found.context["platform"] == "cpu" else {}
     try:
         out, _ = run(command, given, timeout_s=recorder.left_s())
     except ProcessError as error:
@@ -105,7 +105,7 @@ def measure(
         found = results.parse(json.loads(out.splitlines()[-1]))
         recorder.take_in(found, prefix, **details)
         for b in found.benchmarks:
-            seconds = timing.estimate(b.samples_s, recorder.found.platform)
+            seconds = timing.estimate(b.samples_s, recorder.found.context["platform"])
             say(f"{b.case}: {1e3 * seconds:.4g} ms {timing.warning(b.samples_s)}")
     recorder.write()
 
@@ -136,8 +136,7 @@ def where(platform: str) -> dict[str, Any]:
 def describe(platform: str) -> dict[str, Any]:
     """What a time depends on: the environment, the plugins, the load, the GPU's state."""
     device = mesh.select_device(platform)
-    installed = importlib.metadata.distributions()
-    found = {d.name: d.version for d in installed if d.name.startswith(PLUGINS)}
+    found = {d.name: d.version for d in distributions() if d.name.startswith(PLUGINS)}
     gpu = gpu_state() if device.platform == "gpu" else None
     limits = {name: gpu[name] for name in ("power.limit", "clocks.max.sm")} if gpu else {}
     context = environment.describe(device) | {"plugins": found, "load": os.getloadavg()}
@@ -181,14 +180,13 @@ def flags_of_data(options: argparse.Namespace) -> dict[str, Any]:
 
 def random_images(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of a job that say what its images are like; MNIST's unless --dataset is given."""
-    fork = {"fork": options.fork, "options": options.options}
-    if options.dataset == "auto":
-        return fork
-    data = _dataset(options)
-    most = max(len(data.train.label), *options.batch_size)
-    sizes = {"train_size": most, "test_size": len(data.test.label)}
-    shape = {"image_shape": data.spec.image_shape, "num_classes": data.spec.num_classes}
-    return {**fork, **shape, **sizes}
+    found: dict[str, Any] = {"fork": options.fork, "options": options.options}
+    if options.dataset != "auto":
+        data = _dataset(options)
+        most = max(len(data.train.label), *options.batch_size)
+        found |= {"train_size": most, "test_size": len(data.test.label)}
+        found |= {"image_shape": data.spec.image_shape, "num_classes": data.spec.num_classes}
+    return found
 
 
 def _one(help: str, default: Any = None, type: Any = None, **more: Any) -> dict[str, Any]:
@@ -271,7 +269,7 @@ def main(
             command(options)
         else:
             recorder = Recorder(options.output, where(options.platform))
-            options.platform = recorder.found.platform
+            options.platform = recorder.found.context["platform"]
             command(options, recorder)
             recorder.write()
             lost = [f"excluded: {k}: {v}" for k, v in recorder.found.context["excluded"].items()]

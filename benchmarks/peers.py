@@ -1,9 +1,8 @@
 """Times a training step here and in plain Flax, PyTorch and Keras, interleaved.
 
-The same network, batches, precision and optimizer. In each round every framework runs once, in a
-process of its own with all cores and the same malloc settings, in an order that rotates; ratios are
-taken within a round. A framework that fails is excluded. On a GPU Keras is not measured, on a TPU
-neither Keras nor PyTorch.
+The same network, batches, precision, optimizer and malloc settings. In each round every framework
+runs once, in a process of its own, in an order that rotates; ratios are taken within a round. One
+that fails is excluded. On a GPU Keras is not measured, on a TPU neither Keras nor PyTorch.
 """
 
 import argparse
@@ -32,7 +31,7 @@ BUSY = 0.5  # a load per core above this, when starting, brings a warning
 
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     """Runs all rounds."""
-    platform, [precision, *_] = recorder.found.platform, options.precision
+    platform, [precision, *_] = recorder.found.context["platform"], options.precision
     for model in options.model:
         if model not in jobs.HIDDEN_SIZES:
             raise unknown_choice("model", model, jobs.HIDDEN_SIZES)
@@ -44,8 +43,8 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     wanted = [x for x in wanted if x == OURS or x[1] in (options.modes or [x[1]])]
     case: dict[str, Any] = {"batch_size": options.batch_size[0], "precision": precision}
     case |= {"platform": platform, "samples": options.repeats}
-    # A fit of Keras lasts at least 1 s, of the CNN 2.5 s: then all samples do.
-    least_s, least_cnn_s = (1.0, 2.5) if ("keras", jobs.FIT) in wanted else (0.1, 1.0)
+    # A fit of Keras must last 1 s, of the CNN 2.5 s: beside it all samples do.
+    least_s, least_cnn_s = (1.0, 2.5) if {*KERAS} & {*wanted} else (0.1, 1.0)
     case |= {"budget_s": np.inf, "min_sample_s": least_s, "what": ["train"]}
     for number, model in [(n, m) for n in range(options.rounds) for m in options.model]:
         shift = number % len(wanted)

@@ -71,11 +71,6 @@ class Results(NamedTuple):
     benchmarks: list[Benchmark]
     tables: dict[str, list[dict[str, Any]]]
 
-    @property
-    def platform(self) -> str:
-        """The kind of device, which decides the estimate of a time."""
-        return self.context.get("platform", "cpu")
-
     def cases(self, *names: str, **fields: Any) -> list[Case]:
         """The launches of each thing of these names, or of any, and with these fields."""
         found: dict[str, Case] = {}
@@ -83,7 +78,7 @@ class Results(NamedTuple):
             if b.name in (names or [b.name]) and all(getattr(b, k) == x for k, x in fields.items()):
                 case = found.setdefault(b.case, Case([], []))
                 case.benchmarks.append(b)
-                case.launches_s.append(timing.estimate(b.samples_s, self.platform))
+                case.launches_s.append(timing.estimate(b.samples_s, self.context["platform"]))
         return list(found.values())
 
     def part(self, name: str) -> "Results":
@@ -153,27 +148,23 @@ def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) ->
     return "\n".join([f"{title}:", "", line(headings), line(marks), *map(line, rows)])
 
 
+@dataclasses.dataclass
 class Recorder:
-    """Collects what a command measures and writes the file.
+    """Collects what a command measures and writes the file."""
 
-    The processes that measure have these environment variables and end at a `time.monotonic`.
-    """
+    output: Path | None
+    context: dataclasses.InitVar[Mapping[str, Any]]  # that `found` begins with
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of its processes
+    deadline: float | None = None  # the `time.monotonic` at which they end
 
-    def __init__(
-        self,
-        output: Path | None,
-        context: Mapping[str, Any],
-        *,
-        variables: Mapping[str, str] | None = None,
-        deadline: float | None = None,
-    ):
-        if output is not None:
+    def __post_init__(self, context: Mapping[str, Any]):
+        if self.output is not None:
             try:  # before anything is measured in vain
-                output.parent.mkdir(parents=True, exist_ok=True)
-                output.open("ab").close()
+                self.output.parent.mkdir(parents=True, exist_ok=True)
+                self.output.open("ab").close()
             except OSError as error:
-                raise DeviceError(f"cannot write --output={output} ({error.strerror})") from error
-        self.output, self.variables, self.deadline = output, dict(variables or {}), deadline
+                message = f"cannot write --output={self.output} ({error.strerror})"
+                raise DeviceError(message) from error
         self.found = Results({"command": sys.orig_argv, "excluded": {}, **context}, [], {})
 
     def left_s(self) -> float | None:

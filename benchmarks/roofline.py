@@ -2,11 +2,9 @@
 
 The roof is measured: products of square matrices and copies of arrays, of several sizes; of each
 the best sample counts. A step takes at least its operations at the one rate and at least its bytes
-at the other (at the array size nearest to its bytes); the larger is its limit.
-
-Operations: docs/benchmarks.md counts them. Bytes: each layer's output and its gradient written and
-read once; parameters, gradients and Adam's two moments. A layer's time is its share of the kernels'
-time in a trace of the real step.
+at the other (at the array size nearest to its bytes); the larger is its limit. Operations are those
+of docs/benchmarks.md; bytes each layer's output and its gradient, written and read once, and
+parameters, gradients and Adam's two moments. A layer's time is its share of the traced kernels.
 """
 
 import argparse
@@ -189,8 +187,8 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
 
 def account(job: Job, case: Case, found: Results, shares: dict[str, float]) -> dict[str, Any]:
     """What the row of a step says: its work, its limit, and those of its layers."""
-    rates, model = roof(found, job.precision), ours.model_of(job, ours.DTYPES.get(job.precision))
-    parts = works(model, job.batch_size, found.platform)
+    rates, model = roof(found, job.precision), ours.model_of(job)
+    parts = works(model, job.batch_size, found.context["platform"])
     whole = parts.pop("")
     sheets = [x for name, x in DATASHEETS.items() if re.search(name, found.context["device"])]
     peak = sheets[0].get(job.precision) if sheets else None

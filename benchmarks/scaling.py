@@ -32,7 +32,7 @@ def report(found: Results) -> list[str]:
     """Times, and those of one device divided by them: 1 for ideal weak scaling."""
     rows, alone_s = [], {}
     for b in found.benchmarks:
-        s = timing.estimate(b.samples_s, found.platform)
+        s = timing.estimate(b.samples_s, found.context["platform"])
         kind, count, base = b.name.removesuffix(step.TRAIN), b.details["devices"], b.details["base"]
         if count == 1:
             alone_s[b.model, base, b.precision] = s

@@ -5,8 +5,7 @@
     host    as one, with each batch gathered by NumPy and copied to the device
     seeds   many steps of 16 networks in one program
 
---launches=9 measures each case in nine processes; only such files can be compared. --trace counts
-the kernels of a step.
+--launches=9 measures each case in nine processes; only such files can be compared.
 """
 
 import argparse
@@ -24,9 +23,8 @@ MEMORY = ("params", "optimizer", "temporaries", "program")
 def jobs_of(options: argparse.Namespace) -> list[Job]:
     """A job for each network, batch size, precision and mode."""
     made, images = [], launch.random_images(options)
-    for model, batch_size, precision, mode in itertools.product(
-        options.model, options.batch_size, options.precision, options.mode
-    ):
+    axes = options.model, options.batch_size, options.precision, options.mode
+    for model, batch_size, precision, mode in itertools.product(*axes):
         # An evaluation has batches of its own size whatever the mode: once is enough.
         what = [w for w in options.what if w == "train" or mode == options.mode[0]]
         case = {"model": model, "batch_size": batch_size, "precision": precision, "what": what}

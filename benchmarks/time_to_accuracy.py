@@ -1,8 +1,7 @@
 """Seconds from first touching the data to an accuracy on the test images, as MLPerf counts them.
 
 Each seed trains the preset's whole schedule; the clock stops at the first epoch that reaches the
-target. It starts before the data set is loaded and includes everything but compilation, which is
-shown apart. A seed that never reaches the target counts as infinite.
+target. It includes loading the data, not compiling. A seed that misses counts as infinite.
 """
 
 import argparse

@@ -15,30 +15,21 @@ DRIFT, FEWEST_FOR_DRIFT = 0.05, 8  # warn when the halves of so many samples dif
 
 
 def measure(
-    call: Callable[[Any, int], Any],
-    state: Any,
+    call: Callable[[Any, int], Any],  # (state, steps) → state, runs that many steps
+    state: Any,  # what it starts from
     *,
-    sync: Callable[[Any], Any],
-    unit: int = 1,
-    samples: int = 20,
-    budget_s: float = math.inf,
-    min_sample_s: float = 0.01,
-    warmup_s: tuple[float, float] = (0.0, 10.0),
+    sync: Callable[[Any], Any],  # waits for a state, as `jax.block_until_ready`; in the clock
+    unit: int = 1,  # every call runs a multiple of this many steps
+    samples: int = 20,  # how many to take, at least one
+    budget_s: float = math.inf,  # how long all of them may last
+    min_sample_s: float = 0.01,  # the least time of one; the number of steps aims at twice that
+    warmup_s: tuple[float, float] = (0.0, 10.0),  # least and most after the first call
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, Any], Any]:
     """Times `call`; returns the fields of a `Benchmark`, and the state after the last step.
 
     `samples_s` and `warmup_s`, the first call with its compilation included, are in seconds a step.
-
-    Args:
-        call, state: (state, steps) → state, runs that many steps; and what it starts from.
-        sync: waits for everything in a state, such as `jax.block_until_ready`; inside the clock.
-        unit: every call runs a multiple of this many steps.
-        samples, budget_s: how many to take, and how long all of them may last; at least one.
-        min_sample_s: a sample lasts at least this long; the number of steps aims at twice that.
-        warmup_s: the least and the most time of the warm-up after the first call. Between them it
-            ends when two samples in a row agree.
-        clock: seconds from any fixed moment.
+    Between its least and most time the warm-up ends when two samples in a row agree.
     """
 
     def timed(steps: int) -> float:

@@ -1,8 +1,7 @@
 """What the frameworks' processes share: the job, its data, the clock and the findings.
 
-docs/benchmarks.md says what the clock of a step holds. This project does two things more there than
-the others: it takes uint8 and normalises each batch, and it sums loss and correct answers, as only
-Keras does too. Only this project has an evaluation: loss and correct answers of every test image.
+docs/benchmarks.md says what the clock of a step holds. This project alone normalises there, from
+uint8; it and Keras alone sum loss and correct answers. Only this project has an evaluation.
 
 Needs NumPy and nothing else, so that it runs in every framework's interpreter.
 """
@@ -117,7 +116,6 @@ class Workload:
     evaluate: Callable[[Any], Any] | None = None  # state → anything, for all test images
     state: Any = None  # what training starts from
     unit: int = 1  # training steps come in multiples of this
-    min_sample_s: float = 0.0  # least time in a sample, if more than the job's
     context: dict[str, Any] = dataclasses.field(default_factory=dict)  # such as versions
     details: dict[str, Any] = dataclasses.field(default_factory=dict)  # recorded with the step
     trace: Callable[[Any], dict[str, Any]] | None = None  # state → what a step consists of
@@ -128,8 +126,7 @@ def run(job: Job, make: Callable[[Job, Data], Workload], found: dict[str, Any]) 
     workload = make(job, make_data(job))
     found["context"].update(workload.context)
     state, case = workload.state, job.case()
-    limits = {name: getattr(job, name) for name in ("samples", "budget_s", "warmup_s")}
-    limits["min_sample_s"] = max(job.min_sample_s, workload.min_sample_s)
+    limits = {n: getattr(job, n) for n in ("samples", "budget_s", "min_sample_s", "warmup_s")}
     if "train" in job.what:
         own = {"sync": workload.sync, "unit": workload.unit}
         times, state = timing.measure(workload.train, state, **own, **limits)
@@ -148,9 +145,7 @@ def run(job: Job, make: Callable[[Job, Data], Workload], found: dict[str, Any]) 
         found["tables"].setdefault("trace", []).append(case | workload.trace(state))
 
 
-def run_all(
-    cases: Sequence[dict[str, Any]], make: str | Callable[[Job, Data], Workload]
-) -> dict[str, Any]:
+def run_all(cases: Sequence[dict[str, Any]], make: str | Callable[..., Workload]) -> dict[str, Any]:
     """Does the jobs of these fields one after the other; returns the content of a result file."""
     made = pkgutil.resolve_name(make) if isinstance(make, str) else make
     found: dict[str, Any] = {"context": {"excluded": {}}, "benchmarks": [], "tables": {}}

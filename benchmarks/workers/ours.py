@@ -29,7 +29,6 @@ from mnist_jax.optimizer import make_optimizer
 from mnist_jax.parallel import mesh as meshes
 
 STEPS_PER_CALL = 600  # where the length of a loop is part of the program
-DTYPES = {"bfloat16": jnp.bfloat16}  # of layers, by precision; of others that of the parameters
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
 EVENTS: list[str] = []  # of JAX in this process
 jax.monitoring.register_event_listener(lambda event, **_: EVENTS.append(event))
@@ -41,8 +40,9 @@ def config_of(job: jobs.Job) -> Config:
     return Config(**{name: getattr(job, name) for name in names}).resolve()
 
 
-def model_of(job: jobs.Job, dtype: Any) -> nn.Module:
-    """The job's network, computing in that dtype."""
+def model_of(job: jobs.Job) -> nn.Module:
+    """The job's network, computing in its precision."""
+    dtype = jnp.bfloat16 if job.precision == "bfloat16" else None  # None: that of the parameters
     fields: dict[str, Any] = {"image_shape": tuple(job.image_shape), "dtype": dtype}
     fields |= config_of(job).arguments("model")
     return make_model(job.model, num_classes=job.num_classes, **fields)
@@ -52,11 +52,9 @@ def programs_of(
     job: jobs.Job, mesh: jax.sharding.Mesh, platform: str | None = None
 ) -> tuple[dict[str, Any], Steps]:
     """Model, tx and step_config of the package's own training, and its programs."""
-    config = config_of(job)
-    dtype = DTYPES.get(job.precision)
     if platform is None:  # refuses a precision that the device does not have
-        dtype = compiler.compute_dtype(job.precision, mesh.devices.flat[0])
-    model = model_of(job, dtype)
+        compiler.compute_dtype(job.precision, mesh.devices.flat[0])
+    config, model = config_of(job), model_of(job)
     tx = make_optimizer(**config.optimizer_arguments(), steps=1)
     how: dict[str, Any] = {"model": model, "tx": tx, "step_config": steps.make_step_config(config)}
     sizes: dict[str, Any] = {"train_size": job.train_size, "batch_size": job.batch_size}

@@ -83,12 +83,9 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
             step(order[first : first + size])
             done += 1
 
-    net.train()
     sync = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None)
-    if graph_mode:
-        run = capture(step, order, size, batches)
-        return jobs.Workload(train=run, sync=sync, context=context, unit=UNROLL)
-    return jobs.Workload(train=train, sync=sync, context=context)
+    run, unit = (capture(step, order, size, batches), UNROLL) if graph_mode else (train, 1)
+    return jobs.Workload(train=run, sync=sync, context=context, unit=unit)
 
 
 def capture(step: Callable[[Any], None], order: Any, size: int, batches: int) -> Any:

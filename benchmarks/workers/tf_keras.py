@@ -17,8 +17,6 @@ from keras import layers  # pyright: ignore[reportMissingImports]
 
 from benchmarks.workers import job as jobs
 
-MIN_SAMPLE_S, MIN_CNN_SAMPLE_S = 1.0, 2.5
-
 
 def network(model: str) -> keras.Sequential:
     """The tutorial's network of that name, ending in logits."""
@@ -63,6 +61,5 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
                 net.fit(batches.take(length), epochs=epochs, verbose=0)
 
     context = {"keras": keras.__version__, "tensorflow": tf.__version__}
-    slow = job.model == "cnn"  # its samples are parts of an epoch
-    unit, least_s = (1, MIN_CNN_SAMPLE_S) if slow else (epoch, MIN_SAMPLE_S)
-    return jobs.Workload(train=train, context=context, unit=unit, min_sample_s=least_s)
+    unit = 1 if job.model == "cnn" else epoch  # a sample of the CNN is a part of an epoch
+    return jobs.Workload(train=train, context=context, unit=unit)

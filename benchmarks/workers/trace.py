@@ -30,11 +30,7 @@ class Kernel(NamedTuple):
 
 
 def of_steps(
-    train: Callable[[Any, int], Any],
-    state: Any,
-    steps: int,
-    layers: Mapping[str, str],
-    dump: Path | None,
+    train: Callable[..., Any], state: Any, steps: int, layers: Mapping[str, str], dump: Path | None
 ) -> dict[str, Any]:
     """What a step consists of, by the profiler; `dump` has XLA's lists of thunks, if not None."""
     with tempfile.TemporaryDirectory() as folder:
@@ -82,9 +78,8 @@ def summarize(found: Sequence[Kernel], steps: int, layers: Mapping[str, str]) ->
     times_ns = np.array(sorted((kernel.start_ns, kernel.end_ns) for kernel in found))
     starts_ns, ends_ns = times_ns[:, 0], np.maximum.accumulate(times_ns[:, 1])
     gaps_ns = np.maximum(0, starts_ns[1:] - ends_ns[:-1]).sum()  # when no kernel runs
-    costliest = sorted(by_operation.items(), key=lambda item: -sum(item[1]))[:COSTLIEST]
     rows = []
-    for name, shares in costliest:
+    for name, shares in sorted(by_operation.items(), key=lambda item: -sum(item[1]))[:COSTLIEST]:
         counts = {"per_step": len(shares) / steps, "share": sum(shares)}
         rows.append({"operation": name, "layer": layers.get(name, ""), **counts})
     whole = {"steps": steps, "kernels_per_step": len(found) / steps}

@@ -83,6 +83,7 @@ def test_a_network_of_a_fork_is_measured_and_a_case_that_fails_is_excluded(tmp_p
     cases = [dataclasses.replace(job, **SMALL) for job in step.jobs_of(options)]
     cases.insert(1, dataclasses.replace(cases[0], devices=99))
     found = results.parse(ours.run([dataclasses.asdict(job) for job in cases]))
+    found.context["platform"] = "cpu"
     many, one = found.benchmarks
     sizes = 5 * 5 * 4 + 4 + 2 * 4 + 2 * 4 + 5 * 10
     assert (many.model, many.details["params_bytes"]) == ("tiny", 4 * sizes)
