@@ -215,7 +215,7 @@ def test_a_terminal_shows_a_progress_bar_and_the_same_lines(flags, monkeypatch):
 def test_a_closed_pipe_ends_the_run_quietly(flags):
     words = " ".join(flags("--epochs=300"))
     for command in (f"train.py {words} | head -n 1", "-m mnist_jax --version | true"):
-        line = f"{sys.executable} {command}; echo ${{PIPESTATUS[0]}}"
+        line = f"env -u PYTHONUNBUFFERED {sys.executable} {command}; echo ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", line], timeout=120, **PROCESS)
         assert done.stdout.splitlines()[-1] == "141"
         assert done.stderr == ""
