@@ -93,6 +93,7 @@ def measure(options: argparse.Namespace) -> None:
                 run_part(part, options, own)
                 recorder.take_in(own.found, part=part.name)
             write_card(folder, recorder)
+    print("\n".join(card.headline(recorder.found)))
     print(f"written: {folder}/card.md and results.json")
     if not recorder.found.benchmarks and not recorder.found.tables:
         raise DeviceError("nothing could be measured; see the messages above")

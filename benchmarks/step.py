@@ -40,6 +40,7 @@ def measure(options: argparse.Namespace, recorder: Recorder, prefix: str = "") -
     """Measures every case in as many processes as --launches says; the first takes the traces."""
     jobs = jobs_of(options)
     for number in range(options.launches):
+        results.say(f"launch {number + 1} of {options.launches}")
         launch.measure_jobs(recorder, jobs, prefix=prefix, details={"launch": number})
         jobs = [dataclasses.replace(job, trace=False) for job in jobs]
 

@@ -46,7 +46,8 @@ def export(
     place = 0 if member is None and len(names) == 1 else member
     if place is None or not 0 <= place < len(names):
         which = " to ".join(f"{i} ({names[i]})" for i in sorted({0, len(names) - 1}))
-        raise UsageError(f"member is {member}; the run has {which}; choose with --member")
+        given = "" if member is None else f"member is {member}; "
+        raise UsageError(f"{given}the run has {which}; choose with --member")
     variables = run.finite_member(place)
     if file_format == "stablehlo":
         data, content = _to_stablehlo(run, variables), "probabilities"

@@ -97,10 +97,13 @@ class Predict(PlatformFlags):
             raise UsageError(f"{named[0]} is neither a run nor a picture; name a run's folder")
         if not named:
             raise UsageError("no picture is named; name files, or folders of them")
+        if other := next((path for path in named if os.path.isfile(path / CONFIG)), None):  # noqa: PTH113
+            raise UsageError(f"{other} is a run; name one run, in front of the pictures")
         paths = [file for path in named for file in _files_of(path)]
         (run,) = open_runs([folder])
         names = run.data.class_names
         check_pictures(run)
+        print_warnings((run.record or {}).get("warnings", ()))  # such as other data than MNIST
         predictor = Predictor(run, self.platform)
         failed, skipped, shown = 0, 0, set()
         for number, path in enumerate(paths, 1):

@@ -106,8 +106,8 @@ class RunDir:
             advice = "choose another --workdir"
             if old["model"] == new["model"]:
                 advice += f", with --init_from={folder} to start from its parameters"
-            if not has_result(self.folder):
-                advice += f", or resume it with: {before[0].command_line()} --workdir={folder}"
+            aim = "print its result" if has_result(self.folder) else "resume it"
+            advice += f", or {aim} with: {before[0].command_line()} --workdir={folder}"
             what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
             raise UsageError(f"{what}; {advice}")
 

@@ -31,6 +31,7 @@ def places(runs, copied, pictures, tmp_path) -> dict[str, Path]:
         ("predict {run} {picture} --save_preprocessed=a\0b", 2, "is not a path"),
         ("predict {run} {picture} --save_preprocessed={run}/config.json", 6, "cannot write"),
         ("predict nowhere {picture}", 2, "nowhere is neither a run nor a picture"),
+        ("predict {picture} {run}", 2, "one is a run; name one run, in front of the pictures"),
         ("evaluate nowhere", 2, "nowhere holds no run"),
         ("evaluate {run} --dataset=mnits", 2, "did you mean mnist"),
         ("export {run} --member=7", 2, "member is 7; the run has 0 (seed 5)"),

@@ -5,13 +5,14 @@ import os
 import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 from shared import ROOT
 
-from mnist_jax import Config, evaluate, fit, load_dataset, predict
+from mnist_jax import Callback, Config, evaluate, fit, load_dataset, predict
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.inference.preprocess import read_digit
 from mnist_jax.inference.restore import Predictor, load_run
@@ -79,6 +80,12 @@ def test_several_digits_in_a_picture_give_a_warning(runs, pictures, tmp_path, co
     status, _, err = command("predict", runs / "one", two)
     warning = f"warning: {two}: the picture seems to hold 2 digits; the largest is used\n"
     assert (status, err) == (0, warning)
+
+
+def test_the_warnings_of_the_training_are_shown(config, pictures, command):
+    folder = fit(config(precision="bfloat16", max_steps=1), callbacks=[mock.Mock(Callback)]).workdir
+    status, _, err = command("predict", folder, *pictures[:2])
+    assert (status, err.count("\n")) == (0, 1) and err.startswith("warning: bfloat16 on a CPU")
 
 
 def test_classes_have_the_names_of_the_run_s_data_set(copied, pictures, command):
