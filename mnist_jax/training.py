@@ -26,7 +26,7 @@ from mnist_jax.parallel import distributed
 from mnist_jax.parallel.mesh import make_mesh, select_devices, to_host
 from mnist_jax.runs import environment, results
 from mnist_jax.runs.checkpoint import Progress, load_saved, stacked_shapes, variables_of
-from mnist_jax.runs.run_dir import RunDir, default_folder, has_result, read_config
+from mnist_jax.runs.run_dir import RunDir, has_result, make_default_folder, read_config
 from mnist_jax.runs.statistics import percent
 from mnist_jax.signals import Stop, catch_signals
 from mnist_jax.train_loop import TrainLoop
@@ -101,7 +101,7 @@ def fit(
         log = distributed.broadcast(any(method is not Callback.on_steps for method in own))
         trainer = Trainer(model, dataset, config, mesh, log=log)
         if not is_complete:
-            _check_code(trainer)
+            _check_step(trainer)
             _check_memory(trainer, device)
         where = environment.describe(device)
         if jax.process_count() > 1:
@@ -116,7 +116,7 @@ def fit(
 
         def open_folder() -> tuple[str, dict[str, Any] | None, list[str]]:
             nonlocal run
-            folder = config.workdir or default_folder(data.name, config.model)
+            folder = config.workdir or make_default_folder(data.name, config.model)
             run = stack.enter_context(contextlib.closing(RunDir(folder, config, data)))
             changes = [] if run.result else run.write_environment(where, config.allow_code_change)
             return str(run.folder), run.result, run.warnings + changes
@@ -166,7 +166,7 @@ def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset
     return config, dataset
 
 
-def _check_code(trainer: Trainer) -> None:
+def _check_step(trainer: Trainer) -> None:
     """Traces a training step, which fails if a fork or its options do; raises UsageError."""
     fork, options = trainer.config.fork, trainer.config.options
     if not (fork or options) or jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]

@@ -22,7 +22,7 @@ from mnist_jax.errors import CheckpointError, InterruptedRunError, NonFiniteErro
 from mnist_jax.models import LogisticRegression
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.results import params_sha256
-from mnist_jax.runs.run_dir import default_folder
+from mnist_jax.runs.run_dir import make_default_folder
 
 MESH = mesh.make_mesh(jax.devices()[:1])
 MLP = {"model": "mlp", "hidden_sizes": (8,)}
@@ -139,7 +139,7 @@ def test_max_steps_ends_within_an_epoch_or_after_one_batch_as_large_as_the_split
 def test_runs_of_the_same_second_get_folders_of_their_own(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit(config(workdir=None, epochs=1))
-    assert len({default_folder("digits", "logistic") for _ in range(3)}) == 3
+    assert len({make_default_folder("digits", "logistic") for _ in range(3)}) == 3
     assert len([*Path("runs").iterdir()]) == 4
 
 

@@ -317,7 +317,7 @@ def check_idle(folder: Path) -> None:
                 pass
 
 
-def default_folder(dataset: str, model: str) -> Path:
+def make_default_folder(dataset: str, model: str) -> Path:
     """Makes runs/<dataset>-<model>-<UTC time>, with a number behind it if that exists."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     first = Path("runs") / f"{dataset}-{model}-{now}"

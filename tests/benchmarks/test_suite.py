@@ -81,7 +81,7 @@ def test_a_card_begins_with_six_filled_lines(tmp_path: Path):
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_the_plan_names_commands_and_flags_that_exist(platform):
     parts = suite.plan(platform, ["logistic", "mlp", "cnn"], 9)
-    assert {part.name for part in parts} == set(suite.MODULES)
+    assert {part.name for part in parts} == set(suite.MODULES) == set(launch.PARTS)
     assert sum(part.guess_s for part in parts) < 60 * {"cpu": 6, "gpu": 13}[platform]
     for part in parts:
         for words in part.runs:
