@@ -73,7 +73,7 @@ def load_dataset(
             raise DataError(
                 f"{error}; download the four files by hand and pass --manual_dir=DIR, "
                 "or use --dataset=digits"
-            ) from error
+            ) from None
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error.reason}"
         try:
             return replace(_load("digits", user_path(data_dir)), warnings=(warning,))

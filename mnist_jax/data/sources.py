@@ -128,8 +128,8 @@ def download(name: str, folder: Path) -> None:
             response.raise_for_status()
         except requests.RequestException as error:
             reason = str(getattr(error.args[0], "reason", error))  # of an error of urllib3
-            # Without the connection, which urllib3 names first.
-            raise UnreachableError(url, reason.rpartition("): ")[2]) from error
+            # Without the connection, which urllib3 names first, and its three tracebacks.
+            raise UnreachableError(url, reason.rpartition("): ")[2]) from None
         atomic_io.write_atomically(folder / filename, response.content)
 
 
