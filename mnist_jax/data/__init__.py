@@ -88,7 +88,7 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
         read_originals(name, manual_dir)  # an error even if the cache is there
     key = digits.VERSION if name == "digits" else SOURCES[name].key  # identifies the content
     path = data_dir / "decoded" / f"{name}-{key[:16]}.safetensors"
-    source, warnings = f"decoded cache {path}", ()
+    source, warnings = f"cached in {data_dir}", ()
     if (splits := _read_cache(path)) is None:
         with _lock(data_dir, name):
             if (splits := _read_cache(path)) is None:  # unless another process has written it

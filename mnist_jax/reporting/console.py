@@ -1,8 +1,9 @@
-"""A run on standard output: tables, a live bar on a terminal, one line per epoch elsewhere."""
+"""A run on standard output: tables, a line per epoch, and on a terminal or in a notebook a bar."""
 
 import contextlib
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,31 @@ class Display(Callback):
     """Prints a run as it happens; the last line is the accuracy."""
 
     def __init__(self, console: Console | None = None):
-        # Plain lines without a bar in a notebook, although it has FORCE_COLOR.
+        # Rich's own bar in a notebook needs ipywidgets; a notebook has FORCE_COLOR, too.
         plain = {"force_jupyter": False, "force_interactive": sys.stdout.isatty()}
         self.console = console or Console(highlight=False, soft_wrap=True, **plain)
         columns = "{task.description}", BarColumn(bar_width=24), "{task.fields[text]}"
         hidden = not self.console.is_interactive
         self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)
-        self.task = self.bar.add_task(
-            "loading the data; longer the first time", total=None, text=""
-        )
+        self.task = self.bar.add_task("", total=None, text="")
+        self.line: Any = None  # in a notebook, the text of an output that is replaced
+        if Console().is_jupyter:
+            from IPython.display import display  # pyright: ignore[reportMissingImports]
+
+            self.line = display({"text/plain": ""}, raw=True, display_id=True)
         self.config: Any = None  # a Config once training begins
 
     def on_fit_begin(self, config: Config) -> None:
         """Shows the bar."""
+        self._show("loading the data; longer the first time")
         self.bar.start()
+
+    def _show(self, description: str, text: str = "", done: int = 0, total: int = 0) -> None:
+        """What the run does now; `text` stands behind the bar."""
+        now = {"description": description, "text": text, "completed": done, "total": total or None}
+        self.bar.update(self.task, **now)
+        if self.line is not None:
+            self.line.update({"text/plain": f"{description}  {text}".rstrip()}, raw=True)
 
     def on_warning(self, message: str) -> None:
         """Prints it on standard error."""
@@ -62,7 +74,8 @@ class Display(Callback):
         self.bar.stop()
         print(f"data    {dataset}")
         print(f"device  {describe_devices(devices)}, {config.precision}")
-        print(f"config  {describe_config(config)}")
+        lines = textwrap.wrap(describe_config(config), 72, break_long_words=False)
+        print("config  " + f"\n{'':8}".join(lines))
         print(f"run     {workdir}")
         with self.console.capture() as table:  # Rich would exit with status 1 on a closed pipe
             self.console.print(layer_table(config.model, model))
@@ -73,7 +86,7 @@ class Display(Callback):
         splits = ("train", *["validation"] * (config.validation > 0), "test")
         heads = "".join(f"{name:>18}" for name in splits)
         print("loss, accuracy" + heads[7 - 2 * len(str(config.epochs)) :] + f"{'time':>10}")
-        self.bar.update(self.task, description="compiling")
+        self._show("compiling")
         self.bar.start()
 
     def on_chunk_end(
@@ -88,8 +101,9 @@ class Display(Callback):
         left = f"  {left_s:.0f} s left" if left_s < 120 else f"  {left_s / 60:.0f} min left"
         left = "" if self.config.max_steps else left  # the last epochs may not come
         text = f"{batch}/{num_batches}{cell}  {rate:,.0f} images/s{left}"
-        name = f"epoch {epoch}/{self.config.epochs}"
-        self.bar.update(self.task, total=num_batches, completed=batch, description=name, text=text)
+        self._show(f"epoch {epoch}/{self.config.epochs}", text, batch, num_batches)
+        if batch == num_batches:
+            self._show("evaluating")
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
         """Prints one line; of a grid one for each point."""
@@ -102,6 +116,7 @@ class Display(Callback):
             cells = "".join(_cell(means[f"{s}/loss"], means[f"{s}/accuracy"]) for s in found)
             line = f"epoch {number}{cells}{row['train_s'] + row['eval_s']:>8.1f} s  {label}"
             print(line.rstrip())
+        self._show("saving")
 
     def on_train_end(self, result: Result) -> None:
         """Prints the summary, with the accuracy last."""
@@ -111,9 +126,10 @@ class Display(Callback):
             print(f"{folder} holds this run, complete: nothing to do")
         else:
             times = record["timings"].items()  # Python has no seconds of imports
-            print("time    " + "  ".join(f"{name[:-2]} {s:.1f} s" for name, s in times if s))
+            print("time    " + ", ".join(f"{name[:-2]} {s:.1f}" for name, s in times if s) + " s")
             for name, found in record.get("statistics", {}).items():
-                print(f"{name.removesuffix('_accuracy'):11} {summary_text(found)}")
+                lines = summary_text(found).replace("; ", f"\n{'':12}")  # 80 columns are enough
+                print(f"{name.removesuffix('_accuracy'):11} {lines}")
             if "members" not in record:
                 print(f"params  sha256 {record['params_sha256']}")
         print(f"model   {record['model']}, trained on {record['dataset']}")
@@ -129,6 +145,8 @@ class Display(Callback):
         """Removes the bar, also after an error or Ctrl-C."""
         with contextlib.suppress(OSError):  # the terminal is gone
             self.bar.stop()
+        if self.line is not None:
+            self.line.update({"text/plain": ""}, raw=True)
 
 
 def _cell(loss: float, accuracy: float) -> str:
@@ -152,7 +170,7 @@ def describe_config(config: Config) -> str:
     hidden = ("dataset", "precision")  # printed elsewhere
     given = [n for n in values if values[n] not in (None, defaults[n])]
     changed = [n for n in given if n not in (*main, *hidden)]
-    return f"preset {config.preset}, " + ", ".join(f"{n} {values[n]}" for n in (*main, *changed))
+    return f"{config.preset}: " + ", ".join(f"{n} {values[n]}" for n in (*main, *changed))
 
 
 def layer_table(name: str, model: nn.Module) -> Table:

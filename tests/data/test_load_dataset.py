@@ -33,7 +33,7 @@ def test_every_source_gives_the_same(originals, truth, data_dir, no_network, cap
     for module in ("tensorflow_datasets", "requests", "filelock"):
         monkeypatch.setitem(sys.modules, module, None)
     again = load_dataset("auto", data_dir=data_dir)
-    origins = ("original files in", "decoded cache", "prepared folder", "decoded cache")
+    origins = ("original files in", "cached in", "prepared folder", "cached in")
     for dataset, source in zip((first, cached, prepared, again), origins, strict=True):
         assert_holds(dataset, truth)
         assert dataset.source.startswith(source)

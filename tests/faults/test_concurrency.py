@@ -39,4 +39,4 @@ def test_all_that_prepare_one_data_folder_succeed(tmp_path, amount, counted):
     counted("concurrency", preparing=len(processes), succeeded=len(succeeded))
     assert len(succeeded) == len(processes), ends
     assert sum("bundled with scikit-learn" in out for out in succeeded) == 1
-    assert sum("decoded cache" in out for out in succeeded) == len(processes) - 1
+    assert sum("cached in" in out for out in succeeded) == len(processes) - 1

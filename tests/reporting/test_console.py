@@ -1,7 +1,10 @@
 """What a run prints, on a terminal and elsewhere."""
 
+import builtins
 import io
 import re
+import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -47,13 +50,15 @@ def test_a_run_is_shown_in_lines_that_end_with_the_accuracy(tmp_path, capsys):
     lines = out.splitlines()
     assert lines[0] == "data    digits: 5 train, 5 test images, scikit-learn"
     assert lines[1] == "device  cpu, float32"
-    assert re.match("config  preset fast, epochs 10, batch_size .*, seed 7", lines[2])
+    assert re.match(
+        "config  fast: epochs 10, batch_size .*, learning_rate 0.0015, seed 7$", lines[2]
+    )
     assert re.search(r"total .* 7,850", out)
     assert lines[lines.index("resumes after 30 steps") + 1 :] == [
         "loss, accuracy          train              test      time",
         "epoch  3/10   0.0123  99.61 % 1.23e+03 100.00 %     4.1 s",
         "epoch 10/10   0.0123  99.61 % 1.23e+03 100.00 %     4.1 s",
-        "time    compile 1.5 s  train 0.2 s",
+        "time    compile 1.5, train 0.2 s",
         "params  sha256 ab12",
         "model   mlp, trained on digits",
         f"files   {tmp_path}",
@@ -72,6 +77,12 @@ def test_an_epoch_with_validation_fits_80_columns(tmp_path, capsys):
         assert line[: header.index(name) + len(name)].endswith(" %")
 
 
+def test_many_settings_fit_80_columns(tmp_path, capsys):
+    begin(console.Display(), tmp_path, seeds=3, validation=2, ema_decay=0.999, label_smoothing=0.1)
+    lines = capsys.readouterr().out.partition("run ")[0].splitlines()
+    assert max(map(len, lines)) <= 80 and lines[-1].startswith("        label_smoothing 0.1, ")
+
+
 def test_members_are_shown_by_their_mean_and_statistics(tmp_path, capsys):
     display = begin(console.Display(), tmp_path, seeds=3)
     row = {"train/loss": [1.0, None, 2.0], "train/accuracy": [0.8, 0.1, 0.6]}
@@ -81,7 +92,8 @@ def test_members_are_shown_by_their_mean_and_statistics(tmp_path, capsys):
     record = RECORD | {"members": [], "statistics": {"test_accuracy": found}}
     display.on_train_end(Result({}, {}, record, tmp_path))
     out = capsys.readouterr().out
-    assert "test        50.00 % mean of 2 seeds, sd 1.00, 95 % interval 40.00 to 60.00; best" in out
+    assert "test        50.00 % mean of 2 seeds, sd 1.00, 95 % interval 40.00 to 60.00\n" in out
+    assert "            best 51.00, worst 49.00\n" in out
     assert out.endswith("test accuracy: 50.00 % mean of 2 seeds, sd 1.00\n")
 
 
@@ -121,3 +133,30 @@ def test_a_terminal_has_a_bar_that_close_removes(tmp_path):
     display.close()
     assert written.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # shows the cursor, erases
     display.close()
+
+
+def test_a_notebook_has_a_line_that_is_replaced(tmp_path, monkeypatch):
+    shown = []
+
+    class ZMQInteractiveShell:  # by its name Rich knows a notebook
+        pass
+
+    class Output:
+        def update(self, data, raw):
+            shown.append(data["text/plain"])
+
+    modules = {
+        "IPython": object(),
+        "IPython.display": SimpleNamespace(display=lambda *a, **k: Output()),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
+    display = begin(console.Display(), tmp_path)
+    metrics = Metrics(*map(np.array, (30.0, 90, 100, NEVER)))
+    display.on_chunk_end(1, 50, 200, metrics, 2.0)
+    display.on_chunk_end(1, 200, 200, metrics, 8.0)
+    display.close()
+    assert shown[0].startswith("loading the data") and shown[1] == "compiling"
+    assert re.match(r"epoch 1/10  50/200 .* images/s", shown[2])
+    assert shown[-2:] == ["evaluating", ""]
