@@ -26,7 +26,7 @@ STYLE = {
     "axes.formatter.useoffset": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(linestyle=("-", "--", "-.")) * cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",

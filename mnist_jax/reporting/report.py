@@ -250,7 +250,8 @@ def weights_figures(run: LoadedRun, member: dict[str, Any]) -> list[ReportFigure
         caption = "Pixel weights of each class"
     else:
         figure = plots.weights(tiles[:UNITS])
-        caption = f"{min(UNITS, len(tiles))} of {len(tiles)} units of {layer}"
+        some = f"{UNITS} of " if len(tiles) > UNITS else ""
+        caption = f"{some}{len(tiles)} {'filters' if kernel.ndim == 4 else 'units'} of {layer}"
     caption += "" if run.config.num_members is None else f", {member_label(member)}"
     caption += ". Blue is positive, red negative; the largest 0.5 % have the strongest colour."
     return [ReportFigure("weights", "Weights of the first layer", figure, caption)]
@@ -280,7 +281,9 @@ def _epoch_table(points: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
             cells = (percent(x) if "accuracy" in name else f"{x:.4f}" for name, x in means.items())
             epoch = f"{row['epoch']} {label}".strip()
             shown.append((epoch, *cells, f"{row['train_s']:.1f}"))
-    return Table("Epochs", ("epoch", *(name.replace("/", " ") for name in names), "s"), shown)
+    return Table(
+        "Epochs", ("epoch", *(name.replace("/", " ") for name in names), "train, s"), shown
+    )
 
 
 def _config_table(columns: Mapping[str, Config], commands: Sequence[str]) -> Table:

@@ -186,7 +186,7 @@ def test_the_first_layer_is_shown_if_it_takes_pixels():
     for kind, captions in (
         (models.LogisticRegression, ["Pixel weights of each class, seed 6."]),
         (models.MLP, ["64 of 256 units of dense1, seed 6."]),
-        (models.CNN, ["64 of 64 units of conv1, seed 6."]),
+        (models.CNN, ["64 filters of conv1, seed 6."]),
         (NoLayer, []),
     ):
         shapes = models.param_shapes(model := kind())
