@@ -5,7 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
-from mnist_jax import Config, cli
+from mnist_jax import cli
+from mnist_jax.flags import Flags
 
 DOCS = Path(__file__).parent
 
@@ -17,14 +18,20 @@ def cell(kind: str, source: str) -> dict:
 
 
 def in_python(command: str) -> str:
-    """A command of the shell for a cell: `fit(Config(…))` trains in the notebook's own process."""
-    if not command.startswith("python train.py "):
-        return command.replace("python -m mnist_jax", "!mnist-jax")
-    words = shlex.split(command)[2:]
-    values = vars(cli.parse(Config, words, prog="", description=""))
-    given = {n: v for n, v in values.items() if n == "model" or v != getattr(Config, n)}
-    fields = (f"{n}={str(v) if isinstance(v, Path) else v!r}" for n, v in given.items())
-    return f"fit(Config({', '.join(fields)}))".replace("'", '"')
+    """A command of the shell for a cell, which runs it in the notebook's own process."""
+    _, _, rest = command.partition(" -m mnist_jax ")
+    if rest:
+        return f"main({shlex.split(rest)});".replace("'", '"')
+    return f"fit(Config({fields(command.removeprefix('python train.py '))}))"
+
+
+def fields(flags: str) -> str:
+    """Flags as the arguments of `Config`."""
+    values = vars(cli.parse(Flags, shlex.split(flags), prog="", description=""))
+    names = re.findall(r"--(?:no-)?(\w+)", flags)
+    given = {name: values[name] for name in values if name in names}
+    texts = (f"{n}={str(v) if isinstance(v, Path) else v!r}" for n, v in given.items())
+    return ", ".join(texts).replace("'", '"')
 
 
 def notebook(text: str) -> str:
@@ -40,9 +47,12 @@ def notebook(text: str) -> str:
             if language == "sh":
                 code = imports + "\n".join(map(in_python, code.strip().splitlines()))
                 imports = ""
+            if "main(" in code:
+                code = f"from mnist_jax.__main__ import main\n\n{code}"
             cells.append(cell("code", code))
         elif part.strip():
-            cells.append(cell("markdown", part))
+            flags = re.compile(r"`(--\w+[ =][^`]+)`")  # with their values, in the text
+            cells.append(cell("markdown", flags.sub(lambda m: f"`{fields(m[1])}`", part)))
     for number, each in enumerate(cells):
         each["id"] = f"cell-{number}"
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
