@@ -121,7 +121,7 @@ def _status_and_line(error: BaseException, save_memory: str) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         advice = "check the disk" if error.errno == errno.EIO else "free some space on the disk"
         return DeviceError.exit_status, f"error: {error}; {advice}"
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError):
         return 1, f"error: {error}; install the dependencies with: pip install ."
     return 1, (
         f"error: {type(error).__name__}: {first_line(error)}; this is a bug in mnist_jax; "

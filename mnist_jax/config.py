@@ -77,6 +77,8 @@ class Config(Flags):
                 "--coordinator=HOST:PORT, --num_processes and --process_id belong together; give "
                 "all three or none"
             )
+        if self.log_steps and not self.tensorboard:
+            raise UsageError("--log_steps logs into --tensorboard; give both, or none")
         last = (self.num_processes or 1) - 1
         if (self.process_id or 0) > last:
             raise UsageError(f"process_id is {self.process_id}; allowed is 0 to {last}")

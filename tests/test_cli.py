@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pty
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -101,12 +102,13 @@ def test_the_overview_names_every_command(capsys):
         (["--options", "a={[1]: 2}"], 2, "have no argument a;"),
         (["--optimizer=adamw", "--options", "b1=0,9"], 2, "fails with --options b1=0,9: Type"),
         (["--coordinator=a:70000", "--num_processes=2", "--process_id=0"], 2, "below 65536"),
+        (["--log_steps"], 2, "--log_steps logs into --tensorboard; give both"),
         (["--momentum=0.9"], 2, "the model 'logistic', the optimizer 'adam', the loss "),
         (["--batch_size=1438"], 2, "allowed is 1 to 1437"),
         (["--validation=1437"], 2, "validation is 1437; allowed is 0 to 1436"),
         (["--precision=tf32"], 2, "does not have; allowed here are bfloat16, float32"),
         (["--seeds=3", "--devices=2"], 6, "devices is 2; JAX finds 1 of cpu"),
-        (["--seeds=100000", "--model=mlp"], 6, "100000 networks need at least "),
+        (["--seeds=100000", "--model=mlp"], 6, "100000 networks need about "),
         (["--platform=tpu"], 6, "no device for --platform=tpu"),
         (["--dataset=mnist", "--manual_dir=nowhere"], 3, "cannot read nowhere"),
         (["--manual_dir=nowhere"], 2, "digits takes no --manual_dir; mnist, "),
@@ -176,6 +178,14 @@ def test_an_ignored_signal_stays_ignored():
         assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_script_leaves_the_signal_handlers_as_they_were(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--model=cn"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")  # as %run of IPython does
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_during_the_imports_leaves_no_traceback(flags):

@@ -23,7 +23,7 @@ from mnist_jax.data import digits, tfds_folder
 from mnist_jax.data.dataset import Dataset, DataSpec, Split
 from mnist_jax.data.files import is_path, load_files
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
-from mnist_jax.errors import DataError, UsageError, unknown_choice
+from mnist_jax.errors import DataError, UsageError, first_line, unknown_choice
 
 __all__ = ["DATASETS", "DEFAULT_DATA_DIR", "DataSpec", "Dataset", "Split", "load_dataset"]
 
@@ -77,7 +77,7 @@ def load_dataset(
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error.reason}"
         try:
             return replace(_load("digits", user_path(data_dir)), warnings=(warning,))
-        except ModuleNotFoundError as missing:
+        except ImportError as missing:
             problem = f"scikit-learn's digits cannot be loaded either: {missing}"
             raise DataError(f"{error}; and {problem}") from error
 
@@ -156,8 +156,10 @@ def _read_source(
     splits, warnings = parse(read_originals(name, originals)), ()
     try:
         tfds_folder.prepare(name, data_dir, *splits)
-    except ImportError as error:  # array_record does not exist for Windows
-        warnings = (f"{folder} is not prepared: {error}; the original files were read",)
+    # array_record does not exist for Windows; on a full disk it raises a RuntimeError.
+    except (ImportError, OSError, RuntimeError) as error:
+        problem = first_line(error)
+        warnings = (f"{folder} is not prepared: {problem}; the original files were read",)
     return splits, description, warnings
 
 

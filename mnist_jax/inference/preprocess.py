@@ -200,7 +200,7 @@ def _boxes(labels: np.ndarray) -> list[int]:
         is_inside = part != label
         if _straight_sides(part == label) < 3:  # no rectangle, which may be open
             is_inside &= scipy.ndimage.binary_fill_holes(part == label)
-        if heights[part[is_inside]].max(initial=0) > 0.4 * len(part):
+        if heights[part[is_inside]].max(initial=0) > 0.2 * len(part):  # more than a dot in a 0
             found.append(label)
     return found
 

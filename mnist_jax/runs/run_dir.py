@@ -77,9 +77,11 @@ class RunDir:
                         leftover.unlink()
             if CONFIG in names:
                 before = read_config(folder)
-                if names <= {CONFIG, ENVIRONMENT, FORK}:  # it ended before its first checkpoint
+                saved = any(self.checkpoints.folder.glob("*.safetensors"))
+                trained = METRICS in names and (folder / METRICS).stat().st_size
+                if not (saved or trained or RESULT in names):  # it ended before its first save
                     with self.writing():
-                        for name in names:
+                        for name in {CONFIG, ENVIRONMENT, FORK, METRICS} & names:
                             (folder / name).unlink()
                 else:
                     self._check_same(before, config, data)

@@ -1,5 +1,6 @@
 """Which source is read, what it leaves behind, and which failures are errors or warnings."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -96,6 +97,18 @@ def test_auto_is_digits_only_if_mnist_is_unreachable(truth, data_dir, server, mo
             load_dataset("mnist", data_dir=data_dir)
     server.faults.clear()
     assert_holds(load_dataset("auto", data_dir=data_dir), truth)
+
+
+def test_a_disk_without_room_for_a_prepared_folder_brings_a_warning(
+    originals, truth, data_dir, monkeypatch
+):
+    def prepare(*_):  # as array_record does
+        raise RuntimeError("write() failed: No space left on device\nSource Location Trace:")
+
+    monkeypatch.setattr("mnist_jax.data.tfds_folder.prepare", prepare)
+    dataset = load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
+    assert_holds(dataset, truth)
+    assert re.search("is not prepared: .* No space left on device; the orig", *dataset.warnings)
 
 
 def test_a_data_dir_must_be_writable_and_unlocked(originals, data_dir, no_network, monkeypatch):

@@ -144,6 +144,17 @@ def test_lines_around_and_across_the_digit_are_not_read(lines, tone, pen):
     assert (difference(found, to_mnist(plain)) < 6, found.warning) == (True, "")
 
 
+@pytest.mark.parametrize("turn", [0, 2])
+@pytest.mark.parametrize("shape", ["ellipse", "rectangle"])
+def test_a_small_digit_is_found_in_a_large_outline(shape, turn):
+    picture = Image.new("L", (480, 480), 255)
+    picture.paste(Image.fromarray(seven(180).astype(np.uint8)), (150, 150))
+    plain = to_mnist(np.asarray(picture))
+    getattr(ImageDraw.Draw(picture), shape)([60, 60, 420, 420], outline=0, width=4)
+    found = to_mnist(np.asarray(picture.rotate(turn, fillcolor=255)))
+    assert (difference(found, plain) < 12, found.warning) == (True, "")
+
+
 def test_the_bars_of_a_digit_that_fills_its_picture_stay():
     four = [(70, 1, 70, 98), (1, 65, 98, 65), (1, 65, 70, 3)]
     two = [(1, 3, 98, 3), (98, 3, 1, 96), (1, 96, 98, 96)]

@@ -63,6 +63,8 @@ def test_a_file_system_without_locks_gets_one_warning(config, monkeypatch, tmp_p
 
 def test_what_ended_before_its_first_checkpoint_can_be_corrected(config):
     RunDir(config.workdir, config, DATA).close()
+    (config.workdir / "metrics.jsonl").touch()  # as a run does while it saves its initial state
+    (config.workdir / "checkpoints").mkdir()
     other = dataclasses.replace(config, seed=5)
     RunDir(config.workdir, other, DATA).close()
     assert fit(other).record["seed"] == 5
