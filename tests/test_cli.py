@@ -1,9 +1,6 @@
 """`train.py` and `python -m mnist_jax` as a user meets them: flags, messages, exit statuses."""
 
-import contextlib
 import dataclasses
-import os
-import pty
 import re
 import runpy
 import signal
@@ -200,26 +197,6 @@ runpy.run_path("train.py", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program, *flags()], **PROCESS)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
-
-
-def test_a_terminal_shows_a_progress_bar_and_the_same_lines(flags, monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    command = [*TRAIN, *flags("--epochs=3", "--steps_per_call=3")]
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    with contextlib.suppress(OSError):  # Linux ends the reading so when the process has ended
-        while chunk := os.read(ours, 65536):
-            shown += chunk
-    os.close(ours)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert process.wait() == 0, text
-    assert "compiling" in text
-    assert re.search(r"epoch \d/3 .*\d+/15 .*images/s", text), text
-    assert text.splitlines()[-1].startswith("test accuracy: ")
-    assert shown.rfind(b"\x1b[?25h") >= shown.rfind(b"\x1b[?25l")  # the cursor is back
 
 
 def test_a_closed_pipe_ends_the_run_quietly(flags):

@@ -99,9 +99,7 @@ def test_auto_is_digits_only_if_mnist_is_unreachable(truth, data_dir, server, mo
     assert_holds(load_dataset("auto", data_dir=data_dir), truth)
 
 
-def test_a_disk_without_room_for_a_prepared_folder_brings_a_warning(
-    originals, truth, data_dir, monkeypatch
-):
+def test_a_full_disk_brings_a_warning(originals, truth, data_dir, monkeypatch):
     def prepare(*_):  # as array_record does
         raise RuntimeError("write() failed: No space left on device\nSource Location Trace:")
 

@@ -74,14 +74,6 @@ def test_an_ensemble_is_the_mean_of_finite_members(runs, copied, edit_params, pi
         load_run(folder).apply(image)
 
 
-def test_several_digits_in_a_picture_give_a_warning(runs, pictures, tmp_path, command):
-    both = [np.asarray(Image.open(path)) for path in pictures[:2]]
-    Image.fromarray(np.concatenate(both, axis=1)).save(two := tmp_path / "two.png")
-    status, _, err = command("predict", runs / "one", two)
-    warning = f"warning: {two}: the picture seems to hold 2 digits; the largest is used\n"
-    assert (status, err) == (0, warning)
-
-
 def test_the_warnings_of_the_training_are_shown(config, pictures, command):
     folder = fit(config(precision="bfloat16", max_steps=1), callbacks=[mock.Mock(Callback)]).workdir
     status, _, err = command("predict", folder, *pictures[:2])

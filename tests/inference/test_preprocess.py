@@ -144,8 +144,7 @@ def test_lines_around_and_across_the_digit_are_not_read(lines, tone, pen):
     assert (difference(found, to_mnist(plain)) < 6, found.warning) == (True, "")
 
 
-@pytest.mark.parametrize("turn", [0, 2])
-@pytest.mark.parametrize("shape", ["ellipse", "rectangle"])
+@pytest.mark.parametrize(("shape", "turn"), [("ellipse", 0), ("rectangle", 0), ("rectangle", 2)])
 def test_a_small_digit_is_found_in_a_large_outline(shape, turn):
     picture = Image.new("L", (480, 480), 255)
     picture.paste(Image.fromarray(seven(180).astype(np.uint8)), (150, 150))
