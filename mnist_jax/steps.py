@@ -175,8 +175,8 @@ def _metrics(
 def all_finite(tree: Any) -> jax.Array:
     """Whether all numbers of the leaves are finite: 0 times another one is NaN."""
     # A CPU multiplies by a vector of zeros in half of the time in which it reduces truth values.
-    rows = [leaf.reshape(-1, leaf.shape[-1] if leaf.ndim else 1) for leaf in jax.tree.leaves(tree)]
-    return jnp.isfinite(sum(jnp.sum(row @ jnp.zeros(row.shape[1])) for row in rows))
+    leaves = map(jnp.atleast_1d, jax.tree.leaves(tree))
+    return jnp.isfinite(sum(jnp.sum(leaf @ jnp.zeros(leaf.shape[-1])) for leaf in leaves))
 
 
 def train_step(

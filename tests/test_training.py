@@ -98,9 +98,7 @@ def test_a_run_starts_from_given_parameters_of_its_shape(config, tmp_path):
         fit(config(**wide), init_params=source.params)
     with pytest.raises(UsageError, match="the initial parameters are not those of the model"):
         fit(config(), init_params=source.params)
-    with pytest.raises(
-        UsageError, match=r"source is a run of another network .*\[8\], expected .*9"
-    ):
+    with pytest.raises(UsageError, match=r"is a run of another network .*\[8\], expected .*9"):
         fit(config(init_from=source.workdir, **wide))
     with pytest.raises(UsageError, match="holds no run"):
         fit(config(init_from=source.workdir.parent, **MLP))

@@ -128,7 +128,7 @@ class Display(Callback):
             times = record["timings"].items()  # Python has no seconds of imports
             print("time    " + ", ".join(f"{name[:-2]} {s:.1f}" for name, s in times if s) + " s")
             for name, found in record.get("statistics", {}).items():
-                lines = summary_text(found).replace("; ", f"\n{'':12}")  # 80 columns are enough
+                lines = summary_text(found).replace("; ", f"\n{'':12}")  # within 80 columns
                 print(f"{name.removesuffix('_accuracy'):11} {lines}")
             if "members" not in record:
                 print(f"params  sha256 {record['params_sha256']}")

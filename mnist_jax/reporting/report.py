@@ -281,9 +281,8 @@ def _epoch_table(points: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
             cells = (percent(x) if "accuracy" in name else f"{x:.4f}" for name, x in means.items())
             epoch = f"{row['epoch']} {label}".strip()
             shown.append((epoch, *cells, f"{row['train_s']:.1f}"))
-    return Table(
-        "Epochs", ("epoch", *(name.replace("/", " ") for name in names), "train, s"), shown
-    )
+    heads = "epoch", *(name.replace("/", " ") for name in names), "train, s"
+    return Table("Epochs", heads, shown)
 
 
 def _config_table(columns: Mapping[str, Config], commands: Sequence[str]) -> Table:

@@ -20,10 +20,6 @@ def row(epoch, train, test, **more):
 ROWS = [row(1, 0.5, 0.6), row(2, 0.8, 0.75), row(3, 0.9, 0.7)]
 
 
-def texts(axes) -> list[str]:
-    return [text.get_text() for text in axes.texts]
-
-
 def legend(axes) -> list[str]:
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
@@ -33,7 +29,7 @@ def test_samples_are_dark_on_white_in_rows_under_their_names():
     (axes,) = plots.samples(images, [f"n{i}" for i in range(12)], columns=5).axes
     shown = axes.images[0]
     canvas = np.ma.filled(shown.get_array().astype(float), np.nan)
-    assert texts(axes) == [f"n{i}" for i in range(12)]
+    assert [text.get_text() for text in axes.texts] == [f"n{i}" for i in range(12)]
     for i, text in enumerate(axes.texts):
         x, y = text.get_position()
         assert canvas[int(y) + 10, int(x)] == i
@@ -95,4 +91,4 @@ def test_the_colours_of_weights_are_symmetric_around_0(sign):
     low, high = axes.images[0].get_clim()
     assert low == -high and 0 < high <= 2.0
     assert min(axes.images[0].cmap(0.5)[:3]) > 0.95  # 0 is nearly white
-    assert texts(axes) == list(DIGITS)
+    assert [text.get_text() for text in axes.texts] == list(DIGITS)
