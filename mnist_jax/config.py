@@ -222,16 +222,7 @@ class Config(Flags):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """The resolved Config that `to_json` turned into `values`; ignores unknown fields.
-
-        Raises:
-            UsageError: the values are of another format version, or one is not allowed.
-        """
-        if (version := values.get("version", 1)) != FORMAT_VERSION:
-            raise UsageError(
-                f"the run has format version {version!r} and this program reads {FORMAT_VERSION}; "
-                "use the version of mnist_jax that made it, or train again"
-            )
+        """The resolved Config that `to_json` turned into `values`; ignores unknown fields."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names}).resolve()
 

@@ -134,10 +134,10 @@ class TrainLoop:
                 f"{self.trainer.config.learning_rate}); a smaller --learning_rate usually helps; "
                 "JAX_DISABLE_JIT=1 JAX_DEBUG_NANS=1 shows the operation"
             )
-        for member in set(np.flatnonzero(diverged).tolist()) - self.diverged:
-            self.diverged.add(member)
-            label = self.trainer.config.member_labels()[member]
-            warn(self.callbacks, [results.diverged_warning(label)])
+        if new := set(np.flatnonzero(diverged).tolist()) - self.diverged:
+            self.diverged |= new
+            labels = self.trainer.config.member_labels()
+            warn(self.callbacks, [results.diverged_warning([labels[m] for m in sorted(new)])])
 
     def _between_calls(self) -> None:
         """Saves if a checkpoint is due; ends the run after a signal."""

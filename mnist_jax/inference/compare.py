@@ -90,7 +90,7 @@ class Compare(DataFlags):
         runs = open_runs(self.folders)
         if len(runs) > 2 or (len(runs) == 1 and not runs[0].config.grid):
             what = "two runs, or one run with several values of a hyperparameter"
-            raise UsageError(f"compare takes {what}; {len(runs)} are named")
+            raise UsageError(f"compare takes {what}; {len(runs)} given")
         dataset = dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
         sides = [Predictor(run, self.platform)(dataset.test.image) for run in runs]
         print_warnings((*dataset.warnings, *(text for side in sides for text in side.warnings)))

@@ -37,9 +37,10 @@ def evaluation(found: Mapping[str, Metrics]) -> dict[str, Any]:
     return values
 
 
-def diverged_warning(member: str) -> str:
-    """The warning for a member whose loss or gradient became NaN or infinite."""
-    return f"{member} diverged: its loss is not finite; the statistics exclude it"
+def diverged_warning(labels: Sequence[str]) -> str:
+    """The warning for members whose loss or gradient became NaN or infinite."""
+    names = "; ".join(labels[:3]) + f" and {len(labels) - 3} others" * (len(labels) > 3)
+    return f"diverged (not finite), and excluded from the statistics: {names}"
 
 
 def record(
@@ -80,7 +81,7 @@ def record(
         "members": config.members(),
         "params_sha256": [params_sha256(member_of(params, m)) for m in members],
         "diverged": diverged,
-        "warnings": [*warnings, *map(diverged_warning, diverged)],
+        "warnings": [*warnings, diverged_warning(diverged)] if diverged else list(warnings),
     }
     if config.grid:  # other hyperparameters have no common mean
         return common

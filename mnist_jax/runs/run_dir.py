@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from mnist_jax import atomic_io
 from mnist_jax.atomic_io import IntegrityError, user_path, write_atomically
-from mnist_jax.config import Config
+from mnist_jax.config import FORMAT_VERSION, Config
 from mnist_jax.data import DataSpec
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
 from mnist_jax.metrics import Metrics
@@ -221,6 +221,11 @@ def read_config(folder: Path) -> tuple[Config, DataSpec]:
     path = folder / CONFIG
     try:
         values = atomic_io.read_json(path)
+        if (version := values.get("version", 1)) != FORMAT_VERSION:
+            raise UsageError(
+                f"{folder} has format version {version!r} and this program reads {FORMAT_VERSION}; "
+                "use the version of mnist_jax that made it, or train again"
+            )
         if values.get("fork") is not None:
             values["fork"] = folder / FORK
         config = Config.from_json(values)

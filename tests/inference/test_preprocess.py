@@ -235,7 +235,10 @@ def test_specks_and_what_the_picture_s_edge_cuts_off_are_ignored_beside_a_digit(
     cut_off = to_mnist(seven()[:, 33:])  # alone, it is the digit
     assert cut_off.warning == "the digit touches the picture's edge"
     boxed = np.pad(np.pad(seven()[8:80, 33:72], 4), 20, constant_values=255)
-    assert to_mnist(boxed).warning == "a box seems to touch the digit"
+    circled = Image.fromarray(np.pad(seven(), 20, constant_values=255).astype(np.uint8))
+    ImageDraw.Draw(circled).ellipse([30, 35, 102, 110], outline=0, width=4)
+    for picture in (boxed, np.asarray(circled)):
+        assert to_mnist(picture).warning == "a box or a circle seems to touch the digit"
 
 
 def test_thin_strokes_are_widened_and_thick_ones_kept():

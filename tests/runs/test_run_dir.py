@@ -117,14 +117,14 @@ def test_a_damaged_or_other_config_is_an_error_and_an_unknown_key_is_read(config
         other = {k: v for k, v in values.items() if k != "version"} | version
         (folder / "config.json").write_text(json.dumps(other))
         number = version.get("version", 1)
-        message = f"the run has format version {number} and this program reads 3; .*train again"
+        message = f"{folder} has format version {number} and this program reads 3; .*train again"
         for use in uses:
             with pytest.raises(UsageError, match=message):
                 use()
         for command in ("evaluate", "report", "verify", "predict"):
             assert __main__.main([command, str(folder), *["x.png"] * (command == "predict")]) == 2
             line = capsys.readouterr().err
-            assert line.startswith("error: the run has format version") and line.count("\n") == 1
+            assert line.startswith(f"error: {folder} has format version") and line.count("\n") == 1
     wrong = ({"modle": "cnn"}, {"seed": []}, {"data": []})
     damaged = [json.dumps({"version": 3, **fields}).encode() for fields in wrong]
     for content in (b"", b"{", b"[]", b"\xff\xfe", *damaged):
