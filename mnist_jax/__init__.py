@@ -5,7 +5,20 @@
 >>> result.record["test_correct"], result.record["test_count"]  # doctest: +SKIP
 """
 
+# ruff: noqa: E402
 import importlib.metadata
+import signal
+import sys
+import threading
+
+# While a command imports JAX, Ctrl-C ends it at once; a traceback would look like a bug.
+_is_command = (
+    sys.argv[0].endswith(("-m", "mnist-jax", "train.py"))
+    and threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+)
+if _is_command:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config
@@ -20,6 +33,9 @@ from mnist_jax.optimizer import OPTIMIZERS
 from mnist_jax.presets import PRESETS
 from mnist_jax.runs.run_dir import save_run
 from mnist_jax.training import fit
+
+if _is_command:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 __all__ = [
     "AUGMENTATIONS",

@@ -88,6 +88,10 @@ class Config(Flags):
         model = MODELS[self.model]
         if not (inspect.isclass(model) and issubclass(model, nn.Module)):
             raise UsageError(f"the model {self.model!r} is no subclass of flax.linen.Module")
+        for kind, part in self.components().items():
+            if not callable(part):
+                name, found = getattr(self, kind), type(part).__name__
+                raise UsageError(f"the {kind} {name!r} is a {found}; register a function")
         known = {name for part in self.components().values() for name in keywords(part)}
         given = [name for name in ARGUMENTS if getattr(self, name) is not None]
         flags = {field.name for field in dataclasses.fields(self)}
@@ -308,7 +312,7 @@ RULES: dict[str, Rule] = {
         "words such as gamma=3",
     ),
     "hidden_sizes": (
-        lambda v: isinstance(v, tuple | list) and all(_is_int(n, 1, 1_000_000) for n in v),
+        lambda v: isinstance(v, tuple | list) and v and all(_is_int(n, 1, 1_000_000) for n in v),
         "a tuple of whole numbers, 1 to 1000000, such as (512,)",
     ),
 }

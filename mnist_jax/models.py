@@ -144,6 +144,7 @@ def make_model(
         key = jax.eval_shape(lambda: jax.random.key(0))
         x = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
         mask = jax.ShapeDtypeStruct((2,), bool)
+        jax.eval_shape(partial(forward, model), params, state, x)  # as in evaluation
         run = partial(forward, model, train=True)
         logits, new_state, _ = jax.eval_shape(run, params, state, x, mask=mask, key=key)
     except Exception as error:  # of any kind: the code is the user's

@@ -67,7 +67,7 @@ def fit(
         DataError: the data set cannot be loaded.
         CheckpointError: the run's checkpoints, or the initial parameters, cannot be used.
         NonFiniteError: the loss or a gradient became NaN or infinite.
-        DeviceError: devices or memory are missing, or the run's folder cannot be written.
+        DeviceError: devices or memory are missing, or a folder cannot be written.
         InterruptedRunError: a signal came; the run is saved.
     """
     started = time.perf_counter() - import_s

@@ -1,6 +1,7 @@
 """`train.py` and `python -m mnist_jax` as a user meets them: flags, messages, exit statuses."""
 
 import dataclasses
+import os
 import re
 import runpy
 import signal
@@ -161,6 +162,14 @@ def test_ctrl_c_saves_the_run(flags, tmp_path):
     assert process.returncode == 128 + signal.SIGINT
     assert re.fullmatch(r"interrupted at step \d+; to resume, run the same command .*\n", err)
     assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("command", [["-m", "mnist_jax"], ["train.py"]])
+def test_ctrl_c_while_jax_is_imported_ends_a_command_without_a_traceback(command, tmp_path):
+    (tmp_path / "jax.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, *command], env=environment, **PROCESS)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_an_ignored_signal_stays_ignored():

@@ -23,7 +23,7 @@ from mnist_jax.data import digits, tfds_folder
 from mnist_jax.data.dataset import Dataset, DataSpec, Split
 from mnist_jax.data.files import is_path, load_files
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
-from mnist_jax.errors import DataError, UsageError, first_line, unknown_choice
+from mnist_jax.errors import DataError, DeviceError, UsageError, first_line, unknown_choice
 
 __all__ = ["DATASETS", "DEFAULT_DATA_DIR", "DataSpec", "Dataset", "Split", "load_dataset"]
 
@@ -52,6 +52,7 @@ def load_dataset(
     Raises:
         UsageError: an unknown name, or a `manual_dir` for a data set that takes none.
         DataError: the data set cannot be loaded, or a copy of it is damaged.
+        DeviceError: `data_dir` cannot be written.
     """
     known = ("auto", *DATASETS)
     name = name.lower() if name.lower() in known else name
@@ -67,7 +68,10 @@ def load_dataset(
             raise UsageError(f"{name} takes no --manual_dir; {', '.join(SOURCES)} do; leave it out")
         folders["manual_dir"] = user_path(manual_dir)
     try:
-        return load(**folders, **options)
+        found = load(**folders, **options)
+        if not isinstance(found, Dataset):  # of a fork
+            raise UsageError(f"the function of {name} returns a {type(found).__name__}, no Dataset")
+        return found
     except UnreachableError as error:
         if name != "auto":
             raise DataError(
@@ -90,13 +94,17 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
     path = data_dir / "decoded" / f"{name}-{key[:16]}.safetensors"
     source, warnings = f"cached in {data_dir}", ()
     if (splits := _read_cache(path)) is None:
-        with _lock(data_dir, name):
-            if (splits := _read_cache(path)) is None:  # unless another process has written it
-                splits, source, warnings = _read_source(name, data_dir, manual_dir)
-                train, test = splits
-                arrays = {"train/image": train.image, "train/label": train.label}
-                arrays |= {"test/image": test.image, "test/label": test.label}
-                atomic_io.write_verified(path, safetensors.numpy.save(arrays))
+        try:
+            with _lock(data_dir, name):
+                if (splits := _read_cache(path)) is None:  # unless another process has written it
+                    splits, source, warnings = _read_source(name, data_dir, manual_dir)
+                    train, test = splits
+                    arrays = {"train/image": train.image, "train/label": train.label}
+                    arrays |= {"test/image": test.image, "test/label": test.label}
+                    atomic_io.write_verified(path, safetensors.numpy.save(arrays))
+        except OSError as error:
+            problem = f"cannot write {data_dir}: {error}"
+            raise DeviceError(f"{problem}; choose another --data_dir") from error
     class_names = SOURCES.get(name, SOURCES["mnist"]).class_names
     return Dataset(name, *splits, source, warnings, class_names)
 
@@ -125,7 +133,7 @@ def _lock(data_dir: Path, name: str) -> AbstractContextManager[object]:
     """Makes this process the only one that prepares `name` in `data_dir`, within a `with` block.
 
     Raises:
-        DataError: `data_dir` cannot be written, or another process holds the lock too long.
+        DataError: another process holds the lock too long.
     """
     try:
         (data_dir / "decoded").mkdir(parents=True, exist_ok=True)
@@ -134,9 +142,9 @@ def _lock(data_dir: Path, name: str) -> AbstractContextManager[object]:
         problem = f"another process has been preparing {name} for {LOCK_TIMEOUT_S} s"
         raise DataError(f"{problem}; wait for it or end it") from error
     except OSError as error:
-        if error.errno in atomic_io.NO_LOCKS:  # two processes may then do the same work
-            return nullcontext()
-        raise DataError(f"cannot write {data_dir}: {error}; choose another --data_dir") from error
+        if error.errno not in atomic_io.NO_LOCKS:
+            raise
+        return nullcontext()  # two processes may then do the same work
 
 
 def _read_source(

@@ -67,7 +67,7 @@ class Dataset:
         Args:
             name: for the run's folder and its tables.
             x_train, x_test: images (n, height, width) or (n, height, width, channels), of whole
-                numbers 0..255, or of floats 0..1, which are rounded to multiples of 1/255.
+                numbers 0..255, or of bools or floats 0..1, which become multiples of 1/255.
             y_train, y_test: labels (n,), whole numbers from 0.
             class_names: by label; by default the numbers up to the largest training label.
             source: where the arrays came from, in a few words.
@@ -112,17 +112,19 @@ def _split(part: str, images: Any, labels: Any) -> Split:
         raise DataError(f"the {part} images or labels differ in shape ({error})") from error
     if image.ndim == 3:
         image = image[..., np.newaxis]
-    if image.ndim != 4 or not image.size or image.dtype.kind not in "uif":
+    if image.ndim != 4 or not image.size or image.dtype.kind not in "uifb":
         kind = f"{image.dtype}{list(image.shape)}"
         raise DataError(
             f"the {part} images are {kind}; allowed are numbers (n, height, width, channels)"
         )
-    top = 1 if image.dtype.kind == "f" else 255
-    if not (image.min() >= 0 and image.max() <= top):  # also for NaN
-        span = f"from {image.min()} to {image.max()}"
-        raise DataError(f"the {part} images have values {span}; allowed are 0 to {top}")
-    if image.dtype.kind == "f":
-        image = np.rint(image * 255)
+    low, high, top = image.min(), image.max(), 1 if image.dtype.kind in "fb" else 255
+    if not (low >= 0 and high <= top) or (high == 1 < top):  # also for NaN, and nearly black
+        allowed = "whole numbers 0 to 255, or floats or bools 0 to 1"
+        raise DataError(
+            f"the {part} images have values from {low} to {high}; allowed are {allowed}"
+        )
+    if top == 1:
+        image = np.rint(image * 255.0)
     if label.shape == (len(image), 1):
         label = label[:, 0]
     if label.shape != (len(image),) or label.dtype.kind not in "ui":

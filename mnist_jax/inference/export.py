@@ -47,7 +47,7 @@ def export(
     if place is None or not 0 <= place < len(names):
         which = " to ".join(f"{i} ({names[i]})" for i in sorted({0, len(names) - 1}))
         given = "" if member is None else f"member is {member}; "
-        raise UsageError(f"{given}the run has {which}; choose with --member")
+        raise UsageError(f"{given}the networks are {which}; choose with --member")
     variables = run.finite_member(place)
     if file_format == "stablehlo":
         data, content = _to_stablehlo(run, variables), "probabilities"

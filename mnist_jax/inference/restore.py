@@ -43,6 +43,12 @@ class LoadedRun(NamedTuple):
     warnings: list[str]  # a damaged checkpoint that was skipped; that the run is not complete
     record: dict[str, Any] | None = None  # the content of result.json, if the run is complete
 
+    def __repr__(self) -> str:
+        steps = f"{self.step:,} steps" + f" of {len(self.members)} networks" * (
+            len(self.members) > 1
+        )
+        return f"<LoadedRun {self.folder}: {self.config.model} on {self.data.name}, {steps}>"
+
     def logits(self, variables: Any, image: jax.Array) -> jax.Array:
         """Logits (n, classes) float32 of one of the members; a pure function of both arguments.
 

@@ -38,10 +38,10 @@ class Verify(DataFlags):
             try:
                 yield f"{name:12s}{check(folder)}"
             except (CheckpointError, atomic_io.IntegrityError, OSError) as error:
-                raise CheckpointError(
-                    f"{folder} differs from what its run wrote: {name}: {error}; restore it from "
-                    "a copy, or train again in another --workdir"
-                ) from error
+                advice = "restore it from a copy, or train again in another --workdir"
+                advice = "" if isinstance(error, CheckpointError) else f"; {advice}"
+                problem = f"{folder} differs from what its run wrote: {name}: {error}{advice}"
+                raise CheckpointError(problem) from error
 
     def _accuracy(self, folder: Path) -> str:
         run = load_run(folder)

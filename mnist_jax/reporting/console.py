@@ -116,7 +116,8 @@ class Display(Callback):
             cells = "".join(_cell(means[f"{s}/loss"], means[f"{s}/accuracy"]) for s in found)
             line = f"epoch {number}{cells}{row['train_s'] + row['eval_s']:>8.1f} s  {label}"
             print(line.rstrip())
-        self._show("saving")
+        is_last = row["epoch"] == self.config.epochs
+        self._show("saving" if is_last else f"epoch {row['epoch'] + 1}/{epochs}")
 
     def on_train_end(self, result: Result) -> None:
         """Prints the summary, with the accuracy last."""

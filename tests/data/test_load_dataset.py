@@ -1,8 +1,11 @@
 """Which source is read, what it leaves behind, and which failures are errors or warnings."""
 
+import errno
+import os
 import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 import filelock
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import small
 
 from mnist_jax.data import Dataset, PrepareData, digits, load_dataset, sources
-from mnist_jax.errors import DataError
+from mnist_jax.errors import DataError, DeviceError
 
 
 def assert_holds(dataset: Dataset, truth) -> None:
@@ -111,10 +114,14 @@ def test_a_full_disk_brings_a_warning(originals, truth, data_dir, monkeypatch):
 
 def test_a_data_dir_must_be_writable_and_unlocked(originals, data_dir, no_network, monkeypatch):
     data_dir.write_text("a file")
-    with pytest.raises(DataError, match=r"cannot write .*; choose another --data_dir"):
+    cannot_write = pytest.raises(DeviceError, match=r"cannot write .*; choose another --data_dir")
+    with cannot_write:
         load_dataset("auto", data_dir=data_dir)
     data_dir.unlink()
     data_dir.mkdir()
+    with monkeypatch.context() as full_disk, cannot_write:
+        full_disk.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space")))
+        load_dataset("digits", data_dir=data_dir)
     monkeypatch.setattr("mnist_jax.data.LOCK_TIMEOUT_S", 0.1)
     lock = filelock.FileLock(data_dir / ".mnist.lock")
     with lock, pytest.raises(DataError, match="another process has been preparing mnist for"):

@@ -34,7 +34,7 @@ def places(runs, copied, pictures, tmp_path) -> dict[str, Path]:
         ("predict {picture} {run}", 2, "one is a run; name one run, in front of the pictures"),
         ("evaluate nowhere", 2, "nowhere holds no run"),
         ("evaluate {run} --dataset=mnits", 2, "did you mean mnist"),
-        ("export {run} --member=7", 2, "member is 7; the run has 0 (seed 5)"),
+        ("export {run} --member=7", 2, "member is 7; the networks are 0 (seed 5)"),
         ("export {run} --output={run}/no/x", 6, "no/x (No such file or directory); choose another"),
         ("report {run} --output={run}/no/x", 6, "no/x (No such file or directory); choose another"),
         ("report", 2, "no run is named; name one or more run folders"),

@@ -130,7 +130,7 @@ def test_one_of_many_seeds_is_chosen_if_it_is_finite(copied, edit_params, comman
     folder = copied("many")
     record = json.loads((folder / "result.json").read_text())
     status, _, err = command("export", folder)
-    choice = "error: the run has 0 (seed 1234) to 2 (seed 1236); choose"
+    choice = "error: the networks are 0 (seed 1234) to 2 (seed 1236); choose"
     assert (status, choice in err) == (2, True)
     files = []
     for place, seed in enumerate((1234, 1235, 1236)):
