@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -184,28 +183,6 @@ def test_an_ignored_signal_stays_ignored():
         assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_a_script_leaves_the_signal_handlers_as_they_were(monkeypatch):
-    before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(sys, "argv", ["train.py", "--model=cn"])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")  # as %run of IPython does
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_ctrl_c_during_the_imports_leaves_no_traceback(flags):
-    program = """
-import os, runpy, signal, sys
-class Finder:
-    def find_spec(self, name, *rest):
-        if name == "flax.linen":
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, Finder())
-runpy.run_path("train.py", run_name="__main__")
-"""
-    done = subprocess.run([sys.executable, "-c", program, *flags()], **PROCESS)
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_a_closed_pipe_ends_the_run_quietly(flags):

@@ -226,6 +226,7 @@ def test_a_changed_fork_is_another_run(source, tmp_path):
         ("def f(:", "fails in line 1: SyntaxError: invalid syntax"),
         ("exit(3)", "fails in line 1: SystemExit: 3"),
         ("", "unknown loss 'focal2'; choose from .*cross_entropy"),
+        ('from mnist_jax import LOSSES\nLOSSES["focal2"] = 3', "is a int; register a function"),
     ],
 )
 def test_a_fork_that_fails_is_a_usage_error(tmp_path, code, message):
@@ -235,8 +236,15 @@ def test_a_fork_that_fails_is_a_usage_error(tmp_path, code, message):
 
 
 BROKEN = """
+import flax.linen as nn
 import optax
-from mnist_jax import AUGMENTATIONS, LOSSES, OPTIMIZERS
+from mnist_jax import AUGMENTATIONS, DATASETS, LOSSES, MODELS, OPTIMIZERS
+from mnist_jax.models import LogisticRegression
+
+class Noisy(LogisticRegression):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dropout(0.5, deterministic=False)(super().__call__(x))
 
 def update(grads, state, params=None):
     raise TypeError("cannot update")
@@ -244,6 +252,7 @@ def update(grads, state, params=None):
 OPTIMIZERS["broken"] = lambda rate: optax.GradientTransformation(lambda params: (), update)
 AUGMENTATIONS["broken"] = lambda batch, key: {**batch, "image": batch["pixels"]}
 LOSSES["broken"] = lambda logits, batch: logits.mean()
+MODELS["broken"], DATASETS["broken"] = Noisy, lambda: [1]
 """
 
 
@@ -252,6 +261,8 @@ LOSSES["broken"] = lambda logits, batch: logits.mean()
     [
         ("optimizer", "a training step fails with the fork .*: TypeError: cannot update; --debug"),
         ("augmentation", "KeyError: 'pixels'"),
+        ("model", 'the model .broken. fails on images .*: Dropout_0 needs PRNG for "dropout"'),
+        ("dataset", "the function of broken returns a list, no Dataset"),
         ("loss", r"the loss has shape \(\); it has a value for each example, \(100,\)"),
     ],
 )
