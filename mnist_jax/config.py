@@ -307,6 +307,7 @@ RULES: dict[str, Rule] = {
     "steps_per_call": (lambda n: n == "auto" or _is_int(n, 1), f"'auto' or {COUNT[1]}"),
     "devices": (lambda n: n == "all" or _is_int(n, 1), f"'all' or {COUNT[1]}"),
     "data_dir": (lambda path: path is not None, "a folder"),
+    "dataset": (lambda name: isinstance(name, str), "a name or a path"),
     "options": (
         lambda words: isinstance(words, tuple | list) and all(OPTION.fullmatch(w) for w in words),
         "words such as gamma=3",

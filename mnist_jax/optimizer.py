@@ -19,7 +19,7 @@ def adam(
     (Loshchilov and Hutter, 2019).
     """
     parts = [optax.scale_by_adam(eps=1e-7), optax.scale_by_learning_rate(learning_rate)]
-    if not isinstance(weight_decay, float) or weight_decay:  # an array, or not 0
+    if isinstance(weight_decay, jax.Array) or weight_decay:
         is_kernel = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
         parts.insert(1, optax.add_decayed_weights(weight_decay, mask=is_kernel))
     return optax.chain(*parts)

@@ -20,6 +20,7 @@ from mnist_jax.config import Config
 from mnist_jax.data import Dataset, DataSpec, load_dataset
 from mnist_jax.data.dataset import hold_out
 from mnist_jax.errors import CheckpointError, DeviceError, MnistJaxError, UsageError, first_line
+from mnist_jax.fork import load_fork
 from mnist_jax.metrics import finite_members
 from mnist_jax.models import make_model
 from mnist_jax.parallel import distributed
@@ -55,8 +56,8 @@ def fit(
         init_params: parameters to start from, such as those of a `Result`; None for random ones, or
             those of `config.init_from`. With members, stacked or the same for all.
         callbacks: their methods are called, in process 0. None: what the config asks for, with the
-            console, as from `reporting.make_callbacks`, and with the compilation cache. Empty:
-            warnings become Python's.
+            console, as from `reporting.make_callbacks`, and with the compilation cache. If none has
+            `on_warning`, warnings become Python's.
         import_s: seconds the caller spent on imports, for the timings.
         stop: ends the run early, with a checkpoint. None: the signals of
             `signals.NAMES` do, in the main thread.
@@ -72,6 +73,7 @@ def fit(
     """
     started = time.perf_counter() - import_s
     config = config.resolve()
+    fork = None if config.fork is None else load_fork(config.fork)
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(use_device(config.platform, config.precision))
         warnings: list[str] = []
@@ -81,7 +83,9 @@ def fit(
 
             callbacks = make_callbacks(config)
             warnings += enable_compilation_cache(config.compilation_cache)
-        callbacks = (callbacks or [PythonWarnings()]) if distributed.is_primary() else []
+        if not _overridden(callbacks, "on_warning"):
+            callbacks = [*callbacks, PythonWarnings()]
+        callbacks = callbacks if distributed.is_primary() else []
         stop = stop or stack.enter_context(catch_signals())
         for callback in callbacks:
             stack.callback(callback.close)
@@ -97,8 +101,7 @@ def fit(
         model = make_model(config.model, **sizes, dtype=dtype, **config.arguments("model"))
         is_complete = config.workdir is not None and has_result(config.workdir)
         initial = (None, None) if is_complete else _initial(config, init_params, model, warnings)
-        own = [getattr(callback.on_steps, "__func__", None) for callback in callbacks]
-        log = distributed.broadcast(any(method is not Callback.on_steps for method in own))
+        log = distributed.broadcast(_overridden(callbacks, "on_steps"))
         trainer = Trainer(model, dataset, config, mesh, log=log)
         if not is_complete:
             _check_step(trainer)
@@ -116,6 +119,8 @@ def fit(
 
         def open_folder() -> tuple[str, dict[str, Any] | None, list[str]]:
             nonlocal run
+            if config.fork is not None and load_fork(config.fork) != fork:
+                raise UsageError(f"{config.fork} changed while the run started; start it again")
             folder = config.workdir or make_default_folder(data.name, config.model)
             run = stack.enter_context(contextlib.closing(RunDir(folder, config, data)))
             changes = [] if run.result else run.write_environment(where, config.allow_code_change)
@@ -144,6 +149,12 @@ def fit(
         for callback in callbacks:
             callback.on_train_end(result)
         return result
+
+
+def _overridden(callbacks: Sequence[Callback], name: str) -> bool:
+    """Whether one of the callbacks has a method of that name of its own."""
+    methods = [getattr(getattr(callback, name), "__func__", None) for callback in callbacks]
+    return any(method is not getattr(Callback, name) for method in methods)
 
 
 def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset]:

@@ -63,10 +63,11 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def _to_grey(picture: Image.Image) -> Image.Image:
     """An image of any mode as one of mode L or F, with levels from 0 to 255."""
-    if picture.mode.startswith("I"):  # up to 16 bits; many cameras and scanners use 10 to 14
+    if picture.mode[0] in "IF":  # up to 16 bits, many cameras use 10 to 14; or floats, often 0 to 1
         levels = np.asarray(picture).astype(np.float32)
         levels -= levels.min()  # the digit may use a narrow range
-        return Image.fromarray(levels * (255 / max(255, levels.max())))
+        white = 1.0 if levels.max() <= 1 else max(255, levels.max())
+        return Image.fromarray(levels * (255 / white))
     if not picture.has_transparency_data:
         return picture.convert("L")
     picture = picture.convert("RGBA")

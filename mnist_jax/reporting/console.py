@@ -83,7 +83,7 @@ class Display(Callback):
         if step:
             print(f"resumes after {step:,} steps")
         self.config = config
-        splits = ("train", *["validation"] * (config.validation > 0), "test")
+        splits = ("train", *["validation"] * (dataset.validation is not None), "test")
         heads = "".join(f"{name:>18}" for name in splits)
         print("loss, accuracy" + heads[7 - 2 * len(str(config.epochs)) :] + f"{'time':>10}")
         self._show("compiling")
