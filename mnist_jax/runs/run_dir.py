@@ -80,8 +80,8 @@ class RunDir:
                 saved = any(self.checkpoints.folder.glob("*.safetensors"))
                 trained = METRICS in names and (folder / METRICS).stat().st_size
                 if not (saved or trained or RESULT in names):  # it ended before its first save
-                    with self.writing():
-                        for name in {CONFIG, ENVIRONMENT, FORK, METRICS} & names:
+                    with self.writing():  # the config stays, until a new one replaces it
+                        for name in {ENVIRONMENT, METRICS} & names:
                             (folder / name).unlink()
                 else:
                     self._check_same(before, config, data)
@@ -116,8 +116,7 @@ class RunDir:
     def write_environment(self, record: dict[str, Any], allow_code_change: bool) -> list[str]:
         """Writes environment.json, with those of earlier starts; returns a warning of changes.
 
-        Raises:
-            UsageError: the code has changed since the run began, and that is not allowed.
+        Raises UsageError if the code has changed since the run began, and that is not allowed.
         """
         path, warnings = self.folder / ENVIRONMENT, []
         before = read_environment(self.folder) if path.exists() else record
@@ -229,9 +228,8 @@ def read_config(folder: Path) -> tuple[Config, DataSpec]:
         if values.get("fork") is not None:
             values["fork"] = folder / FORK
         config = Config.from_json(values)
-        data = DataSpec(*(values["data"][name] for name in DataSpec._fields))
-        shape, names = tuple(data.image_shape), tuple(data.class_names)
-        return config, data._replace(image_shape=shape, class_names=names)
+        name, shape, names, sha256 = (values["data"][key] for key in DataSpec._fields)
+        return config, DataSpec(name, tuple(shape), tuple(names), sha256)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{folder} holds no run; name a folder that train.py made") from error
     except (OSError, IntegrityError, KeyError, TypeError, ValueError) as error:
@@ -256,8 +254,7 @@ def has_result(folder: Path) -> bool:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The content of result.json; None if the run is not complete.
 
-    Raises:
-        CheckpointError: the file is damaged or cannot be read.
+    Raises CheckpointError if the file is damaged or cannot be read.
     """
     path = folder / RESULT
     try:

@@ -6,6 +6,7 @@ import json
 import subprocess
 from contextlib import closing
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from mnist_jax import Config, __main__, fit, load_dataset, load_run, predict, save_run
 from mnist_jax.data import DataSpec
-from mnist_jax.errors import CheckpointError, UsageError
+from mnist_jax.errors import CheckpointError, DeviceError, UsageError
 from mnist_jax.models import LogisticRegression, init_variables
 from mnist_jax.runs import environment
 from mnist_jax.runs.run_dir import RunDir, check_idle, read_result
@@ -66,6 +67,9 @@ def test_what_ended_before_its_first_checkpoint_can_be_corrected(config):
     (config.workdir / "metrics.jsonl").touch()  # as a run does while it saves its initial state
     (config.workdir / "checkpoints").mkdir()
     other = dataclasses.replace(config, seed=5)
+    crash = mock.patch("mnist_jax.runs.run_dir.write_atomically", side_effect=OSError("crash"))
+    with crash, pytest.raises(DeviceError):
+        RunDir(config.workdir, other, DATA)
     RunDir(config.workdir, other, DATA).close()
     assert fit(other).record["seed"] == 5
     with pytest.raises(UsageError, match=r"differs in seed .was 5, now 1234..*--init_from=.*run"):
