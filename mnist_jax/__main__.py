@@ -30,12 +30,10 @@ def _load(name: str) -> type:
 
 
 def _overview() -> str:
-    lines = ["usage: python -m mnist_jax COMMAND …; COMMAND --help explains each one", ""]
-    lines.append(f"  train     {TRAIN}")
-    for name in COMMANDS:
-        summary = (inspect.getdoc(_load(name)) or "").partition("\n")[0]
-        lines.append(f"  {name:9s} {summary}")
-    return "\n".join(lines)
+    texts = {"train": TRAIN} | {name: inspect.getdoc(_load(name)) or " " for name in COMMANDS}
+    lines = (f"  {name:9s} {text.splitlines()[0]}" for name, text in texts.items())
+    usage = "usage: python -m mnist_jax COMMAND …; COMMAND --help explains each one"
+    return "\n".join([usage, "", *lines])
 
 
 def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0) -> int:
@@ -50,8 +48,7 @@ def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0)
         fit(config, import_s=import_s)
         jax.distributed.shutdown()
 
-    advice = "use a smaller --batch_size or --seeds"
-    status = cli.exit_status(command, debug="--debug" in argv, save_memory=advice)
+    status = cli.exit_status(command, debug="--debug" in argv)
     distributed.leave(status)
     return status
 

@@ -19,11 +19,7 @@ class IntegrityError(ValueError):
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as a user gave it, with ~ expanded if that user has a home.
-
-    Raises:
-        UsageError: no file can have that name.
-    """
+    """A user's path, with ~ expanded; raises UsageError if no file can have that name."""
     try:
         expanded = Path(os.path.expanduser(path))  # noqa: PTH111  Path's fails without a home
         if b"\0" in os.fsencode(expanded):
@@ -37,10 +33,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, or a crash at any time, sees the old content or the new.
 
     The bytes are synced before the rename, and the folder after it, so that both survive a power
-    cut. The file's mode is that of any new file.
-
-    Raises:
-        OSError: the file could not be written; the old content stays.
+    cut. After an OSError the old content stays. The file's mode is that of any new file.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -77,12 +70,7 @@ def make_folder(path: Path, **options: bool) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file.
-
-    Raises:
-        OSError: it cannot be read.
-        IntegrityError: it holds something else.
-    """
+    """Reads a JSON object from a file; raises IntegrityError if it holds something else."""
     data = path.read_bytes()
     try:
         content = json.loads(data)
@@ -100,11 +88,7 @@ def digest_lines(contents: Mapping[str, bytes]) -> bytes:
 
 
 def check_digest(path: Path, data: bytes, digests: Path) -> None:
-    """Checks the content of `path` against its line in the file `digests`.
-
-    Raises:
-        IntegrityError: there is no such line, or the SHA-256 differs.
-    """
+    """Raises IntegrityError unless `path` with this content has its line in the file `digests`."""
     line = digest_lines({path.name: data})
     try:
         lines = digests.read_bytes().splitlines(keepends=True)
@@ -126,12 +110,7 @@ def write_verified(path: Path, data: bytes) -> None:
 
 
 def read_verified(path: Path) -> bytes:
-    """Reads a file and checks it against the digest beside it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        IntegrityError: the digest is missing or differs.
-    """
+    """Reads a file; raises IntegrityError if the digest beside it is missing or differs."""
     data = path.read_bytes()
     check_digest(path, data, digest_path(path))
     return data

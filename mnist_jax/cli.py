@@ -24,9 +24,7 @@ ALIASES |= {"--gpu": "--platform=gpu", "--cpu": "--platform=cpu", "--no-cuda": "
 def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: str) -> Options:
     """An object of the dataclass `kind` from command-line words; each field is a flag.
 
-    Raises:
-        SystemExit: after `--help` with 0; after a wrong flag with 2, and a message on stderr.
-        UsageError: the dataclass refuses a value.
+    Exits after `--help`, or after a wrong flag with a message; raises what the dataclass raises.
     """
     import tyro
 
@@ -74,12 +72,10 @@ def _shown(kind: Any) -> type:
     return dataclasses.make_dataclass("Shown", [*flags.values(), *groups], kw_only=True)
 
 
-def exit_status(
-    command: Callable[[], None], *, debug: bool, save_memory: str = "use another --platform"
-) -> int:
+def exit_status(command: Callable[[], None], *, debug: bool) -> int:
     """Runs `command`; returns the process's exit status, after one line on stderr if it is not 0.
 
-    With `debug` the traceback comes before the line. `save_memory`: the advice if memory ran out.
+    With `debug` the traceback comes before the line.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without × prints ?
         sys.stdout.reconfigure(errors="replace")
@@ -92,7 +88,7 @@ def exit_status(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (Exception, KeyboardInterrupt) as error:
-        status, line = _status_and_line(error, save_memory)
+        status, line = _status_and_line(error)
         if debug and status < 128:
             traceback.print_exc()
         with contextlib.suppress(OSError):  # nobody reads stderr
@@ -101,7 +97,7 @@ def exit_status(
     return 0
 
 
-def _status_and_line(error: BaseException, save_memory: str) -> tuple[int, str]:
+def _status_and_line(error: BaseException) -> tuple[int, str]:
     if isinstance(error, errors.InterruptedRunError | errors.WorseError):  # an outcome
         return error.exit_status, str(error)
     if isinstance(error, KeyboardInterrupt):
@@ -112,7 +108,8 @@ def _status_and_line(error: BaseException, save_memory: str) -> tuple[int, str]:
         status = errors.NonFiniteError.exit_status
         return status, f"error: {first_line(error)}; --debug shows where"
     if isinstance(error, MemoryError) or errors.is_out_of_memory(error):
-        return DeviceError.exit_status, f"error: out of memory ({first_line(error)}); {save_memory}"
+        advice = "use another --platform, or train with a smaller --batch_size or --seeds"
+        return DeviceError.exit_status, f"error: out of memory ({first_line(error)}); {advice}"
     if errors.is_process_failure(error):
         return DeviceError.exit_status, (
             f"error: another process has probably ended ({first_line(error)}); its output says "

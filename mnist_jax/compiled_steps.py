@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -139,7 +139,10 @@ class Trainer:
         key_data = to_host(jax.random.key_data(keys))  # (members, 2)
         key_data = put(key_data[0] if self._members is None else key_data, self._per_member)
         self.keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
-        self._dataset = dataset
+        splits = {"validation": dataset.validation, "test": dataset.test}
+        splits = {name: split for name, split in splits.items() if split is not None}
+        # The images and labels on the devices, as uint8; they are transferred once.
+        self.train_split, self.eval_splits = put((dataset.train, splits), self._per_run)
         self._steps = make_steps(
             model,
             make_optimizer(**config.optimizer_arguments(), steps=self.total_steps),
@@ -156,17 +159,6 @@ class Trainer:
         self._compiled: dict[Any, Any] = {}
         self._steps_per_call: dict[Any, int] = {}  # by program, from the time of its last call
 
-    @cached_property
-    def train_split(self) -> Any:
-        """The training images and labels on the devices, as uint8; they are transferred once."""
-        return put(self._dataset.train, self._per_run)
-
-    @cached_property
-    def eval_splits(self) -> dict[str, Any]:
-        """The same of the validation images, if there are any, and the test images."""
-        splits = {"validation": self._dataset.validation, "test": self._dataset.test}
-        return put({name: x for name, x in splits.items() if x is not None}, self._per_run)
-
     def init(self, params: Any = None, model_state: Any = None) -> steps.TrainState:
         """The initial state; from these NumPy arrays, stacked by member, if they are given."""
         args = self.keys, *put((self._grid(), params, model_state), self._per_member)
@@ -179,8 +171,8 @@ class Trainer:
     def trace_step(self) -> None:
         """Traces a training step without compiling it, so that an error in its code is raised."""
         order = jax.eval_shape(self._steps.epoch_permutation, self.keys, 0)
-        split, metrics = self._dataset.train, Metrics.zeros(self._members)
-        self._steps.train_steps.trace(self.state_shapes(), metrics, split, order, self.keys, 0, 1)
+        args = self.state_shapes(), Metrics.zeros(self._members), self.train_split, order
+        self._steps.train_steps.trace(*args, self.keys, 0, 1)
 
     def _grid(self) -> dict[str, np.ndarray]:
         """The hyperparameters that differ between members, (members,) float32 each."""

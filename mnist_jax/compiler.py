@@ -52,7 +52,7 @@ def compiler_options(
     XLA_FLAGS says what belongs into graphs. CPU and TPU are deterministic without options.
     """
     options: dict[str, Any] = {}
-    is_nvidia = re.match(r"\d+\.", _compute_capability(device))
+    is_nvidia = re.match(r"\d+\.", getattr(device, "compute_capability", ""))  # AMD: "gfx942"
     if one_graph and is_nvidia and COMMAND_BUFFER not in os.environ.get("XLA_FLAGS", ""):
         options[COMMAND_BUFFER] = COMMANDS
     if deterministic and device.platform == "gpu":
@@ -60,18 +60,12 @@ def compiler_options(
     return options
 
 
-def _compute_capability(device: jax.Device) -> str:
-    """Such as 9.0 of an NVIDIA GPU, or gfx942 of an AMD GPU; empty for other devices."""
-    return getattr(device, "compute_capability", "")
-
-
 def compute_dtype(precision: str, device: jax.Device) -> Dtype | None:
     """The dtype that layers compute in; None for that of their float32 parameters.
 
-    Raises:
-        UsageError: the device has no TF32.
+    Raises UsageError if the device has no TF32.
     """
-    has_tf32 = re.match(r"([89]|\d\d)\.", _compute_capability(device))  # 8.0 and above
+    has_tf32 = re.match(r"([89]|\d\d)\.", getattr(device, "compute_capability", ""))  # 8.0 and up
     if precision == "tf32" and not has_tf32:
         raise UsageError(
             f"precision is 'tf32', which this device ({device.device_kind}) does not have; "

@@ -21,7 +21,7 @@ from mnist_jax.data.files import is_path
 from mnist_jax.errors import UsageError, unknown_choice
 from mnist_jax.flags import Flags
 from mnist_jax.fork import COMPONENTS, REGISTRIES, load_fork
-from mnist_jax.models import ACTIVATIONS, MODELS
+from mnist_jax.models import ACTIVATIONS
 from mnist_jax.presets import PRESETS
 
 FORMAT_VERSION = 3  # of config.json and of a run's folder
@@ -49,8 +49,7 @@ class Config(Flags):
     `resolve` fills these values in. `dataclasses.replace` changes any field, the preset and the
     model included. `python train.py --help` explains the fields.
 
-    Raises:
-        UsageError: a value is not allowed; the message says what is.
+    Raises UsageError if a value is not allowed; the message says what is.
     """
 
     def __post_init__(self):
@@ -85,24 +84,19 @@ class Config(Flags):
 
     def _check_arguments(self) -> None:
         """Each argument that is given must belong to a component of the run."""
-        model = MODELS[self.model]
-        if not (inspect.isclass(model) and issubclass(model, nn.Module)):
-            raise UsageError(f"the model {self.model!r} is no subclass of flax.linen.Module")
         for kind, part in self.components().items():
-            if not callable(part):
-                name, found = getattr(self, kind), type(part).__name__
-                raise UsageError(f"the {kind} {name!r} is a {found}; register a function")
+            needed, fits = "function", callable(part)
+            if kind == "model":
+                needed = "subclass of flax.linen.Module"
+                fits = inspect.isclass(part) and issubclass(part, nn.Module)
+            if not fits:
+                raise UsageError(f"the {kind} {getattr(self, kind)!r} is no {needed}")
         known = {name for part in self.components().values() for name in keywords(part)}
         given = [name for name in ARGUMENTS if getattr(self, name) is not None]
-        flags = {field.name for field in dataclasses.fields(self)}
         for name in (*given, *self.option_values()):
-            if name in flags and name not in given:
-                raise UsageError(f"{name} is a flag; give --{name}, not --options {name}=…")
-            flag = f"--{name}" if name in flags else f"{name} of --options"
-            if name in FROM_DATA and name not in known:
-                raise UsageError(f"the data or --precision set {name}; leave {flag} out")
             if name not in known:
                 *parts, last = (f"the {k} {getattr(self, k)!r}" for k in self.components())
+                flag = f"--{name}" if name in given else f"{name} of --options"
                 raise UsageError(
                     f"{', '.join(parts)} and {last} have no argument {name}; leave {flag} out"
                 )

@@ -28,8 +28,7 @@ def load_fork(path: str | Path) -> str:
 
     A content runs once in a process; loading it again restores its names.
 
-    Raises:
-        UsageError: the file cannot be read, or running it raises an exception.
+    Raises UsageError if the file cannot be read, or running it raises an exception.
     """
     path = user_path(path)
     try:

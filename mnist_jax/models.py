@@ -31,7 +31,6 @@ conv3x3 = partial(
 class MaxPool(nn.Module):
     """2×2 max pooling."""
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(batch, height, width, c) → (batch, height / 2, width / 2, c)."""
         return max_pool_2x2(x)
@@ -40,7 +39,6 @@ class MaxPool(nn.Module):
 class Flatten(nn.Module):
     """Joins all axes but the first."""
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(batch, ...) → (batch, product of the rest)."""
         return x.reshape((x.shape[0], -1))
@@ -130,8 +128,7 @@ def make_model(
 ) -> nn.Module:
     """The network of that name for images of a shape (height, width, channels).
 
-    Raises:
-        UsageError: it cannot be trained on these images: it lacks a field, or returns no logits.
+    Raises UsageError: it cannot be trained on these images: it lacks a field, or returns no logits.
     """
     fields: dict[str, Any] = {"image_shape": image_shape, "num_classes": num_classes}
     fields |= {"dtype": dtype, **options}

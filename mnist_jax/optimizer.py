@@ -38,7 +38,7 @@ optax. The flags weight_decay and momentum, and --options, set these keyword arg
 
 def make_optimizer(
     name: str, learning_rate: float, *, schedule: str, steps: int, **options: Any
-) -> optax.GradientTransformationExtraArgs:
+) -> optax.GradientTransformation:
     """An optimizer whose learning rate and weight decay are part of its state.
 
     So one compiled program serves every learning rate, and `vmap` trains with several.
@@ -52,7 +52,6 @@ def make_optimizer(
         steps: updates in all epochs of the run, the length of the schedule.
         options: keyword arguments of the optimizer.
     """
-
     optimizer = OPTIMIZERS[name]  # now: a loss that loads a teacher may replace it later
 
     def make(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
@@ -66,8 +65,7 @@ def make_optimizer(
 
     # Without weight decay its 0 stays a constant, so that the program does not add it.
     decay = options.get("weight_decay") or None
-    tx = optax.inject_hyperparams(make)(learning_rate=learning_rate, weight_decay=decay)
-    return optax.with_extra_args_support(tx)
+    return optax.inject_hyperparams(make)(learning_rate=learning_rate, weight_decay=decay)
 
 
 @partial(jax.jit, static_argnames="decay")

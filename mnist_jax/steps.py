@@ -97,12 +97,9 @@ def init_state(
     tx: optax.GradientTransformation,
     step_config: StepConfig = StepConfig(),
 ) -> TrainState:
-    """The state at step 0.
+    """The state at step 0, from these parameters and model state, or else the model's own.
 
-    Args:
-        root_key: the run's key.
-        hyperparams: values in the optimizer's state to replace, such as its learning_rate.
-        params, model_state: to start from; None for the model's own initial values.
+    `hyperparams` replace values in the optimizer's state, such as its learning_rate.
     """
     initial = init_variables(model, derive_key(root_key, INIT, 0))
     params = initial[0] if params is None else params
@@ -142,11 +139,8 @@ def loss_fn(
 ) -> tuple[jax.Array, tuple[Metrics, Any]]:
     """What training differentiates: the mean loss over the unmasked rows, plus sown losses.
 
-    Args:
-        batch: from `train_input`.
-        key: for dropout.
-
-    Returns the scalar, and with it the batch's metrics and the new model state.
+    `batch` comes from `train_input`; `key` is for dropout. Returns the scalar, and with it the
+    batch's metrics and the new model state.
     """
     mask, label = batch["mask"], batch["label"]
     logits, model_state, sown = forward(

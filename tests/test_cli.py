@@ -149,7 +149,7 @@ def test_without_memory_it_names_what_to_make_smaller_and_debug_traces(capsys, f
     for more in ([], ["--debug"]):
         assert train.main(flags(*more)) == 6
         err = capsys.readouterr().err
-        assert err.endswith("; use a smaller --batch_size or --seeds\n")
+        assert err.endswith(" with a smaller --batch_size or --seeds\n")
         assert ("Traceback" in err) == bool(more)
 
 

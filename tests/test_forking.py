@@ -226,7 +226,7 @@ def test_a_changed_fork_is_another_run(source, tmp_path):
         ("def f(:", "fails in line 1: SyntaxError: invalid syntax"),
         ("exit(3)", "fails in line 1: SystemExit: 3"),
         ("", "unknown loss 'focal2'; choose from .*cross_entropy"),
-        ('from mnist_jax import LOSSES\nLOSSES["focal2"] = 3', "is a int; register a function"),
+        ('from mnist_jax import LOSSES\nLOSSES["focal2"] = 3', "loss 'focal2' is no function"),
     ],
 )
 def test_a_fork_that_fails_is_a_usage_error(tmp_path, code, message):

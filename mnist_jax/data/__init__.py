@@ -132,8 +132,7 @@ def _read_cache(path: Path) -> tuple[Split, Split] | None:
 def _lock(data_dir: Path, name: str) -> AbstractContextManager[object]:
     """Makes this process the only one that prepares `name` in `data_dir`, within a `with` block.
 
-    Raises:
-        DataError: another process holds the lock too long.
+    Raises DataError if another process holds the lock too long.
     """
     try:
         (data_dir / "decoded").mkdir(parents=True, exist_ok=True)

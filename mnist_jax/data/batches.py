@@ -55,9 +55,7 @@ def batch_index(
     parts = 1 if sharding is None else sharding.num_devices
     rows = jnp.arange(-(-batch_size // parts) * parts, dtype=jnp.int32)
     place = i * batch_size + rows
-    mask = place < size
-    if len(rows) > batch_size:
-        mask &= rows < batch_size
+    mask = (place < size) & (rows < batch_size)
     place = jnp.minimum(place, size - 1)
     return place if order is None else order[place], mask
 

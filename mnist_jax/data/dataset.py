@@ -72,8 +72,7 @@ class Dataset:
             class_names: by label; by default the numbers up to the largest training label.
             source: where the arrays came from, in a few words.
 
-        Raises:
-            DataError: the arrays are not so.
+        Raises DataError if the arrays are not so.
         """
         if "/" in name or name.endswith(".npz"):
             raise DataError(f"a data set cannot be named {name!r}, as a path; choose another name")
@@ -148,8 +147,7 @@ def hold_out(train: Split, count: int) -> tuple[Split, Split]:
     seed are compared on the same images. Returns the remaining and the held-out examples, each in
     the order of `train`.
 
-    Raises:
-        UsageError: `count` is not from 1 to one less than the number of examples.
+    Raises UsageError if `count` is not from 1 to one less than the number of examples.
     """
     size = len(train.label)
     if not 0 < count < size:

@@ -26,8 +26,7 @@ def load_files(path: Path) -> Dataset:
     The names of the IDX files end in images-idx3-ubyte or labels-idx1-ubyte, with or without .gz;
     those of the test files contain "test" or "t10k". Pickled objects are never loaded.
 
-    Raises:
-        DataError: the path holds no such data.
+    Raises DataError if the path holds no such data.
     """
     try:
         arrays = _read_folder(path) if path.is_dir() else _read_npz(path)

@@ -85,8 +85,7 @@ SOURCES: dict[str, Source] = {
 def read_originals(name: str, folder: Path) -> dict[str, bytes]:
     """Reads the four files of `name`, compressed, and checks each against its SHA-256.
 
-    Raises:
-        DataError: a file is missing, unreadable or not the original.
+    Raises DataError if a file is missing, unreadable or not the original.
     """
     return {filename: _read_original(name, filename, folder) for filename in SOURCES[name].files}
 
@@ -110,8 +109,7 @@ def _read_original(name: str, filename: str, folder: Path) -> bytes:
 def download(name: str, folder: Path) -> None:
     """Downloads those of the four files that are not in `folder` yet.
 
-    Raises:
-        UnreachableError: a file cannot be downloaded.
+    Raises UnreachableError if a file cannot be downloaded.
     """
     import requests
 
@@ -149,8 +147,7 @@ def read_idx(filename: str, data: bytes) -> np.ndarray:
     It holds a magic number (0x08 for bytes, then the number of dimensions), each dimension, and the
     values, row-major; the integers are 32-bit big-endian.
 
-    Raises:
-        DataError: the file has another format, or ends early.
+    Raises DataError if the file has another format, or ends early.
     """
     try:
         raw = gzip.decompress(data) if filename.endswith(".gz") else data

@@ -25,8 +25,7 @@ def _description(source: Source) -> str:
 def read(folder: Path, source: Source) -> tuple[Split, Split]:
     """Reads train and test from a folder that `prepare` wrote for `source`.
 
-    Raises:
-        DataError: the folder is damaged, or was prepared by another program or from other files.
+    Raises DataError: the folder is damaged, or was prepared by another program or from other files.
     """
     import tensorflow_datasets as tfds
 
@@ -51,8 +50,7 @@ def read(folder: Path, source: Source) -> tuple[Split, Split]:
 def prepare(name: str, data_dir: Path, train: Split, test: Split) -> None:
     """Writes the folder of that name in `data_dir`, unless it exists; complete or not at all.
 
-    Raises:
-        ImportError: tfds is not installed.
+    Raises ImportError if tfds is not installed.
     """
     import tensorflow_datasets as tfds
     from PIL import Image

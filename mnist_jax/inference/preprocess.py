@@ -56,8 +56,7 @@ def to_mnist(grey: np.ndarray) -> Digit:
     taken that does not touch the picture's edge; parts slightly detached from a digit belong to it.
     Strokes as thin as a ballpoint's are widened to MNIST's typical width.
 
-    Raises:
-        DataError: nothing stands out from the background.
+    Raises DataError if nothing stands out from the background.
     """
     grey = _without_margin(np.asarray(grey, np.float32))
     ink, noise = _subtract_background(grey)

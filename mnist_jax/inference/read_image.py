@@ -29,8 +29,7 @@ def read_image(path: str | Path) -> np.ndarray:
     darkest becomes 0, the brightest 255. The EXIF orientation is applied. A picture with a side of
     over `MAX_SIDE` is reduced.
 
-    Raises:
-        DataError: the file cannot be read, is not a picture, is damaged or too large.
+    Raises DataError if the file cannot be read, is not a picture, is damaged or too large.
     """
     file = user_path(path)
     try:

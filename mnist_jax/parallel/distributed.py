@@ -121,8 +121,7 @@ def broadcast(value: Any) -> Any:
 def on_primary(function: Callable[[], Any]) -> Any:
     """Calls `function` in process 0; its value, which JSON can hold, is that of every process.
 
-    Raises:
-        MnistJaxError: the error of `function`, in every process.
+    Raises MnistJaxError: the error of `function`, in every process.
     """
     value, failure = None, None
     if is_primary():

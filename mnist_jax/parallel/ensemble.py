@@ -23,12 +23,9 @@ def over_members(
 
     The devices do not communicate.
 
-    Args:
-        function: of positional arguments, for one member. Python ints come last and are static.
-        is_stacked: for each argument, whether it is stacked by member or shared.
-        mesh: from `mesh.make_mesh`.
-        sequential: a loop over the members instead of `vmap`: slower if the operations are too
-            small to fill the device, but with the activations of only one member in memory.
+    Each positional argument is stacked by member, or shared; Python ints come last and are static.
+    `sequential` is a loop over the members instead of `vmap`: slower if the operations are too
+    small to fill the device, but with the activations of only one member in memory.
     """
     members, shared = PartitionSpec(*mesh.axis_names), PartitionSpec()
 

@@ -12,10 +12,9 @@ from mnist_jax.errors import DeviceError, UsageError, first_line
 
 
 def select_device(platform: str) -> jax.Device:
-    """This process's first device of a platform; for 'auto', of the best platform JAX finds.
+    """This process's first device of a platform; for 'auto', of the best that JAX finds.
 
-    Raises:
-        DeviceError: the platform is absent. No other one is taken in its place.
+    Raises DeviceError if the platform is absent: no other one is taken in its place.
     """
     try:
         return jax.local_devices(backend=None if platform == "auto" else platform)[0]
@@ -28,14 +27,9 @@ def select_device(platform: str) -> jax.Device:
 
 
 def select_devices(first: jax.Device, count: int | Literal["all"] | None) -> list[jax.Device]:
-    """Devices of the platform of `first`, over all processes.
+    """`count` devices of the platform of `first`; None: one, or all if there are several processes.
 
-    Args:
-        first: of this process, as from `select_device`.
-        count: None for one, or for all if there are several processes.
-
-    Raises:
-        DeviceError: there are fewer, or several processes would not use all of theirs.
+    Raises DeviceError if there are fewer, or if several processes would not use all of theirs.
     """
     found, processes = jax.devices(first.platform), jax.process_count()
     if count is None:
@@ -53,8 +47,7 @@ def select_devices(first: jax.Device, count: int | Literal["all"] | None) -> lis
 def make_mesh(devices: Sequence[jax.Device], members: int | None = None) -> Mesh:
     """A mesh of one axis: "batch", or "members" if there are several networks to train.
 
-    Raises:
-        UsageError: the devices do not divide the members.
+    Raises UsageError if the devices do not divide the members.
     """
     count = len(devices)
     if members is not None and members % count:

@@ -74,8 +74,7 @@ def fill(template: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
 
     The names of the arrays begin with `prefix`, such as "state/params/".
 
-    Raises:
-        CheckpointError: an array is missing, or has another shape or dtype.
+    Raises CheckpointError if an array is missing, or has another shape or dtype.
     """
     leaves = []
     for path, leaf in names_of(template).items():
@@ -95,8 +94,7 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
 
     Returns the arrays by name, the metadata of `Progress`, and a warning for each damaged file.
 
-    Raises:
-        CheckpointError: there are checkpoints and none is intact.
+    Raises CheckpointError if there are checkpoints and none is intact.
     """
     damaged = []
     for path in _paths(folder):
@@ -105,20 +103,15 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
         except (atomic_io.IntegrityError, OSError) as error:
             damaged.append(f"the checkpoint {path} is damaged ({error})")
             continue
-        arrays, rest = safetensors.numpy.load(data), json.loads(_metadata(data)["rest"])
+        with safetensors.safe_open(path, "numpy") as file:
+            rest = json.loads(file.metadata()["rest"])
         if damaged:
             damaged[-1] += f"; {path.name} is used instead"
-        return arrays, rest, damaged
+        return safetensors.numpy.load(data), rest, damaged
     if damaged:
         problem = "; ".join(damaged)
         raise CheckpointError(f"{problem}; restore one, or remove {folder.parent} to start again")
     return None
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: 8 bytes, little-endian, tell the length of its JSON."""
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]).get("__metadata__", {})
 
 
 def load_saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
@@ -146,8 +139,7 @@ def variables_of(
     NumPy arrays, stacked by member if the run has members, from those of `load_saved`; the
     optimizer's state is not read.
 
-    Raises:
-        CheckpointError: the arrays are of another model.
+    Raises CheckpointError if the arrays are of another model.
     """
     params, model_state = stacked_shapes(config, model)
     model_state = fill(model_state, arrays, "state/model_state/")

@@ -52,11 +52,7 @@ def record(
     devices: Sequence[jax.Device],
     environment: dict[str, Any],
 ) -> dict[str, Any]:
-    """The content of result.json.
-
-    `config` is resolved, `progress` the final one, `params` what was evaluated, as NumPy arrays;
-    `devices` are those of all processes, `environment` comes from `environment.describe`.
-    """
+    """The content of result.json; `params` are what was evaluated, as NumPy arrays."""
     common = {
         "model": config.model,
         "dataset": data.name,
