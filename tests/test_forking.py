@@ -71,6 +71,8 @@ class Watch(StopAfter):
 
     steps = 0
 
+    def on_warning(self, message): ...
+
     def on_steps(self, first, values):
         self.steps += values["grad_norm"].shape[-1]
 

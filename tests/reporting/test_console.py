@@ -30,7 +30,8 @@ ROW = {
 def begin(display, workdir, step=0, **config):
     config = Config(model="logistic", dataset="digits", epochs=10, **config).resolve()
     split = Split(np.zeros((5, 28, 28, 1), np.uint8), np.zeros(5, np.int32))
-    dataset = Dataset("digits", split, split, "scikit-learn", (), tuple("0123456789"))
+    more = tuple("0123456789"), split if config.validation else None
+    dataset = Dataset("digits", split, split, "scikit-learn", (), *more)
     display.on_fit_begin(config)
     display.on_data_loaded(dataset)
     model = MODELS["logistic"]()
