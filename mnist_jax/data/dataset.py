@@ -75,7 +75,7 @@ class Dataset:
         Raises DataError if the arrays are not so.
         """
         if "/" in name or name.endswith(".npz"):
-            raise DataError(f"a data set cannot be named {name!r}, as a path; choose another name")
+            raise DataError(f"the name {name!r} looks like a path; choose another name")
         train, test = _split("training", x_train, y_train), _split("test", x_test, y_test)
         if train.image.shape[1:] != test.image.shape[1:]:
             shapes = f"{train.image.shape[1:]} and {test.image.shape[1:]}"
