@@ -43,8 +43,7 @@ def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0)
         malloc.tune_glibc()
         config = cli.parse(Config, argv, prog=prog, description=TRAIN).resolve()
         processes = config.coordinator, config.num_processes, config.process_id
-        for warning in distributed.initialize(*processes):
-            print(f"warning: {warning}", file=sys.stderr)
+        distributed.initialize(*processes)
         fit(config, import_s=import_s)
         jax.distributed.shutdown()
 

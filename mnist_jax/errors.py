@@ -4,6 +4,7 @@ A message is one line: what was found; what is allowed; what to do. Any other ex
 """
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 import jax
@@ -98,3 +99,9 @@ def first_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """The text in one line without control characters, whatever is in a file's name."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def print_warnings(messages: Iterable[str]) -> None:
+    """Prints each message on stderr as one line, `warning: …`."""
+    for message in messages:
+        print(f"warning: {printable(message)}", file=sys.stderr)

@@ -191,7 +191,7 @@ class Flags:
 
     profile: Path | None = _runtime(None)
     """Write a profiler trace of one call of the training program into this folder, for TensorBoard
-    or Perfetto, and list the ten costliest operations. None: no trace."""
+    or Perfetto. None: no trace."""
 
     allow_code_change: bool = _runtime(False)
     """Resume a run although the code of mnist_jax has changed since it began."""

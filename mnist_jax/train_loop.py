@@ -141,7 +141,8 @@ class TrainLoop:
 
     def _between_calls(self) -> None:
         """Saves if a checkpoint is due; ends the run after a signal."""
-        signal = distributed.any_signal(self.stop.signal)
+        signals = distributed.allgather(self.stop.signal)  # one for each process
+        signal = next((number for number in signals if number is not None), None)
         due = distributed.on_primary(lambda: self.run_dir.checkpoints.is_due())
         if due or signal is not None:
             self.save()

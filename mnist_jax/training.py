@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from mnist_jax.compiler import compute_dtype, enable_compilation_cache, use_devi
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, DataSpec, load_dataset
 from mnist_jax.data.dataset import hold_out
-from mnist_jax.errors import CheckpointError, DeviceError, MnistJaxError, UsageError, first_line
+from mnist_jax.errors import CheckpointError, MnistJaxError, UsageError, first_line
 from mnist_jax.fork import load_fork
 from mnist_jax.metrics import finite_members
 from mnist_jax.models import make_model
@@ -105,7 +104,6 @@ def fit(
         trainer = Trainer(model, dataset, config, mesh, log=log)
         if not is_complete:
             _check_step(trainer)
-            _check_memory(trainer, device)
         where = environment.describe(device)
         if jax.process_count() > 1:
             distributed.check_same(_must_agree(config, dataset, where))
@@ -124,7 +122,7 @@ def fit(
             folder = config.workdir or make_default_folder(data.name, config.model)
             run = stack.enter_context(contextlib.closing(RunDir(folder, config, data)))
             changes = [] if run.result else run.write_environment(where, config.allow_code_change)
-            return str(run.folder), run.result, run.warnings + changes
+            return str(run.folder), run.result, changes
 
         name, record, changes = distributed.on_primary(open_folder)
         folder = Path(name)
@@ -192,21 +190,6 @@ def _check_step(trainer: Trainer) -> None:
         raise UsageError(
             f"a training step fails with {given}: {problem}; --debug shows where"
         ) from error
-
-
-def _check_memory(trainer: Trainer, device: jax.Device) -> None:
-    """Raises DeviceError if this machine cannot hold the networks: the system would kill it."""
-    members = trainer.config.num_members
-    if members is None or device.platform != "cpu" or not hasattr(os, "sysconf"):
-        return
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainer.state_shapes()))
-    # At once: the state, gradients, updates, a checkpoint's copy of the state, its file's content.
-    # 20,000 networks of logistic regression, a state of 1.9 GB, take 16 GB.
-    needed = 8 * size / jax.process_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        problem = f"{members} networks need about {needed / 1e9:.1f} GB of memory"
-        raise DeviceError(f"{problem}; this machine has {memory / 1e9:.1f}; train fewer networks")
 
 
 def _learned_nothing(config: Config, data: DataSpec, progress: Progress) -> list[str]:

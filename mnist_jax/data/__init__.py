@@ -6,9 +6,8 @@ Every source but the first leaves a decoded cache for the next start.
 """
 
 import inspect
-import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,14 @@ from mnist_jax.data import digits, tfds_folder
 from mnist_jax.data.dataset import Dataset, DataSpec, Split
 from mnist_jax.data.files import is_path, load_files
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
-from mnist_jax.errors import DataError, DeviceError, UsageError, first_line, unknown_choice
+from mnist_jax.errors import (
+    DataError,
+    DeviceError,
+    UsageError,
+    first_line,
+    print_warnings,
+    unknown_choice,
+)
 
 __all__ = ["DATASETS", "DEFAULT_DATA_DIR", "DataSpec", "Dataset", "Split", "load_dataset"]
 
@@ -79,11 +85,7 @@ def load_dataset(
                 "or use --dataset=digits"
             ) from None
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error.reason}"
-        try:
-            return replace(_load("digits", user_path(data_dir)), warnings=(warning,))
-        except ImportError as missing:
-            problem = f"scikit-learn's digits cannot be loaded either: {missing}"
-            raise DataError(f"{error}; and {problem}") from error
+        return replace(_load("digits", user_path(data_dir)), warnings=(warning,))
 
 
 def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
@@ -140,10 +142,6 @@ def _lock(data_dir: Path, name: str) -> AbstractContextManager[object]:
     except filelock.Timeout as error:
         problem = f"another process has been preparing {name} for {LOCK_TIMEOUT_S} s"
         raise DataError(f"{problem}; wait for it or end it") from error
-    except OSError as error:
-        if error.errno not in atomic_io.NO_LOCKS:
-            raise
-        return nullcontext()  # two processes may then do the same work
 
 
 def _read_source(
@@ -186,6 +184,5 @@ class PrepareData:
     def run(self) -> None:
         """Loads the data set and prints its size and source."""
         loaded = load_dataset(self.dataset, data_dir=self.data_dir, manual_dir=self.manual_dir)
-        for warning in loaded.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+        print_warnings(loaded.warnings)
         print(loaded)

@@ -91,12 +91,9 @@ class Dataset:
             digest.update(array.tobytes())
         return cls(name, train, test, source, (), names, sha256=digest.hexdigest())
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         train, test = len(self.train.label), len(self.test.label)
         return f"{self.name}: {train:,} train, {test:,} test images, {self.source}"
-
-    def __repr__(self) -> str:
-        return f"<Dataset {self}>"
 
     @property
     def spec(self) -> DataSpec:

@@ -7,11 +7,10 @@ from typing import Annotated, Any
 import numpy as np
 
 from mnist_jax.config import group_by_point
-from mnist_jax.errors import UsageError, WorseError
-from mnist_jax.inference.flags import DataFlags, Positional, Runs, arg, open_runs, print_warnings
+from mnist_jax.errors import UsageError, WorseError, print_warnings
+from mnist_jax.inference.flags import DataFlags, Positional, Runs, arg, open_runs
 from mnist_jax.inference.restore import Prediction, Predictor, dataset_of
 from mnist_jax.runs import statistics
-from mnist_jax.runs.run_dir import read_environment
 
 SIGNIFICANT = 0.05  # p below which a difference is significant
 
@@ -94,9 +93,6 @@ class Compare(DataFlags):
         dataset = dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
         sides = [Predictor(run, self.platform)(dataset.test.image) for run in runs]
         print_warnings((*dataset.warnings, *(text for side in sides for text in side.warnings)))
-        found = [read_environment(run.folder).get("instruction_set") for run in runs]
-        if len({*found}) > 1:
-            print_warnings([f"the runs' CPUs, {found[0]} and {found[1]}, round differently"])
         if len(sides) == 1:
             _compare_points(sides[0], dataset.test.label)
         else:

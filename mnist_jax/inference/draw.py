@@ -5,7 +5,6 @@ whoever reaches its address, also through a proxy: a reader of digits has nothin
 """
 
 import dataclasses
-import functools
 import json
 import logging
 import socket
@@ -17,22 +16,14 @@ import numpy as np
 from waitress.server import create_server
 from werkzeug.wrappers import Request, Response
 
-from mnist_jax.errors import DataError, NonFiniteError, UsageError
-from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs, print_warnings
+from mnist_jax.errors import DataError, NonFiniteError, UsageError, print_warnings
+from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs
 from mnist_jax.inference.preprocess import to_mnist
 from mnist_jax.inference.restore import PRETRAINED, Predictor, check_pictures
 from mnist_jax.models import IMAGE_SHAPE
 from mnist_jax.runs.results import accuracy_line
 
 SIDE = 448  # pixels of a drawing
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -66,22 +57,21 @@ def read_drawing(predictor: Predictor, grey: np.ndarray) -> dict[str, Any]:
 def application(predictor: Predictor, model: dict[str, Any]) -> Callable[..., Any]:
     """The WSGI application: the page at /, `model` at /model, `read_drawing` at /read."""
     page = Path(__file__).with_name("draw.html").read_text("utf-8")
-    respond = functools.partial(Response, headers=HEADERS)
 
     @Request.application
     def app(request: Request) -> Response:
         match request.method, request.path:
             case "GET", "/":
-                return respond(page, mimetype="text/html")
+                return Response(page, mimetype="text/html")
             case "GET", "/model":
-                return respond(json.dumps(model), mimetype="application/json")
+                return Response(json.dumps(model), mimetype="application/json")
             case "POST", "/read":
                 grey = np.frombuffer(request.get_data(), np.uint8)
                 if grey.size != SIDE**2:
-                    return respond(f"a drawing has {SIDE}×{SIDE} bytes", 400)
+                    return Response(f"a drawing has {SIDE}×{SIDE} bytes", 400)
                 answer = read_drawing(predictor, grey.reshape(SIDE, SIDE))
-                return respond(json.dumps(answer), mimetype="application/json")
-        return respond("not found", 404)
+                return Response(json.dumps(answer), mimetype="application/json")
+        return Response("not found", 404)
 
     return app
 

@@ -12,7 +12,8 @@ from mnist_jax.atomic_io import user_path
 from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.config import GRID, member_label
 from mnist_jax.data import Dataset
-from mnist_jax.inference.flags import DataFlags, RunFolder, print_warnings
+from mnist_jax.errors import print_warnings
+from mnist_jax.inference.flags import DataFlags, RunFolder
 from mnist_jax.inference.restore import Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix
 from mnist_jax.runs.run_dir import read_config

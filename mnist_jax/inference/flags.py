@@ -2,14 +2,14 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from mnist_jax.atomic_io import write_atomically
 from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.config import Config
-from mnist_jax.errors import DeviceError, UsageError, printable
+from mnist_jax.errors import DeviceError, UsageError, print_warnings
 from mnist_jax.inference.restore import PRETRAINED, LoadedRun, load_run
 
 try:
@@ -48,12 +48,6 @@ class DataFlags(PlatformFlags):
     """Folder with the data set's four original .gz files, for a machine without network."""
 
 
-def print_warnings(messages: Iterable[str]) -> None:
-    """Prints each message on stderr as one line, `warning: …`."""
-    for message in messages:
-        print(f"warning: {printable(message)}", file=sys.stderr)
-
-
 def open_runs(folders: Sequence[Path]) -> list[LoadedRun]:
     """Loads a command's runs, prints their warnings and sets the process's compilation cache.
 
@@ -73,9 +67,7 @@ def open_runs(folders: Sequence[Path]) -> list[LoadedRun]:
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Writes the file that --output names; raises UsageError or DeviceError."""
-    if path.is_dir():
-        raise UsageError(f"--output={path} is a folder; name a file in it")
+    """Writes the file that --output names; raises DeviceError."""
     try:
         write_atomically(path, data)
     except OSError as error:

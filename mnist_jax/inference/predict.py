@@ -12,10 +12,9 @@ import numpy as np
 from PIL import Image
 
 from mnist_jax.atomic_io import user_path
-from mnist_jax.errors import DataError, DeviceError, UsageError, printable
-from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs, print_warnings
+from mnist_jax.errors import DataError, DeviceError, UsageError, print_warnings, printable
+from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs
 from mnist_jax.inference.preprocess import read_digit
-from mnist_jax.inference.read_image import NotAPictureError
 from mnist_jax.inference.restore import PRETRAINED, Predictor, check_pictures, load_run
 from mnist_jax.runs.run_dir import CONFIG
 from mnist_jax.runs.statistics import percent
@@ -61,12 +60,13 @@ def predict(
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The files in a folder, sorted, without subfolders and hidden files; else the path itself."""
+    """The pictures in a folder by the endings of their names, sorted; else the path itself."""
     if not os.path.isdir(path):  # noqa: PTH112  Path's test raises for names that are too long
         return [path]
-    if files := [file for file in sorted(path.glob("[!.]*")) if not file.is_dir()]:
+    endings = {".heic", *Image.registered_extensions()}  # HEIC gets an error, not silence
+    if files := [file for file in sorted(path.glob("[!.]*")) if file.suffix.lower() in endings]:
         return files
-    raise DataError(f"{path} holds no file")
+    raise DataError(f"{path} holds no picture")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,33 +89,18 @@ class Predict(PlatformFlags):
 
     def run(self) -> None:
         """Prints an answer or an error for each picture; a DataError follows if any has none."""
-        named, folder = list(map(user_path, self.paths)), PRETRAINED
-        # Not Path's own tests, which raise for names that are too long.
-        if named and os.path.isfile(named[0] / CONFIG):  # noqa: PTH113
-            folder = named.pop(0)
-        elif len(named) > 1 and not os.path.exists(named[0]):  # noqa: PTH110
-            raise UsageError(f"{named[0]} is neither a run nor a picture; name a run's folder")
-        if not named:
-            raise UsageError("no picture is named; name files, or folders of them")
-        if other := next((path for path in named if os.path.isfile(path / CONFIG)), None):  # noqa: PTH113
-            raise UsageError(f"{other} is a run; name one run, in front of the pictures")
-        paths = [file for path in named for file in _files_of(path)]
+        folder, paths = self._run_and_pictures()
         (run,) = open_runs([folder])
-        names = run.data.class_names
         check_pictures(run)
         print_warnings((run.record or {}).get("warnings", ()))  # such as other data than MNIST
         predictor = Predictor(run, self.platform)
-        failed, skipped, shown = 0, 0, set()
+        failed, shown = 0, set()
         for number, path in enumerate(paths, 1):
             try:
                 digit = read_digit(path)
             except DataError as error:
-                is_other = isinstance(error, NotAPictureError) and path not in named
-                is_other &= path.suffix.lower() not in {".heic", *Image.registered_extensions()}
-                skipped += is_other
-                failed += not is_other
-                word = "warning" if is_other else "error"
-                print(printable(f"{word}: {error}"), file=sys.stderr)
+                failed += 1
+                print(printable(f"error: {error}"), file=sys.stderr)
                 if self.json:
                     print(json.dumps({"file": str(path), "error": str(error)}), flush=True)
                 continue
@@ -127,12 +112,23 @@ class Predict(PlatformFlags):
                 name = f"{number:04d}-{path.stem}.png"
                 _save(digit.image, user_path(self.save_preprocessed), name)
             (probabilities,) = prediction.mean.tolist()
+            names = run.data.class_names
             print(self._answer(path, probabilities, names, digit.warning), flush=True)
-        if skipped == len(paths):
-            raise DataError("no picture is among the files; the lines above name them")
         if failed:
-            count = f"{failed} of {len(paths) - skipped}"
+            count = f"{failed} of {len(paths)}"
             raise DataError(f"pictures without an answer: {count}; the lines above say why")
+
+    def _run_and_pictures(self) -> tuple[Path, list[Path]]:
+        """The run's folder and the pictures that `paths` name."""
+        folder, named = PRETRAINED, list(map(user_path, self.paths))
+        # Not Path's own tests, which raise for names that are too long.
+        if named and os.path.isfile(named[0] / CONFIG):  # noqa: PTH113
+            folder = named.pop(0)
+        elif len(named) > 1 and not os.path.exists(named[0]):  # noqa: PTH110
+            raise UsageError(f"{named[0]} is neither a run nor a picture; name a run's folder")
+        if not named:
+            raise UsageError("no picture is named; name files, or folders of them")
+        return folder, [file for path in named for file in _files_of(path)]
 
     def _answer(
         self, path: Path, probabilities: list[float], names: Sequence[str], warning: str

@@ -17,10 +17,6 @@ MAX_BYTES = 100_000_000
 MAX_SIDE = 1024  # pixels; larger pictures are reduced, one digit needs no more
 
 
-class NotAPictureError(DataError):
-    """A file is not a picture, or one in another format."""
-
-
 def read_image(path: str | Path) -> np.ndarray:
     """Reads a picture as grey levels, (height, width) float32 from 0 (black) to 255 or less.
 
@@ -52,7 +48,7 @@ def read_image(path: str | Path) -> np.ndarray:
             picture = picture.reduce(max(1, math.ceil(max(picture.size) / MAX_SIDE)))
     except Image.UnidentifiedImageError as error:
         allowed = ", ".join(FORMATS)
-        raise NotAPictureError(f"{path} is not a picture; allowed are {allowed}") from error
+        raise DataError(f"{path} is not a picture; allowed are {allowed}") from error
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many types

@@ -22,14 +22,10 @@ from mnist_jax.errors import DeviceError, MnistJaxError, UsageError, first_line
 from mnist_jax.parallel.mesh import select_device
 
 CONNECT_S, HEARTBEAT_S = 120, 30  # JAX aborts a process that waits longer for another
-# What launchers set in each of the processes that they start.
-LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "Slurm", "OMPI_COMM_WORLD_SIZE": "Open MPI"}
 
 
-def initialize(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> list[str]:
-    """Connects this process to the others, before anything is computed; returns warnings.
+def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Connects this process to the others, before anything is computed.
 
     Does nothing if `jax.distributed.initialize` was called before.
 
@@ -41,15 +37,8 @@ def initialize(
         UsageError: JAX detects no launcher, or a JAX backend is in use already.
         DeviceError: the port is taken. JAX itself aborts a process that waits too long.
     """
-    if jax.distributed.is_initialized():
-        return []
-    if coordinator is None:
-        return [
-            f"this is one of {count} processes that {name} started and trains alone; "
-            "--coordinator=auto makes them one run"
-            for variable, name in LAUNCHERS.items()
-            if (count := os.environ.get(variable, "1")) != "1"
-        ]
+    if coordinator is None or jax.distributed.is_initialized():
+        return
     if process_id == 0:  # JAX crashes (0.10 to 0.12) where the port is taken
         port = int(coordinator.rpartition(":")[2])
         try:
@@ -80,7 +69,6 @@ def initialize(
             "of --coordinator, and all with the same number of devices and with --process_id of "
             "their own; auto needs Slurm, Open MPI 4, Kubernetes or a TPU pod"
         ) from error
-    return []
 
 
 def leave(status: int) -> None:
@@ -145,11 +133,6 @@ def broadcast_arrays(tree: Any) -> Any:
     as_bytes = jax.tree.map(lambda x: np.frombuffer(np.asarray(x).tobytes(), np.uint8), tree)
     found = multihost_utils.broadcast_one_to_all(as_bytes)
     return jax.tree.map(lambda x, b: np.asarray(b).view(x.dtype).reshape(x.shape), tree, found)
-
-
-def any_signal(signal: int | None) -> int | None:
-    """The signal of the first process that has one, in every process."""
-    return next((number for number in allgather(signal) if number is not None), None)
 
 
 def check_same(facts: dict[str, Any]) -> None:

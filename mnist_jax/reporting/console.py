@@ -19,7 +19,7 @@ from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config, group_by_point
 from mnist_jax.data import DATASETS, Dataset
 from mnist_jax.data.files import is_path
-from mnist_jax.errors import printable
+from mnist_jax.errors import print_warnings
 from mnist_jax.metrics import NEVER, Metrics, mean_over_members, select_members
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.runs.results import accuracy_line
@@ -59,7 +59,7 @@ class Display(Callback):
 
     def on_warning(self, message: str) -> None:
         """Prints it on standard error."""
-        print(f"warning: {printable(message)}", file=sys.stderr)
+        print_warnings([message])
 
     def on_train_begin(
         self,

@@ -1,8 +1,5 @@
-"""`--profile`: a trace of the second call of the train steps, and its costliest operations."""
+"""`--profile`: a trace of the second call of the train steps."""
 
-import collections
-import gzip
-import json
 from pathlib import Path
 
 import jax
@@ -34,15 +31,9 @@ class Profiler(Callback):
         self._trace(self.calls == 1 and batch < num_batches)
 
     def on_train_end(self, result: Result) -> None:
-        """Prints the ten costliest operations; on a CPU their times are summed over threads."""
-        if self.calls < 2:
-            print("profile: no trace, because the train steps were called less than twice")
-            return
-        found = sorted(operation_seconds(self.folder).items(), key=lambda item: -sum(item[1]))
-        total = sum(sum(seconds) for _, seconds in found)
-        print(f"profile: {self.folder}\ncostliest operations:\n        ms   share    times")
-        for name, s in found[:10]:
-            print(f"{1e3 * sum(s):10.3f} {sum(s) / total:7.1%} {len(s):8,}  {name}")
+        """Prints where the trace is."""
+        missing = "no trace, because the train steps were called less than twice"
+        print(f"profile: {self.folder if self.calls > 1 else missing}")
 
     def close(self) -> None:
         """Ends a trace that is running."""
@@ -52,15 +43,3 @@ class Profiler(Callback):
         if on != self.tracing:
             jax.profiler.start_trace(self.folder) if on else jax.profiler.stop_trace()
             self.tracing = on
-
-
-def operation_seconds(folder: Path) -> dict[str, list[float]]:
-    """The seconds of each execution of every compiled operation in a folder's newest trace."""
-    newest = max(folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
-    seconds: dict[str, list[float]] = collections.defaultdict(list)
-    for event in json.loads(gzip.decompress(newest.read_bytes()))["traceEvents"]:
-        name = event.get("args", {}).get("hlo_op")
-        # A loop or a call is skipped: its time is that of the operations inside it.
-        if name and name.partition(".")[0] not in ("while", "call", "conditional"):
-            seconds[name].append(event["dur"] * 1e-6)
-    return seconds

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from mnist_jax import atomic_io
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config, group_by_point, member_label
 from mnist_jax.data import Dataset
-from mnist_jax.errors import first_line
+from mnist_jax.errors import first_line, print_warnings
 from mnist_jax.inference.flags import DataFlags, Runs, open_runs, write_output
 from mnist_jax.inference.restore import LoadedRun, Prediction, Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_members, select_members
@@ -68,7 +67,7 @@ class ReportWriter(Callback):
             write_page(result.workdir / REPORT, page)
         except Exception as error:  # of any kind: the run is complete
             problem = first_line(error) or type(error).__name__
-            print(f"warning: no report was written: {problem}", file=sys.stderr)
+            print_warnings([f"no report was written: {problem}"])
 
 
 class ReportFigure(NamedTuple):
@@ -218,7 +217,8 @@ def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFi
     caption += "them have a stronger colour."
     matrix = plots.confusion_matrix(counts, names)
     figures = [ReportFigure("confusion", "Confusion matrix", matrix, caption)]
-    places = statistics.most_confident_errors(mean, label, ERRORS)
+    wrong = np.flatnonzero(mean.argmax(1) != label)
+    places = wrong[np.argsort(-mean[wrong].max(1), kind="stable")[:ERRORS]]
     if len(places):
         arrow = "\n→ " if max(map(len, names)) > 2 else " → "
         titles = [

@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,6 @@ class RunDir:
         self.folder = folder
         self.result: dict[str, Any] | None = None
         self.checkpoints = CheckpointManager(folder / "checkpoints", config.checkpoint_every)
-        self.warnings: list[str] = []
         self._lock = FileLock(folder / ".lock", timeout=0)
         fork = None if config.fork is None else config.fork.read_bytes()  # it may be FORK in here
         try:
@@ -66,12 +64,10 @@ class RunDir:
                 if names and CONFIG not in names:
                     raise UsageError(f"{folder} is not empty and holds no run; choose another")
                 try:
-                    _acquire(self._lock)
-                except OSError as error:
-                    if error.errno not in atomic_io.NO_LOCKS:
-                        raise
-                    problem = f"the file system of {folder} has no locks"
-                    self.warnings.append(f"{problem}; start no second process with this folder")
+                    self._lock.acquire()
+                except Timeout as error:
+                    problem = f"{folder} is in use by another process"
+                    raise UsageError(f"{problem}; wait for it, or choose another") from error
                 for place in (folder, self.checkpoints.folder):
                     for leftover in place.glob(".*.tmp"):  # of a write that was interrupted
                         leftover.unlink()
@@ -104,14 +100,9 @@ class RunDir:
         new = {**config.hyperparameters(), "the data": list(data)}
         changed = [f"{n} (was {old.get(n)!r}, now {new[n]!r})" for n in new if old.get(n) != new[n]]
         if changed:
-            folder = shlex.quote(str(self.folder))
-            advice = "choose another --workdir"
-            if old["model"] == new["model"]:
-                advice += f", with --init_from={folder} to start from its parameters"
-            aim = "print its result" if has_result(self.folder) else "resume it"
-            advice += f", or {aim} with: {before[0].command_line()} --workdir={folder}"
             what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
-            raise UsageError(f"{what}; {advice}")
+            command = f"{before[0].command_line()} --workdir={shlex.quote(str(self.folder))}"
+            raise UsageError(f"{what}; choose another --workdir, or resume it with: {command}")
 
     def write_environment(self, record: dict[str, Any], allow_code_change: bool) -> list[str]:
         """Writes environment.json, with those of earlier starts; returns a warning of changes.
@@ -192,15 +183,6 @@ class RunDir:
             full = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
             problem = f"cannot write the run's folder {self.folder} ({error.strerror})"
             raise DeviceError(f"{problem}; {full}choose another --workdir") from error
-
-
-def _acquire(lock: FileLock) -> AbstractContextManager[object]:
-    try:
-        return lock.acquire()
-    except Timeout as error:
-        folder = Path(lock.lock_file).parent
-        message = f"{folder} is in use by another process; wait for it, or choose another"
-        raise UsageError(message) from error
 
 
 def _json(value: Any, indent: int | None = 1) -> bytes:
@@ -310,15 +292,6 @@ def save_run(
         run.write_environment(where, allow_code_change=True)
         run.save(Progress(state, Metrics.zeros(), batch=step))
         run.wait_until_saved()
-
-
-def check_idle(folder: Path) -> None:
-    """Raises UsageError if a run is in progress in a folder: its files are about to change."""
-    path = folder / ".lock"
-    with contextlib.suppress(OSError):  # a folder that is not writable has no run in progress
-        if path.exists():
-            with _acquire(FileLock(path, timeout=0)):
-                pass
 
 
 def make_default_folder(dataset: str, model: str) -> Path:

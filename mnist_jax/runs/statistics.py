@@ -83,12 +83,3 @@ def welch(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
         ci95 = [float(end) for end in test.confidence_interval(0.95)]
     p = float(test.pvalue) if difference else 1.0  # nan without any variance
     return {"difference": difference, "ci95": ci95, "p": p}
-
-
-def most_confident_errors(probabilities: np.ndarray, label: np.ndarray, most: int) -> np.ndarray:
-    """Indices of at most `most` misclassified images, the most confident answers first.
-
-    Takes probabilities (images, classes) and label (images,) int.
-    """
-    wrong = np.flatnonzero(probabilities.argmax(1) != label)
-    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")[:most]]

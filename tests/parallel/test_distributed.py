@@ -124,8 +124,8 @@ from mnist_jax.parallel import distributed
 index = int(sys.argv[1])
 
 def agree():
-    assert distributed.initialize("auto", None, None) == []
-    assert distributed.initialize("auto", None, None) == []  # only once
+    distributed.initialize("auto", None, None)
+    distributed.initialize("auto", None, None)  # connects only once
     assert jax.process_count() == 2 and distributed.is_primary() == (index == 0)
 
     large = {"text": "é" * 100_000, "list": [1, None, 2.5]}
@@ -140,8 +140,6 @@ def agree():
         assert (array.dtype, array.shape) == (arrays[name].dtype, arrays[name].shape)
         assert array.tobytes() == arrays[name].tobytes()
 
-    assert distributed.any_signal(None) is None
-    assert distributed.any_signal(15 if index == 1 else None) == 15
     distributed.check_same({"seed": 1})
     fit(cli.parse(Config, sys.argv[2:], prog="", description=""), callbacks=[])
     try:
@@ -173,16 +171,6 @@ def test_processes_that_slurm_started_agree_and_train_until_one_fails(config, fl
     found = read_result(tmp_path / "run")
     assert len(found["devices"]) == 2
     assert found["params_sha256"] == alone["params_sha256"]
-
-
-@pytest.mark.parametrize(("variable", "name"), distributed.LAUNCHERS.items())
-def test_a_launched_process_that_trains_alone_warns(variable, name, monkeypatch):
-    for other in distributed.LAUNCHERS:
-        monkeypatch.delenv(other, raising=False)
-    assert distributed.initialize(None, None, None) == []
-    monkeypatch.setenv(variable, "4")
-    [warning] = distributed.initialize(None, None, None)
-    assert f"one of 4 processes that {name} started" in warning and "--coordinator=auto" in warning
 
 
 def test_auto_without_a_launcher_is_refused(flags):

@@ -1,11 +1,14 @@
-"""--profile: which call is traced, and what is printed of it."""
+"""--profile: which call is traced."""
+
+import gzip
+import json
 
 import jax
 import jax.numpy as jnp
 
 from mnist_jax.callbacks import Result
 from mnist_jax.metrics import Metrics
-from mnist_jax.reporting.profiling import Profiler, operation_seconds
+from mnist_jax.reporting.profiling import Profiler
 
 METRICS = Metrics.zeros()
 X = jnp.ones((300, 300))
@@ -20,10 +23,14 @@ def second_call() -> None:
 
 
 def traced(folder) -> set[str]:
-    return {name.partition(".")[0] for name in operation_seconds(folder)}
+    """The operations in a folder's trace, without the loops and calls that hold others."""
+    (path,) = folder.rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    names = (event.get("args", {}).get("hlo_op", "call").partition(".")[0] for event in events)
+    return {*names} - {"while", "call", "conditional"}
 
 
-def test_the_second_call_is_traced_and_its_costliest_operations_are_printed(tmp_path, capsys):
+def test_the_second_call_is_traced(tmp_path, capsys):
     profiler = Profiler(tmp_path / "trace")
     profiler.on_epoch_begin(1, 0, 6)
     for step, call in ((2, other), (4, second_call), (6, other)):
@@ -33,9 +40,7 @@ def test_the_second_call_is_traced_and_its_costliest_operations_are_printed(tmp_
     profiler.on_train_end(Result({}, {}, {}, tmp_path))
     profiler.close()
     assert traced(tmp_path / "trace") == {"sort"}
-    out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"profile: {tmp_path / 'trace'}"
-    assert out[3].split()[1] == "100.0%" and "sort" in out[3]
+    assert capsys.readouterr().out == f"profile: {tmp_path / 'trace'}\n"
 
 
 def test_neither_a_single_call_nor_an_evaluation_after_it_is_traced(tmp_path, capsys):

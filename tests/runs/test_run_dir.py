@@ -1,7 +1,6 @@
 """A run's folder: one process holds it, damage gets one clear line, nothing private is recorded."""
 
 import dataclasses
-import errno
 import json
 import subprocess
 from contextlib import closing
@@ -17,7 +16,7 @@ from mnist_jax.data import DataSpec
 from mnist_jax.errors import CheckpointError, DeviceError, UsageError
 from mnist_jax.models import LogisticRegression, init_variables
 from mnist_jax.runs import environment
-from mnist_jax.runs.run_dir import RunDir, check_idle, read_result
+from mnist_jax.runs.run_dir import RunDir, read_result
 
 DATA = DataSpec("digits", (28, 28, 1), tuple("0123456789"))
 
@@ -40,26 +39,14 @@ def test_a_folder_in_use_or_of_other_things_is_refused_and_half_written_files_re
         RunDir(folder, config, DATA)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     notes.unlink()
-    with closing(RunDir(folder, config, DATA)):
-        for second in (lambda: RunDir(folder, config, DATA), lambda: check_idle(folder)):
-            with pytest.raises(UsageError, match="is in use by another process"):
-                second()
-    check_idle(folder)
+    in_use = pytest.raises(UsageError, match="is in use by another process")
+    with closing(RunDir(folder, config, DATA)), in_use:
+        RunDir(folder, config, DATA)
     (folder / "checkpoints").mkdir()
     for name in (".metrics.jsonl.abc.tmp", "checkpoints/.epoch-0000.abc.tmp"):
         (folder / name).write_text("half")
     RunDir(folder, config, DATA).close()
     assert not list(folder.rglob("*.tmp"))
-
-
-def test_a_file_system_without_locks_gets_one_warning(config, monkeypatch, tmp_path):
-    def flock(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.warns(UserWarning, match="has no locks; start no second process") as caught:
-        fit(dataclasses.replace(config, data_dir=tmp_path / "d", max_steps=1), callbacks=[])
-    assert len(caught) == 1
 
 
 def test_what_ended_before_its_first_checkpoint_can_be_corrected(config):
@@ -72,7 +59,7 @@ def test_what_ended_before_its_first_checkpoint_can_be_corrected(config):
         RunDir(config.workdir, other, DATA)
     RunDir(config.workdir, other, DATA).close()
     assert fit(other).record["seed"] == 5
-    with pytest.raises(UsageError, match=r"differs in seed .was 5, now 1234..*--init_from=.*run"):
+    with pytest.raises(UsageError, match=r"differs in seed .was 5, now 1234..*resume it.*run"):
         fit(config)
     (config.workdir / "config.json").rename(foreign := config.workdir.parent / "config.json")
     foreign.write_text('{"architectures": []}')

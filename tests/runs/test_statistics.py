@@ -55,10 +55,3 @@ def test_welch():
     assert statistics.welch(half, np.array([0.5, 0.6]))["p"] == pytest.approx(0.5)
     assert statistics.welch(half, half) == {"difference": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
     assert statistics.welch(half, half + 1) == {"difference": 1.0, "ci95": [1.0, 1.0], "p": 0.0}
-
-
-def test_most_confident_errors_come_first():
-    probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
-    label = np.array([0, 0, 0, 0, 1])
-    assert statistics.most_confident_errors(probabilities, label, 3).tolist() == [2, 1, 3]
-    assert statistics.most_confident_errors(probabilities[:1], label[:1], 3).tolist() == []
