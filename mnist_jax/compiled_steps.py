@@ -233,16 +233,23 @@ class Trainer:
         elif self.dynamic:
             count = min(count, self._steps_per_call.get(program, CALIBRATION_STEPS))
         count = distributed.broadcast(count)  # measured times differ between processes
+        length = put(np.int32(count), self._per_run) if self.dynamic else count
+        result, elapsed_s = self._run(program, *args, put(np.int32(first), self._per_run), length)
+        self.seconds[name] += elapsed_s
+        self._steps_per_call[program] = max(1, round(count * CALL_S / max(elapsed_s, 1e-9)))
+        return result, count
+
+    def _run(self, program: Any, *args: Any) -> tuple[Any, float]:
+        """The finished result of `program`, and the seconds it took without compilation."""
         # A library may refuse to be part of a CUDA graph, which shows in the first call. Then the
         # first argument, which it may have consumed, is needed again.
         may_fail = self._one_graph and program not in self._steps_per_call
         may_fail = may_fail and jax.process_count() == 1
         spare = (jax.tree.map(jnp.copy, args[0]), *args[1:]) if may_fail else ()
-        args = *args, put(np.int32(first), self._per_run)
-        length = put(np.int32(count), self._per_run) if self.dynamic else count
         try:
-            compiled = self._compile(program, *args, length, one_graph=self._one_graph)
-            args = (*args, length) if self.dynamic or compiled is program else args
+            compiled = self._compile(program, *args, one_graph=self._one_graph)
+            if compiled is not program:  # a static number of steps is part of it
+                args = tuple(arg for arg in args if not isinstance(arg, int))
             started = time.perf_counter()
             result = jax.block_until_ready(compiled(*args))  # the host waits here
         except jax.errors.JaxRuntimeError as error:
@@ -251,11 +258,8 @@ class Trainer:
             problem = f"a step is several CUDA graphs, not one ({first_line(error)})"
             self.warnings.append(problem)
             self._one_graph = False
-            return self._call(name, program, spare, first, most)
-        elapsed_s = time.perf_counter() - started
-        self.seconds[name] += elapsed_s
-        self._steps_per_call[program] = max(1, round(count * CALL_S / max(elapsed_s, 1e-9)))
-        return result, count
+            return self._run(program, *spare)
+        return result, time.perf_counter() - started
 
     def _compile(self, program: Any, *args: Any, one_graph: bool = False) -> Any:
         """`program` compiled for arguments of these types and shardings, and static values."""

@@ -16,7 +16,7 @@ import flax.linen as nn
 import numpy as np
 
 from mnist_jax.atomic_io import user_path
-from mnist_jax.data import DATASETS
+from mnist_jax.data import DATASETS, DataSpec
 from mnist_jax.data.files import is_path
 from mnist_jax.errors import UsageError, unknown_choice
 from mnist_jax.flags import Flags
@@ -135,18 +135,12 @@ class Config(Flags):
         values = {n: part[n] for part in parts for n in ARGUMENTS if part.get(n) is not None}
         values |= {n: preset[n] for n in preset if n not in ARGUMENTS or any(n in p for p in parts)}
         values |= {name: value for name, value in vars(self).items() if value is not None}
-        for name, value in values.items():
-            if value is None:
-                continue
-            if name in PATHS:
-                values[name] = user_path(value)
-            elif isinstance(value, np.generic):  # as from np.logspace
-                values[name] = value.item()
-            elif name == "dataset" and value not in ("auto", *DATASETS) and is_path(value):
-                values[name] = str(user_path(value).absolute())
-            elif isinstance(value, list | tuple):
-                values[name] = tuple(v.item() if isinstance(v, np.generic) else v for v in value)
-        return dataclasses.replace(self, **values)
+        return dataclasses.replace(self, **{n: _plain(n, value) for n, value in values.items()})
+
+    def model_arguments(self, data: DataSpec) -> dict[str, Any]:
+        """The arguments of `make_model` for these data, besides the dtype."""
+        sizes = {"image_shape": data.image_shape, "num_classes": data.num_classes}
+        return {"name": self.model, **sizes, **self.arguments("model")}
 
     def optimizer_arguments(self) -> dict[str, Any]:
         """The arguments of `make_optimizer`, besides the number of steps.
@@ -223,6 +217,19 @@ class Config(Flags):
         """The resolved Config that `to_json` turned into `values`; ignores unknown fields."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names}).resolve()
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A field's value: a path without ~, tuples in place of lists, no numbers of NumPy."""
+    if value is None:
+        return None
+    if name in PATHS:
+        return user_path(value)
+    if name == "dataset" and value not in ("auto", *DATASETS) and is_path(value):
+        return str(user_path(value).absolute())
+    if isinstance(value, list | tuple):
+        return tuple(_plain("", element) for element in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def member_label(member: dict[str, Any]) -> str:

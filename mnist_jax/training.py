@@ -75,17 +75,8 @@ def fit(
     fork = None if config.fork is None else load_fork(config.fork)
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(use_device(config.platform, config.precision))
-        warnings: list[str] = []
-        if callbacks is None:
-            # The only import of `reporting`: a caller of `fit` expects to see the run.
-            from mnist_jax.reporting import make_callbacks
-
-            callbacks = make_callbacks(config)
-            warnings += enable_compilation_cache(config.compilation_cache)
-        if not _overridden(callbacks, "on_warning"):
-            callbacks = [*callbacks, PythonWarnings()]
-        callbacks = callbacks if distributed.is_primary() else []
         stop = stop or stack.enter_context(catch_signals())
+        callbacks, warnings = _choose_callbacks(config, callbacks)
         for callback in callbacks:
             stack.callback(callback.close)
             callback.on_fit_begin(config)
@@ -94,10 +85,8 @@ def fit(
         data_started = time.perf_counter()
         config, dataset = _load_data(config, dataset)
         timings = {"import_s": import_s, "data_s": time.perf_counter() - data_started}
-        data = dataset.spec
-        sizes: dict[str, Any] = {"image_shape": data.image_shape, "num_classes": data.num_classes}
-        dtype = compute_dtype(config.precision, device)
-        model = make_model(config.model, **sizes, dtype=dtype, **config.arguments("model"))
+        data, dtype = dataset.spec, compute_dtype(config.precision, device)
+        model = make_model(**config.model_arguments(data), dtype=dtype)
         is_complete = config.workdir is not None and has_result(config.workdir)
         initial = (None, None) if is_complete else _initial(config, init_params, model, warnings)
         log = distributed.broadcast(_overridden(callbacks, "on_steps"))
@@ -147,6 +136,22 @@ def fit(
         for callback in callbacks:
             callback.on_train_end(result)
         return result
+
+
+def _choose_callbacks(
+    config: Config, callbacks: Sequence[Callback] | None
+) -> tuple[Sequence[Callback], list[str]]:
+    """The callbacks of this process, and warnings; see `fit`."""
+    warnings: list[str] = []
+    if callbacks is None:
+        # The only import of `reporting`: a caller of `fit` expects to see the run.
+        from mnist_jax.reporting import make_callbacks
+
+        callbacks = make_callbacks(config)
+        warnings = enable_compilation_cache(config.compilation_cache)
+    if not _overridden(callbacks, "on_warning"):
+        callbacks = [*callbacks, PythonWarnings()]
+    return callbacks if distributed.is_primary() else [], warnings
 
 
 def _overridden(callbacks: Sequence[Callback], name: str) -> bool:

@@ -86,13 +86,8 @@ def load_run(folder: str | Path) -> LoadedRun:
     """
     folder = user_path(folder)
     config, data = read_config(folder)
-    model = make_model(
-        config.model,
-        image_shape=data.image_shape,
-        num_classes=data.num_classes,
-        dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
-        **config.arguments("model"),
-    )
+    dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
+    model = make_model(**config.model_arguments(data), dtype=dtype)
     arrays, rest, warnings = load_saved(folder)
     params, model_state = variables_of(arrays, config, model)
     variables = {"params": params, **model_state}

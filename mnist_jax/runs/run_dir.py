@@ -58,28 +58,12 @@ class RunDir:
         self._lock = FileLock(folder / ".lock", timeout=0)
         fork = None if config.fork is None else config.fork.read_bytes()  # it may be FORK in here
         try:
-            with self.writing():
-                atomic_io.make_folder(folder, parents=True, exist_ok=True)
-                names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-                if names and CONFIG not in names:
-                    raise UsageError(f"{folder} is not empty and holds no run; choose another")
-                try:
-                    self._lock.acquire()
-                except Timeout as error:
-                    problem = f"{folder} is in use by another process"
-                    raise UsageError(f"{problem}; wait for it, or choose another") from error
-                for place in (folder, self.checkpoints.folder):
-                    for leftover in place.glob(".*.tmp"):  # of a write that was interrupted
-                        leftover.unlink()
+            names = self._open()
             if CONFIG in names:
                 before = read_config(folder)
                 saved = any(self.checkpoints.folder.glob("*.safetensors"))
                 trained = METRICS in names and (folder / METRICS).stat().st_size
-                if not (saved or trained or RESULT in names):  # it ended before its first save
-                    with self.writing():  # the config stays, until a new one replaces it
-                        for name in {ENVIRONMENT, METRICS} & names:
-                            (folder / name).unlink()
-                else:
+                if saved or trained or RESULT in names:  # else it ended before its first save
                     self._check_same(before, config, data)
                     self.result = read_result(folder)
             if self.result is None:
@@ -89,6 +73,23 @@ class RunDir:
         except BaseException:
             self.close()
             raise
+
+    def _open(self) -> set[str]:
+        """Makes and locks the folder, and tidies it up; returns the names of what is in it."""
+        with self.writing():
+            atomic_io.make_folder(self.folder, parents=True, exist_ok=True)
+            names = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
+            if names and CONFIG not in names:
+                raise UsageError(f"{self.folder} is not empty and holds no run; choose another")
+            try:
+                self._lock.acquire()
+            except Timeout as error:
+                problem = f"{self.folder} is in use by another process"
+                raise UsageError(f"{problem}; wait for it, or choose another") from error
+            for place in (self.folder, self.checkpoints.folder):
+                for leftover in place.glob(".*.tmp"):  # of a write that was interrupted
+                    leftover.unlink()
+        return names
 
     def close(self) -> None:
         """Waits for the last checkpoint and releases the folder."""
@@ -279,8 +280,7 @@ def save_run(
         raise UsageError(f"{folder} holds a run; choose another folder")
     own = {"dataset": data.name, "seeds": None, "ema_decay": 0.0, **dict.fromkeys(config.grid)}
     config = dataclasses.replace(config, **own).resolve()
-    shape = {"image_shape": data.image_shape, "num_classes": data.num_classes}
-    shapes = variable_shapes(make_model(config.model, **shape, **config.arguments("model")))
+    shapes = variable_shapes(make_model(**config.model_arguments(data)))
     arrays = jax.device_get((params, model_state or {}))
     params, model_state = (
         fill(like, names_of(tree)) for like, tree in zip(shapes, arrays, strict=True)
