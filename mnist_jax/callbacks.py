@@ -35,6 +35,10 @@ class Callback:
     With several processes only process 0 calls them. An exception ends the run.
     """
 
+    def __init_subclass__(cls):
+        if wrong := [n for n in vars(cls) if n.startswith("on_") and not hasattr(Callback, n)]:
+            raise TypeError(f"{cls.__name__}: Callback has no {', '.join(wrong)}")
+
     def on_fit_begin(self, config: Config) -> None:
         """`fit` starts; it loads the data next."""
 

@@ -56,3 +56,9 @@ def load_fork(path: str | Path) -> str:
     for flag, entries in _added[digest].items():
         REGISTRIES[flag].update(entries)
     return digest
+
+
+def flags_of(path: str | Path) -> list[tuple[str, str]]:
+    """The flags and values, such as ("model", "resnet"), that a fork's file adds."""
+    added = _added[load_fork(path)]
+    return [(flag, name) for flag, entries in added.items() for name in entries]

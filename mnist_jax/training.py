@@ -19,7 +19,7 @@ from mnist_jax.config import Config
 from mnist_jax.data import Dataset, DataSpec, load_dataset
 from mnist_jax.data.dataset import hold_out
 from mnist_jax.errors import CheckpointError, MnistJaxError, UsageError, first_line
-from mnist_jax.fork import load_fork
+from mnist_jax.fork import flags_of, load_fork
 from mnist_jax.metrics import finite_members
 from mnist_jax.models import make_model
 from mnist_jax.parallel import distributed
@@ -96,7 +96,7 @@ def fit(
         where = environment.describe(device)
         if jax.process_count() > 1:
             distributed.check_same(_must_agree(config, dataset, where))
-        warnings += dataset.warnings
+        warnings += [*_unused_fork(config), *dataset.warnings]
         if config.precision == "bfloat16" and device.platform == "cpu":
             warnings.append("bfloat16 on a CPU is slower than float32; only its accuracy is real")
         warn(callbacks, warnings)
@@ -178,6 +178,15 @@ def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset
             f"images in {dataset.name}; change --batch_size"
         )
     return config, dataset
+
+
+def _unused_fork(config: Config) -> list[str]:
+    """A warning if nothing that the fork adds is part of the run."""
+    flags = [] if config.fork is None else flags_of(config.fork)
+    if not flags or any(getattr(config, flag) == name for flag, name in flags):
+        return []
+    found = ", ".join(f"--{flag}={name}" for flag, name in flags)
+    return [f"the run uses nothing that {config.fork} adds; it adds {found}"]
 
 
 def _check_step(trainer: Trainer) -> None:

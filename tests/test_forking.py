@@ -13,7 +13,7 @@ import safetensors.numpy
 import small
 from shared import StopAfter, python, rows_without_times, write_forks
 
-from mnist_jax import OPTIMIZERS, Config, fit, load_run
+from mnist_jax import OPTIMIZERS, Callback, Config, fit, load_run
 from mnist_jax.errors import InterruptedRunError, UsageError
 from mnist_jax.models import make_model
 from mnist_jax.runs.results import params_sha256
@@ -219,6 +219,21 @@ def test_a_changed_fork_is_another_run(source, tmp_path):
     fork.write_text(fork.read_text() + "# changed\n")
     with pytest.raises(UsageError, match=r"differs in fork \(was '[0-9a-f]{64}', now"):
         fit(config)
+
+
+def test_a_fork_that_is_not_used_warns_and_one_edited_meanwhile_is_refused(config, tmp_path):
+    (fork := tmp_path / "fork.py").write_text(NORM)
+    with pytest.warns(UserWarning, match=r"uses nothing that .* adds; it adds --model=norm$"):
+        fit(config(fork=fork, max_steps=1), callbacks=[])
+
+    class Edit(Callback):
+        def on_data_loaded(self, dataset):
+            fork.write_text(NORM + "# edited")
+
+    run = config(fork=fork, model="norm", workdir=tmp_path / "edited")
+    with pytest.raises(UsageError, match=r"fork.py changed while the run started; start it again"):
+        fit(run, callbacks=[Edit()])
+    assert not run.workdir.exists()
 
 
 @pytest.mark.parametrize(

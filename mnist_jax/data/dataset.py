@@ -115,6 +115,10 @@ def _split(part: str, images: Any, labels: Any) -> Split:
         raise DataError(
             f"the {part} images are {kind}; allowed are numbers (n, height, width, channels)"
         )
+    _, height, width, channels = image.shape
+    if height in (1, 3) and width == channels > 4:
+        where = f"the {part} images are {list(image.shape)}"
+        raise DataError(f"{where}; channels come last: pass np.moveaxis(images, 1, -1)")
     low, high, top = image.min(), image.max(), 1 if image.dtype.kind in "fb" else 255
     if not (low >= 0 and high <= top) or (high == 1 < top):  # also for NaN, and nearly black
         allowed = "whole numbers 0 to 255, or floats or bools 0 to 1"

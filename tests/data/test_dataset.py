@@ -71,6 +71,8 @@ def test_files_are_read_as_the_arrays(tmp_path, kind):
         ({"x_train": (X > 127).astype(int)}, "images have values from 0 to 1; .* floats or bools"),
         ({"x_train": X[:, 0, 0]}, r"training images are uint8\[47, 3\]; .* \(n, height, width"),
         ({"x_train": X[:0], "y_train": Y[:0]}, r"training images are uint8\[0, 32, 32, 3\]"),
+        ({"x_train": np.moveaxis(X, -1, 1)}, "channels come last: pass np.moveaxis"),
+        ({"name": "a/mine"}, "the name 'a/mine' looks like a path; choose another"),
         ({"x_test": X[:5, :28]}, r"images differ in shape: \(32, 32, 3\) and \(28, 32, 3\)"),
         ({"x_train": [*X[:-1], X[-1, :28]]}, "training images or labels differ in shape"),
         ({"x_train": np.array([*X[:-1], None], object)}, "training images are object"),
@@ -78,7 +80,7 @@ def test_files_are_read_as_the_arrays(tmp_path, kind):
 )
 def test_arrays_that_are_no_data_set_are_refused(changed, message):
     with pytest.raises(DataError, match=message) as error:
-        Dataset.from_arrays("mine", **GOOD | changed)
+        Dataset.from_arrays(**{"name": "mine", **GOOD, **changed})
     assert printable(str(error.value)) == str(error.value)  # one line
 
 

@@ -39,6 +39,7 @@ def with_alpha(tone: int, alpha: np.ndarray, mode: str = "RGBA") -> Image.Image:
         # Of more than 8 bits the darkest level becomes 0, and the brightest 255 unless it is near.
         (Image.fromarray(GREY.astype(np.uint16) * 257 + 64), "16 bits.png", {}, 255, 0),
         (Image.fromarray(GREY.astype(np.uint16) + 60_000), "narrow, 16 bits.png", {}, 210, 0),
+        (Image.fromarray(np.float32(GREY) / 255), "floats to 1.tiff", {}, 210, 0),
         # Transparent pixels show white paper behind dark ink, and black behind bright ink.
         (with_alpha(0, INK), "x.png", {}, 255, 0),
         (with_alpha(255, INK, "LA"), "x.png", {}, 0, 255),
