@@ -84,8 +84,9 @@ class Display(Callback):
             print(f"resumes after {step:,} steps")
         self.config = config
         splits = ("train", *["validation"] * (dataset.validation is not None), "test")
-        heads = "".join(f"{name:>18}" for name in splits)
-        print("loss, accuracy" + heads[7 - 2 * len(str(config.epochs)) :] + f"{'time':>10}")
+        numbers = " " * len(f"epoch {config.epochs}/{config.epochs}")
+        heads = numbers + "".join(f"{name:>18}" for name in splits)
+        print(f"loss, accuracy{heads[14:]}{'time':>10}")
         self._show("compiling")
         self.bar.start()
 
