@@ -166,7 +166,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     figure = Figure((side, side))
     axes = figure.add_subplot()
     correct = np.eye(classes, dtype=bool)
-    most = max(1, int(counts[~correct].max()))
+    most = counts[~correct].max(initial=1)
     # Light colours, so that black numbers stay readable. NaN is not drawn.
     errors = np.where(correct | (counts == 0), np.nan, counts)
     axes.imshow(errors, cmap="Oranges", vmin=0, vmax=2 * most)
