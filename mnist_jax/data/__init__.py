@@ -62,11 +62,12 @@ def load_dataset(
     """
     known = ("auto", *DATASETS)
     name = name.lower() if name.lower() in known else name
-    if name not in known:
-        if not is_path(name):
-            raise unknown_choice("dataset", name, (*known, "a path"))
-        return load_files(user_path(name))
-    load = DATASETS["mnist" if name == "auto" else name]
+    if name in known:
+        load = DATASETS["mnist" if name == "auto" else name]
+    elif is_path(name):
+        load = partial(load_files, user_path(name))
+    else:
+        raise unknown_choice("dataset", name, (*known, "a path"))
     takes = inspect.signature(load).parameters
     folders = {"data_dir": user_path(data_dir)} if "data_dir" in takes else {}
     if manual_dir is not None:
