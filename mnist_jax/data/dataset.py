@@ -84,7 +84,7 @@ class Dataset:
         if (largest := max(train.label.max(), test.label.max())) >= count:
             allowed = f"{count} classes: allowed are 0 to {count - 1}"
             raise DataError(f"{name}: a label is {largest}, and there are {allowed}")
-        names = tuple(class_names) or tuple(map(str, range(count)))
+        names = tuple(map(str, class_names if len(class_names) else range(count)))
         digest = hashlib.sha256()
         for array in (*train, *test):
             digest.update(f"{array.dtype} {array.shape}\n".encode())

@@ -26,10 +26,11 @@ def write_idx(folder, ending=""):
     return small.write_idx(folder, GREY, "letters-", ending)
 
 
-@pytest.mark.parametrize(("classes", "count"), [((), 47), (tuple(map(str, range(50))), 50)])
+@pytest.mark.parametrize(("classes", "count"), [((), 47), (list("a" * 50), 50), (range(50), 50)])
 def test_arrays_decide_shape_and_classes(classes, count):
     data = Dataset.from_arrays("mine", *GOOD.values(), class_names=classes)
     assert (data.spec.image_shape, data.spec.num_classes) == ((32, 32, 3), count)
+    assert all(isinstance(name, str) for name in data.class_names)
     assert (data.train.image.dtype, data.train.label.dtype) == (np.uint8, np.int32)
     np.testing.assert_array_equal(data.train.image, X)
 
