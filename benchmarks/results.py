@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import timing
 from mnist_jax.atomic_io import write_atomically
-from mnist_jax.errors import DataError, DeviceError
+from mnist_jax.errors import DataError, writing
 
 # What must be equal in the contexts of two files of one device.
 SAME_DEVICE = ("platform", "device", "cpu", "cpu_family_model", "instruction_set", "cores")
@@ -159,12 +159,9 @@ class Recorder:
 
     def __post_init__(self, context: Mapping[str, Any]):
         if self.output is not None:
-            try:  # before anything is measured in vain
+            with writing(self.output, "--output"):  # before anything is measured in vain
                 self.output.parent.mkdir(parents=True, exist_ok=True)
                 self.output.open("ab").close()
-            except OSError as error:
-                message = f"cannot write --output={self.output} ({error.strerror})"
-                raise DeviceError(message) from error
         self.found = Results({"command": sys.orig_argv, "excluded": {}, **context}, [], {})
 
     def left_s(self) -> float | None:

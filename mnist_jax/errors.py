@@ -3,9 +3,11 @@
 A message is one line: what was found; what is allowed; what to do. Any other exception is a bug.
 """
 
+import contextlib
 import difflib
+import errno
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 
@@ -73,6 +75,17 @@ def unknown_choice(what: str, got: object, choices: Iterable[str]) -> UsageError
     near = difflib.get_close_matches(str(got).lower(), choices, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}?" if near else ""
     return UsageError(f"unknown {what} {got!r}; choose from {', '.join(choices)}{hint}")
+
+
+@contextlib.contextmanager
+def writing(what: object, flag: str) -> Iterator[None]:
+    """Turns an OSError inside into a DeviceError: choose another `flag` to write `what`."""
+    try:
+        yield
+    except OSError as error:
+        full = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        problem = f"cannot write {what} ({error.strerror or error})"
+        raise DeviceError(f"{problem}; {full}choose another {flag}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -24,11 +24,11 @@ from mnist_jax.data.files import is_path, load_files
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
 from mnist_jax.errors import (
     DataError,
-    DeviceError,
     UsageError,
     first_line,
     print_warnings,
     unknown_choice,
+    writing,
 )
 
 __all__ = ["DATASETS", "DEFAULT_DATA_DIR", "DataSpec", "Dataset", "Split", "load_dataset"]
@@ -97,17 +97,13 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
     path = data_dir / "decoded" / f"{name}-{key[:16]}.safetensors"
     source, warnings = f"cached in {data_dir}", ()
     if (splits := _read_cache(path)) is None:
-        try:
-            with _lock(data_dir, name):
-                if (splits := _read_cache(path)) is None:  # unless another process has written it
-                    splits, source, warnings = _read_source(name, data_dir, manual_dir)
-                    train, test = splits
-                    arrays = {"train/image": train.image, "train/label": train.label}
-                    arrays |= {"test/image": test.image, "test/label": test.label}
-                    atomic_io.write_verified(path, safetensors.numpy.save(arrays))
-        except OSError as error:
-            problem = f"cannot write {data_dir}: {error}"
-            raise DeviceError(f"{problem}; choose another --data_dir") from error
+        with writing(data_dir, "--data_dir"), _lock(data_dir, name):
+            if (splits := _read_cache(path)) is None:  # unless another process has written it
+                splits, source, warnings = _read_source(name, data_dir, manual_dir)
+                train, test = splits
+                arrays = {"train/image": train.image, "train/label": train.label}
+                arrays |= {"test/image": test.image, "test/label": test.label}
+                atomic_io.write_verified(path, safetensors.numpy.save(arrays))
     class_names = SOURCES.get(name, SOURCES["mnist"]).class_names
     return Dataset(name, *splits, source, warnings, class_names)
 

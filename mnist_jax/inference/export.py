@@ -16,8 +16,8 @@ from jax import export as jax_export
 
 from mnist_jax import atomic_io, models
 from mnist_jax.compiler import MATMUL_PRECISION
-from mnist_jax.errors import UsageError
-from mnist_jax.inference.flags import RunFolder, open_runs, write_output
+from mnist_jax.errors import UsageError, writing
+from mnist_jax.inference.flags import RunFolder, open_runs
 from mnist_jax.inference.restore import LoadedRun
 from mnist_jax.runs.checkpoint import names_of
 from mnist_jax.runs.statistics import percent
@@ -77,8 +77,9 @@ def export(
         "jax": jax.__version__,
     }
     text = json.dumps(description, indent=1) + "\n"
-    write_output(output, data)
-    write_output(Path(f"{output}.json"), text.encode())
+    with writing(output, "--output"):
+        atomic_io.write_atomically(output, data)
+        atomic_io.write_atomically(Path(f"{output}.json"), text.encode())
     return description
 
 

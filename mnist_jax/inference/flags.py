@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from mnist_jax.atomic_io import write_atomically
 from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.config import Config
-from mnist_jax.errors import DeviceError, UsageError, print_warnings
+from mnist_jax.errors import UsageError, print_warnings
 from mnist_jax.inference.restore import PRETRAINED, LoadedRun, load_run
 
 try:
@@ -64,12 +63,3 @@ def open_runs(folders: Sequence[Path]) -> list[LoadedRun]:
     print_warnings(warning for run in runs for warning in run.warnings)
     print_warnings(enable_compilation_cache(runs[0].config.compilation_cache))
     return runs
-
-
-def write_output(path: Path, data: bytes) -> None:
-    """Writes the file that --output names; raises DeviceError."""
-    try:
-        write_atomically(path, data)
-    except OSError as error:
-        problem = f"cannot write {path} ({error.strerror})"
-        raise DeviceError(f"{problem}; choose another --output") from error

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mnist_jax.atomic_io import user_path
-from mnist_jax.errors import DataError, DeviceError, UsageError, print_warnings, printable
+from mnist_jax.errors import DataError, UsageError, print_warnings, printable, writing
 from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs
 from mnist_jax.inference.preprocess import read_digit
 from mnist_jax.inference.restore import PRETRAINED, Predictor, check_pictures, load_run
@@ -110,7 +110,10 @@ class Predict(PlatformFlags):
             shown.update(warnings)
             if self.save_preprocessed:
                 name = f"{number:04d}-{path.stem}.png"
-                _save(digit.image, user_path(self.save_preprocessed), name)
+                target = user_path(self.save_preprocessed)
+                with writing(target, "--save_preprocessed"):
+                    target.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(digit.image[..., 0]).save(target / name)
             (probabilities,) = prediction.mean.tolist()
             names = run.data.class_names
             print(self._answer(path, probabilities, names, digit.warning), flush=True)
@@ -142,11 +145,3 @@ class Predict(PlatformFlags):
         best = sorted(zip(probabilities, names, strict=True), reverse=True)[:2]
         cells = [f"{name:{width}s}  {percent(probability):>8s}  " for probability, name in best]
         return "".join([*cells, printable(str(path))])
-
-
-def _save(image: np.ndarray, folder: Path, name: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[..., 0]).save(folder / name)
-    except OSError as error:
-        raise DeviceError(f"save_preprocessed: cannot write {folder} ({error.strerror})") from error

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 
 from mnist_jax.callbacks import Callback, Result
-from mnist_jax.errors import DeviceError
+from mnist_jax.errors import writing
 from mnist_jax.metrics import Metrics
 
 
@@ -13,10 +13,8 @@ class Profiler(Callback):
     """Writes a trace for TensorBoard or Perfetto into a folder; raises DeviceError if it cannot."""
 
     def __init__(self, folder: Path):
-        try:
+        with writing(folder, "--profile"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DeviceError(f"cannot write --profile={folder}: {error.strerror}") from error
         self.folder, self.calls, self.tracing = folder, 0, False
 
     def on_epoch_begin(self, epoch: int, batch: int, num_batches: int) -> None:

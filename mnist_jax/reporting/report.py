@@ -15,8 +15,8 @@ from mnist_jax import atomic_io
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config, group_by_point, member_label
 from mnist_jax.data import Dataset
-from mnist_jax.errors import first_line, print_warnings
-from mnist_jax.inference.flags import DataFlags, Runs, open_runs, write_output
+from mnist_jax.errors import first_line, print_warnings, writing
+from mnist_jax.inference.flags import DataFlags, Runs, open_runs
 from mnist_jax.inference.restore import LoadedRun, Prediction, Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_members, select_members
 from mnist_jax.models import count_parameters, layers, param_shapes
@@ -105,7 +105,8 @@ def write_page(path: Path, content: Mapping[str, Any]) -> None:
     loader = jinja2.PackageLoader("mnist_jax", "reporting")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
     html = environment.get_template("page.html").render(content)
-    write_output(path, html.encode("utf-8", "replace"))
+    with writing(path, "--output"):
+        atomic_io.write_atomically(path, html.encode("utf-8", "replace"))
 
 
 def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> dict[str, Any]:

@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import datetime
-import errno
 import json
 import os
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from mnist_jax import atomic_io
 from mnist_jax.atomic_io import IntegrityError, user_path, write_atomically
 from mnist_jax.config import FORMAT_VERSION, Config
 from mnist_jax.data import DataSpec
-from mnist_jax.errors import CheckpointError, DeviceError, UsageError
+from mnist_jax.errors import CheckpointError, UsageError, writing
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import make_model, variable_shapes
 from mnist_jax.parallel.mesh import select_device
@@ -76,7 +74,7 @@ class RunDir:
 
     def _open(self) -> set[str]:
         """Makes and locks the folder, and tidies it up; returns the names of what is in it."""
-        with self.writing():
+        with self._writing():
             atomic_io.make_folder(self.folder, parents=True, exist_ok=True)
             names = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
             if names and CONFIG not in names:
@@ -134,7 +132,7 @@ class RunDir:
         self._write(METRICS, b"".join(_json(row, indent=None) for row in rows))
 
     def _write(self, name: str, data: bytes) -> None:
-        with self.writing():
+        with self._writing():
             write_atomically(self.folder / name, data)
 
     def restore(self, template: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
@@ -154,19 +152,19 @@ class RunDir:
 
     def save(self, progress: Progress) -> None:
         """Starts to save a checkpoint; see `CheckpointManager.save`."""
-        with self.writing():
+        with self._writing():
             self.checkpoints.save(progress)
 
     def wait_until_saved(self) -> str:
         """Returns the run's folder once the last checkpoint is on the disk."""
-        with self.writing():
+        with self._writing():
             self.checkpoints.wait_until_finished()
         return str(self.folder)
 
     def finish(self, record: dict[str, Any]) -> None:
         """Writes the digests of all files, and then result.json, which marks the run complete."""
         result = _json(record)
-        with self.writing():
+        with self._writing():
             paths = [self.folder / name for name in (CONFIG, ENVIRONMENT, METRICS, FORK)]
             contents = {path.name: path.read_bytes() for path in paths if path.exists()}
             digests = atomic_io.digest_lines({**contents, RESULT: result})
@@ -175,15 +173,8 @@ class RunDir:
             write_atomically(self.folder / RESULT, result)
         self.result = record
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turns an OSError inside into a DeviceError that names the folder."""
-        try:
-            yield
-        except OSError as error:
-            full = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-            problem = f"cannot write the run's folder {self.folder} ({error.strerror})"
-            raise DeviceError(f"{problem}; {full}choose another --workdir") from error
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(f"the run's folder {self.folder}", "--workdir")
 
 
 def _json(value: Any, indent: int | None = 1) -> bytes:

@@ -117,7 +117,7 @@ def test_a_full_disk_brings_a_warning(originals, truth, data_dir, monkeypatch):
 
 def test_a_data_dir_must_be_writable_and_unlocked(originals, data_dir, no_network, monkeypatch):
     data_dir.write_text("a file")
-    cannot_write = pytest.raises(DeviceError, match=r"cannot write .*; choose another --data_dir")
+    cannot_write = pytest.raises(DeviceError, match=r"cannot write .*choose another --data_dir")
     with cannot_write:
         load_dataset("auto", data_dir=data_dir)
     data_dir.unlink()
