@@ -102,8 +102,8 @@ class Draw(PlatformFlags):
             accuracy = accuracy.replace("\n", "; ")
             text = f"{run.config.model} trained on {run.data.name}, {accuracy}"
             address, port = listening.getsockname()[:2]
-            here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-            here = f"[{here}]" if ":" in here else here
+            host = f"[{address}]" if ":" in address else address
+            here = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
             print(f"{text}\ndraw at http://{here}:{port}  (Ctrl-C to quit)", flush=True)
             model = {"model": text, "classes": run.data.class_names, "side": SIDE}
             app = application(predictor, model)
