@@ -308,7 +308,7 @@ def test_a_wrapped_optimizer_trains_and_its_run_keeps_an_ema(config, monkeypatch
     ema, last = (arrays[f"state/{tree}/logits/kernel"] for tree in ("ema", "params"))
     np.testing.assert_allclose(kernel, ema / (1 - 0.5**4), rtol=1e-5)
     assert not np.array_equal(kernel, last)
-    loaded = load_run(run.workdir).members[0]["params"]
+    loaded, _ = load_run(run.workdir).members[0]
     np.testing.assert_array_equal(loaded["logits"]["kernel"], kernel)
 
 

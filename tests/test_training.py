@@ -78,7 +78,7 @@ def test_the_parameters_come_back_from_a_complete_run(config, fields):
     assert again.record == result.record
     jax.tree.map(np.testing.assert_array_equal, again.params, result.params)
     members = load_run(result.workdir).members
-    digests = [params_sha256(member["params"]) for member in members]
+    digests = [params_sha256(params) for params, _ in members]
     assert np.ravel(result.record["params_sha256"]).tolist() == digests
     stacked = jax.tree.map(lambda x: x if "seeds" in fields else x[None], result.params)
     own = [jax.tree.map(lambda x, m=m: x[m], stacked) for m in range(len(members))]

@@ -48,12 +48,11 @@ def export(
         which = " to ".join(f"{i} ({names[i]})" for i in sorted({0, len(names) - 1}))
         given = "" if member is None else f"member is {member}; "
         raise UsageError(f"{given}the networks are {which}; choose with --member")
-    variables = run.finite_member(place)
+    params, model_state = run.finite_member(place)
     if file_format == "stablehlo":
-        data, content = _to_stablehlo(run, variables), "probabilities"
+        data, content = _to_stablehlo(run, place), "probabilities"
     else:
-        state = {name: tree for name, tree in variables.items() if name != "params"}
-        data = safetensors.numpy.save(names_of(variables["params"]) | names_of(state))
+        data = safetensors.numpy.save(names_of(params) | names_of(model_state))
         scaled = " / 255" if config.normalize else ""
         content = f"logits of float32 images{scaled}; apply softmax"
     code = None  # of the model's class, to rebuild it from; a class may be in no file
@@ -83,14 +82,14 @@ def export(
     return description
 
 
-def _to_stablehlo(run: LoadedRun, variables: Any) -> bytes:
-    """A program that holds the parameters, to be read by `jax.export.deserialize`.
+def _to_stablehlo(run: LoadedRun, place: int) -> bytes:
+    """A program that holds the parameters of a member, to be read by `jax.export.deserialize`.
 
     (b, *image_shape) uint8 → probabilities (b, classes) float32, in the run's precision.
     """
     shape = *jax_export.symbolic_shape("b"), *run.data.image_shape
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    program = jax.jit(lambda image: jax.nn.softmax(run.logits(variables, image)))
+    program = jax.jit(lambda image: jax.nn.softmax(run.logits(run.members[place], image)))
     # Without source locations, which would put this machine's paths into the file.
     option = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, option)

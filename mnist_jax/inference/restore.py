@@ -35,8 +35,7 @@ class LoadedRun(NamedTuple):
     config: Config  # resolved
     data: DataSpec
     model: nn.Module  # computes in the run's precision
-    # The variables to evaluate of each network of the run: {"params": …} and its model state.
-    members: list[dict[str, Any]]
+    members: list[tuple[Any, Any]]  # parameters to evaluate and model state of each network
     step: int  # updates done
     rows: list[dict[str, Any]]  # the lines of metrics.jsonl
     seconds: dict[str, float]  # timings, as in result.json
@@ -44,27 +43,25 @@ class LoadedRun(NamedTuple):
     record: dict[str, Any] | None = None  # the content of result.json, if the run is complete
 
     def __repr__(self) -> str:
-        steps = f"{self.step:,} steps" + f" of {len(self.members)} networks" * (
-            len(self.members) > 1
-        )
+        networks = len(self.members)
+        steps = f"{self.step:,} steps" + f" of {networks} networks" * (networks > 1)
         return f"<LoadedRun {self.folder}: {self.config.model} on {self.data.name}, {steps}>"
 
-    def logits(self, variables: Any, image: jax.Array) -> jax.Array:
+    def logits(self, member: tuple[Any, Any], image: jax.Array) -> jax.Array:
         """Logits (n, classes) float32 of one of the members; a pure function of both arguments.
 
         Images are (n, *image_shape): uint8, or float32 as the network sees them.
         """
         x = steps.to_input(image, normalize=self.config.normalize)
-        state = {name: value for name, value in variables.items() if name != "params"}
-        return forward(self.model, variables["params"], state, x)[0]
+        return forward(self.model, *member, x)[0]
 
-    def finite_member(self, place: int) -> dict[str, Any]:
-        """The variables of a member; raises NonFiniteError if they are not finite."""
-        variables = self.members[place]
-        if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(variables)):
+    def finite_member(self, place: int) -> tuple[Any, Any]:
+        """One of the members; raises NonFiniteError if its arrays are not finite."""
+        member = self.members[place]
+        if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(member)):
             name = self.config.member_labels()[place]
             raise NonFiniteError(f"{name} of {self.folder} is not finite; choose another")
-        return variables
+        return member
 
     def apply(self, image: jax.Array) -> jax.Array:
         """Log probabilities (n, classes) float32 of images as for `logits`; pure, for a teacher.
@@ -89,8 +86,7 @@ def load_run(folder: str | Path) -> LoadedRun:
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
     model = make_model(**config.model_arguments(data), dtype=dtype)
     arrays, rest, warnings = load_saved(folder)
-    params, model_state = variables_of(arrays, config, model)
-    variables = {"params": params, **model_state}
+    variables = variables_of(arrays, config, model)
     count = config.num_members
     members = [variables] if count is None else [member_of(variables, m) for m in range(count)]
     step = int(np.max(arrays["state/step"]))

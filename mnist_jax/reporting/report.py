@@ -236,7 +236,7 @@ def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFi
 
 def weights_figures(run: LoadedRun, member: dict[str, Any]) -> list[ReportFigure]:
     """The first layer's weights for each class or for some units, if the layer takes pixels."""
-    params = run.members[run.config.members().index(member)]["params"]
+    params, _ = run.members[run.config.members().index(member)]
     height, width, _ = run.data.image_shape
     layer = next((layer.name for layer in layers(run.model) if layer.parameters), "")
     kernel = np.asarray(params.get(layer, {}).get("kernel", 0.0))

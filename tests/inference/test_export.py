@@ -34,7 +34,7 @@ def untrained(folder: Path, **fields) -> LoadedRun:
     data = DataSpec("digits", (28, 28, 1), tuple("0123456789"))
     shapes, normal = param_shapes(model), np.random.default_rng(0).normal
     params = jax.tree.map(lambda x: normal(scale=0.03, size=x.shape).astype(x.dtype), shapes)
-    return LoadedRun(folder, config, data, model, [{"params": params}], 0, [], {}, [])
+    return LoadedRun(folder, config, data, model, [(params, {})], 0, [], {}, [])
 
 
 def loaded(file: Path) -> jax_export.Exported:

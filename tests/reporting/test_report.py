@@ -191,7 +191,7 @@ def test_the_first_layer_is_shown_if_it_takes_pixels():
     ):
         shapes = models.param_shapes(model := kind())
         params = jax.tree.map(lambda x: np.arange(x.size, dtype=float).reshape(x.shape), shapes)
-        run = LoadedRun(Path(), config, data, model, [{}, {"params": params}], 0, [], {}, [])
+        run = LoadedRun(Path(), config, data, model, [({}, {}), (params, {})], 0, [], {}, [])
         figures = report.weights_figures(run, {"seed": 6})
         assert [figure.caption.partition(" Blue")[0] for figure in figures] == captions
         if kind is models.MLP:  # unit 0 at the top left, its pixels row by row

@@ -74,7 +74,7 @@ def test_a_loop_of_ones_own_saves_a_run(config, tmp_path):
     save_run(tmp_path / "mine", config, data.spec, params, step=7)
     run = load_run(tmp_path / "mine")
     assert (run.step, run.data) == (7, data.spec)
-    jax.tree.map(np.testing.assert_array_equal, run.members[0], {"params": params})
+    jax.tree.map(np.testing.assert_array_equal, run.members[0], (params, {}))
     logits = model.apply({"params": params}, data.test.image[:9] / 255)
     found = predict(tmp_path / "mine", data.test.image[:9])
     np.testing.assert_allclose(found, jax.nn.softmax(logits), rtol=1e-4)
