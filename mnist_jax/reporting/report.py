@@ -42,13 +42,12 @@ class Report(DataFlags):
     def run(self) -> None:
         """Writes the page and prints its path."""
         runs = open_runs(self.runs)
-        folder = runs[0].folder if len(runs) == 1 else Path()
-        output = atomic_io.user_path(self.output or folder / REPORT)
         if len(runs) == 1:
             dataset = dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
-            page = run_page(runs[0], dataset, self.platform)
+            folder, page = runs[0].folder, run_page(runs[0], dataset, self.platform)
         else:
-            page = comparison_page(runs)
+            folder, page = Path(), comparison_page(runs)
+        output = atomic_io.user_path(self.output or folder / REPORT)
         write_page(output, page)
         print(f"report: {output}")
 
@@ -166,14 +165,14 @@ def comparison_page(runs: Sequence[LoadedRun]) -> dict[str, Any]:
         "summary": [f"{name}: {run.folder}" for name, run in named.items()],
         "warnings": list(dict.fromkeys(warning for run in runs for warning in run.warnings)),
         "results": [_result_table(points)],
-        "figures": comparison_figures({name: rows for name, (_, rows) in points.items() if rows}),
+        "figures": comparison_figures({name: run.rows for name, run in points.items() if run.rows}),
         "details": [_config_table({name: run.config for name, run in named.items()}, commands)],
     }
 
 
 def run_figures(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> list[ReportFigure]:
     """Curves, confusion matrix, errors and weights of one run; of a grid the curves alone."""
-    curves = {name: rows for name, (_, rows) in _grid_points({"": run}).items()}
+    curves = {name: point.rows for name, point in _grid_points({"": run}).items()}
     figures = [curves_figure(curves)] if run.rows else []
     if not run.config.grid:
         figures += confusion_figures(dataset, prediction)
@@ -181,13 +180,14 @@ def run_figures(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> lis
     return figures
 
 
-def _grid_points(runs: Mapping[str, LoadedRun]) -> dict[str, tuple[LoadedRun, plots.Rows]]:
-    """Each grid point's run and lines of metrics.jsonl, by the names of the run and the point."""
-    return {
-        f"{name} {label}".strip(): (run, [select_members(row, indices) for row in run.rows])
-        for name, run in runs.items()
-        for label, indices in group_by_point(run.config.members()).items()
-    }
+def _grid_points(runs: Mapping[str, LoadedRun]) -> dict[str, LoadedRun]:
+    """The runs with the rows of one grid point each, by the names of the run and the point."""
+    points = {}
+    for name, run in runs.items():
+        for label, indices in group_by_point(run.config.members()).items():
+            rows = [select_members(row, indices) for row in run.rows]
+            points[f"{name} {label}".strip()] = run._replace(rows=rows)
+    return points
 
 
 def comparison_figures(runs: Mapping[str, plots.Rows]) -> list[ReportFigure]:
@@ -258,11 +258,11 @@ def weights_figures(run: LoadedRun, member: dict[str, Any]) -> list[ReportFigure
     return [ReportFigure("weights", "Weights of the first layer", figure, caption)]
 
 
-def _result_table(points: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
+def _result_table(points: Mapping[str, LoadedRun]) -> Table:
     """The last evaluation of each run or grid point, its size and its time."""
     rows = []
-    for name, (run, lines) in points.items():
-        accuracies = finite_members(lines[-1])["test/accuracy"] if lines else []
+    for name, run in points.items():
+        accuracies = finite_members(run.rows[-1])["test/accuracy"] if run.rows else []
         found = statistics.summarize(accuracies)
         accuracy = percent(found["mean"]), percent(found["sd"], ""), found["n"]
         size = f"{run.step:,}", f"{count_parameters(param_shapes(run.model)):,}"
@@ -272,11 +272,11 @@ def _result_table(points: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
     return Table("Results", (*columns, "training, s", "total, s"), rows)
 
 
-def _epoch_table(points: Mapping[str, tuple[LoadedRun, plots.Rows]]) -> Table:
+def _epoch_table(points: Mapping[str, LoadedRun]) -> Table:
     """Loss and accuracy of each epoch of each grid point; of several seeds the means."""
     shown, names = [], []
-    for label, (_, rows) in points.items():
-        for row in rows:
+    for label, point in points.items():
+        for row in point.rows:
             names = [name for name in row if "/" in name]
             means = {name: mean_over_members(row, name) for name in names}
             cells = (percent(x) if "accuracy" in name else f"{x:.4f}" for name, x in means.items())
