@@ -229,6 +229,8 @@ def _straight_sides(part: np.ndarray) -> int:
 
 def _otsu(values: np.ndarray) -> float:
     """The threshold with the largest variance between the two classes (Otsu, 1979)."""
+    if np.ptp(values) < 1:  # one tone: float32 may have no 256 levels within it
+        return float(values.min())
     counts, edges = np.histogram(values, bins=256)
     below, sums = np.cumsum(counts, dtype=float), np.cumsum(counts * edges[:-1])
     total = below[-1]

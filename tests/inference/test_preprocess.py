@@ -241,6 +241,11 @@ def test_specks_and_what_the_picture_s_edge_cuts_off_are_ignored_beside_a_digit(
         assert to_mnist(picture).warning == "a box or a circle seems to touch the digit"
 
 
+def test_ink_of_one_tone_but_for_rounding_has_a_threshold():
+    column = np.repeat([106, 96, 106, 176], [15, 11, 4, 5])[:, None]
+    assert to_mnist(column).image.any()
+
+
 def test_thin_strokes_are_widened_and_thick_ones_kept():
     def ink(pen: int) -> float:
         return float(to_mnist(seven(400, pen, (120, 80))).image.sum() / 255)
