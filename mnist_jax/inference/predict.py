@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -24,7 +25,7 @@ Metavar = arg(metavar="[RUN] PICTURE [PICTURE ...]", help_behavior_hint="(requir
 
 def predict(
     workdir: str | Path,
-    images: str | Path | Sequence[str | Path] | np.ndarray,
+    images: str | Path | Sequence[str | Path] | np.ndarray | jax.Array,
     *,
     platform: str | None = None,
 ) -> np.ndarray:
@@ -48,6 +49,8 @@ def predict(
         DataError: a picture cannot be read or shows no digit.
     """
     run = load_run(workdir)
+    if isinstance(images, jax.Array):
+        images = np.asarray(images)
     if not isinstance(images, np.ndarray):
         check_pictures(run)
         paths = [images] if isinstance(images, str | Path) else images

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -50,6 +51,8 @@ def test_json_agrees_with_the_function_and_batches_with_single_pictures(runs, pi
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
     for one in (pictures[0], str(pictures[0])):
         np.testing.assert_allclose(predict(runs / "one", one), found[:1], atol=1e-6)
+    array = jnp.asarray(read_digit(pictures[0]).image[None])
+    np.testing.assert_allclose(predict(runs / "one", array), found[:1], atol=1e-6)
 
 
 def test_an_ensemble_is_the_mean_of_finite_members(runs, copied, edit_params, pictures, command):
