@@ -169,9 +169,8 @@ def describe_config(config: Config) -> str:
     """The preset, the main hyper-parameters, and the others that differ from the preset."""
     values, defaults = config.hyperparameters(), config.defaults().hyperparameters()
     main = ("epochs", "batch_size", "learning_rate", "seed")
-    hidden = ("dataset", "precision")  # printed elsewhere
-    given = [n for n in values if values[n] not in (None, defaults[n])]
-    changed = [n for n in given if n not in (*main, *hidden)]
+    shown = (*main, "dataset", "precision")  # the last two elsewhere
+    changed = [n for n in values if n not in shown and values[n] not in (None, defaults[n])]
     return f"{config.preset}: " + ", ".join(f"{n} {values[n]}" for n in (*main, *changed))
 
 
