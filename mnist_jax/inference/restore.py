@@ -91,7 +91,7 @@ def load_run(folder: str | Path) -> LoadedRun:
     members = [variables] if count is None else [member_of(variables, m) for m in range(count)]
     step = int(np.max(arrays["state/step"]))
     known = {field.name for field in dataclasses.fields(Config)} | {"version", "data"}
-    if unknown := ", ".join(read_json(folder / CONFIG).keys() - known):
+    if unknown := ", ".join(sorted(read_json(folder / CONFIG).keys() - known)):
         warnings.append(f"{folder} has settings that this version does not know: {unknown}")
     if (record := read_result(folder)) is None:
         warnings.append(f"{folder} is not complete: it has done {step:,} steps")
