@@ -71,8 +71,8 @@ def table_lines(found: dict[str, Any]) -> list[str]:
     rows = [["label", *map(str, range(len(found["classes"]))), "accuracy"]]
     for label, (name, counts) in enumerate(zip(found["classes"], found["confusion"], strict=True)):
         title = name if name == str(label) else f"{label} {name}"
-        accuracy = percent(counts[label] / sum(counts) if any(counts) else None)
-        rows.append([title, *(str(count or ".") for count in counts), accuracy])
+        share = percent(counts[label] / sum(counts) if any(counts) else None)
+        rows.append([title, *(str(count or ".") for count in counts), share])
     first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
     return ["  ".join([name.ljust(first), *map(str.rjust, cells, rest)]) for name, *cells in rows]
 

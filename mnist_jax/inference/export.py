@@ -72,7 +72,7 @@ def export(
         **config.members()[place],
         "step": run.step,
         "test_accuracy": accuracy,
-        "config": config.hyperparameters(),  # without fields that hold paths
+        "config": config.hyperparameters(),
         "jax": jax.__version__,
     }
     text = json.dumps(description, indent=1) + "\n"
