@@ -53,18 +53,18 @@ def train_steps(
     size, start = split.label.shape[0], state.step
 
     @jax.vmap
-    def draw(i: jax.Array) -> tuple[jax.Array, jax.Array, StepKeys]:
+    def draw(i: jax.Array) -> tuple[tuple[jax.Array, jax.Array], StepKeys]:
         rows = batch_index(size, order, first + i, batch_size=batch_size, sharding=sharding)
-        return *rows, step_keys(root_key, start + i)
+        return rows, step_keys(root_key, start + i)
 
     dtypes = cast_dtypes(model, state)
 
     def body(carry: Any, inputs: Any) -> Any:
         state, metrics, weights = before = unravel(carry[0])
-        i, (index, mask, keys) = inputs
+        i, (rows, keys) = inputs
         state, step_metrics, values = train_step(
             state,
-            gather_batch(split, index, mask, sharding=sharding),
+            gather_batch(split, *rows, sharding=sharding),
             keys,
             with_leaves(state.params, weights),
             model=model,

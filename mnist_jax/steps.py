@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding
 
 from mnist_jax.config import Config
 from mnist_jax.data.augment import AUGMENTATIONS, Distortion
-from mnist_jax.data.batches import Batch, take_batch
+from mnist_jax.data.batches import Batch, batch_index, gather_batch
 from mnist_jax.data.dataset import Split
 from mnist_jax.errors import UsageError
 from mnist_jax.losses import LOSSES, cross_entropy
@@ -284,10 +284,12 @@ def train_steps(
     Returns the new state, the metrics, and each step's loss and gradient norm, (log_size,) float32;
     empty if `log_size` is 0.
     """
+    size = len(split.label)
 
     def body(i, carry):
         state, metrics, log = carry
-        batch = take_batch(split, order, first + i, batch_size=batch_size, sharding=sharding)
+        rows = batch_index(size, order, first + i, batch_size=batch_size, sharding=sharding)
+        batch = gather_batch(split, *rows, sharding=sharding)
         keys = step_keys(root_key, state.step)
         state, step_metrics, values = train_step(
             state, batch, keys, model=model, tx=tx, step_config=step_config
@@ -313,9 +315,11 @@ def eval_steps(
     sharding: NamedSharding | None = None,
 ) -> Metrics:
     """Adds the metrics of batches first … first + steps - 1 of a split, as stored, to `metrics`."""
+    size = len(split.label)
 
     def body(i, metrics):
-        batch = take_batch(split, None, first + i, batch_size=batch_size, sharding=sharding)
+        rows = batch_index(size, None, first + i, batch_size=batch_size, sharding=sharding)
+        batch = gather_batch(split, *rows, sharding=sharding)
         found = eval_step(params, model_state, batch, model=model, step_config=step_config)
         return metrics.merge(found)
 

@@ -23,26 +23,6 @@ def num_batches(size: int, batch_size: int) -> int:
     return -(-size // batch_size)
 
 
-def take_batch(
-    split: Split,
-    order: jax.Array | None,
-    i: jax.Array | int,
-    *,
-    batch_size: int,
-    sharding: NamedSharding | None = None,
-) -> Batch:
-    """Batch `i` of a split in this `order` (None: as stored), padded and masked.
-
-    With `sharding` each device gets the same number of rows, which takes more padding if the device
-    count does not divide the batch size. Random draws depend on a row's place in the batch, not on
-    its device.
-    """
-    index, mask = batch_index(
-        split.label.shape[0], order, i, batch_size=batch_size, sharding=sharding
-    )
-    return gather_batch(split, index, mask, sharding=sharding)
-
-
 def batch_index(
     size: int,
     order: jax.Array | None,
@@ -51,7 +31,14 @@ def batch_index(
     batch_size: int,
     sharding: NamedSharding | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The examples of batch `i` of `size`, (rows,) int32, and their mask; see `take_batch`."""
+    """The examples of batch `i` of `size` in this `order` (None: as stored), and their mask.
+
+    With `sharding` each device gets the same number of rows, which takes more padding if the device
+    count does not divide the batch size. Random draws depend on a row's place in the batch, not on
+    its device.
+
+    Returns indices, (rows,) int32, and the mask, (rows,) bool.
+    """
     parts = 1 if sharding is None else sharding.num_devices
     rows = jnp.arange(-(-batch_size // parts) * parts, dtype=jnp.int32)
     place = i * batch_size + rows
@@ -63,7 +50,7 @@ def batch_index(
 def gather_batch(
     split: Split, index: jax.Array, mask: jax.Array, *, sharding: NamedSharding | None = None
 ) -> Batch:
-    """The batch of these examples."""
+    """The batch of the examples that `batch_index` found."""
     batch: Batch = {"image": split.image[index], "label": split.label[index], "mask": mask}
     if sharding is None or sharding.num_devices == 1:
         return batch
