@@ -11,7 +11,7 @@ start, and most kernels of a step compute little. So this loop
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -66,13 +66,13 @@ def train_steps(
             state,
             gather_batch(split, *rows, sharding=sharding),
             keys,
-            with_leaves(state.params, weights),
+            jax.tree.map(lambda x, y: x if y is None else y, state.params, weights),
             model=model,
             tx=tx,
             step_config=step_config,
             finite=finite_rows,
         )
-        after = state, metrics.merge(step_metrics), cast_leaves(state.params, dtypes)
+        after = state, metrics.merge(step_metrics), cast_params(state.params, dtypes)
         # `scan` does not see the types of joined arrays.
         if (now := _types(after)) != _types(before):
             raise TypeError(f"a step changes the shapes or dtypes of its state, to {now}")
@@ -82,7 +82,7 @@ def train_steps(
     rows = jax.eval_shape(finite_rows, (metrics.loss_sum, state.params)).shape
     nonfinite = jnp.broadcast_to(metrics.first_nonfinite, rows)
     metrics = dataclasses.replace(metrics, first_nonfinite=nonfinite)
-    carry, unravel = ravel_small((state, metrics, cast_leaves(state.params, dtypes)))
+    carry, unravel = ravel_small((state, metrics, cast_params(state.params, dtypes)))
     log = {name: jnp.zeros(log_size) for name in ("loss", "grad_norm") if log_size}
     numbers = jnp.arange(steps)
     (carry, log), _ = lax.scan(body, (carry, log), (numbers, draw(numbers)))
@@ -101,25 +101,22 @@ def ravel_small(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
     Returns what a loop carries in place of the tree, and a function that makes the tree from it.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    dtypes = [
-        leaf.dtype
-        if leaf.ndim <= 1 and leaf.size <= SMALL and leaf.dtype in (jnp.float32, jnp.int32)
-        else None
+    kinds = [
+        (leaf, leaf.ndim <= 1 and leaf.size <= SMALL and leaf.dtype in (jnp.float32, jnp.int32))
         for leaf in leaves
     ]
-    pairs = list(zip(leaves, dtypes, strict=True))
-    small = [lax.bitcast_convert_type(leaf, jnp.int32) for leaf, d in pairs if d is not None]
+    small = [lax.bitcast_convert_type(leaf, jnp.int32) for leaf, is_small in kinds if is_small]
     vector, unravel_vector = ravel_pytree(small)
 
     def unravel(carry: Any) -> Any:
         small, others = iter(unravel_vector(carry[0])), iter(carry[1])
         leaves = [
-            next(others) if dtype is None else lax.bitcast_convert_type(next(small), dtype)
-            for dtype in dtypes
+            lax.bitcast_convert_type(next(small), leaf.dtype) if is_small else next(others)
+            for leaf, is_small in kinds
         ]
         return jax.tree.unflatten(treedef, leaves)
 
-    return (vector, [leaf for leaf, dtype in pairs if dtype is None]), unravel
+    return (vector, [leaf for leaf, is_small in kinds if not is_small]), unravel
 
 
 def finite_rows(tree: Any) -> jax.Array:
@@ -135,8 +132,8 @@ def finite_rows(tree: Any) -> jax.Array:
     return jnp.all(padded.reshape(-1, ROW), axis=1)
 
 
-def cast_dtypes(model: nn.Module, state: TrainState) -> list[Any]:
-    """For each leaf of the parameters the dtype to which the model casts it; None without a cast.
+def cast_dtypes(model: nn.Module, state: TrainState) -> Any:
+    """A tree like the parameters: the dtype to which the model casts each; None without a cast.
 
     The model uses such a leaf only in this cast. So it computes the same from the leaf in that
     dtype, and the same gradient. Vectors are left out: other kernels cast them on the way.
@@ -146,24 +143,16 @@ def cast_dtypes(model: nn.Module, state: TrainState) -> list[Any]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     run = partial(forward, model, train=True)
     traced = jax.make_jaxpr(run)(state.params, state.model_state, image, mask=mask, key=key)
-    dtypes = []
-    for variable in traced.jaxpr.invars[: len(jax.tree.leaves(state.params))]:
+    structure, dtypes = jax.tree.structure(state.params), []
+    for variable in traced.jaxpr.invars[: structure.num_leaves]:
         uses = [equation for equation in traced.jaxpr.eqns if variable in equation.invars]
         is_cast = len(uses) == 1 and uses[0].primitive.name == "convert_element_type"
         is_cast &= variable not in traced.jaxpr.outvars and len(variable.aval.shape) > 1
         dtype = uses[0].params["new_dtype"] if is_cast else jnp.int32
         dtypes.append(dtype if jnp.issubdtype(dtype, jnp.floating) else None)
-    return dtypes
+    return jax.tree.unflatten(structure, dtypes)
 
 
-def cast_leaves(params: Any, dtypes: Sequence[Any]) -> list[Any]:
-    """The leaves with a dtype from `cast_dtypes`, in it; None for the others."""
-    pairs = zip(jax.tree.leaves(params), dtypes, strict=True)
-    return [None if dtype is None else leaf.astype(dtype) for leaf, dtype in pairs]
-
-
-def with_leaves(params: Any, leaves: Sequence[Any]) -> Any:
-    """The parameters with the leaves from `cast_leaves` in place of their own."""
-    own, treedef = jax.tree.flatten(params)
-    pairs = zip(own, leaves, strict=True)
-    return jax.tree.unflatten(treedef, [x if y is None else y for x, y in pairs])
+def cast_params(params: Any, dtypes: Any) -> Any:
+    """The parameters in the dtypes from `cast_dtypes`; None in place of those without one."""
+    return jax.tree.map(lambda x, dtype: None if dtype is None else x.astype(dtype), params, dtypes)
