@@ -26,7 +26,7 @@ from benchmarks.results import Case, Recorder, Results
 from benchmarks.workers import ours
 from benchmarks.workers.job import Job
 from mnist_jax import compiler
-from mnist_jax.models import count_parameters, forward, layers, variable_shapes
+from mnist_jax.models import count_parameters, layers, param_shapes, trace_training
 
 PREFIX, PRODUCT, COPY = "roofline_", "matrix_product", "copy"
 REST = "update and the rest"
@@ -83,11 +83,7 @@ def products(jaxpr: Any, names: Sequence[str], platform: str, within: str = "") 
 
 def works(model: Any, batch_size: int, platform: str) -> dict[str, Work]:
     """The work of each layer, of the update with what is outside of layers, and of all ("")."""
-    (params, state), shape = variable_shapes(model), jax.ShapeDtypeStruct
-    batch = shape((batch_size, *model.image_shape), jnp.float32)
-    key, mask = jax.eval_shape(lambda: jax.random.key(0)), shape((batch_size,), bool)
-    traced = jax.make_jaxpr(partial(forward, model, train=True))
-    traced = traced(params, state, batch, mask=mask, key=key)
+    traced, _ = trace_training(model, batch_size)
     rows = [row for row in layers(model) if row.kind not in ("Flatten", "Dropout")]
     names = [row.name for row in rows]
     flops, direct_flops = defaultdict[str, int](int), defaultdict[str, int](int)
@@ -98,7 +94,7 @@ def works(model: Any, batch_size: int, platform: str) -> dict[str, Work]:
     size = 4 * batch_size * jnp.dtype(model.dtype or jnp.float32).itemsize
     moved = {row.name: size * math.prod(row.output_shape) + 8 * row.parameters for row in rows}
     found = {name: Work(flops[name], direct_flops[name], moved[name]) for name in names}
-    found[REST] = Work(flops[""], direct_flops[""], 28 * count_parameters(params))
+    found[REST] = Work(flops[""], direct_flops[""], 28 * count_parameters(param_shapes(model)))
     return found | {"": Work(*(sum(part) for part in zip(*found.values(), strict=True)))}
 
 

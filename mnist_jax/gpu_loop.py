@@ -12,7 +12,6 @@ start, and most kernels of a step compute little. So this loop
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -26,7 +25,7 @@ from jax.sharding import NamedSharding
 from mnist_jax.data.batches import batch_index, gather_batch
 from mnist_jax.data.dataset import Split
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import forward
+from mnist_jax.models import param_shapes, trace_training
 from mnist_jax.steps import StepConfig, StepKeys, TrainState, step_keys, train_step
 
 SMALL = 4096  # numbers, at most, in an array that is joined with others
@@ -57,7 +56,7 @@ def train_steps(
         rows = batch_index(size, order, first + i, batch_size=batch_size, sharding=sharding)
         return rows, step_keys(root_key, start + i)
 
-    dtypes = cast_dtypes(model, state)
+    dtypes = cast_dtypes(model)
 
     def body(carry: Any, inputs: Any) -> Any:
         state, metrics, weights = before = unravel(carry[0])
@@ -132,22 +131,18 @@ def finite_rows(tree: Any) -> jax.Array:
     return jnp.all(padded.reshape(-1, ROW), axis=1)
 
 
-def cast_dtypes(model: nn.Module, state: TrainState) -> Any:
+def cast_dtypes(model: nn.Module) -> Any:
     """A tree like the parameters: the dtype to which the model casts each; None without a cast.
 
     The model uses such a leaf only in this cast. So it computes the same from the leaf in that
     dtype, and the same gradient. Vectors are left out: other kernels cast them on the way.
     """
-    image = jax.ShapeDtypeStruct((2, *model.image_shape), jnp.float32)
-    mask = jax.ShapeDtypeStruct((2,), bool)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    run = partial(forward, model, train=True)
-    traced = jax.make_jaxpr(run)(state.params, state.model_state, image, mask=mask, key=key)
-    structure, dtypes = jax.tree.structure(state.params), []
-    for variable in traced.jaxpr.invars[: structure.num_leaves]:
-        uses = [equation for equation in traced.jaxpr.eqns if variable in equation.invars]
+    jaxpr = trace_training(model)[0].jaxpr
+    structure, dtypes = jax.tree.structure(param_shapes(model)), []
+    for variable in jaxpr.invars[: structure.num_leaves]:
+        uses = [equation for equation in jaxpr.eqns if variable in equation.invars]
         is_cast = len(uses) == 1 and uses[0].primitive.name == "convert_element_type"
-        is_cast &= variable not in traced.jaxpr.outvars and len(variable.aval.shape) > 1
+        is_cast &= variable not in jaxpr.outvars and len(variable.aval.shape) > 1
         dtype = uses[0].params["new_dtype"] if is_cast else jnp.int32
         dtypes.append(dtype if jnp.issubdtype(dtype, jnp.floating) else None)
     return jax.tree.unflatten(structure, dtypes)

@@ -138,12 +138,9 @@ def make_model(
     try:
         model = MODELS[name](**fields)
         params, state = variable_shapes(model)
-        key = jax.eval_shape(lambda: jax.random.key(0))
         x = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-        mask = jax.ShapeDtypeStruct((2,), bool)
         jax.eval_shape(partial(forward, model), params, state, x)  # as in evaluation
-        run = partial(forward, model, train=True)
-        logits, new_state, _ = jax.eval_shape(run, params, state, x, mask=mask, key=key)
+        _, (logits, new_state, _) = trace_training(model)
     except Exception as error:  # of any kind: the code is the user's
         problem = f"{type(error).__name__}: {first_line(error)}"
         where = f"the model {name!r} fails on images {list(image_shape)}"
@@ -208,6 +205,18 @@ def forward(
     sown = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(new.get("losses", {})))
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return logits, {name: new.get(name, model_state[name]) for name in model_state}, sown
+
+
+def trace_training(model: nn.Module, batch_size: int = 2) -> tuple[Any, Any]:
+    """The jaxpr of `forward` in training, and the shapes of its results; computes nothing.
+
+    The jaxpr's first arguments are the parameters.
+    """
+    x = jax.ShapeDtypeStruct((batch_size, *model.image_shape), jnp.float32)
+    mask = jax.ShapeDtypeStruct((batch_size,), bool)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    trace = jax.make_jaxpr(partial(forward, model, train=True), return_shape=True)
+    return trace(*variable_shapes(model), x, mask=mask, key=key)
 
 
 def count_parameters(params: Any) -> int:

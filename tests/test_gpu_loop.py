@@ -73,11 +73,11 @@ def test_it_trains_as_the_plain_loop_does(exact):
 def test_only_parameters_that_the_model_casts_once_and_at_once_are_kept_cast():
     for name, cast in (("bfloat16", 2), ("normed", 1), ("mlp", 0)):
         model = MODELS[name]
-        init = partial(steps.init_state, model=model, tx=optax.sgd(1.0))
-        state = jax.eval_shape(init, jax.random.key(0))
-        dtypes = gpu_loop.cast_dtypes(model, state)
+        dtypes = gpu_loop.cast_dtypes(model)
         assert jax.tree.leaves(dtypes) == [jnp.bfloat16] * cast
-        copies = jax.eval_shape(partial(gpu_loop.cast_params, dtypes=dtypes), state.params)
+        copies = jax.eval_shape(
+            partial(gpu_loop.cast_params, dtypes=dtypes), models.param_shapes(model)
+        )
         assert [leaf.dtype for leaf in jax.tree.leaves(copies)] == [jnp.bfloat16] * cast
 
 
