@@ -216,7 +216,9 @@ class Config(Flags):
     def from_json(cls, values: dict[str, Any]) -> "Config":
         """The resolved Config that `to_json` turned into `values`; ignores unknown fields."""
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names}).resolve()
+        config = cls(**{name: value for name, value in values.items() if name in names}).resolve()
+        # The name of arrays stays a name, even where a folder is called the same.
+        return dataclasses.replace(config, dataset=values.get("dataset", config.dataset))
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -17,7 +17,6 @@ from mnist_jax.compiled_steps import EVAL_BATCH_SIZE
 from mnist_jax.compiler import use_device
 from mnist_jax.config import Config, member_label
 from mnist_jax.data import DATASETS, Dataset, DataSpec, load_dataset
-from mnist_jax.data.files import is_path
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.models import IMAGE_SHAPE, forward, make_model
 from mnist_jax.parallel.ensemble import member_of
@@ -113,7 +112,7 @@ def dataset_of(
     name = dataset.name if isinstance(dataset, Dataset) else dataset or config.dataset
     is_own = name == config.dataset
     if not isinstance(dataset, Dataset):
-        if is_own and name not in DATASETS and not is_path(name):
+        if is_own and name not in DATASETS and not Path(name).is_absolute():
             given = f"{run.folder} was trained on {name}, arrays that fit was given"
             raise UsageError(f"{given}; use mnist_jax.evaluate with them, or --dataset=PATH")
         options = config.arguments("dataset") if is_own else {}

@@ -18,7 +18,6 @@ from rich.table import Table
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config, group_by_point
 from mnist_jax.data import DATASETS, Dataset
-from mnist_jax.data.files import is_path
 from mnist_jax.errors import print_warnings
 from mnist_jax.metrics import NEVER, Metrics, mean_over_members, select_members
 from mnist_jax.models import count_parameters, layers, param_shapes
@@ -139,7 +138,7 @@ class Display(Callback):
         name = record["config"]["dataset"]
         if (folder / REPORT).exists():
             print(f"report  {folder / REPORT}")
-        elif name in DATASETS or is_path(name):  # and not arrays that fit was given
+        elif name in DATASETS or Path(name).is_absolute():  # and not arrays that fit was given
             print(f"report  python -m mnist_jax report {shlex.quote(str(folder))}")
         print(accuracy_line(record), flush=True)
 

@@ -49,7 +49,9 @@ def test_loss_is_finite_where_probabilities_underflow(copied, edit_params, split
     assert evaluate(folder)["loss"] == pytest.approx(500 * np.mean(split.label != 0))
 
 
-def test_a_run_on_arrays_is_evaluated_with_them(tmp_path, capsys):
+def test_a_run_on_arrays_is_evaluated_with_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()  # another thing of the same name
     y = np.arange(60) % 3
     x = np.eye(8)[y].reshape(60, 8, 1, 1).repeat(8, axis=2)
     data = Dataset.from_arrays("mine", x, y, x, y)
