@@ -79,7 +79,8 @@ def conv_general_dilated(
         and rhs.shape[:2] == (3, 3)
         and padding in ("SAME", "VALID")
         and min(lhs.shape[1:3]) >= 3
-        and options.get("feature_group_count", 1) == 1
+        and options.get("feature_group_count", 1) == options.get("batch_group_count", 1) == 1
+        and options.get("preferred_element_type") is None
         and all(n == 1 for n in itertools.chain(window_strides, *dilations))
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
         == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC)

@@ -24,6 +24,7 @@ def dot_general(
     def with_transposed_kernel(x, kernel):
         return dot(x, lax.optimization_barrier(kernel.T), (((x.ndim - 1,), (1,)), ((), ())))
 
-    if kernel.ndim != 2 or kernel.shape[1] > NARROW:
+    is_dense = kernel.ndim == 2 and dimension_numbers == (((x.ndim - 1,), (0,)), ((), ()))
+    if not is_dense or kernel.shape[1] > NARROW:
         return plain(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=with_transposed_kernel, default=plain)

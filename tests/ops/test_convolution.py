@@ -175,6 +175,8 @@ ARGUMENTS = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": N
         ((2, 8, 9, 4), (3, 3, 4, 6), {"window_strides": (1, 2)}),
         ((2, 8, 9, 4), (3, 3, 4, 6), {"rhs_dilation": (2, 2)}),
         ((2, 8, 9, 4), (3, 3, 2, 6), {"feature_group_count": 2}),
+        ((2, 8, 9, 4), (3, 3, 4, 6), {"batch_group_count": 2}),
+        ((2, 8, 9, 4), (3, 3, 4, 6), {"preferred_element_type": jnp.float32}),
         ((2, 8, 9, 4), (5, 5, 4, 6), {}),
         ((2, 8, 9, 4), (3, 5, 4, 6), {}),
         ((2, 8, 9, 4), (3, 3, 4, 6), {"padding": ((2, 0), (1, 1))}),
