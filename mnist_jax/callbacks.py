@@ -35,7 +35,8 @@ class Callback:
     With several processes only process 0 calls them. An exception ends the run.
     """
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)  # of another base class
         if wrong := [n for n in vars(cls) if n.startswith("on_") and not hasattr(Callback, n)]:
             raise TypeError(f"{cls.__name__}: Callback has no {', '.join(wrong)}")
 
