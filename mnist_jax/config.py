@@ -58,7 +58,8 @@ class Config(Flags):
         for name, value in vars(self).items():
             if value is None and getattr(Config, name) is None:
                 continue
-            choices = ("auto", *DATASETS) if name == "dataset" else CHOICES.get(name, ())
+            # A list, because a wrong value need not be hashable.
+            choices = ["auto", *DATASETS] if name == "dataset" else [*CHOICES.get(name, ())]
             if value not in choices and (lower := str(value).lower()) in choices:
                 object.__setattr__(self, name, lower)
             elif name in CHOICES and value not in choices:
@@ -300,7 +301,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("label_smoothing", "ema_decay", "dropout", "momentum"), FRACTION),
     **{f.name: SWITCH for f in dataclasses.fields(Flags) if isinstance(f.default, bool)},
     "coordinator": (
-        lambda a: a == "auto" or (ADDRESS.fullmatch(a) and int(a.rpartition(":")[2]) < 2**16),
+        lambda a: a == "auto" or (ADDRESS.fullmatch(str(a)) and int(a.rpartition(":")[2]) < 2**16),
         "auto or HOST:PORT, with a port below 65536",
     ),
     "seed": (lambda n: _is_int(n, 0, 2**32 - 1), "0 to 4294967295"),
@@ -309,10 +310,13 @@ RULES: dict[str, Rule] = {
     "weight_decay": _each(*AMOUNT),
     "steps_per_call": (lambda n: n == "auto" or _is_int(n, 1), f"'auto' or {COUNT[1]}"),
     "devices": (lambda n: n == "all" or _is_int(n, 1), f"'all' or {COUNT[1]}"),
-    "data_dir": (lambda path: path is not None, "a folder"),
+    **dict.fromkeys(PATHS, (lambda path: isinstance(path, str | os.PathLike | None), "a path")),
+    "data_dir": (lambda path: isinstance(path, str | os.PathLike), "a folder"),
     "dataset": (lambda name: isinstance(name, str), "a name or a path"),
     "options": (
-        lambda words: isinstance(words, tuple | list) and all(OPTION.fullmatch(w) for w in words),
+        lambda words: (
+            isinstance(words, tuple | list) and all(OPTION.fullmatch(str(w)) for w in words)
+        ),
         "words such as gamma=3",
     ),
     "hidden_sizes": (
