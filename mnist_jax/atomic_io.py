@@ -25,7 +25,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     The bytes are synced before the rename, and the folder after it, so that both survive a power
     cut. After an OSError the old content stays. The file's mode is that of any new file.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         with temporary.open("xb") as file:
             file.write(data)

@@ -224,8 +224,6 @@ class Config(Flags):
 
 def _plain(name: str, value: Any) -> Any:
     """A field's value: a path without ~, tuples in place of lists, no numbers of NumPy."""
-    if value is None:
-        return None
     if name in PATHS:
         return user_path(value)
     if name == "dataset" and value not in ("auto", *DATASETS) and is_path(value):

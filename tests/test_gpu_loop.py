@@ -75,9 +75,8 @@ def test_only_parameters_that_the_model_casts_once_and_at_once_are_kept_cast():
         model = MODELS[name]
         dtypes = gpu_loop.cast_dtypes(model)
         assert jax.tree.leaves(dtypes) == [jnp.bfloat16] * cast
-        copies = jax.eval_shape(
-            partial(gpu_loop.cast_params, dtypes=dtypes), models.param_shapes(model)
-        )
+        cast_params = partial(gpu_loop.cast_params, dtypes=dtypes)
+        copies = jax.eval_shape(cast_params, models.param_shapes(model))
         assert [leaf.dtype for leaf in jax.tree.leaves(copies)] == [jnp.bfloat16] * cast
 
 

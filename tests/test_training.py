@@ -277,14 +277,6 @@ def test_a_misspelt_hook_is_an_error():
         type("Logger", (Callback,), {"on_epoch_ended": print})
 
 
-def test_a_callback_may_have_a_base_class_that_takes_options():
-    class Named:
-        def __init_subclass__(cls, name):
-            cls.name = name
-
-    assert type("Logger", (Callback, Named), {}, name="a").name == "a"
-
-
 def test_callbacks_see_a_run_in_order(config):
     watch = mock.create_autospec(Callback, instance=True)
     result = fit(config(epochs=1, steps_per_call=8), callbacks=[watch])

@@ -81,7 +81,7 @@ def test_a_bad_manual_dir_is_an_error_whatever_else_is_there(originals, data_dir
 
 def test_only_a_data_set_of_four_original_files_takes_a_manual_dir(tmp_path, data_dir):
     for name in ("digits", str(tmp_path)):
-        with pytest.raises(UsageError, match=r"takes no --manual_dir; mnist, .* do; leave it out"):
+        with pytest.raises(UsageError, match=r"takes no --manual_dir; mnist, .*; leave it out"):
             load_dataset(name, data_dir=data_dir, manual_dir=tmp_path)
 
 

@@ -39,6 +39,7 @@ def places(runs, copied, pictures, tmp_path) -> dict[str, Path]:
         ("report", 2, "no run is named; name one or more run folders"),
         ("ensemble", 2, "no run is named"),
         ("report {run} --output={empty}", 6, "empty (Is a directory)"),
+        ("export {run} --output=.", 6, "cannot write . "),
         ("ensemble {run} {other}", 2, "different data sets"),
         ("ensemble {run} {same}", 2, "different data sets (digits of "),
         ("compare {run} {other}", 2, "different data sets"),

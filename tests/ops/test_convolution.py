@@ -12,6 +12,7 @@ from jax import export, lax
 
 from mnist_jax.models import CNN, param_shapes
 from mnist_jax.ops.convolution import conv3x3, conv_general_dilated
+from mnist_jax.ops.dense import dot_general
 from mnist_jax.ops.pooling import max_pool_2x2
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -212,3 +213,8 @@ def test_pooling_equals_a_window_reduction(size, dtype):
     assert pooled.dtype == expected.dtype
     np.testing.assert_array_equal(pooled, expected)
     np.testing.assert_array_equal(*(f(jnp.ones_like(pooled))[0] for f in (backward, theirs)))
+
+
+def test_dense_layers_leave_products_over_other_axes_to_xla():
+    x, over_rows = np.arange(25, dtype=np.float32).reshape(5, 5), (((0,), (0,)), ((), ()))
+    np.testing.assert_array_equal(dot_general(x, x, over_rows), lax.dot_general(x, x, over_rows))

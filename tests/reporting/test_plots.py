@@ -81,8 +81,3 @@ def test_the_confusion_matrix_has_each_count_in_its_cell():
     errors = np.ma.filled(np.ma.masked_invalid(axes.images[0].get_array()), 0)
     assert errors[3, 5] == 7 and errors[5, 3] == 1 and errors.sum() == 8  # coloured by number
     assert {tick.get_rotation() for tick in axes.get_xticklabels()} == {90}  # long names
-
-
-def test_a_single_class_has_a_confusion_matrix():
-    (axes,) = plots.confusion_matrix(np.array([[7]]), ["only"]).axes
-    assert [text.get_text() for text in axes.texts] == ["7"]
