@@ -23,7 +23,6 @@ def second_call() -> None:
 
 
 def traced(folder) -> set[str]:
-    """The operations in a folder's trace, without the loops and calls that hold others."""
     (path,) = folder.rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     names = (event.get("args", {}).get("hlo_op", "call").partition(".")[0] for event in events)
