@@ -57,7 +57,7 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     last = {"model": rest[-1:]}
     rows = [  # seconds on a CPU and elsewhere, and the flags of each time it runs
         ("step", 70, 210, [first, *others]),
-        ("peers", 90, 170, [{"model": known, **against}]),
+        ("peers", 80, 170, [{"model": known, **against}]),
         ("roofline", 40, 60, [{"model": models, "repeats": 20}]),
         ("sweep", 10, 105, [last | {"batch_size": sizes, "repeats": 15}]),
         ("time_to_accuracy", 15, 85, [last | {"batch_size": None, "repeats": tries}]),
