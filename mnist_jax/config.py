@@ -310,7 +310,7 @@ RULES: dict[str, Rule] = {
     "devices": (lambda n: n == "all" or _is_int(n, 1), f"'all' or {COUNT[1]}"),
     **dict.fromkeys(PATHS, (lambda path: isinstance(path, str | os.PathLike | None), "a path")),
     "data_dir": (lambda path: isinstance(path, str | os.PathLike), "a folder"),
-    "dataset": (lambda name: isinstance(name, str), "a name or a path"),
+    "dataset": (lambda name: isinstance(name, str), "a string, a name or a path"),
     "options": (
         lambda words: (
             isinstance(words, tuple | list) and all(OPTION.fullmatch(str(w)) for w in words)

@@ -1,6 +1,7 @@
 """A data set from the user's own files: an .npz file, or a folder of four IDX files."""
 
 import os
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -55,7 +56,7 @@ def _read_folder(folder: Path) -> list[np.ndarray]:
                 file
                 for file in sorted(folder.iterdir())
                 if file.name.removesuffix(".gz").endswith(ending)
-                and any(word in file.name for word in ("test", "t10k")) == is_test
+                and bool(re.search(r"(?<![a-z])(test|t10k)", file.name)) == is_test
             ]
             if len(found) != 1:
                 part = f"{'test' if is_test else 'train'}…{ending}[.gz]"

@@ -72,7 +72,8 @@ def export(
         **config.members()[place],
         "step": run.step,
         "test_accuracy": accuracy,
-        "config": config.hyperparameters(),
+        # Without paths of this machine.
+        "config": config.hyperparameters() | {"dataset": run.data.name, "init_from": None},
         "jax": jax.__version__,
     }
     text = json.dumps(description, indent=1) + "\n"
