@@ -248,6 +248,8 @@ class Trainer:
         spare = (jax.tree.map(jnp.copy, args[0]), *args[1:]) if may_fail else ()
         try:
             compiled = self._compile(program, *args, one_graph=self._one_graph)
+            if compiled is not program:  # a static number of steps is part of it
+                args = tuple(arg for arg in args if not isinstance(arg, int))
             started = time.perf_counter()
             result = jax.block_until_ready(compiled(*args))  # the host waits here
         except jax.errors.JaxRuntimeError as error:
@@ -260,7 +262,7 @@ class Trainer:
         return result, time.perf_counter() - started
 
     def _compile(self, program: Any, *args: Any, one_graph: bool = False) -> Any:
-        """`program` compiled for arguments of these types and shardings, and these static ints."""
+        """`program` compiled for arguments of these types and shardings, and static values."""
         if jax.config.jax_disable_jit or jax.config.jax_debug_nans:  # pyright: ignore[reportAttributeAccessIssue]
             return program
         leaves = jax.tree.leaves(args)
@@ -271,8 +273,7 @@ class Trainer:
         )
         if key not in self._compiled:
             started = time.perf_counter()
-            compiled = program.lower(*args).compile(self._options(one_graph=one_graph))
-            self._compiled[key] = lambda *args: compiled(*(x for x in args if type(x) is not int))
+            self._compiled[key] = program.lower(*args).compile(self._options(one_graph=one_graph))
             malloc.trim()
             self.seconds["compile_s"] += time.perf_counter() - started
         return self._compiled[key]
