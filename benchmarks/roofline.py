@@ -26,7 +26,7 @@ from benchmarks.results import Case, Recorder, Results
 from benchmarks.workers import ours
 from benchmarks.workers.job import Job
 from mnist_jax import compiler
-from mnist_jax.models import count_parameters, layers, param_shapes, trace_training
+from mnist_jax.models import count_parameters, layers, trace_training, variable_shapes
 
 PREFIX, PRODUCT, COPY = "roofline_", "matrix_product", "copy"
 REST = "update and the rest"
@@ -83,7 +83,8 @@ def products(jaxpr: Any, names: Sequence[str], platform: str, within: str = "") 
 
 def works(model: Any, batch_size: int, platform: str) -> dict[str, Work]:
     """The work of each layer, of the update with what is outside of layers, and of all ("")."""
-    traced, _ = trace_training(model, batch_size)
+    params, state = variable_shapes(model)
+    traced, _ = trace_training(model, params, state, batch_size)
     rows = [row for row in layers(model) if row.kind not in ("Flatten", "Dropout")]
     names = [row.name for row in rows]
     flops, direct_flops = defaultdict[str, int](int), defaultdict[str, int](int)
@@ -94,7 +95,7 @@ def works(model: Any, batch_size: int, platform: str) -> dict[str, Work]:
     size = 4 * batch_size * jnp.dtype(model.dtype or jnp.float32).itemsize
     moved = {row.name: size * math.prod(row.output_shape) + 8 * row.parameters for row in rows}
     found = {name: Work(flops[name], direct_flops[name], moved[name]) for name in names}
-    found[REST] = Work(flops[""], direct_flops[""], 28 * count_parameters(param_shapes(model)))
+    found[REST] = Work(flops[""], direct_flops[""], 28 * count_parameters(params))
     return found | {"": Work(*(sum(part) for part in zip(*found.values(), strict=True)))}
 
 

@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding
 from mnist_jax.data.batches import batch_index, gather_batch
 from mnist_jax.data.dataset import Split
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import param_shapes, trace_training
+from mnist_jax.models import trace_training
 from mnist_jax.steps import StepConfig, StepKeys, TrainState, step_keys, train_step
 
 SMALL = 4096  # numbers, at most, in an array that is joined with others
@@ -56,7 +56,7 @@ def train_steps(
         rows = batch_index(size, order, first + i, batch_size=batch_size, sharding=sharding)
         return rows, step_keys(root_key, start + i)
 
-    dtypes = cast_dtypes(model)
+    dtypes = cast_dtypes(model, state.params, state.model_state)
 
     def body(carry: Any, inputs: Any) -> Any:
         state, metrics, weights = before = unravel(carry[0])
@@ -131,14 +131,14 @@ def finite_rows(tree: Any) -> jax.Array:
     return jnp.all(padded.reshape(-1, ROW), axis=1)
 
 
-def cast_dtypes(model: nn.Module) -> Any:
+def cast_dtypes(model: nn.Module, params: Any, model_state: Any) -> Any:
     """A tree like the parameters: the dtype to which the model casts each; None without a cast.
 
     The model uses such a leaf only in this cast. So it computes the same from the leaf in that
     dtype, and the same gradient. Vectors are left out: other kernels cast them on the way.
     """
-    jaxpr = trace_training(model)[0].jaxpr
-    structure, dtypes = jax.tree.structure(param_shapes(model)), []
+    jaxpr = trace_training(model, params, model_state)[0].jaxpr
+    structure, dtypes = jax.tree.structure(params), []
     for variable in jaxpr.invars[: structure.num_leaves]:
         uses = [equation for equation in jaxpr.eqns if variable in equation.invars]
         is_cast = len(uses) == 1 and uses[0].primitive.name == "convert_element_type"

@@ -140,7 +140,7 @@ def make_model(
         params, state = variable_shapes(model)
         x = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
         jax.eval_shape(partial(forward, model), params, state, x)  # as in evaluation
-        _, (logits, new_state, _) = trace_training(model)
+        _, (logits, new_state, _) = trace_training(model, params, state)
     except Exception as error:  # of any kind: the code is the user's
         problem = f"{type(error).__name__}: {first_line(error)}"
         where = f"the model {name!r} fails on images {list(image_shape)}"
@@ -207,16 +207,19 @@ def forward(
     return logits, {name: new.get(name, model_state[name]) for name in model_state}, sown
 
 
-def trace_training(model: nn.Module, batch_size: int = 2) -> tuple[Any, Any]:
+def trace_training(
+    model: nn.Module, params: Any, model_state: Any, batch_size: int = 2
+) -> tuple[Any, Any]:
     """The jaxpr of `forward` in training, and the shapes of its results; computes nothing.
 
-    The jaxpr's first arguments are the parameters.
+    Parameters and model state are arrays, or as from `variable_shapes`; the parameters are the
+    jaxpr's first arguments.
     """
     x = jax.ShapeDtypeStruct((batch_size, *model.image_shape), jnp.float32)
     mask = jax.ShapeDtypeStruct((batch_size,), bool)
     key = jax.eval_shape(lambda: jax.random.key(0))
     trace = jax.make_jaxpr(partial(forward, model, train=True), return_shape=True)
-    return trace(*variable_shapes(model), x, mask=mask, key=key)
+    return trace(params, model_state, x, mask=mask, key=key)
 
 
 def count_parameters(params: Any) -> int:

@@ -73,7 +73,7 @@ def test_it_trains_as_the_plain_loop_does(exact):
 def test_only_parameters_that_the_model_casts_once_and_at_once_are_kept_cast():
     for name, cast in (("bfloat16", 2), ("normed", 1), ("mlp", 0)):
         model = MODELS[name]
-        dtypes = gpu_loop.cast_dtypes(model)
+        dtypes = gpu_loop.cast_dtypes(model, *models.variable_shapes(model))
         assert jax.tree.leaves(dtypes) == [jnp.bfloat16] * cast
         cast_params = partial(gpu_loop.cast_params, dtypes=dtypes)
         copies = jax.eval_shape(cast_params, models.param_shapes(model))
