@@ -1,6 +1,6 @@
 """Seeded weights, batch and probes, the same for Keras and for this package.
 
-NumPy alone: `make_keras_reference.py` runs without JAX and `test_reference.py` without TensorFlow.
+NumPy alone, so that Keras could use it without JAX, and the test does without TensorFlow.
 """
 
 import numpy as np
