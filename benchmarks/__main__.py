@@ -7,6 +7,7 @@ Parts run in order of value until the budget is spent. With --output a folder ge
 
 import argparse
 import datetime
+import json
 import re
 import tempfile
 import time
@@ -21,7 +22,8 @@ from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
 
 MODULES: dict[str, Any] = {"step": step, "peers": peers, "roofline": roofline, "sweep": sweep}
 MODULES |= {"time_to_accuracy": accuracy, "seeds": step, "ledger": ledger, "lowering": lowering}
-SAME = (*results.SAME_DEVICE, "git_commit", "code_sha256", "jax")
+GIVEN = ("model", "fork", "options", "dataset", "launches")  # flags that say what is measured
+SAME = (*results.SAME_DEVICE, "git_commit", "code_sha256", "jax", *GIVEN)
 MINUTES_ON_CPU, MINUTES = 4.0, 13.0
 
 
@@ -75,19 +77,22 @@ def measure(options: argparse.Namespace) -> None:
     started = time.monotonic()
     context = launch.where(options.platform)
     options.platform = platform = context["platform"]
-    minutes = options.budget_minutes or (MINUTES_ON_CPU if platform == "cpu" else MINUTES)
+    context |= json.loads(json.dumps({name: vars(options)[name] for name in GIVEN}))
+    minutes = MINUTES_ON_CPU if platform == "cpu" else MINUTES
+    minutes = minutes if options.budget_minutes is None else options.budget_minutes
     recorder, folder = open_folder(options.output, context)
     deadline = started + 60 * minutes
     with tempfile.TemporaryDirectory() as scratch:
         cache = launch.shared_cache(scratch)
         for part in plan(platform, options.model, options.launches):
             wanted = part.name in (options.only or MODULES) and any(x["model"] for x in part.runs)
-            if part.name in recorder.found.context["parts"] or not wanted:
+            if recorder.found.context["parts"].get(part.name, {}).get("complete") or not wanted:
                 continue
             if (left_s := deadline - time.monotonic()) < part.guess_s:
                 times = f"about {part.guess_s:.0f} s, and {max(0, left_s):.0f} s are left"
                 recorder.exclude(part.name, f"it takes {times}; repeat with --output={folder}")
             else:
+                recorder.drop(part.name)  # what an earlier command measured of it
                 context = recorder.found.context | {"excluded": {}}  # of this part alone
                 own = Recorder(None, context, variables=cache, deadline=deadline)
                 run_part(part, options, own)
@@ -100,7 +105,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder, Path]:
-    """A recorder of the folder's results.json, with the parts that are complete there."""
+    """A recorder of the folder's results.json, with the parts that are there."""
     if folder is None:
         now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
         name = re.sub(r"[^a-z0-9]+", "-", card.device_name(context).lower()).strip("-")
@@ -108,6 +113,8 @@ def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder,
     file = folder / "results.json"
     earlier = results.read(file) if file.is_file() and file.stat().st_size else None
     recorder = Recorder(file, context | {"parts": {}})
+    if earlier and "parts" not in earlier.context:
+        raise UsageError(f"{file} is no file of the suite; choose another --output")
     if earlier:
         for field in SAME:
             if (there := earlier.context.get(field)) != context.get(field):
@@ -115,10 +122,9 @@ def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder,
                 raise UsageError(f"{message}; choose another --output")
         recorder.found.context.update(earlier.context | recorder.found.context)
         for name, entry in earlier.context["parts"].items():
-            if entry["complete"]:
-                recorder.found.context["parts"][name] = entry
-                lost = {"excluded": entry.get("excluded", {})}
-                recorder.take_in(earlier.part(name)._replace(context=lost))
+            recorder.found.context["parts"][name] = entry
+            lost = {"excluded": entry.get("excluded", {})}
+            recorder.take_in(earlier.part(name)._replace(context=lost))
     return recorder, folder
 
 

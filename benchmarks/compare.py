@@ -12,6 +12,7 @@ A and B are result files or folders of cards; docs/benchmarks.md describes the t
 import argparse
 import dataclasses
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,10 @@ class Verdict(NamedTuple):
 
 
 def rank_p(a: Sequence[float], b: Sequence[float], *, paired: bool) -> float:
-    """The probability of ranks so far apart if b is not greater than a; one-sided, exact."""
+    """The probability of ranks so far apart if b is not greater than a.
+
+    One-sided, by SciPy: exact up to 50 pairs, or without ties.
+    """
     from scipy.stats import mannwhitneyu, wilcoxon
 
     if not paired:
@@ -100,10 +104,18 @@ def launches(a: Results, b: Results) -> dict[str, Sides]:
     first, second = ({x.first.case: x.benchmarks for x in side.cases()} for side in (a, b))
     found: dict[str, Sides] = {}
     for name in (name for name in first if name in second):
-        n, both = len(first[name]), first[name] + second[name]
-        count = min(len(x.samples_s) for x in both)
-        times_s = [timing.estimate(x.samples_s[:count], a.context["platform"]) for x in both]
-        found[name] = times_s[:n], times_s[n:]
+        both = first[name], second[name]
+        # A turn of --run counts if both sides have as many launches in it: one may have failed.
+        turns = [Counter(x.details.get("turn") for x in side) for side in both]
+        even = {turn for turn in turns[0] if turn is None or turns[0][turn] == turns[1][turn]}
+        kept = [[x.samples_s for x in side if x.details.get("turn") in even] for side in both]
+        if all(kept):
+            n = min(len(samples_s) for side in kept for samples_s in side)
+            estimates = (
+                [timing.estimate(samples_s[:n], x.context["platform"]) for samples_s in side]
+                for x, side in zip((a, b), kept, strict=True)
+            )
+            found[name] = next(estimates), next(estimates)
     return found
 
 
@@ -129,7 +141,9 @@ def interleaved(
     for number in range(count):
         for side in range(len(sides))[:: -1 if number % 2 else 1]:
             say(f"launch {number + 1} of {count}: {'ABC'[side]}")
-            sides[side](recorders[side])
+            own = Recorder(None, context, **more)
+            sides[side](own)
+            recorders[side].take_in(own.found, turn=number)
     return [recorder.found for recorder in recorders]
 
 

@@ -57,9 +57,11 @@ def measure(
     taken: list[float] = []
     gc.collect()
     gc.disable()
-    while not taken or (len(taken) < samples and steps * sum(taken) < budget_s):
-        taken.append(timed(steps) / steps)
-    gc.enable()
+    try:
+        while not taken or (len(taken) < samples and steps * sum(taken) < budget_s):
+            taken.append(timed(steps) / steps)
+    finally:
+        gc.enable()
     return {"samples_s": taken, "warmup_s": warmup, "details": {"steps_per_sample": steps}}, state
 
 

@@ -1,5 +1,6 @@
 """Verdicts on planted data, on files, and on commands that run in turn."""
 
+import itertools
 import subprocess
 import sys
 from functools import partial
@@ -109,6 +110,20 @@ def test_a_card_compares_with_a_file_of_step(tmp_path: Path, capsys):
     status, out, _ = run(capsys, tmp_path / "card", step)
     assert status == 0
     assert "| same |" in out.replace("  ", " ") and "only in A: sweep_step, mlp" in out
+
+
+def test_a_launch_that_failed_leaves_out_its_turn_alone():
+    """A rises from turn to turn, as under a growing load; each side fails in another turn."""
+
+    def side(recorder, lost):
+        number = next(turns) // 2
+        found = [] if number == lost else made([1 + number / 100])
+        recorder.take_in(Results(CONTEXT, found, {}))
+
+    turns = itertools.count()
+    a, b = compare.interleaved([partial(side, lost=n) for n in (1, 5)], 11, CONTEXT)
+    [(a_s, b_s)] = compare.launches(a, b).values()
+    assert a_s == b_s == [1 + n / 100 for n in range(11) if n not in (1, 5)]
 
 
 def test_other_devices_are_refused_unless_asked_for(tmp_path: Path, capsys):

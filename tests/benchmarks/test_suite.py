@@ -96,11 +96,17 @@ def test_a_folder_of_another_device_is_refused_and_complete_parts_are_kept(tmp_p
     assert suite.open_folder(tmp_path, dict(CONTEXT))[0].found.benchmarks == []
     results.write(tmp_path / "results.json", found)
     recorder, _ = suite.open_folder(tmp_path, dict(CONTEXT))
+    recorder.drop("peers")
     assert recorder.found.context["parts"].keys() == set(suite.MODULES) - {"peers"}
     assert {b.details["part"] for b in recorder.found.benchmarks} == {"step", "sweep", "roofline"}
     assert recorder.found.tables.keys() == found.tables.keys()
     assert recorder.found.context["excluded"] == lost
-    for name, other in (("cpu", "Another"), ("jax", "0.1"), ("git_commit", "def")):
+    for name, other in (
+        ("cpu", "Another"),
+        ("jax", "0.1"),
+        ("git_commit", "def"),
+        ("model", "cnn"),
+    ):
         with pytest.raises(UsageError, match=f"has {name} .*; here it is '{other}'"):
             suite.open_folder(tmp_path, CONTEXT | {name: other})
 
