@@ -23,8 +23,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, or a crash at any time, sees the old content or the new.
 
     The bytes are synced before the rename, and the folder after it, so that both survive a power
-    cut. After an OSError the old content stays. The file's mode is that of any new file.
+    cut. The file's mode is that of any new file.
+
+    Raises OSError if the file cannot be written, or `path` is a device or a folder.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "no regular file", str(path))  # a rename replaces /dev/null
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         with temporary.open("xb") as file:

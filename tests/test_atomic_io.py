@@ -28,6 +28,13 @@ def test_a_file_has_the_mode_of_any_new_file(tmp_path):
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(path := tmp_path / "device")
+    with pytest.raises(OSError, match="no regular file"):
+        atomic_io.write_atomically(path, b"abc")
+    assert path.is_fifo()
+
+
 def test_a_changed_file_and_a_missing_digest_are_refused(tmp_path):
     path = tmp_path / "file"
     atomic_io.write_verified(path, b"hello")

@@ -24,6 +24,7 @@ from mnist_jax.data.files import is_path, load_files
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
 from mnist_jax.errors import (
     DataError,
+    MnistJaxError,
     UsageError,
     first_line,
     print_warnings,
@@ -87,6 +88,11 @@ def load_dataset(
             ) from None
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error.reason}"
         return replace(_load("digits", user_path(data_dir)), warnings=(warning,))
+    except Exception as error:
+        if isinstance(error, MnistJaxError) or name not in DATASETS or name in OWN:
+            raise
+        problem = f"{type(error).__name__}: {first_line(error)}"  # of any kind: a fork's code
+        raise UsageError(f"the data set {name!r} fails: {problem}; --debug shows where") from error
 
 
 def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
@@ -112,6 +118,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     **{name: partial(_load, name) for name in SOURCES},
     "digits": lambda data_dir: _load("digits", data_dir),  # there is nothing to download
 }
+OWN = frozenset(DATASETS)
 """Functions that load a data set, by name. A fork's function returns `Dataset.from_arrays(…)`; it
 may take data_dir, manual_dir, and options, as keyword arguments."""
 
@@ -170,7 +177,7 @@ class PrepareData:
     """Prepares a data set ahead of time, or checks one that is there."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, kmnist or digits."""
+    """mnist, fashion_mnist, kmnist, digits, or the path of an .npz file or a folder to check."""
 
     data_dir: Path = DEFAULT_DATA_DIR
     """Folder where data sets are kept."""

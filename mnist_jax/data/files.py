@@ -2,8 +2,6 @@
 
 import os
 import re
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +32,8 @@ def load_files(path: Path) -> Dataset:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     x_train, y_train, x_test, y_test = arrays
-    return Dataset.from_arrays(path.stem, x_train, y_train, x_test, y_test, source=str(path))
+    name = path.name.removesuffix(".npz")
+    return Dataset.from_arrays(name, x_train, y_train, x_test, y_test, source=str(path))
 
 
 def _read_npz(path: Path) -> list[np.ndarray]:
@@ -44,22 +43,25 @@ def _read_npz(path: Path) -> list[np.ndarray]:
                 have = ", ".join(file) or "nothing"
                 raise DataError(f"{path} has no {', '.join(missing)}; it has {have}")
             return [file[name] for name in NAMES]
-    except (ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not an .npz file of plain arrays ({error})") from error
+    except (DataError, OSError, MemoryError):
+        raise
+    except Exception as error:  # zipfile, its decoders and NumPy each raise their own
+        raise DataError(f"{path} is not an .npz file of plain arrays") from error
 
 
 def _read_folder(folder: Path) -> list[np.ndarray]:
     arrays = []
     for is_test in (False, True):
         for ending in ("images-idx3-ubyte", "labels-idx1-ubyte"):
-            found = [
-                file
+            found = {  # a file and its .gz, as torchvision leaves them, are one
+                file.name.removesuffix(".gz"): file
                 for file in sorted(folder.iterdir())
                 if file.name.removesuffix(".gz").endswith(ending)
                 and bool(re.search(r"(?<![a-z])(test|t10k)", file.name)) == is_test
-            ]
+            }
             if len(found) != 1:
                 part = f"{'test' if is_test else 'train'}…{ending}[.gz]"
                 raise DataError(f"{folder} has {len(found)} files named {part}; one is needed")
-            arrays.append(read_idx(found[0].name, found[0].read_bytes()))
+            (file,) = found.values()
+            arrays.append(read_idx(file.name, file.read_bytes()))
     return arrays

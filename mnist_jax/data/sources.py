@@ -124,7 +124,7 @@ def download(name: str, folder: Path) -> None:
         try:
             response = requests.get(url, headers=headers, timeout=TIMEOUT_S)
             response.raise_for_status()
-        except requests.RequestException as error:
+        except OSError as error:  # of requests; also one of a wrong REQUESTS_CA_BUNDLE
             reason = str(getattr(error.args[0], "reason", error))  # of an error of urllib3
             # Without the connection, which urllib3 names first, and its three tracebacks.
             raise UnreachableError(url, reason.rpartition("): ")[2]) from None

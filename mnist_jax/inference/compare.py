@@ -125,6 +125,8 @@ def _compare_points(answers: Prediction, label: np.ndarray) -> None:
         seeds = [{"seed": answers.members[i]["seed"]} for i in own]
         points.append((name, Prediction(answers.log_probabilities[own], seeds, [])))
     (first, base), *others = points
+    if not others:
+        raise UsageError(f"only {first} is left, and nothing to compare it with")
     for name, side in others:
         found = compare(base, side, label)
         test, method = found["seeds"] or found["images"], "Welch" if found["seeds"] else "McNemar"

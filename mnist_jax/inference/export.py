@@ -16,7 +16,7 @@ from jax import export as jax_export
 
 from mnist_jax import atomic_io, models
 from mnist_jax.compiler import MATMUL_PRECISION
-from mnist_jax.errors import UsageError, writing
+from mnist_jax.errors import UsageError, first_line, writing
 from mnist_jax.inference.flags import RunFolder, open_runs
 from mnist_jax.inference.restore import LoadedRun
 from mnist_jax.runs.checkpoint import names_of
@@ -98,6 +98,9 @@ def _to_stablehlo(run: LoadedRun, place: int) -> bytes:
     try:
         with jax.default_matmul_precision(MATMUL_PRECISION[run.config.precision]):
             return bytes(jax_export.export(program, platforms=PLATFORMS)(images).serialize())
+    except TypeError as error:
+        problem = f"the model does not take any number of images ({first_line(error)})"
+        raise UsageError(f"{problem}; write x.shape[0] in place of len(x)") from error
     finally:
         jax.config.update(option, before)
 

@@ -16,6 +16,7 @@ from mnist_jax.atomic_io import user_path
 from mnist_jax.errors import DataError, UsageError, print_warnings, printable, writing
 from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs
 from mnist_jax.inference.preprocess import read_digit
+from mnist_jax.inference.read_image import FORMATS
 from mnist_jax.inference.restore import PRETRAINED, Predictor, check_pictures, load_run
 from mnist_jax.runs.run_dir import CONFIG
 from mnist_jax.runs.statistics import percent
@@ -66,8 +67,9 @@ def _files_of(path: Path) -> list[Path]:
     """The pictures in a folder by the endings of their names, sorted; else the path itself."""
     if not os.path.isdir(path):  # noqa: PTH112  Path's test raises for names that are too long
         return [path]
-    endings = {".heic", *Image.registered_extensions()}  # HEIC gets an error, not silence
-    if files := [file for file in sorted(path.glob("[!.]*")) if file.suffix.lower() in endings]:
+    formats = Image.registered_extensions() | {".heic": FORMATS[0]}  # an error, not silence
+    named = (file for file in sorted(path.glob("[!.]*")) if file.is_file())
+    if files := [file for file in named if formats.get(file.suffix.lower()) in FORMATS]:
         return files
     raise DataError(f"{path} holds no picture")
 
@@ -81,8 +83,8 @@ class Predict(PlatformFlags):
 
     paths: Annotated[tuple[Path, ...], Positional, Metavar]
     """The run's folder, then PNG, JPEG, BMP, GIF, TIFF or WebP files, and folders of them. Without
-    RUN: the MLP that comes with mnist_jax. With --seeds=K: the mean of the networks'
-    probabilities."""
+    RUN: the MLP that comes with mnist_jax. Of several networks in a run: the mean
+    of their probabilities."""
 
     json: bool = False
     """Print one JSON object for each picture instead."""

@@ -22,7 +22,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
     The file's content determines the format, not its name; of several frames the first is read.
     Colours become their luma (ITU-R BT.601). Those of more than 8 bits keep their precision; the
-    darkest becomes 0, the brightest 255. The EXIF orientation is applied. A picture with a side of
+    darkest becomes 0. The EXIF orientation is applied. A picture with a side of
     over `MAX_SIDE` is reduced.
 
     Raises DataError if the file cannot be read, is not a picture, is damaged or too large.
@@ -60,6 +60,8 @@ def _to_grey(picture: Image.Image) -> Image.Image:
     """An image of any mode as one of mode L or F, with levels from 0 to 255."""
     if picture.mode[0] in "IF":  # up to 16 bits, many cameras use 10 to 14; or floats, often 0 to 1
         levels = np.asarray(picture).astype(np.float32)
+        if not np.isfinite(levels).all():
+            raise ValueError("not all of its levels are finite")
         levels -= levels.min()  # the digit may use a narrow range
         white = 1.0 if levels.max() <= 1 else max(255, levels.max())
         return Image.fromarray(levels * (255 / white))

@@ -16,7 +16,7 @@ from mnist_jax.atomic_io import read_json, user_path
 from mnist_jax.compiled_steps import EVAL_BATCH_SIZE
 from mnist_jax.compiler import use_device
 from mnist_jax.config import Config, member_label
-from mnist_jax.data import DATASETS, Dataset, DataSpec, load_dataset
+from mnist_jax.data import DATASETS, OWN, Dataset, DataSpec, load_dataset
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.models import IMAGE_SHAPE, forward, make_model
 from mnist_jax.parallel.ensemble import member_of
@@ -92,9 +92,10 @@ def load_run(folder: str | Path) -> LoadedRun:
     known = {field.name for field in dataclasses.fields(Config)} | {"version", "data"}
     if unknown := ", ".join(sorted(read_json(folder / CONFIG).keys() - known)):
         warnings.append(f"{folder} has settings that this version does not know: {unknown}")
-    if (record := read_result(folder)) is None:
+    was_trained_here = any(name.startswith("state/opt_state/") for name in arrays)  # no `save_run`
+    if (record := read_result(folder)) is None and was_trained_here:
         warnings.append(f"{folder} is not complete: it has done {step:,} steps")
-    elif step != record["steps"]:
+    elif record and step != record["steps"]:
         warnings.append(f"{folder} has lost its last checkpoint: this one is of step {step:,}")
     rows, seconds = rest["rows"], (record or {}).get("timings", rest["seconds"])
     return LoadedRun(folder, config, data, model, members, step, rows, seconds, warnings, record)
@@ -112,9 +113,10 @@ def dataset_of(
     name = dataset.name if isinstance(dataset, Dataset) else dataset or config.dataset
     is_own = name == config.dataset
     if not isinstance(dataset, Dataset):
-        if is_own and name not in DATASETS and not Path(name).is_absolute():
+        has_source = name in DATASETS and not (name in OWN and run.data.sha256)
+        if is_own and not has_source and not Path(name).is_absolute():
             given = f"{run.folder} was trained on {name}, arrays that fit was given"
-            raise UsageError(f"{given}; use mnist_jax.evaluate with them, or --dataset=PATH")
+            raise UsageError(f"{given}; call mnist_jax.evaluate(RUN, dataset=…) with them")
         options = config.arguments("dataset") if is_own else {}
         data_dir = data_dir or config.data_dir
         dataset = load_dataset(name, data_dir=data_dir, manual_dir=manual_dir, **options)

@@ -76,4 +76,8 @@ def _checkpoints(folder: Path) -> str:
     paths = sorted((folder / "checkpoints").glob("*.safetensors"))
     for path in paths:
         atomic_io.read_verified(path)
-    return f"{len(paths)} match their digests; the newest is at step {load_run(folder).step:,}"
+    run = load_run(folder)
+    if run.record is not None and run.step != run.record["steps"]:
+        gone = f"that of step {run.record['steps']:,} is gone; the newest is of step {run.step:,}"
+        raise atomic_io.IntegrityError(gone)
+    return f"{len(paths)} match their digests; the newest is at step {run.step:,}"

@@ -36,6 +36,7 @@ STYLE = {
     "image.interpolation": "none",
     "legend.frameon": False,
     "legend.labelcolor": "linecolor",
+    "text.parse_math": False,  # a class may be called $5
     "svg.hashsalt": "mnist_jax",  # the same figure gives the same bytes
 }
 styled = style.context(["default", STYLE])  # decorator: ignores the user's own matplotlibrc

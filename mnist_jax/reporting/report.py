@@ -296,7 +296,7 @@ def _config_table(columns: Mapping[str, Config], commands: Sequence[str]) -> Tab
 
 
 def _text(value: Any) -> str:
-    """A value as its flag takes it."""
+    """A value of a flag or the environment in words."""
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        return " ".join(map(_text, value))
     return value if isinstance(value, str) else "-" if value is None else json.dumps(value)

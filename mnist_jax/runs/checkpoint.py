@@ -96,18 +96,20 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
 
     Raises CheckpointError if there are checkpoints and none is intact.
     """
-    damaged = []
-    for path in _paths(folder):
+    damaged, paths = [], _paths(folder)
+    for path in paths:
         try:
             data = atomic_io.read_verified(path)
+            with safetensors.safe_open(path, "numpy") as file:
+                rest = json.loads(file.metadata()["rest"])
         except (atomic_io.IntegrityError, OSError) as error:
             damaged.append(f"the checkpoint {path} is damaged ({error})")
             continue
-        with safetensors.safe_open(path, "numpy") as file:
-            rest = json.loads(file.metadata()["rest"])
         if damaged:
             damaged[-1] += f"; {path.name} is used instead"
         return safetensors.numpy.load(data), rest, damaged
+    if _paths(folder) != paths:  # the run that is going on has replaced them
+        return load_newest(folder)
     if damaged:
         problem = "; ".join(damaged)
         raise CheckpointError(f"{problem}; restore one, or remove {folder.parent} to start again")
@@ -147,7 +149,7 @@ def variables_of(
         return fill(params, arrays, "state/params/"), model_state
     ema = fill(params, arrays, "state/ema/")
     with jax.ensure_compile_time_eval():  # a loss may load its teacher while JAX traces it
-        found = ema_params(ema, arrays["state/step"], config.ema_decay)
+        found = ema_params(*jax.device_put((ema, arrays["state/step"])), config.ema_decay)
     return jax.device_get(found), model_state
 
 

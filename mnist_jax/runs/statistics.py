@@ -32,6 +32,7 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
 def mean_text(found: dict[str, Any], what: str = "seeds") -> str:
     """The `summarize` of accuracies in short: `97.79 % mean of 10 seeds, sd 0.26`."""
     sd = "" if found["sd"] is None else f", sd {percent(found['sd'], '')}"
+    what = what if found["n"] > 1 else what.removesuffix("s")
     return f"{percent(found['mean'])} mean of {found['n']} {what}{sd}"
 
 
@@ -77,9 +78,11 @@ def welch(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 
     Returns difference (mean of b minus mean of a), its ci95, and the two-sided p.
     """
+    if np.ptp(a) == np.ptp(b) == 0:  # means of equal values can differ by rounding
+        difference = float(b[0] - a[0])
+        return {"difference": difference, "ci95": [difference] * 2, "p": float(not difference)}
     difference = float(np.mean(b) - np.mean(a))
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # all values equal
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # equal values
         test: Any = scipy.stats.ttest_ind(b, a, equal_var=False)
         ci95 = [float(end) for end in test.confidence_interval(0.95)]
-    p = float(test.pvalue) if difference else 1.0  # nan without any variance
-    return {"difference": difference, "ci95": ci95, "p": p}
+    return {"difference": difference, "ci95": ci95, "p": float(test.pvalue)}

@@ -49,7 +49,9 @@ def test_files_are_read_as_the_arrays(tmp_path, kind):
     if kind == "npz":
         np.savez(path, **dict(zip(GOOD, GREY, strict=True)))
     else:
-        write_idx(path, kind.removeprefix("idx"))
+        write_idx(path)
+        if kind == "idx.gz":  # both are there, as torchvision leaves them
+            write_idx(path, ".gz")
     data = load_dataset(str(path))
     other = Dataset.from_arrays("mine", *GREY[:3], GREY[3][::-1])
     assert data.sha256 == Dataset.from_arrays("mine", *GREY).sha256 != other.sha256
@@ -101,6 +103,12 @@ def damaged_npz(path):
     path.with_suffix(".npz").write_bytes(data)
 
 
+def bad_header(path):
+    np.savez(path.with_suffix(".npz"), **GOOD)
+    data = path.with_suffix(".npz").read_bytes()
+    path.with_suffix(".npz").write_bytes(data.replace(b"}", b"(", 1))
+
+
 def twice(path):
     for file in write_idx(path):
         shutil.copy(file, path / f"more-{file.name}")
@@ -115,6 +123,7 @@ FILES = {
     "no arrays": (npz(), "no x_train.*; it has nothing"),
     "pickled": (npz(**GOOD | {"x_train": PICKLED}), "not an .npz file of plain arrays"),
     "damaged": (damaged_npz, "not an .npz file of plain arrays"),
+    "bad header": (bad_header, "not an .npz file of plain arrays"),
     "labels": (npz(**GOOD | {"y_train": Y - 1}), "training labels are from -1"),
     "empty folder": (lambda path: path.mkdir(), "has 0 files named train…images-idx3-ubyte"),
     "three files": (lambda path: write_idx(path)[3].unlink(), "0 files named test…labels-idx1"),
@@ -161,9 +170,16 @@ class Forgetful(LogisticRegression):
         return super().__call__(x)
 
 
+class Half(LogisticRegression):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(10, param_dtype=jnp.bfloat16)(x.reshape((len(x), -1)))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (Half, "'odd' has arrays of bfloat16, which no checkpoint can hold; parameters are"),
         (Part, r"'odd' returns shape \(2, 5\) for two images; logits have shape \(2, 10\)"),
         (Fieldless, "'odd' has no field dtype, image_shape; add"),
         (Failing, "'odd' fails on images .28, 28, 1.: TypeError: dot_general"),

@@ -15,9 +15,10 @@ from shared import ROOT, python
 
 from mnist_jax import Config, fit
 from mnist_jax.data import DataSpec
+from mnist_jax.errors import UsageError
 from mnist_jax.inference import export
 from mnist_jax.inference.restore import LoadedRun, Predictor
-from mnist_jax.models import make_model, param_shapes
+from mnist_jax.models import MODELS, LogisticRegression, make_model, param_shapes
 
 PAGE = (ROOT / "docs" / "running.md").read_text()
 LOADING = next(c for c in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "deserial" in c)
@@ -100,6 +101,16 @@ def test_the_program_has_the_precision_of_the_run(precision, fields, marks, tole
     assert b".py" not in (tmp_path / "x").read_bytes()  # no path of this machine
     found, expected = (jit(function)(IMAGES) for function in (program.call, run.apply))
     np.testing.assert_allclose(found, np.exp(expected), rtol=tolerance)
+
+
+def test_a_program_needs_a_model_for_any_number_of_images(tmp_path, monkeypatch):
+    class Fixed(LogisticRegression):
+        def __call__(self, x, *, train=False):
+            return super().__call__(x.reshape((len(x), 28, 28, 1)))
+
+    monkeypatch.setitem(MODELS, "fixed", Fixed)
+    with pytest.raises(UsageError, match=r"write x.shape\[0\] in place of len\(x\)"):
+        export.export(untrained(tmp_path, model="fixed"), "stablehlo", tmp_path / "x")
 
 
 def test_both_formats_reproduce_the_accuracy_of_the_run(config, tmp_path, split, command):

@@ -35,6 +35,7 @@ def replace(path, old: bytes, new: bytes) -> None:
         (lambda f: replace(f / "result.json", b"test_correct", b"tent_correct"), "files"),
         (lambda f: max(f.glob("checkpoints/*.safetensors")).write_bytes(b""), "checkpoints"),
         (lambda f: min(f.glob("checkpoints/*.safetensors")).write_bytes(b""), "checkpoints"),
+        (lambda f: max(f.glob("checkpoints/*.safetensors")).unlink(), "checkpoints"),
     ],
 )
 def test_what_was_changed_is_named(copied, command, change, named):
