@@ -35,9 +35,16 @@ def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: s
         for words in getattr(kind, "EXAMPLES", ()):
             print(f"example: {prog} {words}")
         sys.exit()
-    split = (word.partition("=") for word in argv)
-    argv = ["".join((ALIASES.get(name, name), *value)) for name, *value in split]
-    return tyro.cli(kind, args=argv, **about)
+    switches = [name for name in dir(kind) if isinstance(getattr(kind, name), bool)]
+    return tyro.cli(kind, args=[_canonical(word, switches) for word in argv], **about)
+
+
+def _canonical(word: str, switches: Sequence[str]) -> str:
+    """A word of the command line without aliases, and --flag for --flag=True."""
+    name, equals, value = word.partition("=")
+    if name.lstrip("-").replace("-", "_") in switches and value.lower() in ("true", "false"):
+        return name if value.lower() == "true" else f"--no{name[1:]}"
+    return ALIASES.get(name, name) + equals + value
 
 
 def _shown(kind: Any) -> type:

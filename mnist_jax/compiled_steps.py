@@ -64,6 +64,7 @@ def make_steps(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     *,
+    make_tx: Any = None,
     train_size: int,
     batch_size: int,
     step_config: steps.StepConfig,
@@ -75,6 +76,7 @@ def make_steps(
 
     Args:
         mesh: from `mesh.make_mesh`.
+        make_tx: makes an optimizer like `tx` with other hyperparameters; see `steps.init_state`.
         train_size, batch_size: numbers of training images, in the split and per step.
         members: whether the arguments in `STACKED` are stacked by member.
         log_size: steps of a call whose values are returned; see `steps.train_steps`.
@@ -82,8 +84,11 @@ def make_steps(
     """
     where = platform or mesh.devices.flat[0].platform
     # On a CPU a step of the MLP already fills the cores: `vmap` gains nothing and costs cache
-    # misses. A step of logistic regression is too small to fill them.
-    sequential = members and where == "cpu" and count_parameters(param_shapes(model)) > 100_000
+    # misses, and convolutions with a kernel each are slow. A step of logistic regression is too
+    # small to fill them.
+    shapes = jax.tree.leaves(param_shapes(model))
+    is_large = count_parameters(shapes) > 100_000 or any(x.ndim > 3 for x in shapes)
+    sequential = members and where == "cpu" and is_large
 
     def jit(function: Any, **options: Any) -> Any:
         parameters = inspect.signature(function).parameters.values()
@@ -102,7 +107,7 @@ def make_steps(
     # `init_state` runs once, and takes longer to optimize than to run.
     quick = {"xla_backend_optimization_level": 1} if where == "cpu" else None
     return Steps(
-        jit(partial(steps.init_state, **how, tx=tx), compiler_options=quick),
+        jit(partial(steps.init_state, **how, tx=tx, make_tx=make_tx), compiler_options=quick),
         jit(partial(steps.epoch_permutation, size=train_size)),
         jit(partial(loop.train_steps, **train), donate_argnums=0),
         jit(partial(steps.eval_steps, **batches, batch_size=EVAL_BATCH_SIZE)),
@@ -134,19 +139,21 @@ class Trainer:
         self._members = config.num_members
         self._per_run = replicated(mesh)  # the sharding of what the members share
         self._per_member = replicated(mesh) if self._members is None else sharded(mesh)
-        seeds = jax.device_put(np.array([member["seed"] for member in config.members()], np.uint32))
-        keys = jax.vmap(partial(jax.random.key, impl="threefry2x32"))(seeds)
-        key_data = to_host(jax.random.key_data(keys))  # (members, 2)
+        # As `jax.random.key` makes them, whatever JAX_RANDOM_SEED_OFFSET is; (members, 2).
+        key_data = np.array([(0, member["seed"]) for member in config.members()], np.uint32)
         key_data = put(key_data[0] if self._members is None else key_data, self._per_member)
         self.keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
         splits = {"validation": dataset.validation, "test": dataset.test}
         splits = {name: split for name, split in splits.items() if split is not None}
         # The images and labels on the devices, as uint8; they are transferred once.
         self.train_split, self.eval_splits = put((dataset.train, splits), self._per_run)
+        make_tx = partial(make_optimizer, steps=self.total_steps)
+        make_tx = partial(make_tx, **config.optimizer_arguments())
         self._steps = make_steps(
             model,
-            make_optimizer(**config.optimizer_arguments(), steps=self.total_steps),
+            make_tx(),
             mesh,
+            make_tx=make_tx,
             train_size=train_size,
             batch_size=config.batch_size,
             step_config=steps.make_step_config(config),

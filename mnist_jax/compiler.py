@@ -39,6 +39,7 @@ def use_device(platform: str, precision: str) -> Iterator[jax.Device]:
         jax.default_matmul_precision(MATMUL_PRECISION[precision]),
         jax.enable_x64(False),
         jax.threefry_partitionable(True),
+        jax.numpy_dtype_promotion("standard"),
     ):
         yield device
 

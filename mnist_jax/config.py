@@ -92,6 +92,8 @@ class Config(Flags):
                 fits = inspect.isclass(part) and issubclass(part, nn.Module)
             if not fits:
                 raise UsageError(f"the {kind} {getattr(self, kind)!r} is no {needed}")
+        if own := [name for name in self.option_values() if name in ARGUMENTS]:
+            raise UsageError(f"{own[0]} of --options has a flag of its own; give --{own[0]}")
         known = {name for part in self.components().values() for name in keywords(part)}
         given = [name for name in ARGUMENTS if getattr(self, name) is not None]
         for name in (*given, *self.option_values()):
@@ -119,9 +121,10 @@ class Config(Flags):
 
     def arguments(self, kind: str) -> dict[str, Any]:
         """The keyword arguments of a component, such as "model", that fields and options set."""
+        config = self.resolve()  # loads the names of its fork again, whatever came between
         if kind not in self.components():
             return {}
-        names, config = keywords(self.components()[kind]), self.resolve()
+        names = keywords(self.components()[kind])
         values = {name: getattr(config, name) for name in ARGUMENTS} | self.option_values()
         return {n: v for n, v in values.items() if n in names and v is not None}
 
@@ -319,6 +322,6 @@ RULES: dict[str, Rule] = {
     ),
     "hidden_sizes": (
         lambda v: isinstance(v, tuple | list) and v and all(_is_int(n, 1, 1_000_000) for n in v),
-        "a tuple of whole numbers, 1 to 1000000, such as (512,)",
+        "whole numbers, 1 to 1000000, such as 256 128; in Python a tuple",
     ),
 }

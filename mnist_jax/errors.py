@@ -74,7 +74,8 @@ def unknown_choice(what: str, got: object, choices: Iterable[str]) -> UsageError
     choices = sorted(choices)
     near = difflib.get_close_matches(str(got).lower(), choices, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return UsageError(f"unknown {what} {got!r}; choose from {', '.join(choices)}{hint}")
+    listed = ", ".join(choices) or "those that --fork adds"
+    return UsageError(f"unknown {what} {got!r}; choose from {listed}{hint}")
 
 
 @contextlib.contextmanager

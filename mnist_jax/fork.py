@@ -20,6 +20,7 @@ from mnist_jax.presets import PRESETS
 COMPONENTS: dict[str, dict[str, Any]] = {"model": MODELS, "optimizer": OPTIMIZERS, "loss": LOSSES}
 COMPONENTS |= {"augmentation": AUGMENTATIONS, "dataset": DATASETS}
 REGISTRIES = COMPONENTS | {"preset": PRESETS}
+OWN = {flag: frozenset(registry) for flag, registry in REGISTRIES.items()}  # names of the package
 _added: dict[str, dict[str, dict[str, Any]]] = {}  # by a file's SHA-256: its entries in each
 
 
@@ -28,7 +29,8 @@ def load_fork(path: str | Path) -> str:
 
     A content runs once in a process; loading it again restores its names.
 
-    Raises UsageError if the file cannot be read, or running it raises an exception.
+    Raises UsageError if the file cannot be read, running it raises an exception, or it replaces a
+    name of the package, which other runs of the process need.
     """
     path = user_path(path)
     try:
@@ -49,10 +51,16 @@ def load_fork(path: str | Path) -> str:
             line = lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
             problem = f"{type(error).__name__}: {first_line(error)}"
             raise UsageError(f"the fork {path} fails in line {line}: {problem}") from error
-        _added[digest] = {
+        added = {
             flag: {name: new for name, new in registry.items() if before[flag].get(name) is not new}
             for flag, registry in REGISTRIES.items()
         }
+        for flag, entries in added.items():
+            if taken := sorted(OWN[flag] & entries.keys()):
+                REGISTRIES[flag].update(before[flag])
+                problem = f"the fork {path} replaces the {flag} {taken[0]!r} of mnist_jax"
+                raise UsageError(f"{problem}; give its own another name")
+        _added[digest] = added
     for flag, entries in _added[digest].items():
         REGISTRIES[flag].update(entries)
     return digest

@@ -149,7 +149,11 @@ def make_model(
         shapes = f"shape {logits.shape} for two images; logits have shape {(2, num_classes)}"
         raise UsageError(f"the model {name!r} returns {shapes}")
     if jax.tree.structure(new_state) != jax.tree.structure(state):
-        raise UsageError(f"the model {name!r} changes the structure of its state in training")
+        problem = f"the model {name!r} changes the structure of its state in training"
+        raise UsageError(f"{problem}; sow into 'intermediates' or 'losses'")
+    if odd := [x.dtype for x in jax.tree.leaves((params, state)) if x.dtype.kind == "V"]:
+        problem = f"the model {name!r} has arrays of {odd[0]}, which no checkpoint can hold"
+        raise UsageError(f"{problem}; parameters are float32, and dtype is for computing")
     return model
 
 

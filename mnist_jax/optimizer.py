@@ -64,7 +64,8 @@ def make_optimizer(
         return optimizer(rate, **{**options, **in_state})
 
     # Without weight decay its 0 stays a constant, so that the program does not add it.
-    decay = options.get("weight_decay") or None
+    decay = options.get("weight_decay")
+    decay = decay if isinstance(decay, jax.Array) or decay else None
     return optax.inject_hyperparams(make)(learning_rate=learning_rate, weight_decay=decay)
 
 

@@ -1,6 +1,7 @@
 """TrainLoop: the epochs of a run, from its newest checkpoint to its last step."""
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -78,6 +79,8 @@ class TrainLoop:
                 self.save()
             for callback in self.callbacks:
                 callback.on_epoch_end(row)
+            if row["step"] < last_step:  # a callback may have asked for the end
+                self._between_calls()
         distributed.on_primary(lambda: self.run_dir.wait_until_saved())
         self.stop.armed = False  # nothing is left to save
         return self._snapshot()
@@ -150,7 +153,7 @@ class TrainLoop:
             folder = distributed.on_primary(lambda: self.run_dir.wait_until_saved())
             raise InterruptedRunError(
                 f"interrupted at step {self.progress.step}; to resume, run the same command with "
-                f"--workdir={folder}",
+                f"--workdir={shlex.quote(folder)}",
                 signal,
             )
 

@@ -84,6 +84,9 @@ def fit(
         mesh = make_mesh(select_devices(device, config.devices), config.num_members)
         data_started = time.perf_counter()
         config, dataset = _load_data(config, dataset)
+        if init_params is not None:  # what the run began from, by its digest
+            given = f"arrays-{results.params_sha256(to_host(init_params))[:16]}"
+            config = dataclasses.replace(config, init_from=Path(given))
         timings = {"import_s": import_s, "data_s": time.perf_counter() - data_started}
         data, dtype = dataset.spec, compute_dtype(config.precision, device)
         model = make_model(**config.model_arguments(data), dtype=dtype)
@@ -126,7 +129,7 @@ def fit(
             problems = [*trainer.warnings, *_learned_nothing(config, data, progress)]
             warn(callbacks, problems)
             warnings += problems
-            params = to_host(trainer.eval_params(progress.state))
+            params = to_host(trainer.eval_params(loop.progress.state))
             model_state = progress.state.model_state
             record = results.record(config, data, progress, params, warnings, devices, where)
             distributed.on_primary(lambda: run.finish(record))

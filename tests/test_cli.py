@@ -35,6 +35,7 @@ def test_flags_reach_the_config_in_either_spelling_and_in_that_of_other_programs
     config = parse("--model=mlp", "--batch-size", "50", "--learning_rate=0.01", "--no-normalize")
     assert (config.model, config.batch_size, config.learning_rate) == ("mlp", 50, 0.01)
     assert config.normalize is False
+    assert parse("--report=true", "--normalize=False") == Config(report=True, normalize=False)
     assert parse("--hidden_sizes", "64", "32", "--model=mlp").hidden_sizes == (64, 32)
     assert parse("--learning_rate", "0.1", "0.01").learning_rate == (0.1, 0.01)
     assert parse("--steps_per_call=7").steps_per_call == 7
@@ -94,6 +95,16 @@ def test_the_overview_names_every_command(capsys):
     [
         (["--model=cn"], 2, "unknown model 'cn'"),
         (["--dataset=fashion"], 2, "did you mean fashion_mnist?"),
+        (
+            ["--augmentation=mixup"],
+            2,
+            "unknown augmentation 'mixup'; choose from those that --fork",
+        ),
+        (
+            ["--options", "dropout=7"],
+            2,
+            "dropout of --options has a flag of its own; give --dropout",
+        ),
         (["--options", "gama=3"], 2, "have no argument gama; leave gama of --options out"),
         (["--options", "name=x"], 2, "have no argument name"),  # a field of every Flax module
         (["--options", "a={[1]: 2}"], 2, "have no argument a;"),

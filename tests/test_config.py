@@ -74,7 +74,7 @@ def test_options_reach_arguments_without_a_default_and_models_are_classes(monkey
         ("shift", [math.inf], "any finite number from 0"),
         ("label_smoothing", [1.0, -0.1], "less than 1"),
         ("dropout", [math.nan], "less than 1"),
-        ("hidden_sizes", [(3, 0), ""], "a tuple of whole numbers, 1 to 1000000"),
+        ("hidden_sizes", [(3, 0), ""], "whole numbers, 1 to 1000000"),
         ("seed", [-1, 2**32], "0 to 4294967295"),
         ("seeds", [0], "1 to 100000"),
         ("validation", [-1], "0 or more"),

@@ -18,7 +18,13 @@ import pytest
 from shared import rows_of
 
 from mnist_jax import MODELS, Callback, compiled_steps, fit, load_run, steps
-from mnist_jax.errors import CheckpointError, InterruptedRunError, NonFiniteError, UsageError
+from mnist_jax.errors import (
+    CheckpointError,
+    DeviceError,
+    InterruptedRunError,
+    NonFiniteError,
+    UsageError,
+)
 from mnist_jax.models import LogisticRegression
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.results import params_sha256
@@ -111,6 +117,8 @@ def test_a_run_starts_from_given_parameters_of_its_shape(config, tmp_path):
     digest = source.record["params_sha256"]
     assert (own["params_sha256"], two["params_sha256"]) == (digest, [digest] * 2)
     assert own["test_correct"] == source.record["test_correct"]
+    with pytest.raises(UsageError, match=r"differs in init_from \(was 'arrays-\w+', now None"):
+        fit(config(**frozen))
     shutil.rmtree(source.workdir)  # a complete run needs it no more
     assert fit(config(seeds=2, **folder, **frozen)).record == two
 
@@ -141,6 +149,10 @@ def test_runs_of_the_same_second_get_folders_of_their_own(config, tmp_path, monk
     fit(config(workdir=None, epochs=1))
     assert len({make_default_folder("digits", "logistic") for _ in range(3)}) == 3
     assert len([*Path("runs").iterdir()]) == 4
+    shutil.rmtree("runs")
+    Path("runs").symlink_to("gone")
+    with pytest.raises(DeviceError, match="cannot write the run's folder runs/"):
+        fit(config(workdir=None, epochs=1))
 
 
 def steps_kept(folder) -> list[int]:
@@ -167,10 +179,18 @@ def test_a_gradient_that_is_not_finite_is_noticed_at_a_finite_loss(config, monke
     assert steps_kept(config().workdir) == [0]
 
 
+@contextlib.contextmanager
+def seed_offset(value):
+    jax.config.update("jax_random_seed_offset", value)
+    yield
+    jax.config.update("jax_random_seed_offset", 0)
+
+
 def test_jax_settings_change_no_number(config, tmp_path):
-    numbers = jax.enable_x64(True), jax.threefry_partitionable(False)
+    numbers = jax.enable_x64(True), jax.threefry_partitionable(False), seed_offset(5)
+    numbers += (jax.numpy_dtype_promotion("strict"),)
     checks = jax.numpy_rank_promotion("raise"), jax.transfer_guard("disallow")
-    fields = {"dropout": 0.2, "max_steps": 5, **MLP}
+    fields = {"dropout": 0.2, "max_steps": 5, "ema_decay": 0.9, **MLP}
     plain = fit(config(**fields)).record
     for name, settings in {"all": (*numbers, *checks), "NaNs": [jax.debug_nans(True)]}.items():
         with contextlib.ExitStack() as stack:
@@ -262,6 +282,9 @@ def test_a_signal_saves_the_run_and_a_notebook_shows_one_line(config):
         assert caught.value._render_traceback_() == [str(caught.value)]  # IPython calls it
         assert caught.value.exit_status == 128 + number
         assert signal.signal(number, before) == usual
+    early = mock.Mock(on_epoch_end=lambda row: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(InterruptedRunError, match="interrupted at step 15; "):
+        fit(config(), callbacks=[early])
     assert fit(config()).record["steps"] == 30
 
 

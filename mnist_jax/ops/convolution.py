@@ -136,7 +136,9 @@ def _one_by_one(function):
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
         return stacked, jax.tree.map(lambda _: True, stacked)
 
-    return one
+    twice = jax.custom_jvp(one)  # under `jax.jit`, JAX cannot differentiate a `custom_vmap`
+    twice.defjvp(lambda x, dx: (one(*x), jax.jvp(function, x, dx)[1]))
+    return twice
 
 
 def _convolution(x, w, border, precision):

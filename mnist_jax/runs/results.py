@@ -69,7 +69,7 @@ def record(
     }
     if config.num_members is None:
         return {**common, "params_sha256": params_sha256(params)}
-    finite = finite_mask(progress.rows[-1])
+    finite = np.all([finite_mask(row) for row in progress.rows], axis=0).tolist()
     diverged = [label for label, ok in zip(config.member_labels(), finite, strict=True) if not ok]
     members = range(config.num_members)
     common |= {
@@ -95,9 +95,11 @@ def accuracy_line(record: dict[str, Any]) -> str:
         return f"test accuracy: {mean_text(record['statistics']['test_accuracy'])}"
     correct, count = record["test_correct"], record["test_count"]
     if "members" in record:
+        labels = list(map(member_label, record["members"]))
+        notes = (label + " (diverged)" * (label in record["diverged"]) for label in labels)
         return "\n".join(
-            f"test accuracy: {percent(c / count)} ({c}/{count}) {member_label(member)}"
-            for c, member in zip(correct, record["members"], strict=True)
+            f"test accuracy: {percent(c / count)} ({c}/{count}) {note}"
+            for c, note in zip(correct, notes, strict=True)
         )
     return f"test accuracy: {percent(correct / count)} ({correct}/{count})"
 

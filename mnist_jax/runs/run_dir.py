@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import shlex
@@ -67,7 +68,8 @@ class RunDir:
             if self.result is None:
                 if fork is not None:
                     self._write(FORK, fork)
-                self._write(CONFIG, _json({**config.to_json(), "data": data._asdict()}))
+                here = {"data_dir": str(config.data_dir.absolute()), "data": data._asdict()}
+                self._write(CONFIG, _json({**config.to_json(), **here}))
         except BaseException:
             self.close()
             raise
@@ -271,6 +273,7 @@ def save_run(
         raise UsageError(f"{folder} holds a run; choose another folder")
     own = {"dataset": data.name, "seeds": None, "ema_decay": 0.0, **dict.fromkeys(config.grid)}
     config = dataclasses.replace(config, **own).resolve()
+    config = dataclasses.replace(config, dataset=data.name)  # even where a folder is called so
     shapes = variable_shapes(make_model(**config.model_arguments(data)))
     arrays = jax.device_get((params, model_state or {}))
     params, model_state = (
@@ -289,13 +292,13 @@ def make_default_folder(dataset: str, model: str) -> Path:
     """Makes runs/<dataset>-<model>-<UTC time>, with a number behind it if that exists."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     first = Path("runs") / f"{dataset}-{model}-{now}"
-    folder, number = first, 1
-    while True:
+    folder = first
+    for number in itertools.count(2):
         try:
             atomic_io.make_folder(folder, parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-            folder = first.with_name(f"{first.name}-{number}")
-        except OSError:  # RunDir says why it cannot be made
-            return folder
+            break
+        except OSError:
+            if not os.path.exists(folder):  # noqa: PTH110  as above; RunDir says why
+                break
+        folder = first.with_name(f"{first.name}-{number}")
+    return folder

@@ -102,6 +102,19 @@ def test_value_and_gradients_equal_the_definition(shape, dtype, batch):
     assert largest_error(results, definition(*case, padding)) < BOUNDS[dtype]
 
 
+def test_it_can_be_differentiated_twice():
+    x, w, _ = make_case(2, 6, 5, 3, 4, "SAME")
+
+    def penalty(convolve, x, w):  # of the gradient's norm
+        return jnp.sum(jax.grad(lambda x: jnp.sum(convolve(x, w) ** 3))(x) ** 2)
+
+    plain = partial(lax.conv_general_dilated, window_strides=(1, 1), padding="SAME")
+    plain = partial(plain, dimension_numbers=NHWC)
+    ours = partial(conv3x3, padding="SAME")
+    found, wanted = (jax.jit(jax.grad(partial(penalty, f), 1))(x, w) for f in (ours, plain))
+    assert largest_error([found], [wanted]) < 1e-4
+
+
 def adversarial() -> dict[str, list[np.ndarray]]:
     # Images with a single 1, one for each pixel, and the same for the cotangent.
     impulses = make_case(2 * 7 * 9, 7, 9, 2, 3, "SAME")

@@ -87,6 +87,9 @@ def test_a_member_that_diverges_is_excluded_and_if_all_do_the_run_ends(config, m
     (warning,) = record["warnings"]
     assert warnings == [warning] and f"seed {diverged[0]}" in warning
     assert record["statistics"]["test_accuracy"]["n"] == 6 - len(diverged)
+    grid = {"seeds": None, "learning_rate": [0.1, 1e38], "workdir": config().workdir / "grid"}
+    [good, bad] = accuracy_line(fit(config(**grid)).record).splitlines()
+    assert bad.endswith(" learning_rate 1e+38, seed 1234 (diverged)") and "diverged" not in good
     assert "NaN" not in (result.workdir / "metrics.jsonl").read_text()
 
 

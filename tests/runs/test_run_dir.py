@@ -73,7 +73,7 @@ def test_a_loop_of_ones_own_saves_a_run(config, tmp_path):
     params = jax.device_get(init_variables(model, jax.random.key(0))[0])
     save_run(tmp_path / "mine", config, data.spec, params, step=7)
     run = load_run(tmp_path / "mine")
-    assert (run.step, run.data) == (7, data.spec)
+    assert (run.step, run.data, run.warnings) == (7, data.spec, [])
     jax.tree.map(np.testing.assert_array_equal, run.members[0], (params, {}))
     logits = model.apply({"params": params}, data.test.image[:9] / 255)
     found = predict(tmp_path / "mine", data.test.image[:9])
