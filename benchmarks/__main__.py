@@ -11,6 +11,7 @@ import json
 import re
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,8 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     ]
     if on_cpu:  # these come late: the peers run the CNN's slow step ten times; seeds gain little
         rows.sort(key=lambda row: row[0] in ("peers", "seeds"))
-    return [Part(n, s if on_cpu else t, [common | x for x in runs]) for n, s, t, runs in rows]
+    runs_of = {n: [common | x for x in runs if x["model"]] for n, _, _, runs in rows}
+    return [Part(n, s if on_cpu else t, runs_of[n]) for n, s, t, _ in rows if runs_of[n]]
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -78,21 +80,19 @@ def measure(options: argparse.Namespace) -> None:
     context = launch.where(options.platform)
     options.platform = platform = context["platform"]
     context |= json.loads(json.dumps({name: vars(options)[name] for name in GIVEN}))
-    minutes = MINUTES_ON_CPU if platform == "cpu" else MINUTES
-    minutes = minutes if options.budget_minutes is None else options.budget_minutes
-    recorder, folder = open_folder(options.output, context)
+    if (minutes := options.budget_minutes) is None:
+        minutes = MINUTES_ON_CPU if platform == "cpu" else MINUTES
+    parts = plan(platform, options.model, options.launches)
+    parts = [part for part in parts if part.name in (options.only or MODULES)]
+    recorder, folder = open_folder(options.output, context, [part.name for part in parts])
     deadline = started + 60 * minutes
     with tempfile.TemporaryDirectory() as scratch:
         cache = launch.shared_cache(scratch)
-        for part in plan(platform, options.model, options.launches):
-            wanted = part.name in (options.only or MODULES) and any(x["model"] for x in part.runs)
-            if recorder.found.context["parts"].get(part.name, {}).get("complete") or not wanted:
-                continue
+        for part in (part for part in parts if part.name not in recorder.found.context["parts"]):
             if (left_s := deadline - time.monotonic()) < part.guess_s:
                 times = f"about {part.guess_s:.0f} s, and {max(0, left_s):.0f} s are left"
                 recorder.exclude(part.name, f"it takes {times}; repeat with --output={folder}")
             else:
-                recorder.drop(part.name)  # what an earlier command measured of it
                 context = recorder.found.context | {"excluded": {}}  # of this part alone
                 own = Recorder(None, context, variables=cache, deadline=deadline)
                 run_part(part, options, own)
@@ -104,8 +104,10 @@ def measure(options: argparse.Namespace) -> None:
         raise DeviceError("nothing could be measured; see the messages above")
 
 
-def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder, Path]:
-    """A recorder of the folder's results.json, with the parts that are there."""
+def open_folder(
+    folder: Path | None, context: dict[str, Any], wanted: Sequence[str]
+) -> tuple[Recorder, Path]:
+    """A recorder of the folder's results.json, without the wanted parts that are incomplete."""
     if folder is None:
         now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
         name = re.sub(r"[^a-z0-9]+", "-", card.device_name(context).lower()).strip("-")
@@ -113,8 +115,6 @@ def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder,
     file = folder / "results.json"
     earlier = results.read(file) if file.is_file() and file.stat().st_size else None
     recorder = Recorder(file, context | {"parts": {}})
-    if earlier and "parts" not in earlier.context:
-        raise UsageError(f"{file} is no file of the suite; choose another --output")
     if earlier:
         for field in SAME:
             if (there := earlier.context.get(field)) != context.get(field):
@@ -122,9 +122,10 @@ def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder,
                 raise UsageError(f"{message}; choose another --output")
         recorder.found.context.update(earlier.context | recorder.found.context)
         for name, entry in earlier.context["parts"].items():
-            recorder.found.context["parts"][name] = entry
-            lost = {"excluded": entry.get("excluded", {})}
-            recorder.take_in(earlier.part(name)._replace(context=lost))
+            if entry["complete"] or name not in wanted:
+                recorder.found.context["parts"][name] = entry
+                lost = {"excluded": entry.get("excluded", {})}
+                recorder.take_in(earlier.part(name)._replace(context=lost))
     return recorder, folder
 
 
@@ -132,7 +133,7 @@ def run_part(part: Part, options: argparse.Namespace, recorder: Recorder) -> Non
     """Measures a part until the recorder's deadline."""
     started = time.monotonic()
     entry = recorder.found.context["parts"].setdefault(part.name, {"complete": True})
-    for words in (words for words in part.runs if words["model"]):
+    for words in part.runs:
         say(f"== {part.name}: {words}")
         own = argparse.Namespace(**vars(options) | {"launches": 1} | words)
         try:

@@ -56,7 +56,7 @@ def _device(context: Mapping[str, Any]) -> str:
 
 
 def _step(found: Results) -> list[str]:
-    """The slowest network of the first batch size and precision, many steps a call."""
+    """The slowest network of the first batch size, many steps a call."""
     if not (cases := found.cases(step.TRAIN, framework="mnist_jax", mode=MANY)):
         return []
     size = cases[0].first.batch_size

@@ -45,10 +45,7 @@ class Verdict(NamedTuple):
 
 
 def rank_p(a: Sequence[float], b: Sequence[float], *, paired: bool) -> float:
-    """The probability of ranks so far apart if b is not greater than a.
-
-    One-sided, by SciPy: exact up to 50 pairs, or without ties.
-    """
+    """The probability of ranks so far apart if b is not greater than a; exact without ties."""
     from scipy.stats import mannwhitneyu, wilcoxon
 
     if not paired:
@@ -110,12 +107,9 @@ def launches(a: Results, b: Results) -> dict[str, Sides]:
         even = {turn for turn in turns[0] if turn is None or turns[0][turn] == turns[1][turn]}
         kept = [[x.samples_s for x in side if x.details.get("turn") in even] for side in both]
         if all(kept):
-            n = min(len(samples_s) for side in kept for samples_s in side)
-            estimates = (
-                [timing.estimate(samples_s[:n], x.context["platform"]) for samples_s in side]
-                for x, side in zip((a, b), kept, strict=True)
-            )
-            found[name] = next(estimates), next(estimates)
+            n, platform = min(len(x) for side in kept for x in side), a.context["platform"]
+            a_s, b_s = ([timing.estimate(x[:n], platform) for x in side] for side in kept)
+            found[name] = a_s, b_s
     return found
 
 

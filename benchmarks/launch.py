@@ -235,10 +235,6 @@ STEP = "output model batch_size precision platform repeats"
 CASES = f"{STEP} {FORK}"
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
-
-
 def check(options: argparse.Namespace) -> None:
     """Loads the fork, makes paths absolute, and refuses an unknown model or preset."""
     given = {n: vars(options)[n] for n in ("fork", "options", "dataset", "preset", "data_dir")}
@@ -256,7 +252,9 @@ def main(
     **defaults: Any,
 ) -> int:
     """Runs a command with these flags and, if it has a report, a recorder; returns the status."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=_Help, allow_abbrev=False)
+    kinds = argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+    form = type("Help", kinds, {})
+    parser = argparse.ArgumentParser(description=doc, formatter_class=form, allow_abbrev=False)
     for name in names.split():
         parser.add_argument(name if name == "files" else f"--{name}", **FLAGS[name])
     parser.set_defaults(**DEFAULTS | defaults)

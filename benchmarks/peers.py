@@ -32,9 +32,8 @@ BUSY = 0.5  # a load per core above this, when starting, brings a warning
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     """Runs all rounds."""
     platform, [precision, *_] = recorder.found.context["platform"], options.precision
-    for model in options.model:
-        if model not in jobs.HIDDEN_SIZES:
-            raise unknown_choice("model", model, jobs.HIDDEN_SIZES)
+    if unknown := {*options.model} - jobs.HIDDEN_SIZES.keys():
+        raise unknown_choice("model", min(unknown), jobs.HIDDEN_SIZES)
     if platform == "cpu" and precision != "float32":
         raise UsageError(f"precision is {precision}; allowed on a CPU is float32")
     known = [*MODES, *(KERAS if platform == "cpu" else GRAPHS)]
@@ -111,8 +110,7 @@ def report(found: Results) -> list[str]:
     title = f"A training step, ms, {rounds} rounds (our time ÷ theirs; 95 %, of few rounds range)"
     parts = [results.table(title, ["framework", "mode", *models], lines)]
     parts.append(f"~: in most rounds, half of the samples span over {timing.UNSTABLE:.0%}.")
-    load = found.context["load"][0] / found.context["cores"]
-    if load > BUSY:
+    if (load := found.context["load"][0] / found.context["cores"]) > BUSY:
         busy = f"warning: the load was {load:.2f} a core when this began; other work slows some"
         parts.append(f"{busy} frameworks more than others; repeat this on an idle machine")
     return parts

@@ -182,15 +182,6 @@ class Recorder:
         excluded = self.found.context["excluded"] | found.context.get("excluded", {})
         self.found.context.update(found.context | {"excluded": excluded})
 
-    def drop(self, part: str) -> None:
-        """Removes what one part of the suite has found."""
-        entry, excluded = self.found.context["parts"].pop(part, {}), self.found.context["excluded"]
-        kept = {k: why for k, why in excluded.items() if k not in entry.get("excluded", {})}
-        self.found.context["excluded"] = kept
-        self.found.benchmarks[:] = [b for b in self.found.benchmarks if b.details["part"] != part]
-        for rows in self.found.tables.values():
-            rows[:] = [row for row in rows if row["part"] != part]
-
     def exclude(self, what: str, why: str) -> None:
         """Notes what could not be measured."""
         self.found.context["excluded"][what] = why

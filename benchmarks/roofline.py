@@ -130,8 +130,8 @@ def time_copy(size_bytes: int, samples: int) -> dict[str, Any]:
     start = jax.random.normal(jax.random.key(0), (size_bytes // 4,))
     group = max(4, min(256, 2**27 // size_bytes))
     times = time_loop(lambda i, x, _: x + i.astype(jnp.float32), start, (), samples, group)
-    times |= {"name": COPY, "mode": f"{size_bytes / 1e6:.3g} MB"}
-    return times | {"details": {"amount": 2 * size_bytes}}
+    mode, amount = f"{size_bytes / 1e6:.3g} MB", 2 * size_bytes
+    return times | {"name": COPY, "mode": mode, "details": {"amount": amount}}
 
 
 def run(platform: str, precisions: list[str], samples: int) -> dict[str, Any]:

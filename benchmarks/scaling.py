@@ -1,8 +1,7 @@
 """Times a training step over several devices of this machine.
 
 Strong scaling divides one batch among 1, 2, 4 … devices; weak scaling gives each device a batch.
-On the virtual devices of one CPU (JAX_NUM_CPU_DEVICES=8) no efficiency can be measured, only what
-dividing the work costs.
+The virtual devices of one CPU (JAX_NUM_CPU_DEVICES=8) show only what dividing the work costs.
 """
 
 import argparse

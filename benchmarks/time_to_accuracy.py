@@ -48,8 +48,7 @@ def run(repeats: int, **given: Any) -> dict[str, Any]:
                 timings = fit(config, callbacks=[clock]).record["timings"]
             except NonFiniteError:  # it misses every target
                 clock.epochs.clear()
-        own = {name: timings[name] for name in TIMINGS}
-        own |= {"seed": seed, "epochs": clock.epochs}
+        own = {"seed": seed, "epochs": clock.epochs, **{name: timings[name] for name in TIMINGS}}
         for target in TARGETS.get(model, [0.9]):
             # Everything is compiled before the first epoch ends.
             hits = (s - timings["compile_s"] for s, accuracy in clock.epochs if accuracy >= target)

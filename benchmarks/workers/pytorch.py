@@ -18,8 +18,7 @@ WARMUP_STEPS = 11  # before the capture cuDNN tries its algorithms and Adam make
 
 def network(model: str) -> nn.Sequential:
     """The tutorial's network of that name."""
-    layers: list[nn.Module] = []
-    width = 28 * 28
+    layers, width = list[nn.Module](), 28 * 28
     if model == "cnn":
         layers += [nn.Conv2d(1, 64, 3, padding=1), nn.ReLU()]
         layers += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]

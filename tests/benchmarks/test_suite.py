@@ -93,10 +93,10 @@ def test_a_folder_of_another_device_is_refused_and_complete_parts_are_kept(tmp_p
     found.context["parts"]["peers"]["complete"] = False
     found.context["parts"]["step"]["excluded"] = lost = {"mlp": "failed"}
     (tmp_path / "results.json").touch()  # as of a suite that was interrupted at once
-    assert suite.open_folder(tmp_path, dict(CONTEXT))[0].found.benchmarks == []
+    assert suite.open_folder(tmp_path, dict(CONTEXT), ["peers"])[0].found.benchmarks == []
     results.write(tmp_path / "results.json", found)
-    recorder, _ = suite.open_folder(tmp_path, dict(CONTEXT))
-    recorder.drop("peers")
+    assert suite.open_folder(tmp_path, dict(CONTEXT), ["step"])[0].found.benchmarks
+    recorder, _ = suite.open_folder(tmp_path, dict(CONTEXT), ["peers"])
     assert recorder.found.context["parts"].keys() == set(suite.MODULES) - {"peers"}
     assert {b.details["part"] for b in recorder.found.benchmarks} == {"step", "sweep", "roofline"}
     assert recorder.found.tables.keys() == found.tables.keys()
@@ -108,7 +108,7 @@ def test_a_folder_of_another_device_is_refused_and_complete_parts_are_kept(tmp_p
         ("model", "cnn"),
     ):
         with pytest.raises(UsageError, match=f"has {name} .*; here it is '{other}'"):
-            suite.open_folder(tmp_path, CONTEXT | {name: other})
+            suite.open_folder(tmp_path, CONTEXT | {name: other}, [])
 
 
 @pytest.mark.campaign
