@@ -302,12 +302,11 @@ def test_a_fork_that_cannot_train_is_refused_and_makes_no_folder(config, tmp_pat
 
 def test_two_versions_of_a_fork_are_read_in_one_process(tmp_path):
     """Each with the arguments of its own."""
-    code, configs = "from mnist_jax import LOSSES\ndef f(x, y, *, NAME=1): ...\nLOSSES['f'] = f", []
+    code, configs = "from mnist_jax import LOSSES\ndef f(x, y, *, NAME=1): ...\nLOSSES['f'] = f", {}
     for name in ("old", "new"):
         (fork := tmp_path / f"{name}.py").write_text(code.replace("NAME", name))
-        configs.append(Config(fork=fork, loss="f", options=(f"{name}=3",)))
-    for config, name in zip(configs, ("old", "new"), strict=True):
-        assert config.arguments("loss") == {name: 3}
+        configs[name] = Config(fork=fork, loss="f", options=(f"{name}=3",))
+    assert all(config.arguments("loss") == {name: 3} for name, config in configs.items())
 
 
 def test_a_grid_sets_its_own_learning_rate_and_no_other(config, tmp_path, monkeypatch):

@@ -106,16 +106,6 @@ def test_a_dense_layer_computes_what_flax_computes(features, batch):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, want)
 
 
-def test_only_a_cpu_transposes_a_narrow_kernel():
-    layer = models.dense(10)
-    x = jnp.ones((100, 784))
-    params = jax.eval_shape(layer.init, KEY, x)
-    gradient = jax.jit(jax.grad(lambda params, x: jnp.sum(layer.apply(params, x) ** 2)))
-    for platform, transposes in (("cpu", True), ("cuda", False), ("tpu", False)):
-        text = gradient.trace(params, x).lower(lowering_platforms=(platform,)).as_text()
-        assert ("optimization_barrier" in text) == transposes, platform
-
-
 def test_images_classes_and_hidden_sizes_decide_the_shapes():
     fields = {"image_shape": (16, 12, 3), "num_classes": 26, "hidden_sizes": (5,)}
     model = models.make_model("cnn", **fields)

@@ -1,7 +1,4 @@
-"""The networks against what Keras 3.15.1 computes in float64 (TensorFlow 2.21.0, on a CPU).
-
-`reference/keras.json` was made once, by `tests/reference/make_keras_reference.py` of 81186e5.
-"""
+"""The networks against Keras 3.15.1 in float64, by reference/make_keras_reference.py of 81186e5."""
 
 import json
 from functools import partial

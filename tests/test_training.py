@@ -17,14 +17,8 @@ import optax
 import pytest
 from shared import rows_of
 
-from mnist_jax import MODELS, Callback, compiled_steps, fit, load_run, steps
-from mnist_jax.errors import (
-    CheckpointError,
-    DeviceError,
-    InterruptedRunError,
-    NonFiniteError,
-    UsageError,
-)
+from mnist_jax import MODELS, Callback, compiled_steps, errors, fit, load_run, steps
+from mnist_jax.errors import CheckpointError, InterruptedRunError, NonFiniteError, UsageError
 from mnist_jax.models import LogisticRegression
 from mnist_jax.parallel import mesh
 from mnist_jax.runs.results import params_sha256
@@ -151,7 +145,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(config, tmp_path, monk
     assert len([*Path("runs").iterdir()]) == 4
     shutil.rmtree("runs")
     Path("runs").symlink_to("gone")
-    with pytest.raises(DeviceError, match="cannot write the run's folder runs/"):
+    with pytest.raises(errors.DeviceError, match="cannot write the run's folder runs/"):
         fit(config(workdir=None, epochs=1))
 
 
@@ -179,21 +173,16 @@ def test_a_gradient_that_is_not_finite_is_noticed_at_a_finite_loss(config, monke
     assert steps_kept(config().workdir) == [0]
 
 
-@contextlib.contextmanager
-def seed_offset(value):
-    jax.config.update("jax_random_seed_offset", value)
-    yield
-    jax.config.update("jax_random_seed_offset", 0)
-
-
 def test_jax_settings_change_no_number(config, tmp_path):
-    numbers = jax.enable_x64(True), jax.threefry_partitionable(False), seed_offset(5)
+    numbers = jax.enable_x64(True), jax.threefry_partitionable(False)
     numbers += (jax.numpy_dtype_promotion("strict"),)
     checks = jax.numpy_rank_promotion("raise"), jax.transfer_guard("disallow")
     fields = {"dropout": 0.2, "max_steps": 5, "ema_decay": 0.9, **MLP}
     plain = fit(config(**fields)).record
     for name, settings in {"all": (*numbers, *checks), "NaNs": [jax.debug_nans(True)]}.items():
         with contextlib.ExitStack() as stack:
+            stack.callback(jax.config.update, "jax_random_seed_offset", 0)
+            jax.config.update("jax_random_seed_offset", 5)
             for setting in settings:
                 stack.enter_context(setting)
             other = fit(config(workdir=tmp_path / name, **fields)).record

@@ -117,8 +117,7 @@ def test_a_launch_that_failed_leaves_out_its_turn_alone():
 
     def side(recorder, lost):
         number = next(turns) // 2
-        found = [] if number == lost else made([1 + number / 100])
-        recorder.take_in(Results(CONTEXT, found, {}))
+        recorder.take_in(Results(CONTEXT, made([1 + number / 100] * (number != lost)), {}))
 
     turns = itertools.count()
     a, b = compare.interleaved([partial(side, lost=n) for n in (1, 5)], 11, CONTEXT)

@@ -198,15 +198,3 @@ def test_all_1797_digits_in_file_order_in_the_format_of_mnist():
     box = train.image[:, 4:24, 4:24, 0].repeat(2, 1).repeat(2, 2)  # (n, 40, 40)
     back = box.reshape(-1, 8, 5, 8, 5).mean((2, 4))
     assert np.corrcoef(back.ravel(), bundled.images[:1_437].ravel())[0, 1] > 0.98
-
-
-@pytest.mark.mnist
-def test_mnist_is_mnist(mnist_dir, once):
-    dataset = load_dataset("mnist", data_dir=once("data", str), manual_dir=mnist_dir)
-    train, test = dataset.train, dataset.test
-    assert (train.image.shape, test.image.shape) == ((60_000, 28, 28, 1), (10_000, 28, 28, 1))
-    assert train.label[:5].tolist() == [5, 0, 4, 1, 9]
-    assert test.label[:5].tolist() == [7, 2, 1, 0, 4]
-    assert train.image.mean() == pytest.approx(33.318421, abs=1e-6)
-    counts = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
-    assert tuple(np.bincount(test.label)) == counts

@@ -107,13 +107,9 @@ def test_a_grid_has_a_line_for_each_point_and_no_mean(tmp_path, capsys):
 def test_a_complete_run_is_not_repeated(tmp_path, capsys):
     (tmp_path / "report.html").touch()
     console.Display().on_train_end(Result({}, {}, RECORD, tmp_path))
-    assert capsys.readouterr().out.splitlines() == [
-        f"{tmp_path} holds this run, complete: nothing to do",
-        "model   mlp, trained on digits",
-        f"files   {tmp_path}",
-        f"report  {tmp_path / 'report.html'}",
-        "test accuracy: 91.94 % (331/360)",
-    ]
+    first, *_, report, last = capsys.readouterr().out.splitlines()
+    assert first == f"{tmp_path} holds this run, complete: nothing to do"
+    assert [report, last] == [f"report  {tmp_path}/report.html", "test accuracy: 91.94 % (331/360)"]
 
 
 def test_a_terminal_has_a_bar_that_close_removes(tmp_path):
