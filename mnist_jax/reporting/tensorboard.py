@@ -28,12 +28,14 @@ class TensorBoard(Callback):
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
         """Writes each number of the row; for seeds the mean of the finite ones, for a grid each."""
+        values: dict[str, float] = {}
         for label, indices in group_by_point(self._config.members()).items():
             part = select_members(row, indices)
             for name in part:
                 tag = f"{name}/{label}" if label and "/" in name else name
-                if math.isfinite(value := mean_over_members(part, name)):
-                    self._writer.add_scalar(tag, value, row["step"])
+                values[tag] = mean_over_members(part, name)
+        for tag in filter(lambda tag: math.isfinite(values[tag]), values):
+            self._writer.add_scalar(tag, values[tag], row["step"])
         self._writer.flush()
 
     def close(self) -> None:
