@@ -147,8 +147,7 @@ class Trainer:
         splits = {name: split for name, split in splits.items() if split is not None}
         # The images and labels on the devices, as uint8; they are transferred once.
         self.train_split, self.eval_splits = put((dataset.train, splits), self._per_run)
-        make_tx = partial(make_optimizer, steps=self.total_steps)
-        make_tx = partial(make_tx, **config.optimizer_arguments())
+        make_tx = partial(make_optimizer, **config.optimizer_arguments(), steps=self.total_steps)
         self._steps = make_steps(
             model,
             make_tx(),

@@ -106,6 +106,8 @@ class Config(Flags):
 
     def components(self) -> dict[str, Callable[..., Any]]:
         """The model's class, and the functions of the optimizer, the loss and so on, by field."""
+        if self.fork is not None:  # another fork may have used the same names since
+            load_fork(self.fork)
         names = {kind: getattr(self, kind) for kind in COMPONENTS}
         return {kind: COMPONENTS[kind][n] for kind, n in names.items() if n in COMPONENTS[kind]}
 
@@ -121,10 +123,9 @@ class Config(Flags):
 
     def arguments(self, kind: str) -> dict[str, Any]:
         """The keyword arguments of a component, such as "model", that fields and options set."""
-        config = self.resolve()  # loads the names of its fork again, whatever came between
         if kind not in self.components():
             return {}
-        names = keywords(self.components()[kind])
+        names, config = keywords(self.components()[kind]), self.resolve()
         values = {name: getattr(config, name) for name in ARGUMENTS} | self.option_values()
         return {n: v for n, v in values.items() if n in names and v is not None}
 

@@ -20,7 +20,7 @@ from mnist_jax.presets import PRESETS
 COMPONENTS: dict[str, dict[str, Any]] = {"model": MODELS, "optimizer": OPTIMIZERS, "loss": LOSSES}
 COMPONENTS |= {"augmentation": AUGMENTATIONS, "dataset": DATASETS}
 REGISTRIES = COMPONENTS | {"preset": PRESETS}
-OWN = {flag: frozenset(registry) for flag, registry in REGISTRIES.items()}  # names of the package
+BUILT_IN = {flag: frozenset(registry) for flag, registry in REGISTRIES.items()}
 _added: dict[str, dict[str, dict[str, Any]]] = {}  # by a file's SHA-256: its entries in each
 
 
@@ -56,7 +56,7 @@ def load_fork(path: str | Path) -> str:
             for flag, registry in REGISTRIES.items()
         }
         for flag, entries in added.items():
-            if taken := sorted(OWN[flag] & entries.keys()):
+            if taken := sorted(BUILT_IN[flag] & entries.keys()):
                 REGISTRIES[flag].update(before[flag])
                 problem = f"the fork {path} replaces the {flag} {taken[0]!r} of mnist_jax"
                 raise UsageError(f"{problem}; give its own another name")

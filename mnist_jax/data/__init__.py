@@ -89,7 +89,7 @@ def load_dataset(
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error.reason}"
         return replace(_load("digits", user_path(data_dir)), warnings=(warning,))
     except Exception as error:
-        if isinstance(error, MnistJaxError) or name not in DATASETS or name in OWN:
+        if isinstance(error, MnistJaxError) or name not in DATASETS or name in BUILT_IN:
             raise
         problem = f"{type(error).__name__}: {first_line(error)}"  # of any kind: a fork's code
         raise UsageError(f"the data set {name!r} fails: {problem}; --debug shows where") from error
@@ -118,9 +118,9 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     **{name: partial(_load, name) for name in SOURCES},
     "digits": lambda data_dir: _load("digits", data_dir),  # there is nothing to download
 }
-OWN = frozenset(DATASETS)
 """Functions that load a data set, by name. A fork's function returns `Dataset.from_arrays(…)`; it
 may take data_dir, manual_dir, and options, as keyword arguments."""
+BUILT_IN = frozenset(DATASETS)
 
 
 def _read_cache(path: Path) -> tuple[Split, Split] | None:

@@ -108,7 +108,7 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
         if damaged:
             damaged[-1] += f"; {path.name} is used instead"
         return safetensors.numpy.load(data), rest, damaged
-    if _paths(folder) != paths:  # the run that is going on has replaced them
+    if _paths(folder) != paths:  # a run in progress has replaced them
         return load_newest(folder)
     if damaged:
         problem = "; ".join(damaged)

@@ -32,7 +32,7 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
 def mean_text(found: dict[str, Any], what: str = "seeds") -> str:
     """The `summarize` of accuracies in short: `97.79 % mean of 10 seeds, sd 0.26`."""
     sd = "" if found["sd"] is None else f", sd {percent(found['sd'], '')}"
-    what = what if found["n"] > 1 else what.removesuffix("s")
+    what = what if found["n"] != 1 else what.removesuffix("s")
     return f"{percent(found['mean'])} mean of {found['n']} {what}{sd}"
 
 
