@@ -92,8 +92,9 @@ class Config(Flags):
                 fits = inspect.isclass(part) and issubclass(part, nn.Module)
             if not fits:
                 raise UsageError(f"the {kind} {getattr(self, kind)!r} is no {needed}")
-        if own := [name for name in self.option_values() if name in ARGUMENTS]:
-            raise UsageError(f"{own[0]} of --options has a flag of its own; give --{own[0]}")
+        for name in self.option_values():  # the flag checks the value
+            if name in ARGUMENTS and (name in RULES or getattr(self, name) is not None):
+                raise UsageError(f"{name} of --options has a flag of its own; give --{name}")
         known = {name for part in self.components().values() for name in keywords(part)}
         given = [name for name in ARGUMENTS if getattr(self, name) is not None]
         for name in (*given, *self.option_values()):

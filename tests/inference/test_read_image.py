@@ -82,9 +82,6 @@ def test_a_large_picture_is_reduced(tmp_path):
         assert (grey[0, 0], dark) == pytest.approx((230, 20), abs=3)
 
 
-NAN = Image.fromarray(np.full((20, 30), np.nan, np.float32))
-
-
 def encoded(kind: str) -> bytes:
     L.save(file := BytesIO(), kind)
     return file.getvalue()
@@ -97,7 +94,7 @@ def encoded(kind: str) -> bytes:
         (lambda path: path.write_bytes(encoded("PPM")), "is not a picture"),
         (lambda path: path.write_bytes(encoded("PNG")[:60]), "cannot be decoded"),
         (lambda path: Image.new("1", (9500, 9500)).save(path), "exceeds limit"),  # a few kB
-        (lambda path: NAN.save(path, "TIFF"), "not all of its levels are finite"),
+        (lambda path: Image.new("F", (9, 9), np.nan).save(path, "TIFF"), "not all .* are finite"),
         (lambda path: None, "No such file"),
         (lambda path: path.mkdir(), "is not a file"),
         (lambda path: path.symlink_to("/dev/zero"), "is not a file"),
