@@ -24,7 +24,7 @@ from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
 MODULES: dict[str, Any] = {"step": step, "peers": peers, "roofline": roofline, "sweep": sweep}
 MODULES |= {"time_to_accuracy": accuracy, "seeds": step, "ledger": ledger, "lowering": lowering}
 GIVEN = ("model", "fork", "options", "dataset", "launches")  # flags that say what is measured
-SAME = (*results.SAME_DEVICE, "git_commit", "code_sha256", "jax", *GIVEN)
+SAME = (*results.SAME_DEVICE, "git_commit", "code_sha256", "jax", "flags")
 MINUTES_ON_CPU, MINUTES = 4.0, 13.0
 
 
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace) -> None:
     started = time.monotonic()
     context = launch.where(options.platform)
     options.platform = platform = context["platform"]
-    context |= json.loads(json.dumps({name: vars(options)[name] for name in GIVEN}))
+    context["flags"] = json.loads(json.dumps({name: vars(options)[name] for name in GIVEN}))
     if (minutes := options.budget_minutes) is None:
         minutes = MINUTES_ON_CPU if platform == "cpu" else MINUTES
     parts = plan(platform, options.model, options.launches)

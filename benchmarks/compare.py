@@ -29,7 +29,7 @@ FEWEST = 9  # launches of either side, for a verdict
 SIGNIFICANT, CI95 = 0.05, (0.025, 0.975)
 CARD_CASES = 6  # what a card measures in so many launches: step and evaluation of three networks
 WANTED, ALLOWED = 0.95, 0.05  # shares of slow-downs found and of false alarms in --self_test
-IGNORED = ("command", "date", "excluded", "load", "gpu", "parts", "dataset", "variables")
+IGNORED = ("command", "date", "excluded", "load", "gpu", "parts", "dataset", "variables", "flags")
 IGNORED += launch.CACHE_VARIABLES
 
 Sides = tuple[Sequence[float], Sequence[float]]

@@ -112,4 +112,4 @@ class PythonWarnings(Callback):
 
     def on_warning(self, message: str) -> None:
         """Calls `warnings.warn`."""
-        warnings.warn(message, stacklevel=4)  # of the caller of `fit`
+        warnings.warn(message, stacklevel=4)  # where `fit` is called, as a rule

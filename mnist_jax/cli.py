@@ -42,7 +42,8 @@ def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: s
 def _canonical(word: str, switches: Sequence[str]) -> str:
     """A word of the command line without aliases, and --flag for --flag=True."""
     name, equals, value = word.partition("=")
-    if name.lstrip("-").replace("-", "_") in switches and value.lower() in ("true", "false"):
+    is_switch = name.startswith("--") and name[2:].replace("-", "_") in switches
+    if is_switch and value.lower() in ("true", "false"):
         return name if value.lower() == "true" else f"--no{name[1:]}"
     return ALIASES.get(name, name) + equals + value
 

@@ -92,9 +92,6 @@ class Config(Flags):
                 fits = inspect.isclass(part) and issubclass(part, nn.Module)
             if not fits:
                 raise UsageError(f"the {kind} {getattr(self, kind)!r} is no {needed}")
-        for name in self.option_values():  # the flag checks the value
-            if name in ARGUMENTS and (name in RULES or getattr(self, name) is not None):
-                raise UsageError(f"{name} of --options has a flag of its own; give --{name}")
         known = {name for part in self.components().values() for name in keywords(part)}
         given = [name for name in ARGUMENTS if getattr(self, name) is not None]
         for name in (*given, *self.option_values()):
@@ -132,15 +129,16 @@ class Config(Flags):
 
     def resolve(self) -> "Config":
         """The same run with every value filled in, and ~ expanded in paths."""
+        parts = [keywords(part) for part in self.components().values()]
         preset = PRESETS["tutorial"] | PRESETS[self.preset]  # a fork's may name a few
         if wrong := [name for name in preset if getattr(Config, name, "") is not None]:
             problem = f"the preset {self.preset!r} sets {', '.join(wrong)}"
             raise UsageError(f"{problem}; allowed are flags whose default is None")
-        parts = [keywords(part) for part in self.components().values()]
         # What the parts, the preset and the user set; the later one counts.
         values = {n: part[n] for part in parts for n in ARGUMENTS if part.get(n) is not None}
         values |= {n: preset[n] for n in preset if n not in ARGUMENTS or any(n in p for p in parts)}
         values |= {name: value for name, value in vars(self).items() if value is not None}
+        values |= {n: v for n, v in self.option_values().items() if n in ARGUMENTS and n in RULES}
         return dataclasses.replace(self, **{n: _plain(n, value) for n, value in values.items()})
 
     def model_arguments(self, data: DataSpec) -> dict[str, Any]:

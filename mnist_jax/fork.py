@@ -44,26 +44,38 @@ def load_fork(path: str | Path) -> str:
         module.__file__ = str(path)
         sys.modules[module.__name__] = module  # dataclasses look their module up
         try:
-            exec(compile(source, path, "exec"), module.__dict__)
-        except (Exception, SystemExit) as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-            line = lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
-            problem = f"{type(error).__name__}: {first_line(error)}"
-            raise UsageError(f"the fork {path} fails in line {line}: {problem}") from error
-        added = {
-            flag: {name: new for name, new in registry.items() if before[flag].get(name) is not new}
-            for flag, registry in REGISTRIES.items()
-        }
-        for flag, entries in added.items():
-            if taken := sorted(BUILT_IN[flag] & entries.keys()):
-                REGISTRIES[flag].update(before[flag])
-                problem = f"the fork {path} replaces the {flag} {taken[0]!r} of mnist_jax"
-                raise UsageError(f"{problem}; give its own another name")
-        _added[digest] = added
+            _added[digest] = _run(source, path, module, before)
+        except UsageError:
+            for flag, registry in REGISTRIES.items():
+                registry.clear()
+                registry.update(before[flag])
+            raise
     for flag, entries in _added[digest].items():
         REGISTRIES[flag].update(entries)
     return digest
+
+
+def _run(
+    source: bytes, path: Path, module: types.ModuleType, before: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Runs the source; returns the entries that it adds to each registry."""
+    try:
+        exec(compile(source, path, "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"the fork {path} fails in line {line}: {problem}") from error
+    added = {
+        flag: {name: new for name, new in registry.items() if before[flag].get(name) is not new}
+        for flag, registry in REGISTRIES.items()
+    }
+    for flag, entries in added.items():
+        if taken := sorted(BUILT_IN[flag] & entries.keys()):
+            problem = f"the fork {path} replaces the {flag} {taken[0]!r} of mnist_jax"
+            raise UsageError(f"{problem}; give its own another name")
+    return added
 
 
 def flags_of(path: str | Path) -> list[tuple[str, str]]:

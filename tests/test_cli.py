@@ -100,11 +100,7 @@ def test_the_overview_names_every_command(capsys):
             2,
             "unknown augmentation 'mixup'; choose from those that --fork",
         ),
-        (
-            ["--options", "dropout=7"],
-            2,
-            "dropout of --options has a flag of its own; give --dropout",
-        ),
+        (["--model=mlp", "--options", "dropout=7"], 2, "dropout is 7; allowed is 0 or more and"),
         (["--options", "gama=3"], 2, "have no argument gama; leave gama of --options out"),
         (["--options", "name=x"], 2, "have no argument name"),  # a field of every Flax module
         (["--options", "a={[1]: 2}"], 2, "have no argument a;"),

@@ -13,8 +13,9 @@ import safetensors.numpy
 import small
 from shared import StopAfter, python, rows_without_times, write_forks
 
-from mnist_jax import MODELS, OPTIMIZERS, Callback, Config, fit, load_run
+from mnist_jax import OPTIMIZERS, Callback, Config, fit, load_run
 from mnist_jax.errors import InterruptedRunError, UsageError
+from mnist_jax.fork import REGISTRIES
 from mnist_jax.models import make_model
 from mnist_jax.runs.results import params_sha256
 
@@ -252,10 +253,10 @@ def test_a_fork_that_is_not_used_warns_and_one_edited_meanwhile_is_refused(confi
 )
 def test_a_fork_that_fails_is_a_usage_error(tmp_path, code, message):
     (tmp_path / "fork.py").write_text(code)
-    before = dict(MODELS)
+    before = {name: dict(registry) for name, registry in REGISTRIES.items()}
     with pytest.raises(UsageError, match=message):
         Config(fork=tmp_path / "fork.py", loss="focal2")
-    assert before == MODELS
+    assert before["model"] == REGISTRIES["model"]
 
 
 BROKEN = """
@@ -302,11 +303,13 @@ def test_a_fork_that_cannot_train_is_refused_and_makes_no_folder(config, tmp_pat
 
 def test_two_versions_of_a_fork_are_read_in_one_process(tmp_path):
     """Each with the arguments of its own."""
-    code, configs = "from mnist_jax import LOSSES\ndef f(x, y, *, NAME=1): ...\nLOSSES['f'] = f", {}
-    for name in ("old", "new"):
+    code = "from mnist_jax import LOSSES, PRESETS\nLOSSES['f'] = lambda x, y, *, NAME=1: x\n"
+    code, configs = code + "PRESETS['p'] = {'epochs': len('NAME')}", {}
+    for name in ("old", "newer"):
         (fork := tmp_path / f"{name}.py").write_text(code.replace("NAME", name))
-        configs[name] = Config(fork=fork, loss="f", options=(f"{name}=3",))
-    assert all(config.arguments("loss") == {name: 3} for name, config in configs.items())
+        configs[name] = Config(fork=fork, loss="f", preset="p", options=(f"{name}=3",))
+    for name, config in configs.items():
+        assert (config.resolve().epochs, config.arguments("loss")) == (len(name), {name: 3})
 
 
 def test_a_grid_sets_its_own_learning_rate_and_no_other(config, tmp_path, monkeypatch):

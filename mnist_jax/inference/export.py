@@ -99,7 +99,7 @@ def _to_stablehlo(run: LoadedRun, place: int) -> bytes:
         with jax.default_matmul_precision(MATMUL_PRECISION[run.config.precision]):
             return bytes(jax_export.export(program, platforms=PLATFORMS)(images).serialize())
     except TypeError as error:
-        problem = f"the model does not take any number of images ({first_line(error)})"
+        problem = f"the model is for a fixed number of images ({first_line(error)})"
         raise UsageError(f"{problem}; write x.shape[0] in place of len(x)") from error
     finally:
         jax.config.update(option, before)

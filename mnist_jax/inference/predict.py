@@ -68,7 +68,7 @@ def _files_of(path: Path) -> list[Path]:
     if not os.path.isdir(path):  # noqa: PTH112  Path's test raises for names that are too long
         return [path]
     formats = Image.registered_extensions() | {".heic": FORMATS[0]}  # an error, not silence
-    named = (file for file in sorted(path.glob("[!.]*")) if file.is_file())
+    named = (file for file in sorted(path.glob("[!.]*")) if os.path.isfile(file))  # noqa: PTH113
     if files := [file for file in named if formats.get(file.suffix.lower()) in FORMATS]:
         return files
     raise DataError(f"{path} holds no picture")

@@ -40,7 +40,7 @@ def evaluation(found: Mapping[str, Metrics]) -> dict[str, Any]:
 def diverged_warning(labels: Sequence[str]) -> str:
     """The warning for members whose loss or gradient became NaN or infinite."""
     names = "; ".join(labels[:3]) + f" and {len(labels) - 3} others" * (len(labels) > 3)
-    return f"diverged (not finite), and excluded from the statistics: {names}"
+    return f"diverged, and excluded from the statistics while not finite: {names}"
 
 
 def record(
@@ -69,7 +69,7 @@ def record(
     }
     if config.num_members is None:
         return {**common, "params_sha256": params_sha256(params)}
-    finite = np.all([finite_mask(row) for row in progress.rows], axis=0).tolist()
+    finite = finite_mask(progress.rows[-1])
     diverged = [label for label, ok in zip(config.member_labels(), finite, strict=True) if not ok]
     members = range(config.num_members)
     common |= {

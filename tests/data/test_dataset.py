@@ -45,7 +45,7 @@ def test_floats_from_0_to_1_and_grey_images_are_pixels():
 
 @pytest.mark.parametrize("kind", ["npz", "idx", "idx.gz"])
 def test_files_are_read_as_the_arrays(tmp_path, kind):
-    path = tmp_path / ("mine.npz" if kind == "npz" else "mine")
+    path = tmp_path / ("my.data.npz" if kind == "npz" else "my.data")
     if kind == "npz":
         np.savez(path, **dict(zip(GOOD, GREY, strict=True)))
     else:
@@ -55,7 +55,7 @@ def test_files_are_read_as_the_arrays(tmp_path, kind):
     data = load_dataset(str(path))
     other = Dataset.from_arrays("mine", *GREY[:3], GREY[3][::-1])
     assert data.sha256 == Dataset.from_arrays("mine", *GREY).sha256 != other.sha256
-    assert (data.name, data.source) == ("mine", str(path))
+    assert (data.name, data.source) == ("my.data", str(path))
 
 
 @pytest.mark.parametrize(
