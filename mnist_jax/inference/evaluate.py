@@ -100,15 +100,17 @@ class Evaluate(DataFlags):
         if self.json:
             print(json.dumps(found))
             return
-        print(f"data      {found['dataset']}, {found['count']:,} test images")
+        rows = {"data": f"{found['dataset']}, {found['count']:,} test images"}
         if found["dataset"] != found["trained_on"]:
-            print(f"trained on {found['trained_on']}")
+            rows["trained on"] = found["trained_on"]
         if many := len(found["members"]) > 1:
             for member in found["members"]:
                 name = member_label({n: v for n, v in member.items() if n in ("seed", *GRID)})
-                print(f"{name}  {accuracy_text(member)}, loss {member['loss']:.4f}")
+                rows[name] = f"{accuracy_text(member)}, loss {member['loss']:.4f}"
             if found["single"]:
-                print(f"single    {mean_text(found['single'], 'members')}")
-        print(f"{'ensemble' if many else 'accuracy'}  {accuracy_text(found)}")
+                rows["single"] = mean_text(found["single"], "members")
+        rows["ensemble" if many else "accuracy"] = accuracy_text(found)
+        rows["loss"] = f"{found['loss']:.4f}"
+        lines = [f"{name:{max(map(len, rows))}}  {text}" for name, text in rows.items()]
         heading = "rows: labels; columns: predicted classes"
-        print(f"loss      {found['loss']:.4f}", "", heading, *table_lines(found), sep="\n")
+        print(*lines, "", heading, *table_lines(found), sep="\n")

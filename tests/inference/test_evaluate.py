@@ -82,12 +82,12 @@ def test_text_output(runs, command):
 
     out = command("evaluate", runs / "many")[1]
     assert len(re.findall(r"^seed 123[456]  [\d.]+ % \(\d+/360\), .*loss [\d.]+$", out, re.M)) == 3
-    assert re.search(r"^single    [\d.]+ % mean of 3 members, sd [\d.]+$", out, re.M)
-    assert re.search(r"^ensemble  [\d.]+ % ", out, re.M)
+    assert re.search(r"^single +[\d.]+ % mean of 3 members, sd [\d.]+$", out, re.M)
+    assert re.search(r"^ensemble +[\d.]+ % ", out, re.M)
 
 
 def test_another_data_set(copied, data_dir, command):
     config = (folder := copied("one")) / "config.json"
     config.write_text(config.read_text().replace('"digits"', '"fashion_mnist"'))
     status, out, _ = command("evaluate", folder, "--dataset=digits", f"--data_dir={data_dir}")
-    assert (status, out.splitlines()[1]) == (0, "trained on fashion_mnist")
+    assert (status, out.splitlines()[1]) == (0, "trained on  fashion_mnist")
