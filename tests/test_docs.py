@@ -183,7 +183,7 @@ def test_the_cells_of_the_notebook_run_one_after_another(here, capsys):
     assert out.count("test accuracy: ") == 8 and "5,259,594 parameters\n" in out
 
 
-RUNS = {"logistic-tutorial": 1, "mlp-tutorial": 1, "cnn-tutorial": 4, "cnn-fast": 1, "cnn-best": 5}
+RUNS = {"logistic-tutorial": 1, "mlp-tutorial": 1, "cnn-tutorial": 5, "cnn-fast": 1, "cnn-best": 5}
 
 
 @pytest.mark.parametrize("name", RUNS)
