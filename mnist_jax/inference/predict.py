@@ -83,8 +83,8 @@ class Predict(PlatformFlags):
 
     paths: Annotated[tuple[Path, ...], Positional, Metavar]
     """The run's folder, then PNG, JPEG, BMP, GIF, TIFF or WebP files, and folders of them. Without
-    RUN: the MLP that comes with mnist_jax. Of several networks in a run: the mean
-    of their probabilities."""
+    RUN: the MLP that comes with mnist_jax. Of several networks in a run: the mean of
+    their probabilities."""
 
     json: bool = False
     """Print one JSON object for each picture instead."""

@@ -22,8 +22,8 @@ def read_image(path: str | Path) -> np.ndarray:
 
     The file's content determines the format, not its name; of several frames the first is read.
     Colours become their luma (ITU-R BT.601). Those of more than 8 bits keep their precision; the
-    darkest becomes 0. The EXIF orientation is applied. A picture with a side of
-    over `MAX_SIDE` is reduced.
+    darkest becomes 0. The EXIF orientation is applied. A picture with a side of over `MAX_SIDE` is
+    reduced.
 
     Raises DataError if the file cannot be read, is not a picture, is damaged or too large.
     """

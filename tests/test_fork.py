@@ -1,0 +1,96 @@
+"""What a fork may not do: fail, replace a name of the package, mix with another fork."""
+
+import optax
+import pytest
+
+from mnist_jax import OPTIMIZERS, Config, fit
+from mnist_jax.errors import UsageError
+from mnist_jax.fork import REGISTRIES
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = 1\nx.y", "fails in line 2: AttributeError: 'int' object has no attribute 'y'"),
+        ("def f(:", "fails in line 1: SyntaxError: invalid syntax"),
+        ("exit(3)", "fails in line 1: SystemExit: 3"),
+        ("", "unknown loss 'focal2'; choose from .*cross_entropy"),
+        ('from mnist_jax import LOSSES\nLOSSES["focal2"] = 3', "loss 'focal2' is no function"),
+        (
+            'from mnist_jax import MODELS\nMODELS["mlp"] = 3',
+            "replaces the model 'mlp' of mnist_jax",
+        ),
+    ],
+)
+def test_a_fork_that_fails_is_a_usage_error(tmp_path, code, message):
+    (tmp_path / "fork.py").write_text(code)
+    before = {name: dict(registry) for name, registry in REGISTRIES.items()}
+    with pytest.raises(UsageError, match=message):
+        Config(fork=tmp_path / "fork.py", loss="focal2")
+    assert before["model"] == REGISTRIES["model"]
+
+
+BROKEN = """
+import flax.linen as nn
+import optax
+from mnist_jax import AUGMENTATIONS, DATASETS, LOSSES, MODELS, OPTIMIZERS
+from mnist_jax.models import LogisticRegression
+
+class Noisy(LogisticRegression):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dropout(0.5, deterministic=False)(super().__call__(x))
+
+def update(grads, state, params=None):
+    raise TypeError("cannot update")
+
+OPTIMIZERS["broken"] = lambda rate: optax.GradientTransformation(lambda params: (), update)
+AUGMENTATIONS["broken"] = lambda batch, key: {**batch, "image": batch["pixels"]}
+LOSSES["broken"] = lambda logits, batch: logits.mean()
+MODELS["broken"], DATASETS["broken"] = Noisy, lambda: [1]
+DATASETS["absent"] = lambda: open("absent.csv")
+"""
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("optimizer", "a training step fails with the fork .*: TypeError: cannot update; --debug"),
+        ("augmentation", "KeyError: 'pixels'"),
+        ("model", 'the model .broken. fails on images .*: Dropout_0 needs PRNG for "dropout"'),
+        ("dataset", "the function of broken returns a list, no Dataset"),
+        ("dataset=absent", "the data set 'absent' fails: FileNotFoundError: .*; --debug shows"),
+        ("loss", r"the loss has shape \(\); it has a value for each example, \(100,\)"),
+    ],
+)
+def test_a_fork_that_cannot_train_is_refused_and_makes_no_folder(config, tmp_path, field, message):
+    (tmp_path / "fork.py").write_text(BROKEN)
+    field, _, name = field.partition("=")
+    run = config(fork=tmp_path / "fork.py", **{field: name or "broken"})
+    with pytest.raises(UsageError, match=message):
+        fit(run)
+    assert not run.workdir.exists()
+
+
+def test_two_versions_of_a_fork_are_read_in_one_process(tmp_path):
+    """Each with the arguments of its own."""
+    code = "from mnist_jax import LOSSES, PRESETS\nLOSSES['f'] = lambda x, y, *, NAME=1: x\n"
+    code, configs = code + "PRESETS['p'] = {'epochs': len('NAME')}", {}
+    for name in ("old", "newer"):
+        (fork := tmp_path / f"{name}.py").write_text(code.replace("NAME", name))
+        configs[name] = Config(fork=fork, loss="f", preset="p", options=(f"{name}=3",))
+    for name, config in configs.items():
+        assert (config.resolve().epochs, config.arguments("loss")) == (len(name), {name: 3})
+
+
+def test_a_grid_sets_its_own_learning_rate_and_no_other(config, tmp_path, monkeypatch):
+    def partly(rate):
+        inject = optax.inject_hyperparams(optax.sgd)
+        parts = {"kernel": inject(learning_rate=0.5), "bias": inject(learning_rate=rate)}
+        return optax.partition(parts, lambda tree: {k: {n: n for n in tree[k]} for k in tree})
+
+    monkeypatch.setitem(OPTIMIZERS, "partly", partly)
+    fields = {"optimizer": "partly", "max_steps": 3}
+    alone = fit(config(learning_rate=0.1, **fields)).record["params_sha256"]
+    several = config(learning_rate=(0.1, 0.2), workdir=tmp_path / "grid", **fields)
+    assert fit(several).record["params_sha256"][0] == alone
