@@ -7,7 +7,6 @@ Every source but the first leaves a decoded cache for the next start.
 
 import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from mnist_jax.errors import (
 __all__ = ["DATASETS", "DEFAULT_DATA_DIR", "DataSpec", "Dataset", "Split", "load_dataset"]
 
 DEFAULT_DATA_DIR = Path("~/.cache/mnist_jax")
-LOCK_TIMEOUT_S = 600
+LOCK_TIMEOUT_S = 600  # for another process that prepares the same data set
 
 
 def load_dataset(
@@ -107,13 +106,15 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
     path = data_dir / "decoded" / f"{name}-{key[:16]}.safetensors"
     source, warnings = f"cached in {data_dir}", ()
     if (splits := _read_cache(path)) is None:
-        with writing(data_dir, "--data_dir"), _lock(data_dir, name):
-            if (splits := _read_cache(path)) is None:  # unless another process has written it
-                splits, source, warnings = _read_source(name, data_dir, manual_dir)
-                train, test = splits
-                arrays = {"train/image": train.image, "train/label": train.label}
-                arrays |= {"test/image": test.image, "test/label": test.label}
-                atomic_io.write_verified(path, safetensors.numpy.save(arrays))
+        with writing(data_dir, "--data_dir"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(data_dir / f".{name}.lock", timeout=LOCK_TIMEOUT_S):
+                if (splits := _read_cache(path)) is None:  # unless another process has written it
+                    splits, source, warnings = _read_source(name, data_dir, manual_dir)
+                    train, test = splits
+                    arrays = {"train/image": train.image, "train/label": train.label}
+                    arrays |= {"test/image": test.image, "test/label": test.label}
+                    atomic_io.write_verified(path, safetensors.numpy.save(arrays))
     class_names = SOURCES.get(name, SOURCES["mnist"]).class_names
     return Dataset(name, *splits, source, warnings, class_names)
 
@@ -137,19 +138,6 @@ def _read_cache(path: Path) -> tuple[Split, Split] | None:
         raise DataError(f"the decoded cache is damaged: {error}; delete {path}") from error
     train, test = (Split(arrays[f"{s}/image"], arrays[f"{s}/label"]) for s in ("train", "test"))
     return train, test
-
-
-def _lock(data_dir: Path, name: str) -> AbstractContextManager[object]:
-    """Makes this process the only one that prepares `name` in `data_dir`, within a `with` block.
-
-    Raises DataError if another process holds the lock too long.
-    """
-    try:
-        (data_dir / "decoded").mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(data_dir / f".{name}.lock").acquire(timeout=LOCK_TIMEOUT_S)
-    except filelock.Timeout as error:
-        problem = f"another process has been preparing {name} for {LOCK_TIMEOUT_S} s"
-        raise DataError(f"{problem}; wait for it or end it") from error
 
 
 def _read_source(
