@@ -87,14 +87,10 @@ def load_dataset(
             ) from None
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error.reason}"
         return replace(_load("digits", user_path(data_dir)), warnings=(warning,))
-    except Exception as error:
-        if (
-            isinstance(error, MnistJaxError | MemoryError)
-            or name not in DATASETS
-            or name in BUILT_IN
-        ):
-            raise
-        problem = f"{type(error).__name__}: {first_line(error)}"  # of any kind: a fork's code
+    except (MnistJaxError, MemoryError):
+        raise
+    except Exception as error:  # of any kind: the code may be a fork's
+        problem = f"{type(error).__name__}: {first_line(error)}"
         raise UsageError(f"the data set {name!r} fails: {problem}; --debug shows where") from error
 
 
