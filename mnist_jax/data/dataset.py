@@ -18,10 +18,6 @@ class Split(NamedTuple):
     image: np.ndarray  # (n, height, width, channels) uint8
     label: np.ndarray  # (n,) int32 from 0
 
-    def take(self, index: slice | np.ndarray) -> "Split":
-        """Those examples that a slice or a mask selects."""
-        return Split(self.image[index], self.label[index])
-
 
 class DataSpec(NamedTuple):
     """What a run's folder records of its data set."""
@@ -162,4 +158,5 @@ def hold_out(train: Split, count: int) -> tuple[Split, Split]:
         place[members] = (rng.permutation(len(members)) + rng.uniform()) / len(members)
     held_out = np.zeros(size, bool)
     held_out[np.argsort(place, kind="stable")[:count]] = True
-    return train.take(~held_out), train.take(held_out)
+    rest = Split(train.image[~held_out], train.label[~held_out])
+    return rest, Split(train.image[held_out], train.label[held_out])

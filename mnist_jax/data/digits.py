@@ -26,5 +26,6 @@ def load() -> tuple[Split, Split]:
     for i, digit in enumerate(pixels.astype(np.float32).reshape(-1, 8, 8) * (255 / 16)):
         large = Image.fromarray(digit).resize((20, 20), Image.Resampling.BICUBIC)
         image[i, 4:24, 4:24, 0] = np.clip(np.rint(np.asarray(large)), 0, 255)  # bicubic overshoots
-    digits = Split(image, label.astype(np.int32))
-    return digits.take(slice(TRAIN_COUNT)), digits.take(slice(TRAIN_COUNT, None))
+    label = label.astype(np.int32)
+    train = Split(image[:TRAIN_COUNT], label[:TRAIN_COUNT])
+    return train, Split(image[TRAIN_COUNT:], label[TRAIN_COUNT:])
