@@ -55,8 +55,6 @@ class Dataset:
         x_test: Any,
         y_test: Any,
         class_names: Sequence[str] = (),
-        *,
-        source: str = "arrays",
     ) -> "Dataset":
         """A data set of your own arrays.
 
@@ -66,7 +64,6 @@ class Dataset:
                 numbers 0..255, or of bools or floats 0..1, which become multiples of 1/255.
             y_train, y_test: labels (n,), whole numbers from 0.
             class_names: by label; by default the numbers up to the largest training label.
-            source: where the arrays came from, in a few words.
 
         Raises DataError if the arrays are not so.
         """
@@ -85,7 +82,7 @@ class Dataset:
         for array in (*train, *test):
             digest.update(f"{array.dtype} {array.shape}\n".encode())
             digest.update(array.tobytes())
-        return cls(name, train, test, source, (), names, sha256=digest.hexdigest())
+        return cls(name, train, test, "arrays", (), names, sha256=digest.hexdigest())
 
     def __repr__(self) -> str:
         train, test = len(self.train.label), len(self.test.label)

@@ -1,5 +1,6 @@
 """A data set from the user's own files: an .npz file, or a folder of four IDX files."""
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -28,12 +29,12 @@ def load_files(path: Path) -> Dataset:
     Raises DataError if the path holds no such data.
     """
     try:
-        arrays = _read_folder(path) if path.is_dir() else _read_npz(path)
+        x_train, y_train, x_test, y_test = _read_folder(path) if path.is_dir() else _read_npz(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    x_train, y_train, x_test, y_test = arrays
     name = path.name.removesuffix(".npz")
-    return Dataset.from_arrays(name, x_train, y_train, x_test, y_test, source=str(path))
+    dataset = Dataset.from_arrays(name, x_train, y_train, x_test, y_test)
+    return dataclasses.replace(dataset, source=str(path))
 
 
 def _read_npz(path: Path) -> list[np.ndarray]:
