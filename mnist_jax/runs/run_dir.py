@@ -59,12 +59,8 @@ class RunDir:
         try:
             names = self._open()
             if CONFIG in names:
-                before = read_config(folder)
-                saved = any(self.checkpoints.folder.glob("*.safetensors"))
-                trained = METRICS in names and (folder / METRICS).stat().st_size
-                if saved or trained or RESULT in names:  # else it ended before its first save
-                    self._check_same(before, config, data)
-                    self.result = read_result(folder)
+                self._check_same(read_config(folder), config, data)
+                self.result = read_result(folder)
             if self.result is None:
                 if fork is not None:
                     self._write(FORK, fork)
