@@ -81,7 +81,7 @@ class TrainLoop:
                 callback.on_epoch_end(row)
             if row["step"] < last_step:  # a callback may have asked for the end
                 self._between_calls()
-        distributed.on_primary(lambda: self.run_dir.wait_until_saved())
+        distributed.on_primary(lambda: self.run_dir.checkpoints.wait_until_finished())
         self.stop.armed = False  # nothing is left to save
         return self._snapshot()
 
@@ -150,7 +150,8 @@ class TrainLoop:
         if due or signal is not None:
             self.save()
         if signal is not None:
-            folder = distributed.on_primary(lambda: self.run_dir.wait_until_saved())
+            distributed.on_primary(lambda: self.run_dir.checkpoints.wait_until_finished())
+            folder = distributed.on_primary(lambda: str(self.run_dir.folder))
             raise InterruptedRunError(
                 f"interrupted at step {self.progress.step}; to resume, run the same command with "
                 f"--workdir={shlex.quote(folder)}",
@@ -160,7 +161,7 @@ class TrainLoop:
     def save(self) -> None:
         """Starts to write a checkpoint."""
         snapshot = self._snapshot()
-        distributed.on_primary(lambda: self.run_dir.save(snapshot))
+        distributed.on_primary(lambda: self.run_dir.checkpoints.save(snapshot))
 
     def _snapshot(self) -> Progress:
         """The progress with NumPy arrays, and the timings of this process added to its own."""

@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from mnist_jax import atomic_io
 from mnist_jax.config import FORMAT_VERSION, Config
-from mnist_jax.errors import CheckpointError
+from mnist_jax.errors import CheckpointError, writing
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import variable_shapes
 from mnist_jax.optimizer import ema_params
@@ -163,7 +163,7 @@ def _paths(folder: Path) -> list[Path]:
 class CheckpointManager:
     """Saves checkpoints in a background thread, one at a time. Close it at the end.
 
-    A failed write is raised by the next call of `save` or `wait_until_finished`.
+    The next call of `save` or `wait_until_finished` raises DeviceError if a write failed.
     """
 
     def __init__(self, folder: Path, every_s: float):
@@ -191,10 +191,11 @@ class CheckpointManager:
         self._saved_at = time.monotonic()
 
     def wait_until_finished(self) -> None:
-        """Returns once the last save is on the disk; raises its OSError if it failed."""
+        """Returns once the last save is on the disk."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            with writing(f"the run's folder {self.folder.parent}", "--workdir"):
+                pending.result()
 
     def close(self) -> None:
         """Waits for the last save and ends the thread."""

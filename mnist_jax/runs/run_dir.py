@@ -42,7 +42,9 @@ class RunDir:
         config: resolved.
         data: the data set's shape and classes.
 
-    The attribute `result` is the content of result.json if the run is complete, else None.
+    Attributes:
+        result: the content of result.json if the run is complete, else None.
+        checkpoints: saves the run's checkpoints.
 
     Raises:
         UsageError: the folder is in use, or holds another run or something else.
@@ -126,7 +128,7 @@ class RunDir:
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl by these lines, one for each epoch."""
         if len(rows) == 1:  # a run with metrics and without any checkpoint could not be resumed
-            self.wait_until_saved()
+            self.checkpoints.wait_until_finished()
         self._write(METRICS, b"".join(_json(row, indent=None) for row in rows))
 
     def _write(self, name: str, data: bytes) -> None:
@@ -148,17 +150,6 @@ class RunDir:
             raise CheckpointError(f"{problem}; restore them, or choose another --workdir")
         return None
 
-    def save(self, progress: Progress) -> None:
-        """Starts to save a checkpoint; see `CheckpointManager.save`."""
-        with self._writing():
-            self.checkpoints.save(progress)
-
-    def wait_until_saved(self) -> str:
-        """Returns the run's folder once the last checkpoint is on the disk."""
-        with self._writing():
-            self.checkpoints.wait_until_finished()
-        return str(self.folder)
-
     def finish(self, record: dict[str, Any]) -> None:
         """Writes the digests of all files, and then result.json, which marks the run complete."""
         result = _json(record)
@@ -169,7 +160,6 @@ class RunDir:
             (self.folder / REPORT).unlink(missing_ok=True)  # of the run when it was incomplete
             write_atomically(self.folder / MANIFEST, digests)
             write_atomically(self.folder / RESULT, result)
-        self.result = record
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         return writing(f"the run's folder {self.folder}", "--workdir")
@@ -280,8 +270,8 @@ def save_run(
     where = environment.describe(select_device(config.platform))
     with contextlib.closing(RunDir(folder, config, data)) as run:
         run.write_environment(where, allow_code_change=True)
-        run.save(Progress(state, Metrics.zeros(), batch=step))
-        run.wait_until_saved()
+        run.checkpoints.save(Progress(state, Metrics.zeros(), batch=step))
+        run.checkpoints.wait_until_finished()
 
 
 def make_default_folder(dataset: str, model: str) -> Path:
