@@ -17,7 +17,7 @@ from mnist_jax import Config
 from mnist_jax.atomic_io import digest_lines, write_verified
 from mnist_jax.config import PATHS
 from mnist_jax.inference.restore import PRETRAINED
-from mnist_jax.runs.checkpoint import load_newest
+from mnist_jax.runs.checkpoint import load_saved
 from mnist_jax.runs.run_dir import CONFIG, ENVIRONMENT, MANIFEST, METRICS, RESULT
 
 
@@ -35,9 +35,7 @@ def make(run: Path) -> None:
         (PRETRAINED / name).write_bytes(data)
     (PRETRAINED / MANIFEST).write_bytes(digest_lines(contents))
     newest = max((run / "checkpoints").glob("*.safetensors"))
-    found = load_newest(newest.parent)
-    assert found is not None, "the run has a checkpoint"
-    arrays, rest, _ = found
+    arrays, rest, _ = load_saved(run)
     kept = {name: a for name, a in arrays.items() if not name.startswith("state/opt_state/")}
     metadata = {"format": str(json.loads(contents[CONFIG])["version"]), "rest": json.dumps(rest)}
     data = safetensors.numpy.save(kept, metadata)

@@ -89,15 +89,15 @@ def fill(template: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]] | None:
-    """The newest intact checkpoint in a folder; None if there is no checkpoint at all.
+def load_saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
+    """The newest intact checkpoint in a run's folder.
 
     Returns the arrays by name, the metadata of `Progress`, and a warning for each damaged file.
 
-    Raises CheckpointError if there are checkpoints and none is intact.
+    Raises CheckpointError if there is none.
     """
-    damaged, paths = [], _paths(folder)
-    for path in paths:
+    damaged = []
+    for path in _paths(folder / "checkpoints"):
         try:
             data = atomic_io.read_verified(path)
             with safetensors.safe_open(path, "numpy") as file:
@@ -108,22 +108,10 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
         if damaged:
             damaged[-1] += f"; {path.name} is used instead"
         return safetensors.numpy.load(data), rest, damaged
-    if _paths(folder) != paths:  # a run in progress has replaced them
-        return load_newest(folder)
     if damaged:
         problem = "; ".join(damaged)
-        raise CheckpointError(f"{problem}; restore one, or remove {folder.parent} to start again")
-    return None
-
-
-def load_saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
-    """`load_newest` of a run's folder; raises CheckpointError if there is no checkpoint."""
-    if (found := load_newest(folder / "checkpoints")) is not None:
-        return found
-    if (folder / "result.json").exists():
-        problem = f"{folder} is complete, but its checkpoints are gone; restore checkpoints/"
-        raise CheckpointError(f"{problem}, or train again in another --workdir")
-    raise CheckpointError(f"{folder} holds no checkpoint yet; resume the run, or name another")
+        raise CheckpointError(f"{problem}; restore one, or remove {folder} to start again")
+    raise CheckpointError(f"{folder} holds no checkpoint; restore it, or choose another folder")
 
 
 def stacked_shapes(config: Config, model: nn.Module) -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ from mnist_jax.metrics import Metrics
 from mnist_jax.models import make_model, variable_shapes
 from mnist_jax.parallel.mesh import select_device
 from mnist_jax.runs import environment
-from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill, load_newest, names_of
+from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill, load_saved, names_of
 from mnist_jax.runs.environment import PACKAGES
 from mnist_jax.steps import TrainState
 
@@ -138,17 +138,14 @@ class RunDir:
     def restore(self, template: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
         """The newest checkpoint: a tree like `template`, the metadata and warnings.
 
-        Raises:
-            CheckpointError: no checkpoint can be used, or all of a run that has trained are gone.
+        None before the run's first checkpoint. Raises CheckpointError if none can be used.
         """
-        if (found := load_newest(self.checkpoints.folder)) is not None:
-            arrays, metadata, warnings = found
-            return fill(template, arrays), metadata, warnings
         metrics = self.folder / METRICS
-        if metrics.exists() and metrics.stat().st_size:
-            problem = f"{self.folder} holds a run without its checkpoints"
-            raise CheckpointError(f"{problem}; restore them, or choose another --workdir")
-        return None
+        has_trained = metrics.exists() and metrics.stat().st_size > 0
+        if not has_trained and not any(self.checkpoints.folder.glob("*.safetensors")):
+            return None
+        arrays, metadata, warnings = load_saved(self.folder)
+        return fill(template, arrays), metadata, warnings
 
     def finish(self, record: dict[str, Any]) -> None:
         """Writes the digests of all files, and then result.json, which marks the run complete."""

@@ -63,8 +63,8 @@ def test_an_incomplete_run_gives_a_warning(name, places, command):
 def test_a_run_without_its_checkpoints_is_an_error(places, copied, command):
     whole = copied("worse")
     for folder, message in (
-        (places["cut"], "holds no checkpoint yet"),
-        (whole, "is complete, but its checkpoints are gone"),
+        (places["cut"], "holds no checkpoint; restore it, or choose another folder"),
+        (whole, "holds no checkpoint; restore it"),
     ):
         shutil.rmtree(folder / "checkpoints")
         status, _, err = command("evaluate", folder)

@@ -10,7 +10,7 @@ import safetensors.numpy
 from mnist_jax import atomic_io
 from mnist_jax.errors import CheckpointError
 from mnist_jax.metrics import Metrics
-from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill, load_newest, names_of
+from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill, load_saved, names_of
 from mnist_jax.steps import TrainState
 
 
@@ -53,9 +53,10 @@ def assert_is(found, expected: Progress) -> None:
 
 
 def test_a_checkpoint_makes_the_round_trip_and_the_newest_three_are_kept(manager):
-    assert load_newest(manager.folder) is None
+    with pytest.raises(CheckpointError, match="holds no checkpoint; restore it, or"):
+        load_saved(manager.folder.parent)
     save(manager, 2, 20, 3, 100_000_000)
-    assert_is(load_newest(manager.folder), make_progress(100_000_000))
+    assert_is(load_saved(manager.folder.parent), make_progress(100_000_000))
     kept = [path_of(manager, step) for step in (3, 20, 100_000_000)]
     assert {*manager.folder.iterdir()} == {*kept, *map(atomic_io.digest_path, kept)}
     with pytest.raises(CheckpointError, match=r"p/a is float32\[2\], expected float64\[2\]"):
@@ -66,7 +67,7 @@ def test_the_end_of_an_epoch_is_newer_than_its_last_step(manager):
     for epoch in (1, 0):
         manager.save(make_progress(5, epoch=epoch))
     manager.wait_until_finished()
-    assert_is(load_newest(manager.folder), make_progress(5, epoch=1))
+    assert_is(load_saved(manager.folder.parent), make_progress(5, epoch=1))
 
 
 def test_a_save_copies_the_arrays_at_once(manager, monkeypatch):
@@ -79,7 +80,7 @@ def test_a_save_copies_the_arrays_at_once(manager, monkeypatch):
     progress.rows.append({})
     changed.set()
     manager.wait_until_finished()
-    assert_is(load_newest(manager.folder), make_progress(7))
+    assert_is(load_saved(manager.folder.parent), make_progress(7))
 
 
 def test_a_damaged_checkpoint_is_named_and_replaced_and_the_one_before_it_used(manager):
@@ -90,16 +91,16 @@ def test_a_damaged_checkpoint_is_named_and_replaced_and_the_one_before_it_used(m
 
     save(manager, 2, 3, 4)
     damage(4)
-    found = load_newest(manager.folder)
+    found = load_saved(manager.folder.parent)
     assert_is(found, make_progress(3))
     (warning,) = found[2]
     assert str(path_of(manager, 4)) in warning and path_of(manager, 3).name in warning
     before = path_of(manager, 3).stat()
     save(manager, 3, 4)  # the resumed run comes to these steps again
-    assert_is(load_newest(manager.folder), make_progress(4))
+    assert_is(load_saved(manager.folder.parent), make_progress(4))
     # A crash while an intact one is replaced would leave the new digest beside the old file.
     assert path_of(manager, 3).stat() == before
     for step in (2, 3, 4):
         damage(step)
     with pytest.raises(CheckpointError, match=r"step-00000002.* is damaged .*to start again"):
-        load_newest(manager.folder)
+        load_saved(manager.folder.parent)
