@@ -30,7 +30,6 @@ from mnist_jax.optimizer import ema_params
 from mnist_jax.steps import TrainState
 
 KEPT = 3  # newest checkpoints; older ones are removed
-NAME = re.compile(r"epoch-(\d{4,})-step-(\d{8,})\.safetensors")
 
 
 @dataclasses.dataclass
@@ -143,9 +142,8 @@ def variables_of(
 
 def _paths(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
-    found = [(NAME.fullmatch(path.name), path) for path in folder.glob("*.safetensors")]
-    numbered = [(int(match[2]), int(match[1]), path) for match, path in found if match]
-    return [path for _, _, path in sorted(numbered, reverse=True)]
+    paths = folder.glob("epoch-*-step-*.safetensors")
+    return sorted(paths, key=lambda path: list(map(int, re.findall(r"\d+", path.name))))[::-1]
 
 
 class CheckpointManager:
