@@ -2,12 +2,10 @@
 
 import errno
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 
 class IntegrityError(ValueError):
@@ -61,18 +59,6 @@ def make_folder(path: Path, **options: bool) -> None:
     path.mkdir(**options)
     for folder in new:
         sync_folder(folder.parent)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file; raises IntegrityError if it holds something else."""
-    data = path.read_bytes()
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path.name} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise IntegrityError(f"{path.name} is not a JSON object")
-    return content
 
 
 def digest_lines(contents: Mapping[str, bytes]) -> bytes:

@@ -1,6 +1,7 @@
 """Saved runs: read back from their folders, and applied to images."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 import scipy
 
 from mnist_jax import steps
-from mnist_jax.atomic_io import read_json, user_path
+from mnist_jax.atomic_io import user_path
 from mnist_jax.compiled_steps import EVAL_BATCH_SIZE
 from mnist_jax.compiler import use_device
 from mnist_jax.config import Config, member_label
@@ -90,7 +91,7 @@ def load_run(folder: str | Path) -> LoadedRun:
     members = [variables] if count is None else [member_of(variables, m) for m in range(count)]
     step = int(np.max(arrays["state/step"]))
     known = {field.name for field in dataclasses.fields(Config)} | {"version", "data"}
-    if unknown := ", ".join(sorted(read_json(folder / CONFIG).keys() - known)):
+    if unknown := ", ".join(sorted(json.loads((folder / CONFIG).read_bytes()).keys() - known)):
         warnings.append(f"{folder} has settings that this version does not know: {unknown}")
     was_trained_here = any(name.startswith("state/opt_state/") for name in arrays)  # no `save_run`
     if (record := read_result(folder)) is None and was_trained_here:

@@ -178,7 +178,7 @@ def read_config(folder: Path) -> tuple[Config, DataSpec]:
     """
     path = folder / CONFIG
     try:
-        values = atomic_io.read_json(path)
+        values = {**json.loads(path.read_bytes())}  # a TypeError if it is no object
         if (version := values.get("version", 1)) != FORMAT_VERSION:
             raise UsageError(
                 f"{folder} has format version {version!r} and this program reads {FORMAT_VERSION}; "
@@ -191,7 +191,7 @@ def read_config(folder: Path) -> tuple[Config, DataSpec]:
         return config, DataSpec(name, tuple(shape), tuple(names), sha256)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{folder} holds no run; name a folder that train.py made") from error
-    except (OSError, IntegrityError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         problem = f"{path} is not the config of a run ({error})"
         raise CheckpointError(f"{problem}; choose another folder") from error
 
@@ -200,8 +200,8 @@ def read_environment(folder: Path) -> dict[str, Any]:
     """The content of environment.json; raises CheckpointError."""
     path = folder / ENVIRONMENT
     try:
-        return atomic_io.read_json(path)
-    except (OSError, IntegrityError) as error:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot use {path} ({error}); restore it from a copy") from error
 
 
