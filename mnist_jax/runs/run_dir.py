@@ -274,14 +274,12 @@ def save_run(
 def make_default_folder(dataset: str, model: str) -> Path:
     """Makes runs/<dataset>-<model>-<UTC time>, with a number behind it if that exists."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    first = Path("runs") / f"{dataset}-{model}-{now}"
-    folder = first
-    for number in itertools.count(2):
-        try:
-            atomic_io.make_folder(folder, parents=True)
-            break
-        except OSError:
-            if not os.path.exists(folder):  # noqa: PTH110  as above; RunDir says why
+    first = folder = Path("runs") / f"{dataset}-{model}-{now}"
+    with writing(f"the run's folder {folder}", "--workdir"):
+        atomic_io.make_folder(folder.parent, exist_ok=True)
+        for number in itertools.count(2):
+            with contextlib.suppress(FileExistsError):
+                atomic_io.make_folder(folder)
                 break
-        folder = first.with_name(f"{first.name}-{number}")
+            folder = first.with_name(f"{first.name}-{number}")
     return folder
