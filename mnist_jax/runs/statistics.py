@@ -69,8 +69,8 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:
     Returns only_a and only_b, the images that only that model gets right, and the two-sided p.
     """
     only_a, only_b = int(np.sum(right_a & ~right_b)), int(np.sum(~right_a & right_b))
-    test: Any = scipy.stats.binomtest(only_a, only_a + only_b) if only_a + only_b else None
-    return {"only_a": only_a, "only_b": only_b, "p": float(test.pvalue) if test else 1.0}
+    test: Any = scipy.stats.binomtest(only_a, max(only_a + only_b, 1))  # of no images p is 1
+    return {"only_a": only_a, "only_b": only_b, "p": float(test.pvalue)}
 
 
 def welch(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
