@@ -57,15 +57,14 @@ class RunDir:
         self.result: dict[str, Any] | None = None
         self.checkpoints = CheckpointManager(folder / "checkpoints", config.checkpoint_every)
         self._lock = FileLock(folder / ".lock", timeout=0)
-        fork = None if config.fork is None else config.fork.read_bytes()  # it may be FORK in here
         try:
             names = self._open()
             if CONFIG in names:
                 self._check_same(read_config(folder), config, data)
                 self.result = read_result(folder)
             if self.result is None:
-                if fork is not None:
-                    self._write(FORK, fork)
+                if config.fork is not None:
+                    self._write(FORK, config.fork.read_bytes())
                 here = {"data_dir": str(config.data_dir.absolute()), "data": data._asdict()}
                 self._write(CONFIG, _json({**config.to_json(), **here}))
         except BaseException:
