@@ -104,13 +104,10 @@ def load_saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], lis
         except (atomic_io.IntegrityError, OSError) as error:
             damaged.append(f"the checkpoint {path} is damaged ({error})")
             continue
-        if damaged:
-            damaged[-1] += f"; {path.name} is used instead"
-        return safetensors.numpy.load(data), rest, damaged
-    if damaged:
-        problem = "; ".join(damaged)
-        raise CheckpointError(f"{problem}; restore one, or remove {folder} to start again")
-    raise CheckpointError(f"{folder} holds no checkpoint; restore it, or choose another folder")
+        warnings = [f"{problem}; {path.name} is used instead" for problem in damaged]
+        return safetensors.numpy.load(data), rest, warnings
+    problem = "; ".join(damaged) or f"{folder} holds no checkpoint"
+    raise CheckpointError(f"{problem}; restore one, or train again in another --workdir")
 
 
 def stacked_shapes(config: Config, model: nn.Module) -> tuple[Any, Any]:

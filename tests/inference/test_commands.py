@@ -62,10 +62,7 @@ def test_an_incomplete_run_gives_a_warning(name, places, command):
 
 def test_a_run_without_its_checkpoints_is_an_error(places, copied, command):
     whole = copied("worse")
-    for folder, message in (
-        (places["cut"], "holds no checkpoint; restore it, or choose another folder"),
-        (whole, "holds no checkpoint; restore it"),
-    ):
+    for folder in (places["cut"], whole):
         shutil.rmtree(folder / "checkpoints")
         status, _, err = command("evaluate", folder)
-        assert (status, message in err) == (4, True)
+        assert (status, "holds no checkpoint; restore one, or train again in" in err) == (4, True)

@@ -53,7 +53,7 @@ def assert_is(found, expected: Progress) -> None:
 
 
 def test_a_checkpoint_makes_the_round_trip_and_the_newest_three_are_kept(manager):
-    with pytest.raises(CheckpointError, match="holds no checkpoint; restore it, or"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint; restore one, or"):
         load_saved(manager.folder.parent)
     save(manager, 2, 20, 3, 100_000_000)
     assert_is(load_saved(manager.folder.parent), make_progress(100_000_000))
@@ -102,5 +102,7 @@ def test_a_damaged_checkpoint_is_named_and_replaced_and_the_one_before_it_used(m
     assert path_of(manager, 3).stat() == before
     for step in (2, 3, 4):
         damage(step)
-    with pytest.raises(CheckpointError, match=r"step-00000002.* is damaged .*to start again"):
+    with pytest.raises(
+        CheckpointError, match=r"step-00000002.* is damaged .*; restore one, or train again"
+    ):
         load_saved(manager.folder.parent)
