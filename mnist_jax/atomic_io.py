@@ -67,17 +67,6 @@ def digest_lines(contents: Mapping[str, bytes]) -> bytes:
     return "".join(lines).encode()
 
 
-def check_digest(path: Path, data: bytes, digests: Path) -> None:
-    """Raises IntegrityError unless `path` with this content has its line in the file `digests`."""
-    line = digest_lines({path.name: data})
-    try:
-        lines = digests.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise IntegrityError(f"{path} has no readable digest in {digests.name}") from error
-    if line not in lines:
-        raise IntegrityError(f"{path} differs from its SHA-256 in {digests.name}")
-
-
 def digest_path(path: Path) -> Path:
     """The file that holds the SHA-256 of `path`."""
     return path.with_name(path.name + ".sha256")
@@ -89,8 +78,16 @@ def write_verified(path: Path, data: bytes) -> None:
     write_atomically(path, data)
 
 
-def read_verified(path: Path) -> bytes:
-    """Reads a file; raises IntegrityError if the digest beside it is missing or differs."""
-    data = path.read_bytes()
-    check_digest(path, data, digest_path(path))
+def read_verified(path: Path, digests: Path | None = None) -> bytes:
+    """Reads a file; raises IntegrityError if its digest in `digests` is missing or differs.
+
+    None: the digest is in the file beside it, as from `write_verified`.
+    """
+    data, digests = path.read_bytes(), digests or digest_path(path)
+    try:
+        lines = digests.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise IntegrityError(f"{path} has no readable digest in {digests.name}") from error
+    if digest_lines({path.name: data}) not in lines:
+        raise IntegrityError(f"{path} differs from its SHA-256 in {digests.name}")
     return data

@@ -68,7 +68,7 @@ def _files(folder: Path) -> str:
     for name in (run_dir.CONFIG, run_dir.ENVIRONMENT, run_dir.METRICS, run_dir.FORK):
         path = folder / name
         if name != run_dir.FORK or path.exists():
-            atomic_io.check_digest(path, path.read_bytes(), folder / run_dir.MANIFEST)
+            atomic_io.read_verified(path, folder / run_dir.MANIFEST)
     return f"all match {run_dir.MANIFEST}"
 
 

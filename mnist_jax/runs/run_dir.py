@@ -215,9 +215,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / RESULT
     try:
-        data = path.read_bytes()
-        atomic_io.check_digest(path, data, folder / MANIFEST)
-        return json.loads(data)
+        return json.loads(atomic_io.read_verified(path, folder / MANIFEST))
     except FileNotFoundError:
         return None
     except (OSError, IntegrityError) as error:
