@@ -254,12 +254,9 @@ def save_run(
     config = dataclasses.replace(config, **own).resolve()
     config = dataclasses.replace(config, dataset=data.name)  # even where a folder is called so
     shapes = variable_shapes(make_model(**config.model_arguments(data)))
-    arrays = jax.device_get((params, model_state or {}))
-    params, model_state = (
-        fill(like, names_of(tree)) for like, tree in zip(shapes, arrays, strict=True)
-    )
     done: Any = np.int32(step)
-    state = TrainState(done, params, model_state, (), None)
+    given = TrainState(done, params, model_state or {}, (), None)
+    state = fill(TrainState(done, *shapes, (), None), names_of(jax.device_get(given)))
     where = environment.describe(select_device(config.platform))
     with contextlib.closing(RunDir(folder, config, data)) as run:
         run.write_environment(where, allow_code_change=True)

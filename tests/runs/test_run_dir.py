@@ -73,7 +73,7 @@ def test_a_loop_of_ones_own_saves_a_run(config, tmp_path):
     np.testing.assert_allclose(found, jax.nn.softmax(logits), rtol=1e-4)
     with pytest.raises(UsageError, match="mine holds a run; choose another folder"):
         save_run(tmp_path / "mine", config, data.spec, params)
-    with pytest.raises(CheckpointError, match="no array logits/bias"):
+    with pytest.raises(CheckpointError, match="no array params/logits/bias"):
         save_run(tmp_path / "other", config, data.spec, {"Dense_0": params["logits"]})
     assert not (tmp_path / "other").exists()
 
