@@ -103,31 +103,23 @@ def _split(part: str, images: Any, labels: Any) -> Split:
         raise DataError(f"the {part} images or labels differ in shape ({error})") from error
     if image.ndim == 3:
         image = image[..., np.newaxis]
+    found = f"the {part} images are {image.dtype}{list(image.shape)}"
     if image.ndim != 4 or not image.size or image.dtype.kind not in "uifb":
-        kind = f"{image.dtype}{list(image.shape)}"
-        raise DataError(
-            f"the {part} images are {kind}; allowed are numbers (n, height, width, channels)"
-        )
+        raise DataError(f"{found}; allowed are numbers (n, height, width, channels)")
     _, height, width, channels = image.shape
     if height in (1, 3) and width == channels > 4:
-        where = f"the {part} images are {list(image.shape)}"
-        raise DataError(f"{where}; channels come last: pass np.moveaxis(images, 1, -1)")
+        raise DataError(f"{found}; channels come last: pass np.moveaxis(images, 1, -1)")
     low, high, top = image.min(), image.max(), 1 if image.dtype.kind in "fb" else 255
     if not (low >= 0 and high <= top) or (high == 1 < top):  # also for NaN, and nearly black
         allowed = "whole numbers 0 to 255, or floats or bools 0 to 1"
-        raise DataError(
-            f"the {part} images have values from {low} to {high}; allowed are {allowed}"
-        )
+        raise DataError(f"the {part} images are from {low} to {high}; allowed are {allowed}")
     if top == 1:
         image = np.rint(image * 255.0)
     if label.shape == (len(image), 1):
         label = label[:, 0]
     if label.shape != (len(image),) or label.dtype.kind not in "ui":
         kind = f"{label.dtype}{list(label.shape)}"
-        raise DataError(
-            f"the {part} labels are {kind}; allowed are whole numbers ({len(image)},), one for "
-            "each image"
-        )
+        raise DataError(f"the {part} labels are {kind}; allowed are whole numbers ({len(image)},)")
     if not 0 <= label.min() <= label.max() < 2**31:
         span = f"from {label.min()} to {label.max()}"
         raise DataError(f"the {part} labels are {span}; labels are whole numbers from 0")

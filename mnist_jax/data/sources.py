@@ -99,10 +99,8 @@ def _read_original(name: str, filename: str, folder: Path) -> bytes:
         raise DataError(f"cannot read {path}: {error.strerror}; {name} needs {needed}") from error
     actual, expected = hashlib.sha256(data).hexdigest(), source.files[filename]
     if actual != expected:
-        raise DataError(
-            f"{path} is not {name}'s: its SHA-256 is {actual}, not {expected}; "
-            f"get it again from {source.url}{filename}"
-        )
+        problem = f"{path} is not {name}'s: its SHA-256 is {actual}, not {expected}"
+        raise DataError(f"{problem}; get it again from {source.url}{filename}")
     return data
 
 

@@ -111,10 +111,8 @@ class RunDir:
         names = ("python", *PACKAGES, "cpu", "device", "instruction_set", "code_sha256")
         changed = [name for name in names if before.get(name) != record[name]]
         if "code_sha256" in changed and not allow_code_change:
-            raise UsageError(
-                f"the code of mnist_jax has changed since {self.folder} began; use the former "
-                "code, or resume with --allow_code_change"
-            )
+            problem = f"the code of mnist_jax has changed since {self.folder} began"
+            raise UsageError(f"{problem}; use the former code, or resume with --allow_code_change")
         if changed:
             facts = ", ".join(f"{n} (was {before.get(n)}, now {record[n]})" for n in changed)
             warnings.append(f"the run resumes in another environment: {facts}")
