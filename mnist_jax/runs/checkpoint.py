@@ -68,16 +68,13 @@ def names_of(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def fill(template: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
+def fill(template: Any, arrays: dict[str, np.ndarray]) -> Any:
     """A tree like `template` (arrays, or their shapes and dtypes) with `arrays` of these names.
-
-    The names of the arrays begin with `prefix`, such as "state/params/".
 
     Raises CheckpointError if an array is missing, or has another shape or dtype.
     """
     leaves = []
-    for path, leaf in names_of(template).items():
-        name = prefix + path
+    for name, leaf in names_of(template).items():
         if name not in arrays:
             raise CheckpointError(f"the checkpoint has no array {name}")
         found = arrays[name]
@@ -128,13 +125,13 @@ def variables_of(
     Raises CheckpointError if the arrays are of another model.
     """
     params, model_state = stacked_shapes(config, model)
-    model_state = fill(model_state, arrays, "state/model_state/")
+    kind = "ema" if config.ema_decay else "params"
+    state = fill({"state": {kind: params, "model_state": model_state}}, arrays)["state"]
     if not config.ema_decay:
-        return fill(params, arrays, "state/params/"), model_state
-    ema = fill(params, arrays, "state/ema/")
+        return state["params"], state["model_state"]
     with jax.ensure_compile_time_eval():  # a loss may load its teacher while JAX traces it
-        found = ema_params(*jax.device_put((ema, arrays["state/step"])), config.ema_decay)
-    return jax.device_get(found), model_state
+        params = ema_params(*jax.device_put((state["ema"], arrays["state/step"])), config.ema_decay)
+    return jax.device_get(params), state["model_state"]
 
 
 def _paths(folder: Path) -> list[Path]:

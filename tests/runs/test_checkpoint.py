@@ -60,7 +60,7 @@ def test_a_checkpoint_makes_the_round_trip_and_the_newest_three_are_kept(manager
     kept = [path_of(manager, step) for step in (3, 20, 100_000_000)]
     assert {*manager.folder.iterdir()} == {*kept, *map(atomic_io.digest_path, kept)}
     with pytest.raises(CheckpointError, match=r"p/a is float32\[2\], expected float64\[2\]"):
-        fill({"a": np.zeros(2, "f8")}, {"p/a": np.zeros(2, "f4")}, "p/")
+        fill({"p": {"a": np.zeros(2, "f8")}}, {"p/a": np.zeros(2, "f4")})
 
 
 def test_the_end_of_an_epoch_is_newer_than_its_last_step(manager):
