@@ -26,19 +26,6 @@ from mnist_jax.runs.results import accuracy_line
 SIDE = 448  # pixels of a drawing
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections at an address of this machine; raises UsageError."""
-    if not 0 <= port <= 65535:
-        raise UsageError(f"port is {port}; allowed is 0 to 65535, 0 for any free one")
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot listen at {host!r}, port {port} ({error}); choose another --host or --port"
-        ) from error
-
-
 def read_drawing(predictor: Predictor, grey: np.ndarray) -> dict[str, Any]:
     """Reads a drawing, grey levels (height, width) uint8.
 
@@ -93,7 +80,14 @@ class Draw(PlatformFlags):
 
     def run(self) -> None:
         """Prints the page's address once the model is compiled, and serves until Ctrl-C."""
-        with listen(self.host, self.port) as listening:
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"port is {self.port}; allowed is 0 to 65535, 0 for any free one")
+        try:
+            listening = socket.create_server((self.host, self.port))
+        except (OSError, ValueError) as error:
+            problem = f"cannot listen at {self.host!r}, port {self.port} ({error})"
+            raise UsageError(f"{problem}; choose another --host or --port") from error
+        with listening:
             (run,) = open_runs([self.folder or PRETRAINED])
             check_pictures(run)
             predictor = Predictor(run, self.platform)
@@ -101,9 +95,8 @@ class Draw(PlatformFlags):
             accuracy = accuracy_line(run.record) if run.record else "not complete"
             accuracy = accuracy.replace("\n", "; ")
             text = f"{run.config.model} trained on {run.data.name}, {accuracy}"
-            address, port = listening.getsockname()[:2]
-            host = f"[{address}]" if ":" in address else address
-            here = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+            address, port = listening.getsockname()
+            here = "127.0.0.1" if address == "0.0.0.0" else address
             print(f"{text}\ndraw at http://{here}:{port}  (Ctrl-C to quit)", flush=True)
             model = {"model": text, "classes": run.data.class_names, "side": SIDE}
             app = application(predictor, model)

@@ -193,7 +193,7 @@ def test_command_lines(fuzz, tmp_path, monkeypatch, no_network):
     monkeypatch.setenv("HOME", str(tmp_path))
     stub = mock.Mock(side_effect=UsageError("not here"))
     monkeypatch.setattr("mnist_jax.training.make_mesh", stub)
-    monkeypatch.setattr("mnist_jax.inference.draw.listen", stub)
+    monkeypatch.setattr("socket.create_server", stub)
 
     def use(main_and_words):
         main, words = main_and_words
