@@ -162,9 +162,7 @@ class Predictor:
         self._run, self._platform = run, platform or run.config.platform
         self._logits = jax.jit(run.logits)
         with use_device(self._platform, run.config.precision) as device:
-            self._members = run.members
-            if len(run.members) == 1:  # several go there one at a time, which fits any memory
-                self._members = jax.device_put(run.members, device)
+            self._members = jax.device_put(run.members, device)
             self._batch_size = CPU_BATCH_SIZE if device.platform == "cpu" else EVAL_BATCH_SIZE
 
     def __call__(self, images: np.ndarray) -> Prediction:
@@ -177,9 +175,8 @@ class Predictor:
         padding = -len(images) % size  # one shape, one program
         batches = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
         batches = batches.reshape(-1, size, *run.data.image_shape)
-        with use_device(self._platform, run.config.precision) as device:
+        with use_device(self._platform, run.config.precision):
             for member, variables in zip(run.config.members(), self._members, strict=True):
-                variables = jax.device_put(variables, device)
                 logits = jax.device_get([self._logits(variables, batch) for batch in batches])
                 logits = np.concatenate(logits)[: len(images)].astype(np.float64)
                 if np.all(np.isfinite(logits)):
