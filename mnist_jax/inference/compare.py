@@ -101,13 +101,16 @@ class Compare(DataFlags):
     def _compare_runs(self, a: Prediction, b: Prediction, label: np.ndarray) -> None:
         found = compare(a, b, label)
         images, seeds = found["images"], found["seeds"]
-        print(f"first   {_networks(a)}\nsecond  {_networks(b)}")
+        counts = [len(side.members) for side in (a, b)]
+        for side, count in zip(("first", "second"), counts, strict=True):
+            many = f"an ensemble: the mean of the probabilities of {count} networks"
+            print(f"{side:6s}  {many if count > 1 else 'one network'}")
         only = f"only the first is right on {images['only_a']}, only the second on"
         print(f"images  second {_test(images)} (McNemar); {only} {images['only_b']}")
         if seeds:
             low, high = (f"{100 * end:+.2f}" for end in seeds["ci95"])
             print(f"seeds   second {_test(seeds)} (Welch), 95 % interval {low} to {high} points")
-        elif 1 in (len(a.members), len(b.members)):
+        elif 1 in counts:
             print(
                 "A run with one network says nothing about the recipe: another seed may reverse it."
             )
@@ -133,15 +136,6 @@ def _compare_points(answers: Prediction, label: np.ndarray) -> None:
         corrected = {**test, "p": min(1.0, test["p"] * len(others))}  # Bonferroni
         print(f"{name}: {_test(corrected)} ({method}) against {first}")
     print("The p values are corrected for the number of lines (Bonferroni).")
-
-
-def _networks(side: Prediction) -> str:
-    """What is compared, in words."""
-    if (number := len(side.members)) == 1:
-        return "one network"
-    grid = " and ".join(sorted(side.members[0].keys() - {"seed"}))
-    points = f", of every {grid}" if grid else ""
-    return f"an ensemble: the mean of the probabilities of {number} networks{points}"
 
 
 def _test(found: dict[str, Any]) -> str:

@@ -81,5 +81,5 @@ def test_compare_command(runs, copied, command):
     assert (status, "two runs, or one run with several values" in err) == (2, True)
     status, out, err = command("compare", one, grid)
     assert (status, RECIPES in out) == (7, True)
-    ensemble = "an ensemble: the mean of the probabilities of 3 networks, of every learning_rate"
+    ensemble = "an ensemble: the mean of the probabilities of 3 networks"
     assert out.splitlines()[:2] == ["first   one network", f"second  {ensemble}"]
