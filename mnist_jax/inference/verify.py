@@ -37,10 +37,8 @@ class Verify(DataFlags):
             try:
                 yield f"{name:12s}{check(folder)}"
             except (CheckpointError, atomic_io.IntegrityError, OSError) as error:
-                advice = "restore it from a copy, or train again in another --workdir"
-                advice = "" if isinstance(error, CheckpointError) else f"; {advice}"
-                problem = f"{folder} differs from what its run wrote: {name}: {error}{advice}"
-                raise CheckpointError(problem) from error
+                problem = f"{folder} differs from what its run wrote: {name}: {error}"
+                raise CheckpointError(f"{problem}; restore the run from a copy") from error
 
     def _accuracy(self, folder: Path) -> str:
         run = load_run(folder)
