@@ -19,7 +19,7 @@ from werkzeug.wrappers import Request, Response
 from mnist_jax.errors import DataError, NonFiniteError, UsageError, print_warnings
 from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs
 from mnist_jax.inference.preprocess import to_mnist
-from mnist_jax.inference.restore import PRETRAINED, Predictor, check_pictures
+from mnist_jax.inference.restore import PRETRAINED, Predictor
 from mnist_jax.models import IMAGE_SHAPE
 from mnist_jax.runs.results import accuracy_line
 
@@ -89,7 +89,6 @@ class Draw(PlatformFlags):
             raise UsageError(f"{problem}; choose another --host or --port") from error
         with listening:
             (run,) = open_runs([self.folder or PRETRAINED])
-            check_pictures(run)
             predictor = Predictor(run, self.platform)
             print_warnings(predictor(np.zeros((1, *IMAGE_SHAPE), np.uint8)).warnings)  # compiles
             accuracy = accuracy_line(run.record) if run.record else "not complete"

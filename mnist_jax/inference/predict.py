@@ -17,7 +17,7 @@ from mnist_jax.errors import DataError, UsageError, print_warnings, printable, w
 from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs
 from mnist_jax.inference.preprocess import read_digit
 from mnist_jax.inference.read_image import FORMATS
-from mnist_jax.inference.restore import PRETRAINED, Predictor, check_pictures, load_run
+from mnist_jax.inference.restore import PRETRAINED, Predictor, load_run
 from mnist_jax.runs.run_dir import CONFIG
 from mnist_jax.runs.statistics import percent
 
@@ -50,17 +50,10 @@ def predict(
         DataError: a picture cannot be read or shows no digit.
     """
     run = load_run(workdir)
-    if isinstance(images, jax.Array):
-        images = np.asarray(images)
-    if not isinstance(images, np.ndarray):
-        check_pictures(run)
+    if not isinstance(images, np.ndarray | jax.Array):
         paths = [images] if isinstance(images, str | Path) else images
         images = np.array([read_digit(path).image for path in paths], np.uint8)
-    shape = run.data.image_shape
-    if images.shape[1:] != shape or not images.size or images.dtype != np.uint8:
-        allowed = f"paths of pictures, or an array uint8 (n, {', '.join(map(str, shape))})"
-        raise UsageError(f"images is {images.dtype}{list(images.shape)}; allowed are {allowed}")
-    return Predictor(run, platform)(images).mean.astype(np.float32)
+    return Predictor(run, platform)(np.asarray(images)).mean.astype(np.float32)
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -96,7 +89,6 @@ class Predict(PlatformFlags):
         """Prints an answer or an error for each picture; a DataError follows if any has none."""
         folder, paths = self._run_and_pictures()
         (run,) = open_runs([folder])
-        check_pictures(run)
         print_warnings((run.record or {}).get("warnings", ()))  # such as other data than MNIST
         predictor = Predictor(run, self.platform)
         failed, shown = 0, set()

@@ -19,7 +19,7 @@ from mnist_jax.compiler import use_device
 from mnist_jax.config import Config, member_label
 from mnist_jax.data import BUILT_IN, DATASETS, Dataset, DataSpec, load_dataset
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
-from mnist_jax.models import IMAGE_SHAPE, forward, make_model
+from mnist_jax.models import forward, make_model
 from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import load_saved, variables_of
 from mnist_jax.runs.run_dir import CONFIG, read_config, read_result
@@ -130,15 +130,6 @@ def dataset_of(
     return dataset
 
 
-def check_pictures(run: LoadedRun) -> None:
-    """Raises UsageError if the run's images are not 28×28×1, as pictures become."""
-    if run.data.image_shape != IMAGE_SHAPE:
-        raise UsageError(
-            f"{run.folder} is for images {list(run.data.image_shape)}; pictures become "
-            f"{list(IMAGE_SHAPE)}; use predict(RUN, array) in Python"
-        )
-
-
 class Prediction(NamedTuple):
     """The answers of a run's members to images."""
 
@@ -168,13 +159,19 @@ class Predictor:
     def __call__(self, images: np.ndarray) -> Prediction:
         """The members' answers to images (n, *image_shape) uint8, n ≥ 1.
 
-        Raises NonFiniteError if the outputs of every member are NaN or infinite.
+        Raises:
+            UsageError: `images` is something else.
+            NonFiniteError: the outputs of every member are NaN or infinite.
         """
         run, members, found, warnings = self._run, [], [], []
+        shape = run.data.image_shape
+        if images.shape[1:] != shape or not images.size or images.dtype != np.uint8:
+            takes = f"{run.folder} takes uint8 {('n', *shape)}; a picture becomes (28, 28, 1)"
+            raise UsageError(f"images is {images.dtype} {images.shape}; {takes}")
         size = min(self._batch_size, len(images))
         padding = -len(images) % size  # one shape, one program
         batches = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
-        batches = batches.reshape(-1, size, *run.data.image_shape)
+        batches = batches.reshape(-1, size, *shape)
         with use_device(self._platform, run.config.precision):
             for member, variables in zip(run.config.members(), self._members, strict=True):
                 logits = jax.device_get([self._logits(variables, batch) for batch in batches])
