@@ -192,8 +192,8 @@ def _without_lines(mask: np.ndarray) -> np.ndarray:
 
 def _boxes(labels: np.ndarray) -> list[int]:
     """The labels of rectangles and circles that are drawn around something."""
-    found, (_, top, bottom, left, right) = [], _measure(labels)
-    heights, sides = bottom - top, np.maximum(bottom - top, right - left)
+    found, (_, sides, top, bottom, left, right) = [], _measure(labels)
+    heights = bottom - top
     for label in np.flatnonzero(sides > max(labels.shape) / 4).tolist():
         part = labels[top[label] : bottom[label], left[label] : right[label]]
         is_inside = part != label
@@ -229,9 +229,9 @@ def _straight_sides(part: np.ndarray) -> int:
 
 def _otsu(values: np.ndarray) -> float:
     """The threshold with the largest variance between the two classes (Otsu, 1979)."""
-    if np.ptp(values) < 1:  # one tone: float32 may have no 256 levels within it
-        return float(values.min())
-    counts, edges = np.histogram(values, bins=256)
+    low = values.min()
+    high = max(values.max(), low + 1)  # one tone: float32 may have no 256 levels within it
+    counts, edges = np.histogram(values, 256, (low, high))
     below, sums = np.cumsum(counts, dtype=float), np.cumsum(counts * edges[:-1])
     total = below[-1]
     between = (sums[-1] * below - total * sums) ** 2 / np.maximum(below * (total - below), 1)
@@ -241,15 +241,16 @@ def _otsu(values: np.ndarray) -> float:
 
 
 def _measure(labels: np.ndarray) -> np.ndarray:
-    """Area in pixels, top, bottom, left and right of each label's region, (5, labels) int.
+    """Area in pixels, longer side, top, bottom, left and right of the regions, (6, labels) int.
 
     They stand at the label's index; the background, label 0, has zeros.
     """
     boxes = scipy.ndimage.find_objects(labels)
-    ends = [(0, 0, 0, 0), *((y.start, y.stop, x.start, x.stop) for y, x in boxes)]
+    ends = np.array([(0, 0, 0, 0), *((y.start, y.stop, x.start, x.stop) for y, x in boxes)])
     areas = np.bincount(labels.ravel())
     areas[0] = 0
-    return np.vstack([areas, np.array(ends).T])
+    sides = (ends[:, 1::2] - ends[:, ::2]).max(1)
+    return np.vstack([areas, sides, *ends.T])
 
 
 def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
@@ -264,9 +265,8 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     labels, count = scipy.ndimage.label(mask, np.ones((3, 3)))
     if boxes := _boxes(labels):
         labels, count = scipy.ndimage.label(mask & ~np.isin(labels, boxes), np.ones((3, 3)))
-    areas, top, bottom, left, right = _measure(labels)
+    areas, sides, top, bottom, left, right = measures = _measure(labels)
     heights, widths = bottom - top, right - left
-    sides = np.maximum(heights, widths)
     at_edge, longer = np.isin(np.arange(count + 1), _edge(labels)), max(mask.shape)
     large = np.flatnonzero(sides >= max(MIN_SIDE, longer / 50))
     if not large.size:
@@ -285,13 +285,10 @@ def _find_digit(mask: np.ndarray) -> tuple[np.ndarray, int]:
     reach = [round(sides[main] / 5) + 1, round(sides[main] / 7) + 1]
     groups = scipy.ndimage.label(scipy.ndimage.maximum_filter(kept, reach))[0] * kept
     digit = groups[labels == main][0]
-    group_areas, *ends = _measure(groups)
-    group_sides = np.maximum(ends[1] - ends[0], ends[3] - ends[2])
     apart &= ~(at_edge & (np.minimum(heights, widths) < longer / 12))  # a line is no digit
-    other_areas = np.concatenate([areas[apart], np.delete(group_areas, digit)])
-    other_sides = np.concatenate([sides[apart], np.delete(group_sides, digit)])
-    is_digit = (other_areas > 0.1 * group_areas[digit]) & (other_sides > 0.4 * group_sides[digit])
-    return groups == digit, int(is_digit.sum())
+    areas, sides, *_ = np.hstack([_measure(groups), measures[:, apart]])
+    is_digit = (areas > 0.1 * areas[digit]) & (sides > 0.4 * sides[digit])
+    return groups == digit, int(is_digit.sum()) - 1
 
 
 def _normalize(ink: np.ndarray, own: np.ndarray) -> np.ndarray:
