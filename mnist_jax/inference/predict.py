@@ -18,6 +18,7 @@ from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs
 from mnist_jax.inference.preprocess import read_digit
 from mnist_jax.inference.read_image import FORMATS
 from mnist_jax.inference.restore import PRETRAINED, Predictor, load_run
+from mnist_jax.models import IMAGE_SHAPE
 from mnist_jax.runs.run_dir import CONFIG
 from mnist_jax.runs.statistics import percent
 
@@ -90,8 +91,8 @@ class Predict(PlatformFlags):
         folder, paths = self._run_and_pictures()
         (run,) = open_runs([folder])
         print_warnings((run.record or {}).get("warnings", ()))  # such as other data than MNIST
-        predictor = Predictor(run, self.platform)
-        failed, shown = 0, set()
+        predictor, failed = Predictor(run, self.platform), 0
+        print_warnings(predictor(np.zeros((1, *IMAGE_SHAPE), np.uint8)).warnings)  # compiles
         for number, path in enumerate(paths, 1):
             try:
                 digit = read_digit(path)
@@ -101,17 +102,15 @@ class Predict(PlatformFlags):
                 if self.json:
                     print(json.dumps({"file": str(path), "error": str(error)}), flush=True)
                 continue
-            prediction = predictor(digit.image[None])
-            warnings = [*prediction.warnings, *[f"{path}: {digit.warning}"] * bool(digit.warning)]
-            print_warnings(text for text in warnings if text not in shown)
-            shown.update(warnings)
+            if digit.warning:
+                print_warnings([f"{path}: {digit.warning}"])
             if self.save_preprocessed:
                 name = f"{number:04d}-{path.stem}.png"
                 target = user_path(self.save_preprocessed)
                 with writing(target, "--save_preprocessed"):
                     target.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(digit.image[..., 0]).save(target / name)
-            (probabilities,) = prediction.mean.tolist()
+            (probabilities,) = predictor(digit.image[None]).mean.tolist()
             names = run.data.class_names
             print(self._answer(path, probabilities, names, digit.warning), flush=True)
         if failed:
