@@ -1,7 +1,6 @@
 """Checks that a run's folder holds what the run wrote and that its accuracy is reproducible."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,21 +23,17 @@ class Verify(DataFlags):
 
     def run(self) -> None:
         """Prints a line per check; raises CheckpointError if one fails. Changes nothing."""
-        for line in self.check():
-            print(line, flush=True)
-        print("OK")
-
-    def check(self) -> Iterator[str]:
-        """Yields a line per check. Errors are those of `run`, and UsageError if there is no run."""
         folder = atomic_io.user_path(self.folder)
         run_dir.read_config(folder)
         checks = {"files": _files, "checkpoints": _checkpoints, "accuracy": self._accuracy}
         for name, check in checks.items():
             try:
-                yield f"{name:12s}{check(folder)}"
+                found = check(folder)
             except (CheckpointError, atomic_io.IntegrityError, OSError) as error:
                 problem = f"{folder} differs from what its run wrote: {name}: {error}"
                 raise CheckpointError(f"{problem}; restore the run from a copy") from error
+            print(f"{name:12s}{found}", flush=True)
+        print("OK")
 
     def _accuracy(self, folder: Path) -> str:
         run = load_run(folder)
