@@ -1,14 +1,13 @@
 """Ensembles of saved models, and whether one run is better than another."""
 
 import dataclasses
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
 from mnist_jax.config import group_by_point
 from mnist_jax.errors import UsageError, WorseError, print_warnings
-from mnist_jax.inference.flags import DataFlags, Positional, Runs, arg, open_runs
+from mnist_jax.inference.flags import DataFlags, Runs, open_runs
 from mnist_jax.inference.restore import Prediction, Predictor, dataset_of
 from mnist_jax.runs import statistics
 
@@ -78,9 +77,7 @@ class Compare(DataFlags):
     images alone (McNemar's test). Exit status 7: the second is significantly worse.
     """
 
-    folders: Annotated[
-        tuple[Path, ...], Positional, arg(metavar="RUN [RUN]", help_behavior_hint="(required)")
-    ]
+    folders: Runs
     """The two runs' folders; or that of one run with several values of a hyperparameter, whose
     points are compared with the first."""
 
