@@ -18,7 +18,7 @@ from mnist_jax import cli
 from mnist_jax.atomic_io import write_atomically
 from mnist_jax.errors import UsageError
 from mnist_jax.inference.flags import DataFlags, Runs, open_runs
-from mnist_jax.inference.restore import Predictor, dataset_of
+from mnist_jax.inference.restore import dataset_of
 from mnist_jax.reporting import plots, report
 
 
@@ -53,11 +53,10 @@ class MakeFigures(DataFlags):
         yield "digit", digit(image[0], first), f"The first training image, labelled {first}"
         shown = [names[i] for i in label[:60]]
         yield "samples", plots.samples(image[:60], shown), "The first 60 training images"
-        for found in report.comparison_figures({run.config.model: run.rows for run in runs}):
+        for found in report.comparison_page(runs)["figures"]:
             yield found.name, found.figure, found.heading
         for run in runs:
-            prediction = Predictor(run, self.platform)(dataset.test.image)
-            for found in report.run_figures(run, dataset, prediction):
+            for found in report.run_page(run, dataset, self.platform)["figures"]:
                 yield f"{run.config.model}-{found.name}", found.figure, found.heading
 
 

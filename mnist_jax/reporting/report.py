@@ -138,13 +138,17 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
     environment = read_environment(run.folder)
     environment |= environment.pop("variables", {})
     versions = [(name, _text(value)) for name, value in environment.items()]
+    figures = [curves_figure({name: p.rows for name, p in points.items()})] if run.rows else []
+    if not config.grid:
+        figures += confusion_figures(dataset, prediction)
+        figures += weights_figures(run, prediction.members[0])
     return {
         "title": f"{config.model} on {run.data.name}{'' if record else ', not complete'}",
         "accuracy": accuracy,
         "summary": [f"Test images: {sentence}.", training, f"Folder: {run.folder}"],
         "warnings": list(dict.fromkeys(warnings)),
         "results": [_result_table(points)] if config.grid else [],
-        "figures": run_figures(run, dataset, prediction),
+        "figures": figures,
         "details": [
             Table("Layers", ("layer", "kind", "output shape", "parameters"), shapes),
             *([_epoch_table(points)] if run.rows else []),
@@ -159,25 +163,16 @@ def comparison_page(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     """The content of the page of several runs, from the numbers in their folders."""
     named = {f"{i} {run.config.model}": run for i, run in enumerate(runs, start=1)}
     points = _grid_points(named)
+    curves = {name: run.rows for name, run in points.items() if run.rows}
     commands = [run.config.command_line() for run in runs]
     return {
         "title": f"{len(runs)} runs on {runs[0].data.name}",
         "summary": [f"{name}: {run.folder}" for name, run in named.items()],
         "warnings": list(dict.fromkeys(warning for run in runs for warning in run.warnings)),
         "results": [_result_table(points)],
-        "figures": comparison_figures({name: run.rows for name, run in points.items() if run.rows}),
+        "figures": [curves_figure(curves), time_figure(curves)] if curves else [],
         "details": [_config_table({name: run.config for name, run in named.items()}, commands)],
     }
-
-
-def run_figures(run: LoadedRun, dataset: Dataset, prediction: Prediction) -> list[ReportFigure]:
-    """Curves, confusion matrix, errors and weights of one run; of a grid the curves alone."""
-    curves = {name: point.rows for name, point in _grid_points({"": run}).items()}
-    figures = [curves_figure(curves)] if run.rows else []
-    if not run.config.grid:
-        figures += confusion_figures(dataset, prediction)
-        figures += weights_figures(run, prediction.members[0])
-    return figures
 
 
 def _grid_points(runs: Mapping[str, LoadedRun]) -> dict[str, LoadedRun]:
@@ -190,22 +185,19 @@ def _grid_points(runs: Mapping[str, LoadedRun]) -> dict[str, LoadedRun]:
     return points
 
 
-def comparison_figures(runs: Mapping[str, plots.Rows]) -> list[ReportFigure]:
-    """Curves, and accuracy against time, of runs with at least one epoch each."""
-    if not runs:
-        return []
-    figure = plots.accuracy_against_time(runs)
-    caption = "One point per epoch. The time is that of training alone, on a logarithmic scale."
-    time = ReportFigure("time", "Accuracy against training time", figure, caption)
-    return [curves_figure(runs), time]
-
-
 def curves_figure(runs: Mapping[str, plots.Rows]) -> ReportFigure:
     """Loss and accuracy by epoch."""
     caption = "Train is measured during an epoch (with dropout, if any), test after it."
     if any(np.size(rows[0]["test/loss"]) > 1 for rows in runs.values()):
         caption += " Lines are means over the seeds; the shade spans all of them."
     return ReportFigure("curves", "Learning curves", plots.learning_curves(runs), caption)
+
+
+def time_figure(runs: Mapping[str, plots.Rows]) -> ReportFigure:
+    """Accuracy against the time of training."""
+    caption = "One point per epoch. The time is that of training alone, on a logarithmic scale."
+    figure = plots.accuracy_against_time(runs)
+    return ReportFigure("time", "Accuracy against training time", figure, caption)
 
 
 def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFigure]:
