@@ -18,7 +18,7 @@ from mnist_jax.data import Dataset
 from mnist_jax.errors import first_line, print_warnings, writing
 from mnist_jax.inference.flags import DataFlags, Runs, open_runs
 from mnist_jax.inference.restore import LoadedRun, Prediction, Predictor, dataset_of, load_run
-from mnist_jax.metrics import confusion_matrix, finite_members, mean_over_members, select_members
+from mnist_jax.metrics import confusion_matrix, finite_members, select_members
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.reporting import plots
 from mnist_jax.runs import statistics
@@ -151,7 +151,6 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
         "figures": figures,
         "details": [
             Table("Layers", ("layer", "kind", "output shape", "parameters"), shapes),
-            *([_epoch_table(points)] if run.rows else []),
             Table("Time", ("part", "seconds"), times),
             _config_table(configs, [config.command_line()]),
             Table("Environment", (), versions, numbers=False),
@@ -262,20 +261,6 @@ def _result_table(points: Mapping[str, LoadedRun]) -> Table:
         rows.append((name, *accuracy, *size, *times))
     columns = "run", "test accuracy", "sd", "seeds", "steps", "parameters"
     return Table("Results", (*columns, "training, s", "total, s"), rows)
-
-
-def _epoch_table(points: Mapping[str, LoadedRun]) -> Table:
-    """Loss and accuracy of each epoch of each grid point; of several seeds the means."""
-    shown, names = [], []
-    for label, point in points.items():
-        for row in point.rows:
-            names = [name for name in row if "/" in name]
-            means = {name: mean_over_members(row, name) for name in names}
-            cells = (percent(x) if "accuracy" in name else f"{x:.4f}" for name, x in means.items())
-            epoch = f"{row['epoch']} {label}".strip()
-            shown.append((epoch, *cells, f"{row['train_s']:.1f}"))
-    heads = "epoch", *(name.replace("/", " ") for name in names), "train, s"
-    return Table("Epochs", heads, shown)
 
 
 def _config_table(columns: Mapping[str, Config], commands: Sequence[str]) -> Table:
