@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,7 +136,6 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
     configs = {"this run": config, f"preset {config.preset}": config.defaults()}
     environment = read_environment(run.folder)
     environment |= environment.pop("variables", {})
-    versions = [(name, _text(value)) for name, value in environment.items()]
     figures = [curves_figure({name: p.rows for name, p in points.items()})] if run.rows else []
     if not config.grid:
         figures += confusion_figures(dataset, prediction)
@@ -153,7 +151,7 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
             Table("Layers", ("layer", "kind", "output shape", "parameters"), shapes),
             Table("Time", ("part", "seconds"), times),
             _config_table(configs, [config.command_line()]),
-            Table("Environment", (), versions, numbers=False),
+            Table("Environment", (), list(environment.items()), numbers=False),
         ],
     }
 
@@ -267,13 +265,6 @@ def _config_table(columns: Mapping[str, Config], commands: Sequence[str]) -> Tab
     """The flags that differ between the columns, and the commands."""
     values = [config.hyperparameters() for config in columns.values()]
     varied = [name for name in values[0] if any(v[name] != values[0][name] for v in values)]
-    rows = [(name, *(_text(v[name]) for v in values)) for name in varied]
+    rows = [(name, *(v[name] for v in values)) for name in varied]
     heading = "Flags that differ, and the command to repeat a run"
     return Table(heading, ("flag", *columns), rows, commands, numbers=False)
-
-
-def _text(value: Any) -> str:
-    """A value of a flag or the environment in words."""
-    if isinstance(value, list):
-        return " ".join(map(_text, value))
-    return value if isinstance(value, str) else "-" if value is None else json.dumps(value)
