@@ -59,7 +59,7 @@ def train_steps(
     dtypes = cast_dtypes(model, state.params, state.model_state)
 
     def body(carry: Any, inputs: Any) -> Any:
-        state, metrics, weights = before = unravel(carry[0])
+        state, metrics, weights = unravel(carry[0])
         i, (rows, keys) = inputs
         state, step_metrics, values = train_step(
             state,
@@ -72,9 +72,6 @@ def train_steps(
             finite=finite_rows,
         )
         after = state, metrics.merge(step_metrics), cast_params(state.params, dtypes)
-        # `scan` does not see the types of joined arrays.
-        if (now := _types(after)) != _types(before):
-            raise TypeError(f"a step changes the shapes or dtypes of its state, to {now}")
         log = {name: carry[1][name].at[i].set(values[name]) for name in carry[1]}
         return (ravel_small(after)[0], log), None
 
@@ -90,32 +87,25 @@ def train_steps(
     return state, dataclasses.replace(metrics, first_nonfinite=nonfinite), log
 
 
-def _types(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-
-
 def ravel_small(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
     """Joins the small vectors and the scalars among the leaves, float32 and int32, bit for bit.
 
     Returns what a loop carries in place of the tree, and a function that makes the tree from it.
     """
-    leaves, treedef = jax.tree.flatten(tree)
-    kinds = [
-        (leaf, leaf.ndim <= 1 and leaf.size <= SMALL and leaf.dtype in (jnp.float32, jnp.int32))
-        for leaf in leaves
-    ]
-    small = [lax.bitcast_convert_type(leaf, jnp.int32) for leaf, is_small in kinds if is_small]
-    vector, unravel_vector = ravel_pytree(small)
 
-    def unravel(carry: Any) -> Any:
-        small, others = iter(unravel_vector(carry[0])), iter(carry[1])
-        leaves = [
-            lax.bitcast_convert_type(next(small), leaf.dtype) if is_small else next(others)
-            for leaf, is_small in kinds
-        ]
-        return jax.tree.unflatten(treedef, leaves)
+    def is_small(x: jax.Array) -> bool:
+        return x.ndim <= 1 and x.size <= SMALL and x.dtype in (jnp.float32, jnp.int32)
 
-    return (vector, [leaf for leaf, is_small in kinds if not is_small]), unravel
+    def small_bits(x: jax.Array) -> jax.Array | None:
+        return lax.bitcast_convert_type(x, jnp.int32) if is_small(x) else None
+
+    def join(x: jax.Array, bits: jax.Array | None, other: jax.Array) -> jax.Array:
+        return other if bits is None else lax.bitcast_convert_type(bits, x.dtype)
+
+    vector, unravel_vector = ravel_pytree(jax.tree.map(small_bits, tree))
+    # In place of what is joined stands an empty array, whose type `scan` checks.
+    others = jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype) if is_small(x) else x, tree)
+    return (vector, others), lambda now: jax.tree.map(join, tree, unravel_vector(now[0]), now[1])
 
 
 def finite_rows(tree: Any) -> jax.Array:
