@@ -48,7 +48,7 @@ def train_steps(
     sharding: NamedSharding | None = None,
     log_size: int = 0,
 ) -> tuple[TrainState, Metrics, dict[str, jax.Array]]:
-    """As `steps.train_steps`, whose arguments and results it has; `steps` is a Python int."""
+    """As `steps.train_steps`, but `steps` is a Python int, and the log has as many entries."""
     size, start = split.label.shape[0], state.step
 
     @jax.vmap
@@ -59,8 +59,8 @@ def train_steps(
     dtypes = cast_dtypes(model, state.params, state.model_state)
 
     def body(carry: Any, inputs: Any) -> Any:
-        state, metrics, weights = unravel(carry[0])
-        i, (rows, keys) = inputs
+        state, metrics, weights = unravel(carry)
+        rows, keys = inputs
         state, step_metrics, values = train_step(
             state,
             gather_batch(split, *rows, sharding=sharding),
@@ -72,16 +72,13 @@ def train_steps(
             finite=finite_rows,
         )
         after = state, metrics.merge(step_metrics), cast_params(state.params, dtypes)
-        log = {name: carry[1][name].at[i].set(values[name]) for name in carry[1]}
-        return (ravel_small(after)[0], log), None
+        return ravel_small(after)[0], values if log_size else {}
 
     rows = jax.eval_shape(finite_rows, (metrics.loss_sum, state.params)).shape
     nonfinite = jnp.broadcast_to(metrics.first_nonfinite, rows)
     metrics = dataclasses.replace(metrics, first_nonfinite=nonfinite)
     carry, unravel = ravel_small((state, metrics, cast_params(state.params, dtypes)))
-    log = {name: jnp.zeros(log_size) for name in ("loss", "grad_norm") if log_size}
-    numbers = jnp.arange(steps)
-    (carry, log), _ = lax.scan(body, (carry, log), (numbers, draw(numbers)))
+    carry, log = lax.scan(body, carry, draw(jnp.arange(steps)))
     state, metrics, _ = unravel(carry)
     nonfinite = jnp.min(metrics.first_nonfinite)
     return state, dataclasses.replace(metrics, first_nonfinite=nonfinite), log
