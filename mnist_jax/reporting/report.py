@@ -14,7 +14,7 @@ from mnist_jax import atomic_io
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config, group_by_point, member_label
 from mnist_jax.data import Dataset
-from mnist_jax.errors import first_line, print_warnings, writing
+from mnist_jax.errors import print_warnings, writing
 from mnist_jax.inference.flags import DataFlags, Runs, open_runs
 from mnist_jax.inference.restore import LoadedRun, Prediction, Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix, finite_members, select_members
@@ -64,8 +64,7 @@ class ReportWriter(Callback):
             page = run_page(load_run(result.workdir), self._dataset)
             write_page(result.workdir / REPORT, page)
         except Exception as error:  # of any kind: the run is complete
-            problem = first_line(error) or type(error).__name__
-            print_warnings([f"no report was written: {problem}"])
+            print_warnings([f"no report was written: {error!r}"])
 
 
 class ReportFigure(NamedTuple):
@@ -122,10 +121,9 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
     else:
         found = statistics.summarize(accuracies)
         accuracy, sentence = percent(found["mean"]), summary_text(found)
-    epochs = record["epochs"] if record else f"planned {config.epochs}"
     training = (
         f"{count_parameters(param_shapes(run.model)):,} parameters, trained for {run.step:,} steps "
-        f"with batches of {config.batch_size} images (epochs: {epochs})."
+        f"with batches of {config.batch_size} images (epochs: {len(run.rows)} of {config.epochs})."
     )
     shapes = [
         (name, kind, " × ".join(map(str, shape)), f"{count:,}")
@@ -160,14 +158,18 @@ def comparison_page(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     """The content of the page of several runs, from the numbers in their folders."""
     named = {f"{i} {run.config.model}": run for i, run in enumerate(runs, start=1)}
     points = _grid_points(named)
-    curves = {name: run.rows for name, run in points.items() if run.rows}
+    figures = []
+    if curves := {name: run.rows for name, run in points.items() if run.rows}:
+        caption = "One point per epoch. The time is that of training alone, on a logarithmic scale."
+        time = "time", "Accuracy against training time", plots.accuracy_against_time(curves)
+        figures = [curves_figure(curves), ReportFigure(*time, caption)]
     commands = [run.config.command_line() for run in runs]
     return {
         "title": f"{len(runs)} runs on {runs[0].data.name}",
         "summary": [f"{name}: {run.folder}" for name, run in named.items()],
         "warnings": list(dict.fromkeys(warning for run in runs for warning in run.warnings)),
         "results": [_result_table(points)],
-        "figures": [curves_figure(curves), time_figure(curves)] if curves else [],
+        "figures": figures,
         "details": [_config_table({name: run.config for name, run in named.items()}, commands)],
     }
 
@@ -188,13 +190,6 @@ def curves_figure(runs: Mapping[str, plots.Rows]) -> ReportFigure:
     if any(np.size(rows[0]["test/loss"]) > 1 for rows in runs.values()):
         caption += " Lines are means over the seeds; the shade spans all of them."
     return ReportFigure("curves", "Learning curves", plots.learning_curves(runs), caption)
-
-
-def time_figure(runs: Mapping[str, plots.Rows]) -> ReportFigure:
-    """Accuracy against the time of training."""
-    caption = "One point per epoch. The time is that of training alone, on a logarithmic scale."
-    figure = plots.accuracy_against_time(runs)
-    return ReportFigure("time", "Accuracy against training time", figure, caption)
 
 
 def confusion_figures(dataset: Dataset, prediction: Prediction) -> list[ReportFigure]:
