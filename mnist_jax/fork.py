@@ -20,8 +20,20 @@ from mnist_jax.presets import PRESETS
 COMPONENTS: dict[str, dict[str, Any]] = {"model": MODELS, "optimizer": OPTIMIZERS, "loss": LOSSES}
 COMPONENTS |= {"augmentation": AUGMENTATIONS, "dataset": DATASETS}
 REGISTRIES = COMPONENTS | {"preset": PRESETS}
-BUILT_IN = {flag: frozenset(registry) for flag, registry in REGISTRIES.items()}
-_added: dict[str, dict[str, dict[str, Any]]] = {}  # by a file's SHA-256: its entries in each
+Entries = dict[tuple[str, str], Any]  # of registries, by flag and name: ("model", "resnet")
+
+
+def _entries() -> Entries:
+    return {(flag, name): x for flag, entries in REGISTRIES.items() for name, x in entries.items()}
+
+
+def _register(entries: Entries) -> None:
+    for (flag, name), entry in entries.items():
+        REGISTRIES[flag][name] = entry
+
+
+BUILT_IN = frozenset(_entries())
+_added: dict[str, Entries] = {}  # by the SHA-256 of a fork's file
 
 
 def load_fork(path: str | Path) -> str:
@@ -39,46 +51,29 @@ def load_fork(path: str | Path) -> str:
         raise UsageError(f"cannot read the fork {path}: {error.strerror}") from error
     digest = hashlib.sha256(source).hexdigest()
     if digest not in _added:
-        before = {flag: dict(registry) for flag, registry in REGISTRIES.items()}
+        before = _entries()
         module = types.ModuleType(f"fork_{digest[:8]}")
         module.__file__ = str(path)
         sys.modules[module.__name__] = module  # dataclasses look their module up
         try:
-            _added[digest] = _run(source, path, module, before)
-        except UsageError:
-            for flag, registry in REGISTRIES.items():
-                registry.clear()
-                registry.update(before[flag])
-            raise
-    for flag, entries in _added[digest].items():
-        REGISTRIES[flag].update(entries)
+            exec(compile(source, path, "exec"), module.__dict__)
+        except (Exception, SystemExit) as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+            line = lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            raise UsageError(f"the fork {path} fails in line {line}: {problem}") from error
+        finally:
+            added = {key: x for key, x in _entries().items() if before.get(key) is not x}
+            _register(before)  # in place of what the file replaced
+        if taken := sorted(BUILT_IN & added.keys()):
+            problem = f"the fork {path} replaces the {taken[0][0]} {taken[0][1]!r} of mnist_jax"
+            raise UsageError(f"{problem}; give its own another name")
+        _added[digest] = added
+    _register(_added[digest])
     return digest
 
 
-def _run(
-    source: bytes, path: Path, module: types.ModuleType, before: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Runs the source; returns the entries that it adds to each registry."""
-    try:
-        exec(compile(source, path, "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        line = lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
-        problem = f"{type(error).__name__}: {first_line(error)}"
-        raise UsageError(f"the fork {path} fails in line {line}: {problem}") from error
-    added = {
-        flag: {name: new for name, new in registry.items() if before[flag].get(name) is not new}
-        for flag, registry in REGISTRIES.items()
-    }
-    for flag, entries in added.items():
-        if taken := sorted(BUILT_IN[flag] & entries.keys()):
-            problem = f"the fork {path} replaces the {flag} {taken[0]!r} of mnist_jax"
-            raise UsageError(f"{problem}; give its own another name")
-    return added
-
-
-def flags_of(path: str | Path) -> list[tuple[str, str]]:
+def added_by(path: str | Path) -> list[tuple[str, str]]:
     """The flags and values, such as ("model", "resnet"), that a fork's file adds."""
-    added = _added[load_fork(path)]
-    return [(flag, name) for flag, entries in added.items() for name in entries]
+    return list(_added[load_fork(path)])

@@ -19,7 +19,7 @@ from mnist_jax.config import Config
 from mnist_jax.data import Dataset, DataSpec, load_dataset
 from mnist_jax.data.dataset import hold_out
 from mnist_jax.errors import CheckpointError, MnistJaxError, UsageError, first_line
-from mnist_jax.fork import flags_of, load_fork
+from mnist_jax.fork import added_by, load_fork
 from mnist_jax.metrics import finite_members
 from mnist_jax.models import make_model
 from mnist_jax.parallel import distributed
@@ -185,7 +185,7 @@ def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset
 
 def _unused_fork(config: Config) -> list[str]:
     """A warning if nothing that the fork adds is part of the run."""
-    flags = [] if config.fork is None else flags_of(config.fork)
+    flags = [] if config.fork is None else added_by(config.fork)
     if not flags or any(getattr(config, flag) == name for flag, name in flags):
         return []
     found = ", ".join(f"--{flag}={name}" for flag, name in flags)
