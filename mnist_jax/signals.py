@@ -1,43 +1,31 @@
 """Signals: the first one ends a run after a checkpoint, the second one at once."""
 
 import contextlib
-import dataclasses
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-
-@dataclasses.dataclass
-class Stop:
-    """Whether a run is asked to end."""
-
-    signal: int | None = None  # number of the signal, once there was one
-    # Set by a run that checks `signal` from now on. Before, a signal acts as without a `Stop`.
-    armed: bool = False
-
-
 # Ctrl-C; a scheduler's end and its warning; a lost terminal.
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 @contextlib.contextmanager
-def catch_signals() -> Iterator[Stop]:
-    """Records the first signal of `NAMES` in a `Stop`; the next one acts as before.
+def catch_signals(caught: list[int]) -> Iterator[None]:
+    """Adds the number of the first signal of `NAMES` to the list; the next one acts as before.
 
     A signal that the process ignores, as SIGHUP under nohup, or handles in a way of its own, stays
-    as it is. Only the main thread can handle signals: in another one there is none to record.
+    as it is. Only the main thread can handle signals: in another one nothing is caught.
     """
-    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.armed and stop.signal is None:
-            stop.signal = number
-        else:  # nothing to save yet, or the second signal: files are written atomically
+        if not caught:
+            caught.append(number)
+        else:  # files are written atomically
             signal.signal(number, before[number])
             signal.raise_signal(number)
 
@@ -48,7 +36,7 @@ def catch_signals() -> Iterator[Stop]:
     try:
         for number in before:
             signal.signal(number, handle)
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -18,7 +18,6 @@ from mnist_jax.parallel.mesh import to_host
 from mnist_jax.runs import results
 from mnist_jax.runs.checkpoint import Progress
 from mnist_jax.runs.run_dir import RunDir
-from mnist_jax.signals import Stop
 
 
 @dataclasses.dataclass
@@ -28,10 +27,10 @@ class TrainLoop:
     trainer: Trainer
     run_dir: RunDir  # used in process 0 only
     callbacks: Sequence[Callback]
-    stop: Stop
     timings: dict[str, float]  # import_s and data_s
     started: float  # a time of `time.perf_counter`
     progress: Progress = dataclasses.field(init=False)
+    signals: list[int] = dataclasses.field(default_factory=list)  # one in it ends the run
     diverged: set[int] = dataclasses.field(default_factory=set)  # members that a warning has named
 
     def restore(self, params: Any = None, model_state: Any = None) -> None:
@@ -62,7 +61,6 @@ class TrainLoop:
             self.progress = Progress(state, arrays["metrics"], **metadata)
             warn(self.callbacks, warnings)
         distributed.on_primary(lambda: self.run_dir.write_metrics(self.progress.rows))
-        self.stop.armed = True
 
     def run(self) -> Progress:
         """Trains to the last step; returns the progress with NumPy arrays."""
@@ -82,7 +80,6 @@ class TrainLoop:
             if row["step"] < last_step:  # a callback may have asked for the end
                 self._between_calls()
         distributed.on_primary(lambda: self.run_dir.checkpoints.wait_until_finished())
-        self.stop.armed = False  # nothing is left to save
         return self._snapshot()
 
     def _epoch(self, num_batches: int) -> None:
@@ -144,18 +141,17 @@ class TrainLoop:
 
     def _between_calls(self) -> None:
         """Saves if a checkpoint is due; ends the run after a signal."""
-        signals = distributed.allgather(self.stop.signal)  # one for each process
-        signal = next((number for number in signals if number is not None), None)
+        signals = [n for caught in distributed.allgather(self.signals) for n in caught]
         due = distributed.on_primary(lambda: self.run_dir.checkpoints.is_due())
-        if due or signal is not None:
+        if due or signals:
             self.save()
-        if signal is not None:
+        if signals:
             distributed.on_primary(lambda: self.run_dir.checkpoints.wait_until_finished())
             folder = distributed.on_primary(lambda: str(self.run_dir.folder))
             raise InterruptedRunError(
                 f"interrupted at step {self.progress.step}; to resume, run the same command with "
                 f"--workdir={shlex.quote(folder)}",
-                signal,
+                signals[0],
             )
 
     def save(self) -> None:

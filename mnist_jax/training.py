@@ -28,7 +28,7 @@ from mnist_jax.runs import environment, results
 from mnist_jax.runs.checkpoint import Progress, load_saved, stacked_shapes, variables_of
 from mnist_jax.runs.run_dir import RunDir, has_result, make_default_folder, read_config
 from mnist_jax.runs.statistics import percent
-from mnist_jax.signals import Stop, catch_signals
+from mnist_jax.signals import catch_signals
 from mnist_jax.train_loop import TrainLoop
 
 
@@ -39,7 +39,6 @@ def fit(
     init_params: Any = None,
     callbacks: Sequence[Callback] | None = None,
     import_s: float = 0.0,
-    stop: Stop | None = None,
 ) -> Result:
     """Trains as `config` says, and evaluates on the test images after every epoch.
 
@@ -48,6 +47,8 @@ def fit(
 
     After `jax.distributed.initialize`, all processes must call this with the same config. They
     train one run together; process 0 writes its folder.
+
+    In the main thread, a signal of `signals.NAMES` ends the training early, with a checkpoint.
 
     Args:
         config: what to train, and how.
@@ -58,8 +59,6 @@ def fit(
             console, as from `reporting.make_callbacks`, and with the compilation cache. If none has
             `on_warning`, warnings become Python's.
         import_s: seconds the caller spent on imports, for the timings.
-        stop: ends the run early, with a checkpoint. None: the signals of
-            `signals.NAMES` do, in the main thread.
 
     Raises:
         UsageError: the config does not fit the data set, the devices, the run's folder or the other
@@ -75,7 +74,6 @@ def fit(
     fork = None if config.fork is None else load_fork(config.fork)
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(use_device(config.platform, config.precision))
-        stop = stop or stack.enter_context(catch_signals())
         callbacks, warnings = _choose_callbacks(config, callbacks)
         for callback in callbacks:
             stack.callback(callback.close)
@@ -120,12 +118,13 @@ def fit(
         folder = Path(name)
         warn(callbacks, changes)
         if record is None:
-            loop = TrainLoop(trainer, run, callbacks, stop, timings, started)
+            loop = TrainLoop(trainer, run, callbacks, timings, started)
             loop.restore(*initial)
             devices, step = list(mesh.devices.flat), loop.progress.step
             for callback in callbacks:
                 callback.on_train_begin(config, dataset, model, devices, folder, step)
-            progress = loop.run()
+            with catch_signals(loop.signals):
+                progress = loop.run()
             problems = [*trainer.warnings, *_learned_nothing(config, data, progress)]
             warn(callbacks, problems)
             warnings += problems

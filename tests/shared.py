@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax import Callback
-from mnist_jax.signals import Stop
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,10 +41,10 @@ def write_forks(folder: Path) -> None:
 
 
 class StopAfter(Callback):
-    """Asks for the end of a run at its n-th chunk or epoch; `stop` is for `fit`."""
+    """Asks for the end of a run at its n-th chunk or epoch."""
 
     def __init__(self, events: int = 0):
-        self.stop, self.events = Stop(), events
+        self.events = events
 
     def on_chunk_end(self, epoch, batch, num_batches, metrics, train_s):
         self.on_epoch_end({})
@@ -53,4 +52,4 @@ class StopAfter(Callback):
     def on_epoch_end(self, row):
         self.events -= 1
         if self.events == 0:
-            self.stop.signal = signal.SIGTERM
+            signal.raise_signal(signal.SIGTERM)

@@ -113,7 +113,7 @@ def train(name: str, folder: Path, source: Path) -> dict[str, Any]:
     part = config_of(name, folder, workdir=folder / "part", checkpoint_every=0)
     watch, resumed = Watch(events=2), Watch()
     with pytest.raises(InterruptedRunError):
-        fit(part, callbacks=[watch], stop=watch.stop)
+        fit(part, callbacks=[watch])
     again = fit(part, callbacks=[resumed])
     complete = fit(config_of(name, folder))  # reads what the run left
     found = {

@@ -37,7 +37,7 @@ def train(config: Config, events: int = 0):
     """`fit`, interrupted at this event; the result or None, and the callback."""
     callback = Watch(events)
     try:
-        return fit(config, callbacks=[callback], stop=callback.stop), callback
+        return fit(config, callbacks=[callback]), callback
     except InterruptedRunError as error:
         assert error.exit_status == 143
         assert f"--workdir={config.workdir}" in str(error)

@@ -174,7 +174,7 @@ class Reports(StopAfter):
 def interrupt_and_resume(config: Config, disk: Disk) -> None:
     first = Reports(disk, events=4)  # two chunks, the epoch's end, and a chunk
     with contextlib.suppress(InterruptedRunError):
-        fit(config, callbacks=[first], stop=first.stop)
+        fit(config, callbacks=[first])
     disk.report(STEPS + 2)
     fit(config, callbacks=[Reports(disk)])
 

@@ -7,7 +7,6 @@ Trainer with arrays of several shardings and dtypes.
 import contextlib
 import json
 import re
-import signal
 import sys
 import tempfile
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import small
+from shared import StopAfter
 
 from mnist_jax.compiled_steps import Trainer
 from mnist_jax.compiler import use_device
@@ -26,7 +26,6 @@ from mnist_jax.errors import InterruptedRunError
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import MODELS
 from mnist_jax.parallel.mesh import make_mesh, sharded, to_host
-from mnist_jax.signals import Stop
 from mnist_jax.training import fit
 
 SPLIT = small.make_split(300, seed=0)
@@ -114,12 +113,11 @@ def examine(name: str) -> dict[str, Any]:
 
 def run(fields: dict[str, Any], *devices: int) -> dict[str, Any]:
     """The record of a run, whose parts run on these numbers of devices, one after the other."""
-    stop = Stop(signal.SIGTERM)  # a part ends after its first call
     with tempfile.TemporaryDirectory() as folder:
         fields = {**RUN, **fields, "workdir": Path(folder)}
         for count in devices[:-1]:
             with contextlib.suppress(InterruptedRunError):
-                fit(Config(devices=count, **fields), callbacks=[], stop=stop)
+                fit(Config(devices=count, **fields), callbacks=[StopAfter(1)])
         record = fit(Config(devices=devices[-1], **fields), callbacks=[]).record
     return {"devices": len(record["devices"]), "test_correct": record["test_correct"]}
 

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from shared import StopAfter
 
 from mnist_jax import Config, __main__, cli, fit, models, reporting
 from mnist_jax.atomic_io import digest_lines
@@ -22,7 +22,6 @@ from mnist_jax.errors import InterruptedRunError
 from mnist_jax.inference.restore import LoadedRun
 from mnist_jax.reporting import report
 from mnist_jax.runs.run_dir import read_config, read_result
-from mnist_jax.signals import Stop
 
 
 class Page:
@@ -136,10 +135,9 @@ def test_a_page_needs_nothing_but_itself_and_escapes_everything(runs, page_of, t
 
 
 def test_a_run_that_is_not_complete_has_a_page(config, page_of, tmp_path, capsys):
-    stop, run = Stop(), config(epochs=10, steps_per_call=5)
-    stop.signal = signal.SIGTERM  # ends it after one call
+    run = config(epochs=10, steps_per_call=5)
     with pytest.raises(InterruptedRunError):
-        fit(run, stop=stop)
+        fit(run, callbacks=[StopAfter(1)])
     page = page_of(folder := run.workdir)
     assert "logistic on digits, not complete" in page.text
     assert "trained for 5 steps" in page.text and "(epochs: 0 of 10)" in page.text
