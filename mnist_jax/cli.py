@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
+import jax
+
 from mnist_jax import errors
 from mnist_jax.errors import DeviceError, first_line
 
 Options = TypeVar("Options")
+PROCESS_FAILURES = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination service")
 # Other names of flags, from the habits of other programs.
 ALIASES = {"--lr": "--learning_rate", "--bs": "--batch_size", "--device": "--platform"}
 ALIASES |= {"--gpu": "--platform=gpu", "--cpu": "--platform=cpu", "--no-cuda": "--platform=cpu"}
@@ -118,7 +121,9 @@ def _status_and_line(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MemoryError) or errors.is_out_of_memory(error):
         advice = "use another --platform, or train with a smaller --batch_size or --seeds"
         return DeviceError.exit_status, f"error: out of memory ({first_line(error)}); {advice}"
-    if errors.is_process_failure(error):
+    # A collective that fails raises a JaxRuntimeError or, on a CPU, a ValueError.
+    is_failure = any(word in str(error) for word in PROCESS_FAILURES)
+    if jax.distributed.is_initialized() and is_failure:
         return DeviceError.exit_status, (
             f"error: another process has probably ended ({first_line(error)}); its output says "
             "why; the same commands with the run's folder as --workdir resume the run"

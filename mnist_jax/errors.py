@@ -89,20 +89,22 @@ def writing(what: object, flag: str) -> Iterator[None]:
         raise DeviceError(f"{problem}; {full}choose another {flag}") from error
 
 
+@contextlib.contextmanager
+def running(what: str) -> Iterator[None]:
+    """Turns any error of the user's own code, which runs inside, into a UsageError."""
+    try:
+        yield
+    except (MnistJaxError, MemoryError):
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"{what} fails: {problem}; --debug shows where") from error
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether XLA ran out of memory."""
     is_xla = isinstance(error, jax.errors.JaxRuntimeError)
     return is_xla and any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
-
-
-def is_process_failure(error: BaseException) -> bool:
-    """Whether a collective failed: JAX's error is a JaxRuntimeError or, on a CPU, a ValueError."""
-    words = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination service")
-    return (
-        jax.distributed.is_initialized()
-        and isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
-        and any(word in str(error) for word in words)
-    )
 
 
 def first_line(error: BaseException) -> str:

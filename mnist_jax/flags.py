@@ -118,7 +118,8 @@ class Flags:
     """Dropout rate of the hidden layers; 0 or more, below 1. None: the model's own."""
 
     activation: str | None = None
-    """Activation after each hidden layer of the MLP: relu or sigmoid. None: the model's own."""
+    """Activation after each hidden layer of the MLP: relu, sigmoid, tanh or gelu. None: the
+    model's own."""
 
     init_from: Path | None = None
     """Start from the parameters of a saved run, in this folder. None: random parameters."""

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from mnist_jax.errors import UsageError, first_line
+from mnist_jax.errors import UsageError, running
 from mnist_jax.ops.convolution import conv_general_dilated
 from mnist_jax.ops.dense import dot_general
 from mnist_jax.ops.pooling import max_pool_2x2
 
 NUM_CLASSES, IMAGE_SHAPE = 10, (28, 28, 1)  # of MNIST
-ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid}
+ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid, "tanh": nn.tanh, "gelu": nn.gelu}
 GLOROT = nn.initializers.glorot_uniform()
 dense = partial(nn.Dense, kernel_init=GLOROT, dot_general=dot_general)
 conv3x3 = partial(
@@ -135,16 +135,12 @@ def make_model(
     have = {field.name for field in dataclasses.fields(MODELS[name])}
     if missing := ", ".join(sorted(fields.keys() - have)):
         raise UsageError(f"the model {name!r} has no field {missing}; add it to the class")
-    try:
+    with running(f"the model {name!r} on images {list(image_shape)}"):
         model = MODELS[name](**fields)
         params, state = variable_shapes(model)
         x = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
         jax.eval_shape(partial(forward, model), params, state, x)  # as in evaluation
         _, (logits, new_state, _) = trace_training(model, params, state)
-    except Exception as error:  # of any kind: the code is the user's
-        problem = f"{type(error).__name__}: {first_line(error)}"
-        where = f"the model {name!r} fails on images {list(image_shape)}"
-        raise UsageError(f"{where}: {problem}; --debug shows where") from error
     if logits.shape != (2, num_classes):
         shapes = f"shape {logits.shape} for two images; logits have shape {(2, num_classes)}"
         raise UsageError(f"the model {name!r} returns {shapes}")

@@ -17,7 +17,7 @@ from mnist_jax.compiler import compute_dtype, enable_compilation_cache, use_devi
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, DataSpec, load_dataset
 from mnist_jax.data.dataset import hold_out
-from mnist_jax.errors import CheckpointError, MnistJaxError, UsageError, first_line
+from mnist_jax.errors import CheckpointError, UsageError, running
 from mnist_jax.fork import added_by, load_fork
 from mnist_jax.metrics import finite_members
 from mnist_jax.models import make_model
@@ -196,16 +196,8 @@ def _check_step(trainer: Trainer) -> None:
     fork, options = trainer.config.fork, trainer.config.options
     if not (fork or options) or jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         return
-    try:
+    with running(f"a step with {f'the fork {fork}' if fork else ' '.join(options)}"):
         trainer.trace_step()
-    except MnistJaxError:
-        raise
-    except Exception as error:  # of any kind: the code is the user's
-        problem = f"{type(error).__name__}: {first_line(error)}"
-        given = f"the fork {fork}" if fork else f"--options {' '.join(options)}"
-        raise UsageError(
-            f"a training step fails with {given}: {problem}; --debug shows where"
-        ) from error
 
 
 def _learned_nothing(config: Config, data: DataSpec, progress: Progress) -> list[str]:

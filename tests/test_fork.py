@@ -55,9 +55,9 @@ DATASETS["absent"] = lambda: open("absent.csv")
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ("optimizer", "a training step fails with the fork .*: TypeError: cannot update; --debug"),
+        ("optimizer", "a step with the fork .* fails: TypeError: cannot update; --debug"),
         ("augmentation", "KeyError: 'pixels'"),
-        ("model", 'the model .broken. fails on images .*: Dropout_0 needs PRNG for "dropout"'),
+        ("model", 'the model .broken. on images .* fails: .*Dropout_0 needs PRNG for "dropout"'),
         ("dataset", "the function of broken returns a list, no Dataset"),
         ("dataset=absent", "the data set 'absent' fails: FileNotFoundError: .*; --debug shows"),
         ("loss", r"the loss has shape \(\); it has a value for each example, \(100,\)"),

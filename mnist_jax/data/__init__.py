@@ -23,10 +23,10 @@ from mnist_jax.data.files import is_path, load_files
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
 from mnist_jax.errors import (
     DataError,
-    MnistJaxError,
     UsageError,
     first_line,
     print_warnings,
+    running,
     unknown_choice,
     writing,
 )
@@ -75,7 +75,8 @@ def load_dataset(
             raise UsageError(f"{name} takes no --manual_dir; {', '.join(SOURCES)} do; leave it out")
         folders["manual_dir"] = user_path(manual_dir)
     try:
-        found = load(**folders, **options)
+        with running(f"the data set {name!r}"):  # it may be a fork's
+            found = load(**folders, **options)
         if not isinstance(found, Dataset):  # of a fork
             raise UsageError(f"the function of {name} returns a {type(found).__name__}, no Dataset")
         return found
@@ -87,11 +88,6 @@ def load_dataset(
             ) from None
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error.reason}"
         return replace(_load("digits", user_path(data_dir)), warnings=(warning,))
-    except (MnistJaxError, MemoryError):
-        raise
-    except Exception as error:  # of any kind: the code may be a fork's
-        problem = f"{type(error).__name__}: {first_line(error)}"
-        raise UsageError(f"the data set {name!r} fails: {problem}; --debug shows where") from error
 
 
 def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:

@@ -64,7 +64,7 @@ class ReportWriter(Callback):
             page = run_page(load_run(result.workdir), self._dataset)
             write_page(result.workdir / REPORT, page)
         except Exception as error:  # of any kind: the run is complete
-            print_warnings([f"no report was written: {error!r}"])
+            print_warnings([f"no report was written: {type(error).__name__}: {error}"])
 
 
 class ReportFigure(NamedTuple):

@@ -174,7 +174,7 @@ class Half(LogisticRegression):
         (Half, "'odd' has arrays of bfloat16, which no checkpoint can hold; parameters are"),
         (Part, r"'odd' returns shape \(2, 5\) for two images; logits have shape \(2, 10\)"),
         (Fieldless, "'odd' has no field dtype, image_shape; add"),
-        (Failing, "'odd' fails on images .28, 28, 1.: TypeError: dot_general"),
+        (Failing, "'odd' on images .28, 28, 1. fails: TypeError: dot_general"),
         (Forgetful, "'odd' changes the structure of its state in training"),
     ],
 )

@@ -165,7 +165,7 @@ def test_training_writes_it(config, page_of, capsys):
     capsys.readouterr()
     fit(config, callbacks=reporting.make_callbacks(config))  # a failure is no failure of the run
     out, err = capsys.readouterr()
-    assert err.startswith("warning: no report was written: DeviceError('cannot write ")
+    assert err.startswith("warning: no report was written: DeviceError: cannot write ")
     assert out.splitlines()[-1].startswith("test accuracy: ")
 
 
