@@ -52,4 +52,4 @@ class StopAfter(Callback):
     def on_epoch_end(self, row):
         self.events -= 1
         if self.events == 0:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGUSR1)

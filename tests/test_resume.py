@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import signal
 import threading
 
 import pytest
@@ -39,7 +40,7 @@ def train(config: Config, events: int = 0):
     try:
         return fit(config, callbacks=[callback]), callback
     except InterruptedRunError as error:
-        assert error.exit_status == 143
+        assert error.exit_status == 128 + signal.SIGUSR1
         assert f"--workdir={config.workdir}" in str(error)
         return None, callback
 
