@@ -156,7 +156,9 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
 
 def comparison_page(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     """The content of the page of several runs, from the numbers in their folders."""
-    named = {f"{i} {run.config.model}": run for i, run in enumerate(runs, start=1)}
+    models = [run.config.model for run in runs]
+    names = [f"{i} {m}" if models.count(m) > 1 else m for i, m in enumerate(models, start=1)]
+    named = dict(zip(names, runs, strict=True))
     points = _grid_points(named)
     figures = []
     if curves := {name: run.rows for name, run in points.items() if run.rows}:
