@@ -65,7 +65,9 @@ def load_fork(path: str | Path) -> str:
             raise UsageError(f"the fork {path} fails in line {line}: {problem}") from error
         finally:
             added = {key: x for key, x in _entries().items() if before.get(key) is not x}
-            _register(before)  # in place of what the file replaced
+            for registry in REGISTRIES.values():
+                registry.clear()
+            _register(before)
         if taken := sorted(BUILT_IN & added.keys()):
             problem = f"the fork {path} replaces the {taken[0][0]} {taken[0][1]!r} of mnist_jax"
             raise UsageError(f"{problem}; give its own another name")

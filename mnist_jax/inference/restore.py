@@ -166,8 +166,9 @@ class Predictor:
         run, members, found, warnings = self._run, [], [], []
         shape = run.data.image_shape
         if images.shape[1:] != shape or not images.size or images.dtype != np.uint8:
-            takes = f"{run.folder} takes uint8 {('n', *shape)}; a picture becomes (28, 28, 1)"
-            raise UsageError(f"images is {images.dtype} {images.shape}; {takes}")
+            needed = f"{run.folder} is for uint8 (n, {', '.join(map(str, shape))})"
+            found = f"the images are {images.dtype} {images.shape}; {needed}, and pictures become"
+            raise UsageError(f"{found} (n, 28, 28, 1); use predict(RUN, array) in Python")
         size = min(self._batch_size, len(images))
         padding = -len(images) % size  # one shape, one program
         batches = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])

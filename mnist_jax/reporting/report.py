@@ -14,7 +14,7 @@ from mnist_jax import atomic_io
 from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config, group_by_point, member_label
 from mnist_jax.data import Dataset
-from mnist_jax.errors import print_warnings, writing
+from mnist_jax.errors import first_line, print_warnings, writing
 from mnist_jax.inference.flags import DataFlags, Runs, open_runs
 from mnist_jax.inference.restore import LoadedRun, Prediction, Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix, finite_members, select_members
@@ -64,7 +64,7 @@ class ReportWriter(Callback):
             page = run_page(load_run(result.workdir), self._dataset)
             write_page(result.workdir / REPORT, page)
         except Exception as error:  # of any kind: the run is complete
-            print_warnings([f"no report was written: {type(error).__name__}: {error}"])
+            print_warnings([f"no report was written: {first_line(error) or type(error).__name__}"])
 
 
 class ReportFigure(NamedTuple):
@@ -121,9 +121,10 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
     else:
         found = statistics.summarize(accuracies)
         accuracy, sentence = percent(found["mean"]), summary_text(found)
+    epochs = record["epochs"] if record else f"planned {config.epochs}"
     training = (
         f"{count_parameters(param_shapes(run.model)):,} parameters, trained for {run.step:,} steps "
-        f"with batches of {config.batch_size} images (epochs: {len(run.rows)} of {config.epochs})."
+        f"with batches of {config.batch_size} images (epochs: {epochs})."
     )
     shapes = [
         (name, kind, " × ".join(map(str, shape)), f"{count:,}")

@@ -103,7 +103,7 @@ def load_saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], lis
             continue
         warnings = [f"{problem}; {path.name} is used instead" for problem in damaged]
         return safetensors.numpy.load(data), rest, warnings
-    problem = "; ".join(damaged) or f"{folder} holds no checkpoint"
+    problem = "; ".join(damaged) or f"{folder} holds no checkpoint yet, or no more"
     raise CheckpointError(f"{problem}; restore one, or train again in another --workdir")
 
 

@@ -83,8 +83,9 @@ class RunDir:
             except Timeout as error:
                 problem = f"{self.folder} is in use by another process"
                 raise UsageError(f"{problem}; wait for it, or choose another") from error
-            for leftover in self.folder.rglob(".*.tmp"):  # of a write that was interrupted
-                leftover.unlink()
+            for place in (self.folder, self.checkpoints.folder):
+                for leftover in place.glob(".*.tmp"):  # of a write that was interrupted
+                    leftover.unlink()
         return names
 
     def close(self) -> None:

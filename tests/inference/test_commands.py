@@ -65,4 +65,4 @@ def test_a_run_without_its_checkpoints_is_an_error(places, copied, command):
     for folder in (places["cut"], whole):
         shutil.rmtree(folder / "checkpoints")
         status, _, err = command("evaluate", folder)
-        assert (status, "holds no checkpoint; restore one, or train again in" in err) == (4, True)
+        assert (status, "holds no checkpoint yet, or no more; restore one, or" in err) == (4, True)

@@ -131,7 +131,7 @@ def test_bad_files_get_lines_and_the_others_answers(runs, pictures, tmp_path, co
     with pytest.raises(DataError, match="no digit found"):
         predict(runs / "one", folder / "blank.png")
     for images in ([], np.zeros((2, 28, 28), np.uint8), np.zeros((2, 28, 28, 1))):
-        with pytest.raises(UsageError, match=r"one takes uint8 \('n', 28, 28, 1\)"):
+        with pytest.raises(UsageError, match=r"one is for uint8 \(n, 28, 28, 1\)"):
             predict(runs / "one", images)
 
 

@@ -56,7 +56,7 @@ def test_a_page_says_what_the_run_was(runs, page_of):
     for text in (
         f"logistic on digits {accuracy} test accuracy",
         f"Test images: {accuracy} ({correct}/360), 95 % interval ",
-        "trained for 42 steps with batches of 100 images (epochs: 3 of 3)",
+        "trained for 42 steps with batches of 100 images (epochs: 3)",
         f"{360 - correct} errors",
         "Learning curves", "Confusion matrix", "Most confident errors",
         "Weights of the first layer",
@@ -140,7 +140,7 @@ def test_a_run_that_is_not_complete_has_a_page(config, page_of, tmp_path, capsys
         fit(run, callbacks=[StopAfter(1)])
     page = page_of(folder := run.workdir)
     assert "logistic on digits, not complete" in page.text
-    assert "trained for 5 steps" in page.text and "(epochs: 0 of 10)" in page.text
+    assert "trained for 5 steps" in page.text and "(epochs: planned 10)" in page.text
     assert "Learning curves" not in page.text
     page = page_of(folder, folder, f"--output={tmp_path / 'two.html'}")
     assert "1 logistic - - 0 5 7,850" in page.text
@@ -165,7 +165,7 @@ def test_training_writes_it(config, page_of, capsys):
     capsys.readouterr()
     fit(config, callbacks=reporting.make_callbacks(config))  # a failure is no failure of the run
     out, err = capsys.readouterr()
-    assert err.startswith("warning: no report was written: DeviceError: cannot write ")
+    assert err.startswith("warning: no report was written: cannot write ")
     assert out.splitlines()[-1].startswith("test accuracy: ")
 
 
