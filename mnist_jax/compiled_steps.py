@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -61,10 +61,9 @@ class Steps(NamedTuple):
 
 def make_steps(
     model: nn.Module,
-    tx: optax.GradientTransformation,
+    make_tx: Callable[..., optax.GradientTransformation],
     mesh: Mesh,
     *,
-    make_tx: Any = None,
     train_size: int,
     batch_size: int,
     step_config: steps.StepConfig,
@@ -75,8 +74,8 @@ def make_steps(
     """The compiled functions of a run; each compiles when it is first called.
 
     Args:
+        make_tx: makes the run's optimizer, or one with other hyperparameters.
         mesh: from `mesh.make_mesh`.
-        make_tx: makes an optimizer like `tx` with other hyperparameters; see `steps.init_state`.
         train_size, batch_size: numbers of training images, in the split and per step.
         members: whether the arguments in `STACKED` are stacked by member.
         log_size: steps of a call whose values are returned; see `steps.train_steps`.
@@ -101,13 +100,18 @@ def make_steps(
         return jax.jit(over_members(function, is_stacked, mesh, sequential=sequential), **options)
 
     loop = gpu_loop if uses_gpu_loop(where) else steps
-    how = {"model": model, "step_config": step_config}
+    how, tx = {"model": model, "step_config": step_config}, make_tx()
+
+    def init_state(root_key: Any, hyperparams: Any, params: Any, model_state: Any) -> Any:
+        own_tx = make_tx(**hyperparams) if hyperparams else tx
+        return steps.init_state(root_key, params, model_state, **how, tx=own_tx)
+
     batches = {**how, "sharding": None if members else sharded(mesh)}
     train = {**batches, "tx": tx, "batch_size": batch_size, "log_size": log_size}
     # `init_state` runs once, and takes longer to optimize than to run.
     quick = {"xla_backend_optimization_level": 1} if where == "cpu" else None
     return Steps(
-        jit(partial(steps.init_state, **how, tx=tx, make_tx=make_tx), compiler_options=quick),
+        jit(init_state, compiler_options=quick),
         jit(partial(steps.epoch_permutation, size=train_size)),
         jit(partial(loop.train_steps, **train), donate_argnums=0),
         jit(partial(steps.eval_steps, **batches, batch_size=EVAL_BATCH_SIZE)),
@@ -147,12 +151,10 @@ class Trainer:
         splits = {name: split for name, split in splits.items() if split is not None}
         # The images and labels on the devices, as uint8; they are transferred once.
         self.train_split, self.eval_splits = put((dataset.train, splits), self._per_run)
-        make_tx = partial(make_optimizer, **config.optimizer_arguments(), steps=self.total_steps)
         self._steps = make_steps(
             model,
-            make_tx(),
+            partial(make_optimizer, **config.optimizer_arguments(), steps=self.total_steps),
             mesh,
-            make_tx=make_tx,
             train_size=train_size,
             batch_size=config.batch_size,
             step_config=steps.make_step_config(config),

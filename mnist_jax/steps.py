@@ -89,26 +89,19 @@ def make_step_config(config: Config) -> StepConfig:
 
 def init_state(
     root_key: jax.Array,
-    hyperparams: dict[str, jax.Array] | None = None,
     params: Any = None,
     model_state: Any = None,
     *,
     model: nn.Module,
     tx: optax.GradientTransformation,
-    make_tx: Callable[..., optax.GradientTransformation] | None = None,
     step_config: StepConfig = StepConfig(),
 ) -> TrainState:
-    """The state at step 0, from these parameters and model state, or else the model's own.
-
-    With `hyperparams`, such as a learning_rate, the optimizer's state is that of
-    `make_tx(**hyperparams)`, an optimizer like `tx`.
-    """
+    """The state at step 0, from these parameters and model state, or else the model's own."""
     initial = init_variables(model, derive_key(root_key, INIT, 0))
     params = initial[0] if params is None else params
     model_state = initial[1] if model_state is None else model_state
-    own_tx = make_tx(**hyperparams) if make_tx and hyperparams else tx
     ema = jax.tree.map(jnp.zeros_like, params) if step_config.ema_decay else None
-    return TrainState(jnp.zeros((), jnp.int32), params, model_state, own_tx.init(params), ema)
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, tx.init(params), ema)
 
 
 def to_input(image: jax.Array, *, normalize: bool) -> jax.Array:

@@ -67,9 +67,9 @@ def test_initial_parameters_have_the_same_bits_when_fully_optimized():
     """The initial state comes from a program that XLA optimizes less, to compile faster."""
     key, tx, model = jax.random.key(3), optax.adam(1e-3), MODELS["mlp"]()
     sizes = {"train_size": 1, "batch_size": 1, "step_config": steps.StepConfig()}
-    quick = compiled_steps.make_steps(model, tx, MESH, **sizes).init_state
+    quick = compiled_steps.make_steps(model, lambda: tx, MESH, **sizes).init_state
     full = jax.jit(partial(steps.init_state, model=model, tx=tx))
-    jax.tree.map(np.testing.assert_array_equal, quick(key), full(key))
+    jax.tree.map(np.testing.assert_array_equal, quick(key, {}, None, None), full(key))
 
 
 @pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}, {"ema_decay": 0.9, "seeds": 2}])

@@ -55,11 +55,12 @@ def programs_of(
     if platform is None:  # refuses a precision that the device does not have
         compiler.compute_dtype(job.precision, mesh.devices.flat[0])
     config, model = config_of(job), model_of(job)
-    tx = make_optimizer(**config.optimizer_arguments(), steps=1)
-    how: dict[str, Any] = {"model": model, "tx": tx, "step_config": steps.make_step_config(config)}
+    make_tx = partial(make_optimizer, **config.optimizer_arguments(), steps=1)
+    how: dict[str, Any] = {"model": model, "step_config": steps.make_step_config(config)}
     sizes: dict[str, Any] = {"train_size": job.train_size, "batch_size": job.batch_size}
     sizes |= {"members": job.seeds is not None, "platform": platform}
-    return how, make_steps(mesh=mesh, **how, **sizes)
+    programs = make_steps(mesh=mesh, make_tx=make_tx, **how, **sizes)
+    return {**how, "tx": make_tx()}, programs
 
 
 def compile_steps(
