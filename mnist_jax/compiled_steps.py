@@ -18,7 +18,7 @@ from mnist_jax.compiler import compiler_options
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset
 from mnist_jax.data.batches import num_batches
-from mnist_jax.errors import first_line, is_out_of_memory
+from mnist_jax.errors import first_line, is_out_of_memory, running
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import count_parameters, param_shapes
 from mnist_jax.ops import malloc
@@ -176,11 +176,15 @@ class Trainer:
         """Shapes and dtypes of the state; computes nothing."""
         return jax.eval_shape(self._steps.init_state, self.keys, self._grid(), None, None)
 
-    def trace_step(self) -> None:
-        """Traces a training step without compiling it, so that an error in its code is raised."""
-        order = jax.eval_shape(self._steps.epoch_permutation, self.keys, 0)
-        args = self.state_shapes(), Metrics.zeros(self._members), self.train_split, order
-        self._steps.train_steps.trace(*args, self.keys, 0, 1)
+    def check_step(self) -> None:
+        """Traces a training step; UsageError: the fork or its options fail in it."""
+        fork, options = self.config.fork, self.config.options
+        if not (fork or options) or jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        with running(f"a step with {f'the fork {fork}' if fork else ' '.join(options)}"):
+            order = jax.eval_shape(self._steps.epoch_permutation, self.keys, 0)
+            args = self.state_shapes(), Metrics.zeros(self._members), self.train_split, order
+            self._steps.train_steps.trace(*args, self.keys, 0, 1)
 
     def _grid(self) -> dict[str, np.ndarray]:
         """The hyperparameters that differ between members, (members,) float32 each."""

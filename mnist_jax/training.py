@@ -17,7 +17,7 @@ from mnist_jax.compiler import compute_dtype, enable_compilation_cache, use_devi
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, DataSpec, load_dataset
 from mnist_jax.data.dataset import hold_out
-from mnist_jax.errors import CheckpointError, UsageError, running
+from mnist_jax.errors import CheckpointError, UsageError
 from mnist_jax.fork import added_by, load_fork
 from mnist_jax.metrics import finite_members
 from mnist_jax.models import make_model
@@ -92,7 +92,7 @@ def fit(
         log = distributed.broadcast(_overridden(callbacks, "on_steps"))
         trainer = Trainer(model, dataset, config, mesh, log=log)
         if not is_complete:
-            _check_step(trainer)
+            trainer.check_step()
         where = environment.describe(device)
         if jax.process_count() > 1:
             facts = {name: where[name] for name in (*environment.PACKAGES, "platform", "devices")}
@@ -190,15 +190,6 @@ def _unused_fork(config: Config) -> list[str]:
         return []
     found = ", ".join(f"--{flag}={name}" for flag, name in flags)
     return [f"the run uses nothing that {config.fork} adds; it adds {found}"]
-
-
-def _check_step(trainer: Trainer) -> None:
-    """Traces a training step, which fails if a fork or its options do; raises UsageError."""
-    fork, options = trainer.config.fork, trainer.config.options
-    if not (fork or options) or jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
-        return
-    with running(f"a step with {f'the fork {fork}' if fork else ' '.join(options)}"):
-        trainer.trace_step()
 
 
 def _learned_nothing(config: Config, data: DataSpec, progress: Progress) -> list[str]:
