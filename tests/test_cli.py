@@ -100,7 +100,7 @@ def test_the_overview_names_every_command(capsys):
         (["--options", "gama=3"], 2, "have no argument gama; leave gama of --options out"),
         (["--options", "name=x"], 2, "have no argument name"),  # a field of every Flax module
         (["--options", "a={[1]: 2}"], 2, "have no argument a;"),
-        (["--optimizer=adamw", "--options", "b1=0,9"], 2, "fails with --options b1=0,9: Type"),
+        (["--optimizer=adamw", "--options", "b1=0,9"], 2, "a step with b1=0,9 fails: TypeError"),
         (["--coordinator=a:70000", "--num_processes=2", "--process_id=0"], 2, "below 65536"),
         (["--log_steps"], 2, "--log_steps logs into --tensorboard; give both"),
         (["--momentum=0.9"], 2, "the model 'logistic', the optimizer 'adam', the loss "),
