@@ -94,10 +94,9 @@ def fit(
         if not is_complete:
             trainer.check_step()
         where = environment.describe(device)
-        if jax.process_count() > 1:
-            facts = {name: where[name] for name in (*environment.PACKAGES, "platform", "devices")}
-            facts["data"] = data._replace(class_names=())
-            distributed.check_same({**config.hyperparameters(), **facts})
+        facts = {name: where[name] for name in (*environment.PACKAGES, "platform", "devices")}
+        facts["data"] = data._replace(class_names=())
+        distributed.check_same({**config.hyperparameters(), **facts})
         warnings += [*_unused_fork(config), *dataset.warnings]
         if config.precision == "bfloat16" and device.platform == "cpu":
             warnings.append("bfloat16 on a CPU is slower than float32; only its accuracy is real")
