@@ -111,18 +111,15 @@ class TrainLoop:
         for name, metrics in evaluated.items():  # sums can overflow where no step did
             if not np.any(np.isfinite(metrics.loss_sum)):
                 raise NonFiniteError(f"the {name} loss is not finite after step {step}")
-        row = {
-            "epoch": epoch,
-            "step": step,
-            **results.metrics_row(evaluated),
+        row, progress.evaluation = results.evaluation(evaluated)
+        times = {
             "train_s": progress.train_s,
             "eval_s": trainer.seconds["eval_s"] - eval_s,
             "images_per_s": int(np.sum(progress.metrics.count)) / progress.train_s,
         }
-        progress.rows.append(row)
-        progress.evaluation = results.evaluation(evaluated)
+        progress.rows.append({"epoch": epoch, "step": step, **row, **times})
         progress.epoch, progress.batch, progress.train_s = epoch, 0, 0.0
-        progress.metrics = Metrics.zeros(self.trainer.config.num_members)
+        progress.metrics = Metrics.zeros(trainer.config.num_members)
 
     def _check_finite(self, metrics: Metrics) -> None:
         """Ends the run if `steps.train_step` found a NaN or infinity in every member."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from mnist_jax.metrics import NEVER, Metrics, finite_mask, finite_members
 from mnist_jax.metrics import mean_over_members as mean
-from mnist_jax.runs.results import metrics_row
+from mnist_jax.runs.results import evaluation
 
 ROW = {"epoch": 1, "train/loss": [0.5, None, 0.3], "test/loss": [0.4, 0.1, None]}
 ROW |= {"test/accuracy": [0.9, 0.1, 0.8], "train_s": 2.0}
@@ -30,7 +30,7 @@ def test_means_are_divided_once_by_the_number_of_examples_in_float64():
 def test_an_ensemble_has_a_number_per_member_and_none_for_a_loss_that_is_not_finite():
     two = jax.tree.map(lambda *leaves: jnp.stack(leaves), sums(3, 1, 2), sums(np.nan, 2, 2))
     merged = Metrics.zeros(2).merge(two)
-    row = metrics_row({"train": sums(np.inf, 1, 2), "test": merged})
+    row, _ = evaluation({"train": sums(np.inf, 1, 2), "test": merged})
     losses = {"train/loss": None, "test/loss": [1.5, None]}
     assert row == {**losses, "train/accuracy": 0.5, "test/accuracy": [0.5, 1]}
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(merged)]

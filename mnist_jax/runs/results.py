@@ -16,25 +16,22 @@ from mnist_jax.runs.checkpoint import Progress, names_of
 from mnist_jax.runs.statistics import mean_text, percent, summarize
 
 
-def metrics_row(found: Mapping[str, Metrics]) -> dict[str, Any]:
-    """Loss and accuracy of each split, such as "test/loss"; None for a loss that is not finite."""
+def evaluation(found: Mapping[str, Metrics]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metrics of an epoch by split, for a line of metrics.jsonl and for result.json.
+
+    The line has each loss, None if it is not finite, and accuracy, such as "test/loss". The result
+    has the accuracies, and the counts of all splits but the training split.
+    """
     row: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, metrics in found.items():
         loss = np.asarray(metrics.loss)
         row[f"{name}/loss"] = np.where(np.isfinite(loss), loss, np.array(None)).tolist()
-        row[f"{name}/accuracy"] = metrics.accuracy
-    return row
-
-
-def evaluation(found: Mapping[str, Metrics]) -> dict[str, Any]:
-    """The accuracy of each split, and the counts of all but the training split."""
-    values: dict[str, Any] = {}
-    for name, metrics in found.items():
-        values[f"{name}_accuracy"] = metrics.accuracy
+        row[f"{name}/accuracy"] = result[f"{name}_accuracy"] = metrics.accuracy
         if name != "train":
-            values[f"{name}_correct"] = np.asarray(metrics.correct).tolist()
-            values[f"{name}_count"] = int(np.max(metrics.count))
-    return values
+            result[f"{name}_correct"] = np.asarray(metrics.correct).tolist()
+            result[f"{name}_count"] = int(np.max(metrics.count))
+    return row, result
 
 
 def diverged_warning(labels: Sequence[str]) -> str:
