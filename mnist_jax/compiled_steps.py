@@ -67,7 +67,6 @@ def make_steps(
     train_size: int,
     batch_size: int,
     step_config: steps.StepConfig,
-    members: bool = False,
     log_size: int = 0,
     platform: str | None = None,
 ) -> Steps:
@@ -75,13 +74,13 @@ def make_steps(
 
     Args:
         make_tx: makes the run's optimizer, or one with other hyperparameters.
-        mesh: from `mesh.make_mesh`.
+        mesh: from `mesh.make_mesh`; its axis is "members" where arguments in `STACKED` are stacked.
         train_size, batch_size: numbers of training images, in the split and per step.
-        members: whether the arguments in `STACKED` are stacked by member.
         log_size: steps of a call whose values are returned; see `steps.train_steps`.
         platform: cpu, gpu or tpu, that the functions are lowered for; None for that of the mesh.
     """
     where = platform or mesh.devices.flat[0].platform
+    members = "members" in mesh.axis_names
     # On a CPU a step of the MLP already fills the cores: `vmap` gains nothing and costs cache
     # misses, and convolutions with a kernel each are slow. A step of logistic regression is too
     # small to fill them.
@@ -158,7 +157,6 @@ class Trainer:
             train_size=train_size,
             batch_size=config.batch_size,
             step_config=steps.make_step_config(config),
-            members=self._members is not None,
             log_size=self.steps_per_epoch if log else 0,
         )
         self._options = partial(compiler_options, device, deterministic=config.deterministic)

@@ -58,8 +58,7 @@ def programs_of(
     make_tx = partial(make_optimizer, **config.optimizer_arguments(), steps=1)
     how: dict[str, Any] = {"model": model, "step_config": steps.make_step_config(config)}
     sizes: dict[str, Any] = {"train_size": job.train_size, "batch_size": job.batch_size}
-    sizes |= {"members": job.seeds is not None, "platform": platform}
-    programs = make_steps(mesh=mesh, make_tx=make_tx, **how, **sizes)
+    programs = make_steps(mesh=mesh, make_tx=make_tx, **how, **sizes, platform=platform)
     return {**how, "tx": make_tx()}, programs
 
 
