@@ -8,7 +8,7 @@ import numpy as np
 from mnist_jax import atomic_io
 from mnist_jax.errors import CheckpointError
 from mnist_jax.inference.flags import DataFlags, RunFolder
-from mnist_jax.inference.restore import Predictor, dataset_of, load_run
+from mnist_jax.inference.restore import LoadedRun, Predictor, dataset_of, load_run
 from mnist_jax.runs import run_dir
 
 TOLERANCE = 0.001  # share of images whose answer rounding may change
@@ -25,20 +25,26 @@ class Verify(DataFlags):
         """Prints a line per check; raises CheckpointError if one fails. Changes nothing."""
         folder = atomic_io.user_path(self.folder)
         run_dir.read_config(folder)
-        checks = {"files": _files, "checkpoints": _checkpoints, "accuracy": self._accuracy}
-        for name, check in checks.items():
-            try:
-                found = check(folder)
-            except (CheckpointError, atomic_io.IntegrityError, OSError) as error:
-                problem = f"{folder} differs from what its run wrote: {name}: {error}"
-                raise CheckpointError(f"{problem}; restore the run from a copy") from error
-            print(f"{name:12s}{found}", flush=True)
+        try:
+            print(f"files       {_files(folder)}", flush=True)
+            paths = sorted((folder / "checkpoints").glob("*.safetensors"))
+            for path in paths:
+                atomic_io.read_verified(path)
+            run = load_run(folder)
+            intact = f"{len(paths)} match their digests"
+            print(f"checkpoints {intact}; the newest is at step {run.step:,}", flush=True)
+            print(f"accuracy    {self._accuracy(run)}")
+        except (CheckpointError, atomic_io.IntegrityError, OSError) as error:
+            problem = f"{folder} differs from what its run wrote: {error}"
+            raise CheckpointError(f"{problem}; restore the run from a copy") from error
         print("OK")
 
-    def _accuracy(self, folder: Path) -> str:
-        run = load_run(folder)
+    def _accuracy(self, run: LoadedRun) -> str:
         if (record := run.record) is None:
             return "not recorded yet"
+        if run.step != record["steps"]:
+            gone = f"the checkpoint of step {record['steps']:,} is gone"
+            raise CheckpointError(f"{gone}; the newest is of step {run.step:,}")
         test = dataset_of(run, data_dir=self.data_dir, manual_dir=self.manual_dir).test
         prediction = Predictor(run, self.platform)(test.image)
         correct = (prediction.log_probabilities.argmax(2) == test.label).sum(1)
@@ -50,8 +56,8 @@ class Verify(DataFlags):
         found += f", recorded: {', '.join(map(str, recorded))}"
         if np.abs(correct - recorded).max() > TOLERANCE * record["test_count"]:
             raise CheckpointError(found)
-        then = run_dir.read_environment(folder)
-        where = f"jax {then.get('jax')} on {then.get('device')} ({then.get('instruction_set')})"
+        then = record["environment"]
+        where = f"jax {then['jax']} on {then['device']} ({then['instruction_set']})"
         return f"{found}; the run used {where}, which may round differently"
 
 
@@ -63,14 +69,3 @@ def _files(folder: Path) -> str:
         if name != run_dir.FORK or path.exists():
             atomic_io.read_verified(path, folder / run_dir.MANIFEST)
     return f"all match {run_dir.MANIFEST}"
-
-
-def _checkpoints(folder: Path) -> str:
-    paths = sorted((folder / "checkpoints").glob("*.safetensors"))
-    for path in paths:
-        atomic_io.read_verified(path)
-    run = load_run(folder)
-    if run.record is not None and run.step != run.record["steps"]:
-        gone = f"that of step {run.record['steps']:,} is gone; the newest is of step {run.step:,}"
-        raise atomic_io.IntegrityError(gone)
-    return f"{len(paths)} match their digests; the newest is at step {run.step:,}"
