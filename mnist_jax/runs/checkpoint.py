@@ -53,14 +53,6 @@ class Progress:
         """Updates done."""
         return (self.rows[-1]["step"] if self.rows else 0) + self.batch
 
-    def arrays(self) -> dict[str, Any]:
-        """The tree of arrays in it."""
-        return {"state": self.state, "metrics": self.metrics}
-
-    def metadata(self) -> dict[str, Any]:
-        """The rest, as JSON can hold it."""
-        return {name: value for name, value in vars(self).items() if name not in self.arrays()}
-
 
 def names_of(tree: Any) -> dict[str, Any]:
     """The tree's leaves by their paths, such as "state/params/dense1/kernel"."""
@@ -164,8 +156,10 @@ class CheckpointManager:
         """Waits for the previous save, copies the arrays (NumPy's), and starts to write them."""
         self.wait_until_finished()
         # Copies: on a CPU `device_get` may give views of buffers that the next step reuses.
-        arrays = {name: np.array(leaf) for name, leaf in names_of(progress.arrays()).items()}
-        metadata = {"format": str(FORMAT_VERSION), "rest": json.dumps(progress.metadata())}
+        rest = dict(vars(progress))
+        tree = {name: rest.pop(name) for name in ("state", "metrics")}
+        arrays = {name: np.array(leaf) for name, leaf in names_of(tree).items()}
+        metadata = {"format": str(FORMAT_VERSION), "rest": json.dumps(rest)}
         name = f"epoch-{progress.epoch:04d}-step-{progress.step:08d}.safetensors"
         self._pending = self._writer.submit(self._write, self.folder / name, arrays, metadata)
         self._saved_at = time.monotonic()
