@@ -82,10 +82,7 @@ def load_dataset(
         return found
     except UnreachableError as error:
         if name != "auto":
-            raise DataError(
-                f"{error}; download the four files by hand and pass --manual_dir=DIR, "
-                "or use --dataset=digits"
-            ) from None
+            raise
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error.reason}"
         return replace(_load("digits", user_path(data_dir)), warnings=(warning,))
 

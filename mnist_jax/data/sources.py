@@ -26,7 +26,8 @@ class UnreachableError(DataError):
     """A file cannot be downloaded: no network, an error status, a broken connection."""
 
     def __init__(self, url: str, reason: str):
-        super().__init__(f"cannot download {url}: {reason}")
+        advice = "download the four files and pass --manual_dir=DIR, or use --dataset=digits"
+        super().__init__(f"cannot download {url}: {reason}; {advice}")
         self.reason = reason
 
 
