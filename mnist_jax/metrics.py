@@ -80,7 +80,7 @@ def select_members(row: Mapping[str, Any], indices: Sequence[int]) -> dict[str, 
     return {**row, **{name: [value[i] for i in indices] for name, value in lists.items()}}
 
 
-def mean_over_members(row: Mapping[str, Any], name: str) -> float:
-    """The mean of a metric over the members that are finite; NaN if none is."""
-    values = finite_members(row)[name]
-    return sum(values) / len(values) if values else math.nan
+def member_means(row: Mapping[str, Any]) -> dict[str, float]:
+    """A line of metrics.jsonl with the means over the members that are finite; NaN if none is."""
+    values = finite_members(row)
+    return {name: sum(v) / len(v) if v else math.nan for name, v in values.items()}

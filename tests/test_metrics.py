@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_jax.metrics import NEVER, Metrics, finite_mask, finite_members
-from mnist_jax.metrics import mean_over_members as mean
+from mnist_jax.metrics import NEVER, Metrics, finite_mask, finite_members, member_means
 from mnist_jax.runs.results import evaluation
 
 ROW = {"epoch": 1, "train/loss": [0.5, None, 0.3], "test/loss": [0.4, 0.1, None]}
@@ -41,8 +40,8 @@ def test_members_that_diverged_are_excluded_and_a_single_network_is_one_member()
     assert finite_mask(ROW) == [True, False, False]
     finite = finite_members(ROW)
     assert (finite["train/loss"], finite["test/accuracy"]) == ([0.5], [0.9])
-    assert mean(ROW, "test/accuracy") == 0.9
+    assert member_means(ROW)["test/accuracy"] == 0.9
     row = {"epoch": 1, "test/loss": 0.25, "test/accuracy": 0.5}
     assert finite_members(row)["test/loss"] == [0.25]
-    assert mean(row, "test/accuracy") == 0.5
-    assert math.isnan(mean({**row, "test/loss": None}, "test/accuracy"))
+    assert member_means(row)["test/accuracy"] == 0.5
+    assert math.isnan(member_means({**row, "test/loss": None})["test/accuracy"])

@@ -19,7 +19,7 @@ from mnist_jax.callbacks import Callback, Result
 from mnist_jax.config import Config, group_by_point
 from mnist_jax.data import DATASETS, Dataset
 from mnist_jax.errors import print_warnings
-from mnist_jax.metrics import NEVER, Metrics, mean_over_members, select_members
+from mnist_jax.metrics import NEVER, Metrics, member_means, select_members
 from mnist_jax.models import count_parameters, layers, param_shapes
 from mnist_jax.runs.results import accuracy_line
 from mnist_jax.runs.run_dir import REPORT
@@ -111,8 +111,7 @@ class Display(Callback):
         epochs = str(self.config.epochs)
         number = f"{row['epoch']:>{len(epochs)}}/{epochs}"
         for label, indices in group_by_point(self.config.members()).items():
-            part = select_members(row, indices)
-            means = {name: mean_over_members(part, name) for name in part}
+            means = member_means(select_members(row, indices))
             cells = "".join(_cell(means[f"{s}/loss"], means[f"{s}/accuracy"]) for s in found)
             line = f"epoch {number}{cells}{row['train_s'] + row['eval_s']:>8.1f} s  {label}"
             print(line.rstrip())

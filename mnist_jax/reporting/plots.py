@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
-from mnist_jax.metrics import finite_members, mean_over_members
+from mnist_jax.metrics import finite_members, member_means
 from mnist_jax.runs.statistics import percent
 
 Rows = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
@@ -144,7 +144,7 @@ def accuracy_against_time(runs: Mapping[str, Rows]) -> Figure:
 
 def _curve(axes: Axes, x: Any, rows: Rows, name: str, *, label: str = "", **line: Any) -> Any:
     """Draws a metric's mean over the finite members, and their range; returns the colour."""
-    mean = [mean_over_members(row, name) for row in rows]
+    mean = [member_means(row)[name] for row in rows]
     if label:
         label += f" {percent(mean[-1])}" if name.endswith("accuracy") else f" {mean[-1]:#.3g}"
     marker = {"marker": "o" if len(rows) == 1 else "", "markersize": 4}

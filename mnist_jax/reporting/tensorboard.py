@@ -10,7 +10,7 @@ from tensorboardX import SummaryWriter
 from mnist_jax.callbacks import Callback
 from mnist_jax.config import Config, group_by_point, member_label
 from mnist_jax.data import Dataset
-from mnist_jax.metrics import mean_over_members, select_members
+from mnist_jax.metrics import member_means, select_members
 
 
 class TensorBoard(Callback):
@@ -30,10 +30,8 @@ class TensorBoard(Callback):
         """Writes each number of the row; for seeds the mean of the finite ones, for a grid each."""
         values: dict[str, float] = {}
         for label, indices in group_by_point(self._config.members()).items():
-            part = select_members(row, indices)
-            for name in part:
-                tag = f"{name}/{label}" if label and "/" in name else name
-                values[tag] = mean_over_members(part, name)
+            for name, mean in member_means(select_members(row, indices)).items():
+                values[f"{name}/{label}" if label and "/" in name else name] = mean
         for tag in filter(lambda tag: math.isfinite(values[tag]), values):
             self._writer.add_scalar(tag, values[tag], row["step"])
         self._writer.flush()
