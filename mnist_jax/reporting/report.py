@@ -111,16 +111,13 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
     config, record, label = run.config, run.record or {}, dataset.test.label
     prediction = Predictor(run, platform)(dataset.test.image)
     answers, points = prediction.log_probabilities.argmax(2), _grid_points({"": run})
-    accuracies = (answers == label).mean(1).tolist()  # of the members
+    found = statistics.summarize((answers == label).mean(1).tolist())  # of the members
+    accuracy, sentence = percent(found["mean"]), summary_text(found)
     if config.grid:
-        accuracy = f"{percent(min(accuracies), '')} to {percent(max(accuracies))}"
-        sentence = f"{accuracy} from the worst to the best of {len(accuracies)} networks"
+        accuracy = f"{percent(found['worst'], '')} to {percent(found['best'])}"
+        sentence = f"{accuracy} from the worst to the best of {found['n']} networks"
     elif config.num_members is None:
-        found = statistics.accuracy(answers[0], label)
-        accuracy, sentence = percent(found["accuracy"]), accuracy_text(found)
-    else:
-        found = statistics.summarize(accuracies)
-        accuracy, sentence = percent(found["mean"]), summary_text(found)
+        sentence = accuracy_text(statistics.accuracy(answers[0], label))
     epochs = record["epochs"] if record else f"planned {config.epochs}"
     training = (
         f"{count_parameters(param_shapes(run.model)):,} parameters, trained for {run.step:,} steps "

@@ -90,15 +90,14 @@ def accuracy_line(record: dict[str, Any]) -> str:
     """The last line of a run: `test accuracy: 92.55 % (9255/10000)`. For a grid, a line each."""
     if "statistics" in record:
         return f"test accuracy: {mean_text(record['statistics']['test_accuracy'])}"
-    correct, count = record["test_correct"], record["test_count"]
-    if "members" in record:
-        labels = list(map(member_label, record["members"]))
-        notes = (label + " (diverged)" * (label in record["diverged"]) for label in labels)
-        return "\n".join(
-            f"test accuracy: {percent(c / count)} ({c}/{count}) {note}"
-            for c, note in zip(correct, notes, strict=True)
-        )
-    return f"test accuracy: {percent(correct / count)} ({correct}/{count})"
+    labels = map(member_label, record.get("members", [{}]))  # "" for a single network
+    notes = (label + " (diverged)" * (label in record.get("diverged", ())) for label in labels)
+    correct, count = np.ravel(record["test_correct"]).tolist(), record["test_count"]
+    lines = (
+        f"test accuracy: {percent(c / count)} ({c}/{count}) {note}".rstrip()
+        for c, note in zip(correct, notes, strict=True)
+    )
+    return "\n".join(lines)
 
 
 def params_sha256(params: Any) -> str:
