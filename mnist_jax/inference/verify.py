@@ -35,8 +35,9 @@ class Verify(DataFlags):
             print(f"checkpoints {intact}; the newest is at step {run.step:,}", flush=True)
             print(f"accuracy    {self._accuracy(run)}")
         except (CheckpointError, atomic_io.IntegrityError, OSError) as error:
-            problem = f"{folder} differs from what its run wrote: {error}"
-            raise CheckpointError(f"{problem}; restore the run from a copy") from error
+            advice = "" if isinstance(error, CheckpointError) else "; restore the run from a copy"
+            problem = f"{folder} differs from what its run wrote: {error}{advice}"
+            raise CheckpointError(problem) from error
         print("OK")
 
     def _accuracy(self, run: LoadedRun) -> str:
@@ -44,7 +45,7 @@ class Verify(DataFlags):
             return "not recorded yet"
         if run.step != record["steps"]:
             gone = f"the checkpoint of step {record['steps']:,} is gone"
-            raise CheckpointError(f"{gone}; the newest is of step {run.step:,}")
+            raise atomic_io.IntegrityError(f"{gone}; the newest is of step {run.step:,}")
         test = dataset_of(run, data_dir=self.data_dir, manual_dir=self.manual_dir).test
         prediction = Predictor(run, self.platform)(test.image)
         correct = (prediction.log_probabilities.argmax(2) == test.label).sum(1)
@@ -55,7 +56,7 @@ class Verify(DataFlags):
             return f"{found}, as recorded"
         found += f", recorded: {', '.join(map(str, recorded))}"
         if np.abs(correct - recorded).max() > TOLERANCE * record["test_count"]:
-            raise CheckpointError(found)
+            raise atomic_io.IntegrityError(found)
         then = record["environment"]
         where = f"jax {then['jax']} on {then['device']} ({then['instruction_set']})"
         return f"{found}; the run used {where}, which may round differently"
