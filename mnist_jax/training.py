@@ -209,11 +209,11 @@ def _load(
 
     def load() -> None:
         nonlocal found
-        arrays, _, warnings = load_saved(folder)
+        arrays, _, _ = load_saved(folder)
         if (step := int(np.max(arrays["state/step"]))) != record["steps"]:
             problem = f"{folder} ended at step {record['steps']}; its checkpoint is of step {step}"
             advice = "restore the newest, or remove result.json and repeat the command"
-            raise CheckpointError("; ".join([*warnings, problem, advice]))
+            raise CheckpointError(f"{problem}; {advice}")
         found = variables_of(arrays, config, model)
 
     distributed.on_primary(load)
@@ -252,4 +252,5 @@ def _initial(
     try:
         return jax.tree.map(stack, initial, needed)
     except ValueError as error:
-        raise UsageError(f"the initial parameters are not those of the model: {error}") from error
+        problem = f"the initial parameters are not those of the model ({error})"
+        raise UsageError(f"{problem}, or of another number of networks (--seeds)") from error

@@ -58,6 +58,8 @@ class Ensemble(DataFlags):
 
     def run(self) -> None:
         """Prints the accuracy of single members and of the ensemble."""
+        if len(set(self.folders)) < len(self.folders):
+            raise UsageError("a run is named twice; name each once")
         runs = open_runs(self.folders)
         dataset = dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
         answers = [Predictor(run, self.platform)(dataset.test.image) for run in runs]

@@ -92,7 +92,7 @@ class Draw(PlatformFlags):
             predictor = Predictor(run, self.platform)
             print_warnings(predictor(np.zeros((1, *IMAGE_SHAPE), np.uint8)).warnings)  # compiles
             accuracy = accuracy_line(run.record) if run.record else "not complete"
-            accuracy = accuracy.replace("\n", "; ")
+            accuracy = "several networks" if "\n" in accuracy else accuracy
             text = f"{run.config.model} trained on {run.data.name}, {accuracy}"
             address, port = listening.getsockname()
             here = "127.0.0.1" if address == "0.0.0.0" else address

@@ -63,9 +63,7 @@ def _files_of(path: Path) -> list[Path]:
         return [path]
     formats = Image.registered_extensions() | {".heic": FORMATS[0]}  # an error, not silence
     named = (file for file in sorted(path.glob("[!.]*")) if os.path.isfile(file))  # noqa: PTH113
-    if files := [file for file in named if formats.get(file.suffix.lower()) in FORMATS]:
-        return files
-    raise DataError(f"{path} holds no picture")
+    return [file for file in named if formats.get(file.suffix.lower()) in FORMATS] or [path]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,8 @@ class Predict(PlatformFlags):
         """Prints an answer or an error for each picture; a DataError follows if any has none."""
         folder, paths = self._run_and_pictures()
         (run,) = open_runs([folder])
-        print_warnings((run.record or {}).get("warnings", ()))  # such as other data than MNIST
+        for text in (run.record or {}).get("warnings", ()):  # such as other data than MNIST
+            print_warnings([f"when {folder} was trained: {text}"])
         predictor, failed = Predictor(run, self.platform), 0
         print_warnings(predictor(np.zeros((1, *IMAGE_SHAPE), np.uint8)).warnings)  # compiles
         for number, path in enumerate(paths, 1):

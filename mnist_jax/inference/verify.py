@@ -64,7 +64,7 @@ class Verify(DataFlags):
 
 def _files(folder: Path) -> str:
     if run_dir.read_result(folder) is None:  # checks the digest of result.json
-        return "the run is incomplete and has no manifest yet"
+        return "no manifest: the run is not complete, or save_run saved it"
     for name in (run_dir.CONFIG, run_dir.ENVIRONMENT, run_dir.METRICS, run_dir.FORK):
         path = folder / name
         if name != run_dir.FORK or path.exists():

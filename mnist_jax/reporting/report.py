@@ -118,10 +118,10 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
         sentence = f"{accuracy} from the worst to the best of {found['n']} networks"
     elif config.num_members is None:
         sentence = accuracy_text(statistics.accuracy(answers[0], label))
-    epochs = record["epochs"] if record else f"planned {config.epochs}"
+    epochs = f"epochs: {record['epochs']}" if record else f"of {config.epochs} epochs"
     training = (
         f"{count_parameters(param_shapes(run.model)):,} parameters, trained for {run.step:,} steps "
-        f"with batches of {config.batch_size} images (epochs: {epochs})."
+        f"with batches of {config.batch_size} images ({epochs})."
     )
     shapes = [
         (name, kind, " × ".join(map(str, shape)), f"{count:,}")
@@ -160,7 +160,7 @@ def comparison_page(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     points = _grid_points(named)
     figures = []
     if curves := {name: run.rows for name, run in points.items() if run.rows}:
-        caption = "One point per epoch. The time is that of training alone, on a logarithmic scale."
+        caption = "One point per epoch. The time is that of training, of all networks of a run."
         time = "time", "Accuracy against training time", plots.accuracy_against_time(curves)
         figures = [curves_figure(curves), ReportFigure(*time, caption)]
     commands = [run.config.command_line() for run in runs]
@@ -186,7 +186,7 @@ def _grid_points(runs: Mapping[str, LoadedRun]) -> dict[str, LoadedRun]:
 
 def curves_figure(runs: Mapping[str, plots.Rows]) -> ReportFigure:
     """Loss and accuracy by epoch."""
-    caption = "Train is measured during an epoch (with dropout, if any), test after it."
+    caption = "Train is measured during an epoch, with dropout and augmentation; test after it."
     if any(np.size(rows[0]["test/loss"]) > 1 for rows in runs.values()):
         caption += " Lines are means over the seeds; the shade spans all of them."
     return ReportFigure("curves", "Learning curves", plots.learning_curves(runs), caption)

@@ -100,7 +100,7 @@ class RunDir:
         if changed:
             what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
             command = f"{before[0].command_line()} --workdir={shlex.quote(str(self.folder))}"
-            raise UsageError(f"{what}; choose another --workdir, or resume it with: {command}")
+            raise UsageError(f"{what}; choose another --workdir, or repeat its command: {command}")
 
     def write_environment(self, record: dict[str, Any], allow_code_change: bool) -> list[str]:
         """Writes environment.json, with those of earlier starts; returns a warning of changes.
@@ -190,7 +190,7 @@ def read_config(folder: Path) -> tuple[Config, DataSpec]:
         raise UsageError(f"{folder} holds no run; name a folder that train.py made") from error
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         problem = f"{path} is not the config of a run ({error})"
-        raise CheckpointError(f"{problem}; choose another folder") from error
+        raise CheckpointError(f"{problem}; restore it, or choose another folder") from error
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

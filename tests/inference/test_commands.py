@@ -25,12 +25,11 @@ def places(runs, copied, pictures, tmp_path) -> dict[str, Path]:
     ("words", "status", "message"),
     [
         ("predict {run}", 2, "no picture is named"),
-        ("predict {run} {empty}", 3, "empty holds no picture"),
         ("predict {run} {picture} --platform=tpu", 6, "no device for --platform=tpu"),
         ("predict {run} {picture} --device=TPUU", 2, "did you mean tpu?"),
         ("predict {run} {picture} --save_preprocessed={run}/config.json", 6, "cannot write"),
         ("predict nowhere {picture}", 2, "nowhere is neither a run nor a picture"),
-        ("predict {picture} {run}", 3, "one holds no picture"),
+        ("ensemble {run} {run}", 2, "a run is named twice"),
         ("evaluate nowhere", 2, "nowhere holds no run"),
         ("evaluate {run} --dataset=mnits", 2, "did you mean mnist"),
         ("export {run} --member=7", 2, "member is 7; the networks are 0 (seed 5)"),

@@ -140,7 +140,7 @@ def test_a_run_that_is_not_complete_has_a_page(config, page_of, tmp_path, capsys
         fit(run, callbacks=[StopAfter(1)])
     page = page_of(folder := run.workdir)
     assert "logistic on digits, not complete" in page.text
-    assert "trained for 5 steps" in page.text and "(epochs: planned 10)" in page.text
+    assert "trained for 5 steps" in page.text and "(of 10 epochs)" in page.text
     assert "Learning curves" not in page.text
     page = page_of(folder, folder, f"--output={tmp_path / 'two.html'}")
     assert "1 logistic - - 0 5 7,850" in page.text

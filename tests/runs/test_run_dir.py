@@ -51,7 +51,9 @@ def test_a_folder_in_use_or_of_other_things_is_refused_and_half_written_files_re
 def test_another_run_and_a_foreign_config_are_refused_and_stay(config):
     RunDir(config.workdir, config, DATA).close()
     before = (config.workdir / "config.json").read_bytes()
-    with pytest.raises(UsageError, match=r"differs in seed .was 1234, now 5..*resume it.*run"):
+    with pytest.raises(
+        UsageError, match=r"differs in seed .was 1234, now 5..*repeat its command.*run"
+    ):
         fit(dataclasses.replace(config, seed=5))
     assert (config.workdir / "config.json").read_bytes() == before
     (config.workdir / "config.json").rename(foreign := config.workdir.parent / "config.json")
