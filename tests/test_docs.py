@@ -40,7 +40,7 @@ def blocks(page: str, language: str = "python") -> list[str]:
 def make_place(folder: Path) -> str:
     """A folder with the runs and pictures that the pages name; also a home."""
     data_dir = folder / ".cache" / "mnist_jax"
-    for name, seeds in {"RUN": None, "runs/ten": 2}.items():
+    for name, seeds in {"RUN": None, "runs/cnn": None, "runs/ten": 2}.items():
         options = {"dataset": "digits", "data_dir": data_dir, "workdir": folder / name}
         fit(Config(model="logistic", max_steps=3, seeds=seeds, **options))
     shutil.copytree(folder / "RUN", folder / "runs" / "mine")
