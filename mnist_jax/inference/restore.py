@@ -167,8 +167,8 @@ class Predictor:
         shape = run.data.image_shape
         if images.shape[1:] != shape or not images.size or images.dtype != np.uint8:
             needed = f"{run.folder} is for uint8 (n, {', '.join(map(str, shape))})"
-            found = f"the images are {images.dtype} {images.shape}; {needed}, and pictures become"
-            raise UsageError(f"{found} (n, 28, 28, 1); use predict(RUN, array) in Python")
+            given = f"the images are {images.dtype} {images.shape}; {needed}, and pictures become"
+            raise UsageError(f"{given} (n, 28, 28, 1); use predict(RUN, array) in Python")
         size = min(self._batch_size, len(images))
         padding = -len(images) % size  # one shape, one program
         batches = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
