@@ -69,6 +69,8 @@ class Config(Flags):
                 if not allowed(value):
                     raise UsageError(f"{name} is {value!r}; allowed is {legal}; change --{name}")
         self._check_arguments()
+        if self.seed + (self.seeds or 1) > 2**32:
+            raise UsageError(f"seeds is {self.seeds}; seed + seeds may be up to 4294967296")
         explicit = self.coordinator not in (None, "auto")
         if [self.num_processes is not None, self.process_id is not None] != [explicit, explicit]:
             raise UsageError(

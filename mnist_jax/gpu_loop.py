@@ -48,7 +48,10 @@ def train_steps(
     sharding: NamedSharding | None = None,
     log_size: int = 0,
 ) -> tuple[TrainState, Metrics, dict[str, jax.Array]]:
-    """As `steps.train_steps`, but `steps` is a Python int, and the log has as many entries."""
+    """As `steps.train_steps`, but `steps` is a Python int.
+
+    With a `log_size` other than 0 the log has an entry for each step.
+    """
     size, start = split.label.shape[0], state.step
 
     @jax.vmap

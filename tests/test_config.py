@@ -96,6 +96,8 @@ def test_a_value_that_is_not_allowed_is_refused_in_one_line(field, values, messa
 
 
 def test_fields_are_checked_together_and_paths_when_they_are_resolved():
+    with pytest.raises(UsageError, match="up to 4294967296"):
+        Config(seed=2**32 - 1, seeds=2)
     with pytest.raises(UsageError, match="process_id is 2; allowed is 0 to 1"):
         Config(coordinator="a:1", num_processes=2, process_id=2)
 

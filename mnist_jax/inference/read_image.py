@@ -49,6 +49,8 @@ def read_image(path: str | Path) -> np.ndarray:
     except Image.UnidentifiedImageError as error:
         allowed = ", ".join(FORMATS)
         raise DataError(f"{path} is not a picture; allowed are {allowed}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise many types
         raise DataError(f"{path} cannot be decoded: {error}") from error
     return np.asarray(picture, np.float32)

@@ -96,7 +96,7 @@ def load_saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], lis
         warnings = [f"{problem}; {path.name} is used instead" for problem in damaged]
         return safetensors.numpy.load(data), rest, warnings
     problem = "; ".join(damaged) or f"{folder} holds no checkpoint yet, or no more"
-    raise CheckpointError(f"{problem}; restore one, or repeat the training command")
+    raise CheckpointError(f"{problem}; restore one, or train again in another --workdir")
 
 
 def stacked_shapes(config: Config, model: nn.Module) -> tuple[Any, Any]:

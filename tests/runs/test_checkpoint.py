@@ -105,6 +105,6 @@ def test_a_damaged_checkpoint_is_named_and_replaced_and_the_one_before_it_used(m
     for step in (2, 3, 4):
         damage(step)
     with pytest.raises(
-        CheckpointError, match=r"step-00000002.* is damaged .*; restore one, or repeat"
+        CheckpointError, match=r"step-00000002.* is damaged .*; restore one, or train again"
     ):
         load_saved(manager.folder.parent)
