@@ -43,4 +43,6 @@ def make(run: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     make(Path(sys.argv[1]))
