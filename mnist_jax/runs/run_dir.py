@@ -142,7 +142,11 @@ class RunDir:
         if not has_trained and not any(self.checkpoints.folder.glob("*.safetensors")):
             return None
         arrays, metadata, warnings = load_saved(self.folder)
-        return fill(template, arrays), metadata, warnings
+        try:
+            return fill(template, arrays), metadata, warnings
+        except CheckpointError as error:  # of another optimizer, or of `save_run`
+            advice = f"start a new run from it with --init_from={shlex.quote(str(self.folder))}"
+            raise CheckpointError(f"{error}, so it cannot resume; {advice}") from error
 
     def finish(self, record: dict[str, Any]) -> None:
         """Writes the digests of all files, and then result.json, which marks the run complete."""
