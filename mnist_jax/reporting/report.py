@@ -253,7 +253,8 @@ def _result_table(points: Mapping[str, LoadedRun]) -> Table:
         times = (f"{run.seconds.get(key, 0.0):,.1f}" for key in ("train_s", "total_s"))
         rows.append((name, *accuracy, *size, *times))
     columns = "run", "test accuracy", "sd", "seeds", "steps", "parameters"
-    return Table("Results", (*columns, "training, s", "total, s"), rows)
+    shared = "; the points of a grid share its time" * any(r.config.grid for r in points.values())
+    return Table(f"Results{shared}", (*columns, "training, s", "total, s"), rows)
 
 
 def _config_table(columns: Mapping[str, Config], commands: Sequence[str]) -> Table:

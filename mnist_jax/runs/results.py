@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnist_jax.config import Config, member_label
+from mnist_jax.config import Config, group_by_point, member_label
 from mnist_jax.data import DataSpec
 from mnist_jax.metrics import Metrics, finite_mask
 from mnist_jax.models import count_parameters
@@ -87,16 +87,21 @@ def record(
 
 
 def accuracy_line(record: dict[str, Any]) -> str:
-    """The last line of a run: `test accuracy: 92.55 % (9255/10000)`. For a grid, a line each."""
-    if "statistics" in record:
-        return f"test accuracy: {mean_text(record['statistics']['test_accuracy'])}"
-    labels = map(member_label, record.get("members", [{}]))  # "" for a single network
-    notes = (label + " (diverged)" * (label in record.get("diverged", ())) for label in labels)
+    """The last line of a run: `test accuracy: 92.55 % (9255/10000)`, or the mean of its seeds.
+
+    For a grid, a line for each point.
+    """
+    lines, members = [], record.get("members", [{}])
     correct, count = np.ravel(record["test_correct"]).tolist(), record["test_count"]
-    lines = (
-        f"test accuracy: {percent(c / count)} ({c}/{count}) {note}".rstrip()
-        for c, note in zip(correct, notes, strict=True)
-    )
+    finite = [member_label(member) not in record.get("diverged", ()) for member in members]
+    for label, indices in group_by_point(members).items():
+        if record.get("seeds") is None:
+            (i,) = indices
+            text = f"{percent(correct[i] / count)} ({correct[i]}/{count})"
+            text += " diverged" * (not finite[i])
+        else:
+            text = mean_text(summarize([correct[i] / count for i in indices if finite[i]]))
+        lines.append(f"test accuracy: {text}" + f", {label}" * bool(label))
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ import pytest
 from shared import rows_of
 
 from mnist_jax import Callback, fit, load_dataset, models
+from mnist_jax.config import group_by_point
 from mnist_jax.errors import NonFiniteError
 from mnist_jax.runs.results import accuracy_line
 
@@ -42,8 +43,8 @@ def test_each_member_equals_the_run_of_its_values(config, tmp_path, fields, grid
     assert len({*record["params_sha256"]}) == len(record["members"]) == len(labels)
     if grid:
         assert "statistics" not in record  # other recipes have no common mean
-        lines = accuracy_line(record).splitlines()
-        assert [line.partition(") ")[2] for line in lines] == labels
+        lines, points = accuracy_line(record).splitlines(), group_by_point(record["members"])
+        assert [line.partition("), ")[2] for line in lines] == [*points]
 
 
 def test_the_record_holds_each_member_and_their_statistics(config):
@@ -61,6 +62,12 @@ def test_the_record_holds_each_member_and_their_statistics(config):
     assert all(len(rows[0][f"{name}/loss"]) == 3 for name in ("train", "validation", "test"))
     percent = f"{100 * found['mean']:.2f} % mean of 3 seeds, sd {100 * found['sd']:.2f}"
     assert accuracy_line(record) == f"test accuracy: {percent}"
+    grid = [{"learning_rate": rate, "seed": seed} for rate in (0.1, 0.2) for seed in (7, 8)]
+    values = {"test_correct": [5, 7, 6, 8], "test_count": 10}
+    diverged = ["learning_rate 0.1, seed 7"]
+    found = accuracy_line({**values, "members": grid, "seeds": 2, "diverged": diverged})
+    assert "70.00 % mean of 1 seed, learning_rate 0.1\n" in found
+    assert found.endswith("70.00 % mean of 2 seeds, sd 14.14, learning_rate 0.2")
 
 
 class Fragile(models.LogisticRegression):
@@ -89,7 +96,7 @@ def test_a_member_that_diverges_is_excluded_and_if_all_do_the_run_ends(config, m
     assert record["statistics"]["test_accuracy"]["n"] == 6 - len(diverged)
     grid = {"seeds": None, "learning_rate": [0.1, 1e38], "workdir": config().workdir / "grid"}
     [good, bad] = accuracy_line(fit(config(**grid)).record).splitlines()
-    assert bad.endswith(" learning_rate 1e+38, seed 1234 (diverged)") and "diverged" not in good
+    assert bad.endswith(" diverged, learning_rate 1e+38") and "diverged" not in good
     assert "NaN" not in (result.workdir / "metrics.jsonl").read_text()
 
 

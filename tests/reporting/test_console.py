@@ -86,12 +86,13 @@ def test_members_are_shown_by_their_mean_and_statistics(tmp_path, capsys):
     display.on_epoch_end({**ROW, **row, "test/loss": [1.0] * 3, "test/accuracy": [0.5] * 3})
     assert "1.5000  70.00 %" in capsys.readouterr().out  # without the diverged one
     found = {"n": 2, "mean": 0.5, "sd": 0.01, "ci95": [0.4, 0.6], "best": 0.51, "worst": 0.49}
-    record = RECORD | {"members": [], "statistics": {"test_accuracy": found}}
+    counts = {"seeds": 2, "members": [{"seed": 1}, {"seed": 2}], "test_correct": [180, 198]}
+    record = RECORD | counts | {"statistics": {"test_accuracy": found}}
     display.on_train_end(Result({}, {}, record, tmp_path))
     out = capsys.readouterr().out
     assert "test        50.00 % mean of 2 seeds, sd 1.00, 95 % interval 40.00 to 60.00\n" in out
     assert "            best 51.00, worst 49.00\n" in out
-    assert out.endswith("test accuracy: 50.00 % mean of 2 seeds, sd 1.00\n")
+    assert out.endswith("test accuracy: 52.50 % mean of 2 seeds, sd 3.54\n")
 
 
 def test_a_grid_has_a_line_for_each_point_and_no_mean(tmp_path, capsys):
