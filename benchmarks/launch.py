@@ -206,7 +206,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "batch_size": _several("images a training step", [100], int),
     "precision": _several("precision of products", ["float32"], choices=PRECISIONS),
     "platform": _one("device; auto: the best JAX finds", "auto", choices=PLATFORMS),
-    "repeats": _one("samples of each case, at most 1.5 s of them; or seeds", 60, int),
+    "repeats": _one("samples of each case, at most; in time_to_accuracy, seeds", 60, int),
     "launches": _one("processes that measure each case", 1, int),
     "rounds": _one("how often everything runs", 9, int),
     "mode": _several("how steps are called", ["many", "one"], choices=MODES),
@@ -255,6 +255,7 @@ def main(
     kinds = argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
     form = type("Help", kinds, {})
     parser = argparse.ArgumentParser(description=doc, formatter_class=form, allow_abbrev=False)
+    parser.prog = f"python -m benchmarks.{Path(sys.argv[0]).stem}".removesuffix(".__main__")
     for name in names.split():
         parser.add_argument(name if name == "files" else f"--{name}", **FLAGS[name])
     parser.set_defaults(**DEFAULTS | defaults)

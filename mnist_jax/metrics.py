@@ -41,7 +41,7 @@ class Metrics:
 
     @property
     def loss(self) -> Any:
-        """Mean loss in nats: a float, or a list with one per member. Waits for the device."""
+        """Mean loss: a float, or a list with one per member. Waits for the device."""
         return self._mean(self.loss_sum)
 
     @property

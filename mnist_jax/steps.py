@@ -3,9 +3,9 @@
 `jax.jit` traces everything here. Model, optimizer and step config are keyword arguments, bound
 before tracing; arrays are positional.
 
-Every random draw has its own key: `derive_key` folds the root key with the purpose of the draw and
-its place (an epoch or a step). So a run can be stopped anywhere and resumed to the same bits, and
-the number of steps per call changes nothing.
+Every random draw has its own key: `derive_key` folds the purpose of the draw and its place (an
+epoch or a step) into the root key. So a run can be stopped anywhere and resumed to the same bits,
+and the number of steps per call changes nothing.
 """
 
 import dataclasses

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Distortion:
-    """A random affine map for each image; each amount is drawn uniformly."""
+    """A random affine map for each image: uniform shifts and angles, log-uniform scales."""
 
     shift: float = 0.0  # pixels along each axis, at most, in either direction
     rotation: float = 0.0  # degrees, at most, in either direction
