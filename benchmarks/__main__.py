@@ -2,7 +2,7 @@
 
     python -m benchmarks [--budget_minutes=13] [--only step roofline]
 
-Parts run in order of value until the budget is spent. With --output a folder gets what it lacks.
+Parts run in order of value until the budget is spent. --output=FOLDER completes an earlier card.
 """
 
 import argparse

@@ -39,7 +39,7 @@ _added: dict[str, Entries] = {}  # by the SHA-256 of a fork's file
 def load_fork(path: str | Path) -> str:
     """Runs a file that adds names to the registries; returns its SHA-256.
 
-    A content runs once in a process; loading it again restores its names.
+    The same content runs once in a process; loading it again restores its names.
 
     Raises UsageError if the file cannot be read, running it raises an exception, or it replaces a
     name of the package, which other runs of the process need.

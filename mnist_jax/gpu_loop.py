@@ -125,7 +125,7 @@ def cast_dtypes(model: nn.Module, params: Any, model_state: Any) -> Any:
     """A tree like the parameters: the dtype to which the model casts each; None without a cast.
 
     The model uses such a leaf only in this cast. So it computes the same from the leaf in that
-    dtype, and the same gradient. Vectors are left out: other kernels cast them on the way.
+    dtype, and the same gradient. Vectors are excluded: other kernels cast them on the way.
     """
     jaxpr = trace_training(model, params, model_state)[0].jaxpr
     structure, dtypes = jax.tree.structure(params), []

@@ -72,11 +72,11 @@ class Draw(PlatformFlags):
     comes with mnist_jax."""
 
     host: str = "127.0.0.1"
-    """Address to listen at. 127.0.0.1: for this machine alone. 0.0.0.0: for all that reach it. The
-    server hides nothing of the model: whoever reaches the address gets answers."""
+    """Address to listen on. 127.0.0.1: for this machine alone. 0.0.0.0: for every machine that can
+    reach this one; there is no password."""
 
     port: int = 8000
-    """Port to listen at. 0: any that is free."""
+    """Port to listen on. 0: any that is free."""
 
     def run(self) -> None:
         """Prints the page's address once the model is compiled, and serves until Ctrl-C."""
@@ -85,7 +85,7 @@ class Draw(PlatformFlags):
         try:
             listening = socket.create_server((self.host, self.port))
         except (OSError, ValueError) as error:
-            problem = f"cannot listen at {self.host!r}, port {self.port} ({error})"
+            problem = f"cannot listen on {self.host!r}, port {self.port} ({error})"
             raise UsageError(f"{problem}; choose another --host or --port") from error
         with listening:
             (run,) = open_runs([self.folder or PRETRAINED])
