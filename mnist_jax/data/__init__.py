@@ -164,7 +164,7 @@ class PrepareData:
     """Folder where data sets are kept."""
 
     manual_dir: Path | None = None
-    """Folder with the data set's four original .gz files, for a machine without network."""
+    """Folder with the data set's four original .gz files, for a machine without a network."""
 
     def run(self) -> None:
         """Loads the data set and prints its size and source."""

@@ -44,7 +44,7 @@ class DataFlags(PlatformFlags):
     """Folder where data sets are kept. None: the run's."""
 
     manual_dir: Path | None = None
-    """Folder with the data set's four original .gz files, for a machine without network."""
+    """Folder with the data set's four original .gz files, for a machine without a network."""
 
 
 def open_runs(folders: Sequence[Path]) -> list[LoadedRun]:

@@ -1,4 +1,4 @@
-"""The 3×3 convolution: XLA's on GPU and TPU, Winograd's on a CPU; a plain sum for one channel.
+"""The 3×3 convolution: Winograd's on a CPU, XLA's elsewhere; one channel is summed on CPU and CUDA.
 
 XLA's CPU convolutions are slow in training, above all the gradient of the kernel and anything in a
 loop. Its matrix products are fast, and `winograd` turns a convolution into them.
