@@ -42,7 +42,6 @@ def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0)
     def command() -> None:
         malloc.tune_glibc()
         config = cli.parse(Config, argv, prog=prog, description=TRAIN).resolve()
-        distributed.initialize(config.coordinator, config.num_processes, config.process_id)
         fit(config, import_s=import_s)
         jax.distributed.shutdown()
 

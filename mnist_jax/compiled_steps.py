@@ -20,7 +20,7 @@ from mnist_jax.data import Dataset
 from mnist_jax.data.batches import num_batches
 from mnist_jax.errors import first_line, is_out_of_memory, running
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import count_parameters, param_shapes
+from mnist_jax.models import check_storable, count_parameters, param_shapes
 from mnist_jax.ops import malloc
 from mnist_jax.optimizer import ema_params, make_optimizer
 from mnist_jax.parallel import distributed
@@ -175,13 +175,15 @@ class Trainer:
         return jax.eval_shape(self._steps.init_state, self.keys, self._grid(), None, None)
 
     def check_step(self) -> None:
-        """Traces a training step; UsageError: the fork or its options fail in it."""
+        """Traces a training step; UsageError: the fork, its options or the optimizer fail in it."""
+        state = self.state_shapes()
+        check_storable(state.opt_state, f"the state of the optimizer {self.config.optimizer!r}")
         fork, options = self.config.fork, self.config.options
         if not (fork or options) or jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
             return
         with running(f"a step with {f'the fork {fork}' if fork else ' '.join(options)}"):
             order = jax.eval_shape(self._steps.epoch_permutation, self.keys, 0)
-            args = self.state_shapes(), Metrics.zeros(self._members), self.train_split, order
+            args = state, Metrics.zeros(self._members), self.train_split, order
             self._steps.train_steps.trace(*args, self.keys, 0, 1)
 
     def _grid(self) -> dict[str, np.ndarray]:

@@ -28,8 +28,10 @@ FORMAT_VERSION = 3  # of config.json and of a run's folder
 
 # Keyword arguments of the model, the optimizer or the loss, with defaults of their own.
 ARGUMENTS = ("hidden_sizes", "dropout", "activation", "momentum", "weight_decay", "label_smoothing")
-FROM_DATA = ("dtype", "image_shape", "num_classes")  # fields of a model that no flag sets
-ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):\d{1,5}")
+# Fields of a model, and arguments of functions, that the package sets.
+FROM_DATA = ("dtype", "image_shape", "num_classes", "name", "parent")
+RESERVED = ("name", "learning_rate", "schedule", "steps", "data_dir", "manual_dir")
+ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):[1-9]\d{0,4}")
 GRID = ("learning_rate", "weight_decay")  # may have several values: a network for each
 PATHS = ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile", "fork", "init_from")
 CHOICES: dict[str, Collection[str]] = {
@@ -69,7 +71,7 @@ class Config(Flags):
                 if not allowed(value):
                     raise UsageError(f"{name} is {value!r}; allowed is {legal}; change --{name}")
         self._check_arguments()
-        if self.seed + (self.seeds or 1) > 2**32:
+        if int(self.seed) + int(self.seeds or 1) > 2**32:  # those of NumPy would overflow
             raise UsageError(f"seeds is {self.seeds}; seed + seeds may be up to 4294967296")
         explicit = self.coordinator not in (None, "auto")
         if [self.num_processes is not None, self.process_id is not None] != [explicit, explicit]:
@@ -138,7 +140,9 @@ class Config(Flags):
         values = {n: part[n] for part in parts for n in ARGUMENTS if part.get(n) is not None}
         values |= {n: preset[n] for n in preset if n not in ARGUMENTS or any(n in p for p in parts)}
         values |= {name: value for name, value in vars(self).items() if value is not None}
-        values |= {n: v for n, v in self.option_values().items() if n in ARGUMENTS and n in RULES}
+        values |= {
+            n: v for n, v in self.option_values().items() if n in ARGUMENTS and n in RULES | CHOICES
+        }
         return dataclasses.replace(self, **{n: _plain(n, value) for n, value in values.items()})
 
     def model_arguments(self, data: DataSpec) -> dict[str, Any]:
@@ -258,7 +262,7 @@ def keywords(function: Callable[..., Any]) -> dict[str, Any]:
 
     By name, with their defaults; None for a keyword argument without one.
     """
-    hidden = (*FROM_DATA, "name", "parent") if inspect.isclass(function) else ()  # Flax's own
+    hidden = FROM_DATA if inspect.isclass(function) else RESERVED
     return {
         p.name: None if p.default is p.empty else p.default
         for p in inspect.signature(function).parameters.values()
@@ -303,7 +307,7 @@ RULES: dict[str, Rule] = {
     **{f.name: SWITCH for f in dataclasses.fields(Flags) if isinstance(f.default, bool)},
     "coordinator": (
         lambda a: a == "auto" or (ADDRESS.fullmatch(str(a)) and int(a.rpartition(":")[2]) < 2**16),
-        "auto or HOST:PORT, with a port below 65536",
+        "auto or HOST:PORT, with a port from 1 to 65535",
     ),
     "seed": (lambda n: _is_int(n, 0, 2**32 - 1), "0 to 4294967295"),
     "seeds": (lambda n: _is_int(n, 1, 100_000), "a whole number, 1 to 100000"),

@@ -1,9 +1,11 @@
 """A fork's file: Python that adds models, optimizers, losses, data sets and so on by name."""
 
+import contextlib
 import hashlib
 import sys
 import traceback
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,18 @@ BUILT_IN = frozenset(_entries())
 _added: dict[str, Entries] = {}  # by the SHA-256 of a fork's file
 
 
+@contextlib.contextmanager
+def keep_names() -> Iterator[Entries]:
+    """Restores the registries at the end: a run that is read must not leave its fork's names."""
+    before = _entries()
+    try:
+        yield before
+    finally:
+        for registry in REGISTRIES.values():
+            registry.clear()
+        _register(before)
+
+
 def load_fork(path: str | Path) -> str:
     """Runs a file that adds names to the registries; returns its SHA-256.
 
@@ -51,23 +65,19 @@ def load_fork(path: str | Path) -> str:
         raise UsageError(f"cannot read the fork {path}: {error.strerror}") from error
     digest = hashlib.sha256(source).hexdigest()
     if digest not in _added:
-        before = _entries()
         module = types.ModuleType(f"fork_{digest[:8]}")
         module.__file__ = str(path)
         sys.modules[module.__name__] = module  # dataclasses look their module up
-        try:
-            exec(compile(source, path, "exec"), module.__dict__)
-        except (Exception, SystemExit) as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-            line = lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
-            problem = f"{type(error).__name__}: {first_line(error)}"
-            raise UsageError(f"the fork {path} fails in line {line}: {problem}") from error
-        finally:
+        with keep_names() as before:
+            try:
+                exec(compile(source, path, "exec"), module.__dict__)
+            except (Exception, SystemExit) as error:
+                frames = traceback.extract_tb(error.__traceback__)
+                lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+                line = lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
+                problem = f"{type(error).__name__}: {first_line(error)}"
+                raise UsageError(f"the fork {path} fails in line {line}: {problem}") from error
             added = {key: x for key, x in _entries().items() if before.get(key) is not x}
-            for registry in REGISTRIES.values():
-                registry.clear()
-            _register(before)
         if taken := sorted(BUILT_IN & added.keys()):
             problem = f"the fork {path} replaces the {taken[0][0]} {taken[0][1]!r} of mnist_jax"
             raise UsageError(f"{problem}; give its own another name")

@@ -147,10 +147,16 @@ def make_model(
     if jax.tree.structure(new_state) != jax.tree.structure(state):
         problem = f"the model {name!r} changes the structure of its state in training"
         raise UsageError(f"{problem}; sow into 'intermediates' or 'losses'")
-    if odd := [x.dtype for x in jax.tree.leaves((params, state)) if x.dtype.kind == "V"]:
-        problem = f"the model {name!r} has arrays of {odd[0]}, which no checkpoint can hold"
-        raise UsageError(f"{problem}; parameters are float32, and dtype is for computing")
+    check_storable((params, state), f"the model {name!r}")
     return model
+
+
+def check_storable(tree: Any, owner: str) -> None:
+    """Raises UsageError if a leaf has a dtype that no checkpoint can hold: bfloat16, a key."""
+    for dtype in (leaf.dtype for leaf in jax.tree.leaves(tree)):
+        if getattr(dtype, "kind", "V") == "V":
+            problem = f"{owner} has arrays of {dtype}, which no checkpoint can hold"
+            raise UsageError(f"{problem}; keep them in float32, or a key as its key data")
 
 
 def init_variables(model: nn.Module, key: jax.Array) -> tuple[Any, Any]:

@@ -69,11 +69,10 @@ class TrainLoop:
         while (done := self.progress.epoch * steps_per_epoch) < last_step:
             self._epoch(min(steps_per_epoch, last_step - done))
             row = self.progress.rows[-1]
-            must_save = row["step"] == last_step or self.trainer.config.checkpoint_every == 0
             # On an accelerator an epoch can be shorter than the write of a checkpoint.
             is_saving = distributed.on_primary(lambda: self.run_dir.checkpoints.is_saving())
             distributed.on_primary(lambda: self.run_dir.write_metrics(self.progress.rows))
-            if must_save or not is_saving:
+            if row["step"] == last_step or not is_saving:
                 self.save()
             for callback in self.callbacks:
                 callback.on_epoch_end(row)

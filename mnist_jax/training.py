@@ -17,15 +17,15 @@ from mnist_jax.compiler import compute_dtype, enable_compilation_cache, use_devi
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, DataSpec, load_dataset
 from mnist_jax.data.dataset import hold_out
-from mnist_jax.errors import CheckpointError, UsageError
-from mnist_jax.fork import added_by, load_fork
+from mnist_jax.errors import CheckpointError, UsageError, first_line
+from mnist_jax.fork import added_by, keep_names, load_fork
 from mnist_jax.metrics import finite_members
 from mnist_jax.models import make_model
 from mnist_jax.parallel import distributed
 from mnist_jax.parallel.mesh import make_mesh, select_devices, to_host
 from mnist_jax.runs import environment, results
 from mnist_jax.runs.checkpoint import Progress, load_saved, stacked_shapes, variables_of
-from mnist_jax.runs.run_dir import RunDir, has_result, make_default_folder, read_config
+from mnist_jax.runs.run_dir import RunDir, has_begun, has_result, make_default_folder, read_config
 from mnist_jax.runs.statistics import percent
 from mnist_jax.signals import catch_signals
 from mnist_jax.train_loop import TrainLoop
@@ -44,8 +44,8 @@ def fit(
     The parameters of the last epoch are the result: the test images choose nothing. Given the
     `workdir` of an interrupted run, `fit` resumes from its newest checkpoint, to the same bits.
 
-    After `jax.distributed.initialize`, all processes must call this with the same config. They
-    train one run together; process 0 writes its folder.
+    With a `coordinator`, or after `jax.distributed.initialize`, all processes must call this with
+    the same config. They train one run together; process 0 writes its folder.
 
     In the main thread, a signal of `signals.NAMES` ends the training early, with a checkpoint.
 
@@ -70,6 +70,7 @@ def fit(
     """
     started = time.perf_counter() - import_s
     config = config.resolve()
+    distributed.initialize(config.coordinator, config.num_processes, config.process_id)
     fork = None if config.fork is None else load_fork(config.fork)
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(use_device(config.platform, config.precision))
@@ -88,7 +89,8 @@ def fit(
         data, dtype = dataset.spec, compute_dtype(config.precision, device)
         model = make_model(**config.model_arguments(data), dtype=dtype)
         is_complete = config.workdir is not None and has_result(config.workdir)
-        initial = (None, None) if is_complete else _initial(config, init_params, model, warnings)
+        resumes = is_complete or (config.workdir is not None and has_begun(config.workdir))
+        initial = (None, None) if resumes else _initial(config, init_params, model, warnings)
         log = distributed.broadcast(_overridden(callbacks, "on_steps"))
         trainer = Trainer(model, dataset, config, mesh, log=log)
         if not is_complete:
@@ -220,6 +222,7 @@ def _load(
     return distributed.broadcast_arrays(found)
 
 
+@keep_names()
 def _initial(
     config: Config, init_params: Any, model: nn.Module, warnings: list[str]
 ) -> tuple[Any, Any]:
@@ -242,7 +245,7 @@ def _initial(
         return None, None
 
     def stack(x: np.ndarray, needed: jax.ShapeDtypeStruct) -> np.ndarray:
-        member = needed.shape[config.num_members is not None :]
+        x, member = np.asarray(x), needed.shape[config.num_members is not None :]
         if x.shape not in (needed.shape, member):
             raise ValueError(f"an array has shape {x.shape} in place of {member}")
         return np.broadcast_to(x, needed.shape).astype(needed.dtype)
@@ -251,6 +254,6 @@ def _initial(
     needed = params, None if initial[1] is None else model_state
     try:
         return jax.tree.map(stack, initial, needed)
-    except ValueError as error:
-        problem = f"the initial parameters are not those of the model ({error})"
+    except (ValueError, TypeError, AttributeError) as error:
+        problem = f"the initial parameters are not those of the model ({first_line(error)})"
         raise UsageError(f"{problem}, or of another number of networks (--seeds)") from error

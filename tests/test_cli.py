@@ -101,7 +101,8 @@ def test_the_overview_names_every_command(capsys):
         (["--options", "name=x"], 2, "have no argument name"),  # a field of every Flax module
         (["--options", "a={[1]: 2}"], 2, "have no argument a;"),
         (["--optimizer=adamw", "--options", "b1=0,9"], 2, "a step with b1=0,9 fails: TypeError"),
-        (["--coordinator=a:70000", "--num_processes=2", "--process_id=0"], 2, "below 65536"),
+        (["--coordinator=a:70000", "--num_processes=2", "--process_id=0"], 2, "1 to 65535"),
+        (["--coordinator=a:0", "--num_processes=2", "--process_id=0"], 2, "1 to 65535"),
         (["--log_steps"], 2, "--log_steps logs into --tensorboard; give both"),
         (["--momentum=0.9"], 2, "the model 'logistic', the optimizer 'adam', the loss "),
         (["--batch_size=1438"], 2, "allowed is 1 to 1437"),

@@ -37,18 +37,21 @@ def test_replace_takes_the_new_presets_and_models_values_and_resolve_settles_the
     assert mlp.arguments("model") == options
     assert Config(model="logistic").arguments("model") == {}
     assert Config(optimizer="adamw").resolve().weight_decay == 1e-4
-    config = Config(model="mlp", preset="best", workdir=Path("~/run"), dropout=0.1).resolve()
-    assert config.resolve() == config
+    config = Config(model="mlp", preset="best", workdir=Path("~/run"), options=("activation=tanh",))
+    config = config.resolve()
+    assert config.resolve() == config and config.activation == "tanh"
     assert config.workdir == Path("~/run").expanduser()
     assert Config(compilation_cache=None).resolve().compilation_cache is None
 
 
 def test_options_reach_arguments_without_a_default_and_models_are_classes(monkeypatch):
-    def taught(logits, batch, *, teacher, share=0.5): ...
+    def taught(logits, batch, *, teacher, share=0.5, steps=1): ...
 
     monkeypatch.setitem(LOSSES, "taught", taught)
     arguments = Config(loss="taught", options=("teacher=RUN",)).arguments("loss")
     assert arguments == {"teacher": "RUN"}
+    with pytest.raises(UsageError, match="have no argument steps; leave steps of --options out"):
+        Config(loss="taught", options=("steps=3",))  # the package's own name
     monkeypatch.setitem(MODELS, "wide", functools.partial(MODELS["mlp"], hidden_sizes=(512,)))
     with pytest.raises(UsageError, match=r"the model 'wide' is no subclass of flax\.linen\.Module"):
         Config(model="wide")
@@ -121,7 +124,7 @@ def test_members_are_the_grid_times_the_seeds():
 def test_numpy_numbers_and_lists_become_python_values_and_pass_through_json():
     several = {"learning_rate": tuple(np.logspace(-3, -1, 3)), "hidden_sizes": [64, np.int64(32)]}
     given = {"dropout": np.float64(0.5), "seed": np.arange(3)[2], "workdir": Path("a"), **several}
-    config = Config(model="mlp", seeds=2, **given).resolve()
+    config = Config(model="mlp", seeds=np.int8(2), **given).resolve()
     assert (config.dropout, config.seed, config.hidden_sizes) == (0.5, 2, (64, 32))
     assert type(config.dropout) is float and type(config.seed) is int
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config

@@ -3,7 +3,7 @@
 import optax
 import pytest
 
-from mnist_jax import OPTIMIZERS, Config, fit
+from mnist_jax import LOSSES, OPTIMIZERS, Config, fit, load_run
 from mnist_jax.errors import UsageError
 from mnist_jax.fork import REGISTRIES
 
@@ -47,7 +47,9 @@ def update(grads, state, params=None):
 OPTIMIZERS["broken"] = lambda rate: optax.GradientTransformation(lambda params: (), update)
 AUGMENTATIONS["broken"] = lambda batch, key: {**batch, "image": batch["pixels"]}
 LOSSES["broken"] = lambda logits, batch: logits.mean()
+OPTIMIZERS["halved"] = lambda rate: optax.adamw(rate, mu_dtype="bfloat16")
 MODELS["broken"], DATASETS["broken"] = Noisy, lambda: [1]
+DATASETS["Digits"] = DATASETS["broken"]
 DATASETS["absent"] = lambda: open("absent.csv")
 """
 
@@ -56,9 +58,11 @@ DATASETS["absent"] = lambda: open("absent.csv")
     ("field", "message"),
     [
         ("optimizer", "a step with the fork .* fails: TypeError: cannot update; --debug"),
+        ("optimizer=halved", "the optimizer 'halved' has arrays of bfloat16, which no checkpoint"),
         ("augmentation", "KeyError: 'pixels'"),
         ("model", 'the model .broken. on images .* fails: .*Dropout_0 needs PRNG for "dropout"'),
         ("dataset", "the function of broken returns a list, no Dataset"),
+        ("dataset=Digits", "the function of Digits returns a list"),  # it is not digits
         ("dataset=absent", "the data set 'absent' fails: FileNotFoundError: .*; --debug shows"),
         ("loss", r"the loss has shape \(\); it has a value for each example, \(100,\)"),
     ],
@@ -81,6 +85,17 @@ def test_two_versions_of_a_fork_are_read_in_one_process(tmp_path):
         configs[name] = Config(fork=fork, loss="f", preset="p", options=(f"{name}=3",))
     for name, config in configs.items():
         assert (config.resolve().epochs, config.arguments("loss")) == (len(name), {name: 3})
+
+
+def test_a_run_that_is_read_leaves_the_names_of_the_reader(config, tmp_path, monkeypatch):
+    (fork := tmp_path / "fork.py").write_text(
+        "from mnist_jax import LOSSES\nLOSSES['f'] = lambda logits, batch: 0 * logits[:, 0]"
+    )
+    teacher = fit(config(fork=fork, loss="f", max_steps=1)).workdir
+    monkeypatch.setitem(LOSSES, "f", own := lambda logits, batch: logits[:, 0])
+    load_run(teacher)
+    fit(config(loss="f", init_from=teacher, workdir=tmp_path / "student", max_steps=1))
+    assert LOSSES["f"] is own
 
 
 def test_a_grid_sets_its_own_learning_rate_and_no_other(config, tmp_path, monkeypatch):

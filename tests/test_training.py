@@ -100,6 +100,8 @@ def test_a_run_starts_from_given_parameters_of_its_shape(config, tmp_path):
         fit(config(), init_params=source.params)
     with pytest.raises(UsageError, match=r"is a run of another network .*\[8\], expected .*9"):
         fit(config(init_from=source.workdir, **wide))
+    with pytest.raises(UsageError, match="the model has no array ema/dense1/"):
+        fit(config(init_from=source.workdir))
     with pytest.raises(UsageError, match="holds no run"):
         fit(config(init_from=source.workdir.parent, **MLP))
     assert not config().workdir.exists()
@@ -113,8 +115,10 @@ def test_a_run_starts_from_given_parameters_of_its_shape(config, tmp_path):
     assert own["test_correct"] == source.record["test_correct"]
     with pytest.raises(UsageError, match=r"differs in init_from \(was 'arrays-\w+', now None"):
         fit(config(**frozen))
-    shutil.rmtree(source.workdir)  # a complete run needs it no more
+    shutil.rmtree(source.workdir)  # a run that has begun needs it no more
     assert fit(config(seeds=2, **folder, **frozen)).record == two
+    (tmp_path / "folder" / "result.json").unlink()  # as if it had been interrupted
+    assert fit(config(seeds=2, **folder, **frozen)).record["params_sha256"] == [digest] * 2
 
 
 RECIPE = {"model": "mlp", "max_steps": 18, "hidden_sizes": (32,), "preset": "best"}

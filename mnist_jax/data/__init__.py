@@ -61,7 +61,7 @@ def load_dataset(
         DeviceError: `data_dir` cannot be written.
     """
     known = ("auto", *DATASETS)
-    name = name.lower() if name.lower() in known else name
+    name = name if name in known or name.lower() not in known else name.lower()
     if name in known:
         load = DATASETS["mnist" if name == "auto" else name]
     elif is_path(name):

@@ -19,6 +19,7 @@ from mnist_jax.compiler import use_device
 from mnist_jax.config import Config, member_label
 from mnist_jax.data import BUILT_IN, DATASETS, Dataset, DataSpec, load_dataset
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
+from mnist_jax.fork import keep_names
 from mnist_jax.models import forward, make_model
 from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import load_saved, variables_of
@@ -74,6 +75,7 @@ class LoadedRun(NamedTuple):
         return jax.nn.logsumexp(jnp.stack(found), axis=0) - math.log(len(found))
 
 
+@keep_names()
 def load_run(folder: str | Path) -> LoadedRun:
     """Reads a run, complete or not; changes nothing in its folder. Runs its fork, if it has one.
 
@@ -102,6 +104,7 @@ def load_run(folder: str | Path) -> LoadedRun:
     return LoadedRun(folder, config, data, model, members, step, rows, seconds, warnings, record)
 
 
+@keep_names()
 def dataset_of(
     run: LoadedRun,
     *,
@@ -111,8 +114,9 @@ def dataset_of(
 ) -> Dataset:
     """The data set of a run, or another one; errors are those of `load_dataset`."""
     config = run.config
+    config.components()  # registers the names of its fork
     name = dataset.name if isinstance(dataset, Dataset) else dataset or config.dataset
-    is_own = name == config.dataset
+    is_own = name in (config.dataset, run.data.name)
     if not isinstance(dataset, Dataset):
         has_source = name in DATASETS and not (name in BUILT_IN and run.data.sha256)
         if is_own and not has_source and not Path(name).is_absolute():

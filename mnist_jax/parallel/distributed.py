@@ -63,6 +63,9 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         # Gloo connects in the first collective, for which it waits 30 s; later ones wait longer.
         multihost_utils.sync_global_devices("initialize")
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        if "before any JAX" in str(error):
+            problem = "JAX was used before the processes connect, by this program or by the fork"
+            raise UsageError(f"{problem}; make arrays inside functions") from error
         kind = DeviceError if isinstance(error, jax.errors.JaxRuntimeError) else UsageError
         raise kind(
             f"the processes cannot connect ({first_line(error)}); start process 0 at the address "

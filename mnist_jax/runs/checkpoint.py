@@ -118,7 +118,11 @@ def variables_of(
     """
     params, model_state = stacked_shapes(config, model)
     kind = "ema" if config.ema_decay else "params"
-    state = fill({"state": {kind: params, "model_state": model_state}}, arrays)["state"]
+    template = {"state": {kind: params, "model_state": model_state}}
+    parts, names = (f"state/{kind}/", "state/model_state/"), names_of(template)
+    if other := [n for n in arrays if n.startswith(parts) and n not in names]:
+        raise CheckpointError(f"the model has no array {other[0].removeprefix('state/')}")
+    state = fill(template, arrays)["state"]
     if not config.ema_decay:
         return state["params"], state["model_state"]
     with jax.ensure_compile_time_eval():  # a loss may load its teacher while JAX traces it
@@ -149,8 +153,8 @@ class CheckpointManager:
         return time.monotonic() - self._saved_at >= self.every_s
 
     def is_saving(self) -> bool:
-        """Whether a save is still in progress."""
-        return self._pending is not None and not self._pending.done()
+        """Whether a save is still in progress, and the next one may be left out for it."""
+        return self.every_s > 0 and self._pending is not None and not self._pending.done()
 
     def save(self, progress: Progress) -> None:
         """Waits for the previous save, copies the arrays (NumPy's), and starts to write them."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import glob
 import itertools
 import json
 import os
@@ -139,7 +140,7 @@ class RunDir:
         """
         metrics = self.folder / METRICS
         has_trained = metrics.exists() and metrics.stat().st_size > 0
-        if not has_trained and not any(self.checkpoints.folder.glob("*.safetensors")):
+        if not has_trained and not has_begun(self.folder):
             return None
         arrays, metadata, warnings = load_saved(self.folder)
         try:
@@ -209,6 +210,11 @@ def read_environment(folder: Path) -> dict[str, Any]:
 def has_result(folder: Path) -> bool:
     """Whether the folder holds the result of a complete run."""
     return os.path.exists(folder / RESULT)  # noqa: PTH110  Path's test raises without permission
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint of a run."""
+    return bool(glob.glob("*.safetensors", root_dir=folder / "checkpoints"))  # noqa: PTH207  as above
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -171,7 +171,7 @@ class Half(LogisticRegression):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Half, "'odd' has arrays of bfloat16, which no checkpoint can hold; parameters are"),
+        (Half, "'odd' has arrays of bfloat16, which no checkpoint can hold; keep them"),
         (Part, r"'odd' returns shape \(2, 5\) for two images; logits have shape \(2, 10\)"),
         (Fieldless, "'odd' has no field dtype, image_shape; add"),
         (Failing, "'odd' on images .28, 28, 1. fails: TypeError: dot_general"),

@@ -180,7 +180,7 @@ def test_auto_without_a_launcher_is_refused(flags):
 
 def test_connecting_after_a_computation_or_through_a_port_in_use_is_refused():
     jax.devices()
-    with pytest.raises(UsageError, match="must be called before any JAX calls"):
+    with pytest.raises(UsageError, match="JAX was used before the processes"):
         distributed.initialize("localhost:1", 2, 0)
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
