@@ -7,7 +7,6 @@ Parts run in order of value until the budget is spent. --output=FOLDER completes
 
 import argparse
 import datetime
-import json
 import re
 import tempfile
 import time
@@ -19,12 +18,12 @@ from benchmarks import card, launch, ledger, lowering, peers, results, roofline,
 from benchmarks import time_to_accuracy as accuracy
 from benchmarks.results import Recorder, say
 from benchmarks.workers import job as jobs
-from mnist_jax.errors import DeviceError, MnistJaxError, UsageError
+from mnist_jax.errors import DeviceError, MnistJaxError, UsageError, writing
+from mnist_jax.runs.environment import PACKAGES
 
 MODULES: dict[str, Any] = {"step": step, "peers": peers, "roofline": roofline, "sweep": sweep}
 MODULES |= {"time_to_accuracy": accuracy, "seeds": step, "ledger": ledger, "lowering": lowering}
-GIVEN = ("model", "fork", "options", "dataset", "launches")  # flags that say what is measured
-SAME = (*results.SAME_DEVICE, "git_commit", "code_sha256", "jax", "flags")
+SAME = (*results.SAME_DEVICE, *PACKAGES, "git_commit", "code_sha256", "variables", "flags")
 MINUTES_ON_CPU, MINUTES = 4.0, 13.0
 
 
@@ -61,8 +60,8 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     rows = [  # seconds on a CPU and elsewhere, and the flags of each time it runs
         ("step", 70, 210, [first, *others]),
         ("peers", 80, 170, [{"model": known, **against}]),
-        ("roofline", 40, 60, [{"model": models, "repeats": 20}]),
-        ("sweep", 10, 105, [last | {"batch_size": sizes, "repeats": 15}]),
+        ("roofline", 40, 100, [{"model": models, "repeats": 20}]),
+        ("sweep", 10, 110, [last | {"batch_size": sizes, "repeats": 15}]),
         ("time_to_accuracy", 15, 85, [last | {"batch_size": None, "repeats": tries}]),
         ("seeds", 10, 45, [many | last | {"mode": ["seeds"], "repeats": 15}]),
         ("ledger", 15, 40, [last]),
@@ -79,7 +78,7 @@ def measure(options: argparse.Namespace) -> None:
     started = time.monotonic()
     context = launch.where(options.platform)
     options.platform = platform = context["platform"]
-    context["flags"] = json.loads(json.dumps({name: vars(options)[name] for name in GIVEN}))
+    context["flags"] = options.flags | {"model": options.model, "launches": options.launches}
     if (minutes := options.budget_minutes) is None:
         minutes = MINUTES_ON_CPU if platform == "cpu" else MINUTES
     parts = plan(platform, options.model, options.launches)
@@ -92,12 +91,15 @@ def measure(options: argparse.Namespace) -> None:
             if (left_s := deadline - time.monotonic()) < part.guess_s:
                 times = f"about {part.guess_s:.0f} s, and {max(0, left_s):.0f} s are left"
                 recorder.exclude(part.name, f"it takes {times}; repeat with --output={folder}")
-            else:
-                context = recorder.found.context | {"excluded": {}}  # of this part alone
-                own = Recorder(None, context, variables=cache, deadline=deadline)
+                continue
+            context = recorder.found.context | {"excluded": {}}  # of this part alone
+            own = Recorder(None, context, variables=cache, deadline=deadline)
+            try:
                 run_part(part, options, own)
+            finally:  # after Ctrl-C, too: then the part counts as not measured
                 recorder.take_in(own.found, part=part.name)
-            write_card(folder, recorder)
+                write_card(folder, recorder)
+    write_card(folder, recorder)
     print("\n".join(card.headline(recorder.found)))
     print(f"written: {folder}/card.md and results.json")
     if not recorder.found.benchmarks and not recorder.found.tables:
@@ -121,7 +123,7 @@ def open_folder(
                 message = f"{file} has {field} {there!r}; here it is {context.get(field)!r}"
                 raise UsageError(f"{message}; choose another --output")
         recorder.found.context.update(earlier.context | recorder.found.context)
-        for name, entry in earlier.context["parts"].items():
+        for name, entry in earlier.context.get("parts", {}).items():
             if entry["complete"] or name not in wanted:
                 recorder.found.context["parts"][name] = entry
                 lost = {"excluded": entry.get("excluded", {})}
@@ -132,17 +134,18 @@ def open_folder(
 def run_part(part: Part, options: argparse.Namespace, recorder: Recorder) -> None:
     """Measures a part until the recorder's deadline."""
     started = time.monotonic()
-    entry = recorder.found.context["parts"].setdefault(part.name, {"complete": True})
+    is_complete = True
     for words in part.runs:
         say(f"== {part.name}: {words}")
         own = argparse.Namespace(**vars(options) | {"launches": 1} | words)
         try:
             MODULES[part.name].measure(own, recorder)
         except MnistJaxError as error:
-            entry["complete"] = False
+            is_complete = False
             recorder.exclude(part.name, str(error))
-    entry["seconds"] = round(time.monotonic() - started, 1)
-    entry["excluded"] = recorder.found.context["excluded"]
+    entry = {"complete": is_complete, "seconds": round(time.monotonic() - started, 1)}
+    lost = {"excluded": recorder.found.context["excluded"]}
+    recorder.found.context["parts"][part.name] = entry | lost
 
 
 def write_card(folder: Path, recorder: Recorder) -> None:
@@ -153,7 +156,8 @@ def write_card(folder: Path, recorder: Recorder) -> None:
         part = found.part(name)
         if part.benchmarks or any(part.tables.values()):
             reports[name] = module.report(part)
-    (folder / "card.md").write_text(card.markdown(found, reports))
+    with writing(folder, "--output"):
+        (folder / "card.md").write_text(card.markdown(found, reports))
 
 
 if __name__ == "__main__":

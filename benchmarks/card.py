@@ -68,8 +68,8 @@ def _step(found: Results) -> list[str]:
     said += [timing.warning(b.samples_s)] if n == 1 else []
     if rival := peers.best(found, b.model, "pytorch"):
         mode, rounds, (ratio, low, high) = rival
-        fastest = f"PyTorch's fastest mode measured, {mode} (n = {rounds})"
-        said.append(f"{ratio:.2f} ({low:.2f} to {high:.2f}) of {fastest}")
+        what = f"PyTorch's fastest mode measured, {mode} (n = {rounds})"
+        said.append(f"{ratio:.2f} ({'range ' * (rounds < 6)}{low:.2f} to {high:.2f}) of {what}")
     return said
 
 

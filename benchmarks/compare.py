@@ -12,7 +12,6 @@ A and B are result files or folders of cards; docs/benchmarks.md describes the t
 import argparse
 import dataclasses
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ FEWEST = 9  # launches of either side, for a verdict
 SIGNIFICANT, CI95 = 0.05, (0.025, 0.975)
 CARD_CASES = 6  # what a card measures in so many launches: step and evaluation of three networks
 WANTED, ALLOWED = 0.95, 0.05  # shares of slow-downs found and of false alarms in --self_test
-IGNORED = ("command", "date", "excluded", "load", "gpu", "parts", "dataset", "variables", "flags")
+IGNORED = ("command", "date", "excluded", "load", "gpu", "parts", "variables")
 IGNORED += launch.CACHE_VARIABLES
 
 Sides = tuple[Sequence[float], Sequence[float]]
@@ -102,9 +101,8 @@ def launches(a: Results, b: Results) -> dict[str, Sides]:
     found: dict[str, Sides] = {}
     for name in (name for name in first if name in second):
         both = first[name], second[name]
-        # A turn of --run counts if both sides have as many launches in it: one may have failed.
-        turns = [Counter(x.details.get("turn") for x in side) for side in both]
-        even = {turn for turn in turns[0] if turn is None or turns[0][turn] == turns[1][turn]}
+        # A turn of --run counts if neither side failed in it.
+        even = set.intersection(*({x.details.get("turn") for x in side} for side in both))
         kept = [[x.samples_s for x in side if x.details.get("turn") in even] for side in both]
         if all(kept):
             n, platform = min(len(x) for side in kept for x in side), a.context["platform"]
@@ -150,7 +148,10 @@ def run_command(command: str, recorder: Recorder) -> None:
         except launch.ProcessError as error:
             what = "name a command that measures and takes --output"
             raise UsageError(f"{command!r} failed ({error}); {what}") from error
-        recorder.take_in(results.read(file))
+        found = results.read(file)
+    if len({b.case for b in found.benchmarks}) < len(found.benchmarks):  # they share a moment
+        raise UsageError(f"{command!r} measures a case several times; add --launches=1 to it")
+    recorder.take_in(found)
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -33,6 +33,7 @@ SERVE = "from benchmarks.workers import job; job.serve()"
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_MAX_": "0"}
 MALLOC |= {"MALLOC_ARENA_MAX": "1"}
 CACHE_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+NOT_INHERITED = (*CACHE_VARIABLES, "JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL")  # as in training
 PLUGINS = ("jax-cuda", "libtpu", "nvidia-cudnn", "nvidia-cublas")  # names begin so
 GPU_FIELDS = ("name", "driver_version", "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem")
 GPU_FIELDS += ("power.draw", "power.limit", "temperature.gpu", "clocks_event_reasons.active")
@@ -55,7 +56,7 @@ def run(
     `timeout_s` the process and its children are killed.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    inherited = {k: v for k, v in os.environ.items() if k not in CACHE_VARIABLES}
+    inherited = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
     pipe, started = subprocess.PIPE, time.perf_counter()
     settings: dict[str, Any] = {"cwd": ROOT, "stdout": pipe, "stderr": pipe, "text": True}
     settings["env"] = {**inherited, "PYTHONPATH": path, **variables}
@@ -74,8 +75,9 @@ def run(
             raise OutOfTimeError(f"not finished after {timeout_s:.0f} s") from None
         raise
     if process.returncode:
-        status = f"exit status {process.returncode}"
-        raise ProcessError((err.strip().splitlines() or [status])[-1].removeprefix("error: "))
+        status, said = f"exit status {process.returncode}", err.partition("\n----")[0].strip()
+        lines = said.splitlines() if process.returncode > 0 else []  # a signal leaves none
+        raise ProcessError((lines or [status])[-1].removeprefix("error: "))
     return out, time.perf_counter() - started
 
 
@@ -242,6 +244,7 @@ def check(options: argparse.Namespace) -> None:
         config = Config(model=model, **given).resolve()
         options.dataset, options.data_dir = config.dataset, str(config.data_dir.absolute())
         options.fork = config.fork and str(config.fork.absolute())
+        options.flags = {n: config.hyperparameters()[n] for n in ("fork", "options", "dataset")}
 
 
 def main(
@@ -267,7 +270,7 @@ def main(
         if report is None:
             command(options)
         else:
-            recorder = Recorder(options.output, where(options.platform))
+            recorder = Recorder(options.output, where(options.platform) | {"flags": options.flags})
             options.platform = recorder.found.context["platform"]
             command(options, recorder)
             recorder.write()

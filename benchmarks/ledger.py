@@ -37,7 +37,7 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
                 for cache in ("cold", "warm"):
                     place = {"model": model, "workdir": f"{folder}/{cache}"}
                     row = train(recorder, given | place, launch.shared_cache(folder))
-                    recorder.row("ledger", model=model, cache=cache, **row)
+                    recorder.row("ledger", model=f"{model}, {given['dataset']}", cache=cache, **row)
             except launch.ProcessError as error:
                 recorder.exclude(f"{model}, train.py", str(error))
 

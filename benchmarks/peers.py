@@ -22,11 +22,10 @@ PREFIX = "peers_"
 TRAIN = PREFIX + jobs.TRAIN
 WORKERS = {"mnist_jax": "", "flax": "plain_flax", "pytorch": "pytorch", "keras": "tf_keras"}
 OURS = "mnist_jax", jobs.MANY
-MODES = [OURS, ("mnist_jax", jobs.ONE), ("flax", jobs.ONE)]
+MODES = [OURS, ("mnist_jax", jobs.ONE), ("flax", jobs.HOST)]
 MODES += [("pytorch", mode) for mode in (jobs.EAGER, jobs.COMPILED)]
 KERAS = [("keras", mode) for mode in (jobs.FIT, jobs.EPOCH, jobs.FIT_JIT, jobs.EPOCH_JIT)]
 GRAPHS = [("pytorch", mode) for mode in (jobs.GRAPH, jobs.COMPILED_GRAPH)]
-BUSY = 0.5  # a load per core above this, when starting, brings a warning
 
 
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
@@ -90,7 +89,7 @@ def best(found: Results, model: str, framework: str) -> tuple[str, int, tuple[fl
 
 
 def report(found: Results) -> list[str]:
-    """The table, and a warning if the machine was not idle."""
+    """The table."""
     cases = found.cases(TRAIN)
     models = list(dict.fromkeys(case.first.model for case in cases))
     rows: dict[tuple[str, str], dict[str, str]] = {}
@@ -108,12 +107,8 @@ def report(found: Results) -> list[str]:
     lines.sort(key=lambda line: line[0] != OURS[0])
     rounds = max((len(case.launches_s) for case in cases), default=0)
     title = f"A training step, ms, {rounds} rounds (our time ÷ theirs; 95 %, of few rounds range)"
-    parts = [results.table(title, ["framework", "mode", *models], lines)]
-    parts.append(f"~: in most rounds, half of the samples span over {timing.UNSTABLE:.0%}.")
-    if (load := found.context["load"][0] / found.context["cores"]) > BUSY:
-        busy = f"warning: the load was {load:.2f} a core when this began; other work slows some"
-        parts.append(f"{busy} frameworks more than others; repeat this on an idle machine")
-    return parts
+    note = f"~: in most rounds, half of the samples span over {timing.UNSTABLE:.0%}."
+    return [results.table(title, ["framework", "mode", *models], lines), note]
 
 
 if __name__ == "__main__":

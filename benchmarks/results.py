@@ -190,4 +190,5 @@ class Recorder:
     def write(self) -> None:
         """Writes the file, if there is to be one."""
         if self.output is not None:
-            write(self.output, self.found)
+            with writing(self.output, "--output"):
+                write(self.output, self.found)

@@ -154,8 +154,10 @@ class Roof(NamedTuple):
 
     def limit_s(self, work: Work) -> float:
         """The least time for some work."""
-        size = min(self.bytes_per_s, key=lambda size: abs(math.log(size / max(1, work.bytes))))
-        return max(work.flops / self.flops_per_s, work.bytes / self.bytes_per_s[size])
+        near = min(self.bytes_per_s, key=lambda size: abs(math.log(size / max(1, work.bytes))))
+        # A GPU copies a small array as slowly as it launches: a larger one says its rate.
+        rate = max(rate for size, rate in self.bytes_per_s.items() if size >= near)
+        return max(work.flops / self.flops_per_s, work.bytes / rate)
 
 
 def roof(found: Results, precision: str) -> Roof:

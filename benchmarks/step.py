@@ -53,7 +53,8 @@ def _times(case: Case) -> list[str]:
     notes.append(timing.warning(worst.samples_s))
     networks = int(b.mode.split()[0]) if b.mode[:1].isdecimal() else 1
     images = b.batch_size if b.name == TRAIN else b.details.get("images", Job.test_size)
-    names = [b.name, b.model, str(b.batch_size), b.precision, b.mode, f"{n} × {len(b.samples_s)}"]
+    batch = str(b.batch_size) if b.name == TRAIN else "-"  # an evaluation has its own
+    names = [b.name, b.model, batch, b.precision, b.mode, f"{n} × {len(b.samples_s)}"]
     interval = " to ".join(f"{1e3 * end:.4g}" for end in results.interval95(case.launches_s))
     times = [f"{1e3 * case.seconds:.4g}", interval, f"{networks * images / case.seconds:,.0f}"]
     return [*names, *times, "; ".join(filter(None, notes))]

@@ -31,7 +31,7 @@ class Law(NamedTuple):
         half = f"{self.a_s / self.b_s:.3g}" if self.b_s else "unknown"
         reached = f"not saturated at batch {self.largest}, the largest measured"
         if self.saturated:
-            reached = f"90 % of the highest throughput from batch {self.saturated} on"
+            reached = f"90 % of the highest throughput at batch {self.saturated}"
         law = f"t = {1e6 * self.a_s:.3g} µs + {1e6 * self.b_s:.3g} µs · B{poor}"
         return f"{law}, half speed at batch {half}, {reached}"
 

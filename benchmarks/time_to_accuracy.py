@@ -38,7 +38,8 @@ class Clock(Callback):
 def run(repeats: int, **given: Any) -> dict[str, Any]:
     """Trains with each seed; returns the content of a result file."""
     rows, model = [], given["model"]
-    case = {name: given[name] for name in ("model", "preset", "precision", "batch_size")}
+    case = {name: given[name] for name in ("preset", "precision", "batch_size")}
+    case["model"] = f"{model}, {given['dataset']}"
     for seed in range(Config.seed, Config.seed + repeats):
         with tempfile.TemporaryDirectory() as folder:
             clock = Clock()
@@ -59,7 +60,6 @@ def run(repeats: int, **given: Any) -> dict[str, Any]:
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     """Trains every network with --repeats seeds, in a process each."""
     given: dict[str, Any] = launch.flags_of_data(options)
-    recorder.found.context["dataset"] = given["dataset"]
     given |= {name: getattr(options, name) for name in ("preset", "platform", "repeats")}
     given["batch_size"] = options.batch_size and options.batch_size[0]
     given["precision"], function = options.precision[0], "benchmarks.time_to_accuracy:run"

@@ -1,8 +1,5 @@
 """What the frameworks' processes share: the job, its data, the clock and the findings.
 
-docs/benchmarks.md says what the clock of a step holds. This project alone normalises there, from
-uint8; it and Keras alone sum loss and correct answers. Only this project has an evaluation.
-
 Needs NumPy and nothing else, so that it runs in every framework's interpreter.
 """
 

@@ -21,7 +21,7 @@ from mnist_jax.compiled_steps import EVAL_BATCH_SIZE, Steps, dynamic_loop_bound,
 from mnist_jax.config import Config
 from mnist_jax.data import Split
 from mnist_jax.data.batches import num_batches
-from mnist_jax.errors import DeviceError, UsageError
+from mnist_jax.errors import UsageError
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import layers, make_model
 from mnist_jax.ops import malloc
@@ -80,10 +80,6 @@ def compile_steps(
     found = compiled.memory_analysis()
     sizes = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
     size = sizes - found.alias_size_in_bytes  # a donated argument counts once
-    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if device.platform == "cpu" and size > room:  # the system would end the process
-        message = f"out of memory: the program needs {size / 1e9:.1f} GB of {room / 1e9:.1f}"
-        raise DeviceError(f"{message}; choose a smaller --batch_size")
     memory = {"temporaries_bytes": found.temp_size_in_bytes, "program_bytes": size}
     cached = "from the cache" if EVENTS.count(CACHE_HIT) > hits else "afresh"
     graph = {"one_graph": one_graph} if device.platform == "gpu" else {}

@@ -23,11 +23,11 @@ class Net(nn.Module):
         """(batch, 28, 28, 1) → logits (batch, 10), in training."""
         if self.model == "cnn":
             x = nn.relu(nn.Conv(64, (3, 3), dtype=self.dtype)(x))
-            x = nn.relu(nn.Conv(64, (3, 3), dtype=self.dtype)(x))
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = nn.Conv(64, (3, 3), dtype=self.dtype)(x)
+            x = nn.relu(nn.max_pool(x, (2, 2), strides=(2, 2)))
             x = nn.relu(nn.Conv(128, (3, 3), dtype=self.dtype)(x))
-            x = nn.relu(nn.Conv(256, (3, 3), padding="VALID", dtype=self.dtype)(x))
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = nn.Conv(256, (3, 3), padding="VALID", dtype=self.dtype)(x)
+            x = nn.relu(nn.max_pool(x, (2, 2), strides=(2, 2)))
         x = x.reshape((x.shape[0], -1))
         for size in jobs.HIDDEN_SIZES[self.model]:
             x = nn.relu(nn.Dense(size, dtype=self.dtype)(x))

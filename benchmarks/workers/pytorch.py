@@ -21,9 +21,9 @@ def network(model: str) -> nn.Sequential:
     layers, width = list[nn.Module](), 28 * 28
     if model == "cnn":
         layers += [nn.Conv2d(1, 64, 3, padding=1), nn.ReLU()]
-        layers += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(64, 64, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
         layers += [nn.Conv2d(64, 128, 3, padding=1), nn.ReLU()]
-        layers += [nn.Conv2d(128, 256, 3), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(128, 256, 3), nn.MaxPool2d(2), nn.ReLU()]
         width = 6 * 6 * 256
     layers.append(nn.Flatten())
     for size in jobs.HIDDEN_SIZES[model]:
@@ -36,6 +36,7 @@ def network(model: str) -> nn.Sequential:
 
 def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     """The network with `torch.optim.Adam`, used as the mode says."""
+    torch.set_flush_denormal(True)  # as XLA: random labels kill ReLUs, and Adam's moments decay
     on_gpu = job.platform == "gpu"
     device = torch.device("cuda" if on_gpu else "cpu")
     context: dict[str, str] = {"torch": torch.__version__}

@@ -39,9 +39,8 @@ def of_steps(
         [file] = Path(folder).rglob("*.xplane.pb")
         found = kernels(jax.profiler.ProfileData.from_file(str(file)).planes)
     lists = dump.glob("*thunk_sequence_after_thunk_passes.txt") if dump else ()
-    newest = max(lists, key=lambda path: path.stat().st_mtime, default=None)
-    issued = issued_per_step(newest.read_text()) if newest else None
-    return summarize(found, steps, layers) | {"issued_per_step": issued}
+    issued = [issued_per_step(path.read_text()) for path in sorted(lists)]
+    return summarize(found, steps, layers) | {"issued_per_step": issued[-1] if issued else None}
 
 
 def kernels(planes: Iterable[Any]) -> list[Kernel]:

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import compare, launch, results
 from benchmarks.results import Benchmark, Results
+from mnist_jax.errors import UsageError
 
 CONTEXT = {"platform": "cpu", "cpu": "one", "jax": "0.10.2", "command": ["step"], "excluded": {}}
 STEADY = np.array([1.0, 1.01, 0.99, 1.02, 0.98, 1.0, 1.015, 0.985, 1.005, 0.995, 1.0])
@@ -155,6 +156,9 @@ def test_commands_run_in_turn_and_samples_are_cut_to_equally_many(tmp_path: Path
     a, b = compare.interleaved(sides, 2)
     assert log.read_text() == "abba"
     assert list(compare.launches(a, b).values()) == [([1.0, 1.0], [1.0, 1.0])]
+    write(tmp_path / "b", [Benchmark(name="x", samples_s=[1.0])] * 2)  # two launches in a turn
+    with pytest.raises(UsageError, match="measures a case several times; add --launches=1"):
+        compare.interleaved(sides, 1)
 
 
 @pytest.mark.campaign

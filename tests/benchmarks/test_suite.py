@@ -65,7 +65,7 @@ def test_a_card_begins_with_six_filled_lines(tmp_path: Path):
     assert lines[2].endswith("commit abc")
     assert lines[3] == (
         "- step: cnn, float32, batch 100: 124 ms a step, 74.4 s an epoch of 60,000, 806 images/s "
-        "(n = 9); 0.50 (0.50 to 0.50) of PyTorch's fastest mode measured, eager (n = 5)"
+        "(n = 9); 0.50 (range 0.50 to 0.50) of PyTorch's fastest mode measured, eager (n = 5)"
     )
     assert "mlp: t = 1e+03 µs + 10 µs · B, half speed at batch 100" in lines[4]
     assert "200 GFLOP/s (float32), 0.2 GB/s; a step of the cnn reaches 24% of its limit" in lines[5]
