@@ -1,4 +1,4 @@
-"""The optimizers that a config describes, their schedules, and the EMA of the parameters."""
+"""The optimizers that a config describes, and their schedules."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from mnist_jax import OPTIMIZERS, Config
-from mnist_jax.optimizer import ema_params, make_optimizer
+from mnist_jax.optimizer import make_optimizer
 
 PARAMS = {"kernel": jnp.full((2, 2), 8.0), "bias": jnp.full(2, 8.0)}
 
@@ -75,12 +75,3 @@ def test_weight_decay_of_adam_applies_to_kernels_only():
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["kernel"], -0.5 * 0.1 * 8.0)
     np.testing.assert_array_equal(updates["bias"], 0)
-
-
-def test_the_ema_is_the_weighted_mean_of_the_parameters_after_each_update():
-    seen = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
-    ema = {"w": jnp.zeros(2)}
-    for params in seen:
-        ema = optax.incremental_update({"w": params}, ema, 1 - 0.75)
-    expected = np.average(seen, axis=0, weights=0.75 ** np.arange(5)[::-1])
-    np.testing.assert_allclose(ema_params(ema, 5, 0.75)["w"], expected, rtol=1e-5)

@@ -12,11 +12,13 @@ import optax
 import pytest
 from small import make_split
 
-from mnist_jax import models, steps
+from mnist_jax import Config, models, steps
+from mnist_jax.data.augment import Distortion
 from mnist_jax.data.batches import Batch, num_batches
 from mnist_jax.data.dataset import Split
 from mnist_jax.losses import cross_entropy
 from mnist_jax.metrics import Metrics
+from mnist_jax.optimizer import ema_params
 
 ROOT = jax.random.key(0)
 TX, SGD = optax.adam(1e-3), optax.sgd(1.0)
@@ -73,6 +75,13 @@ def test_pixels_become_float32_and_other_dtypes_stay(normalize, largest):
     np.testing.assert_allclose(scaled, pixels / (255 / largest), rtol=1e-6)
     image = jnp.linspace(-1, 300, 7, dtype=jnp.bfloat16)
     assert_equal(steps.to_input(image, normalize=normalize), image)
+
+
+def test_training_images_are_distorted_as_the_config_says():
+    amounts, keys = {"shift": 2.0, "rotation": 15.0, "scale": 0.1}, steps.step_keys(ROOT, 5)
+    step_config = steps.make_step_config(Config(normalize=False, **amounts).resolve())
+    found = steps.train_input(make_batch(SPLIT), keys, step_config)["image"]
+    assert_close(found, Distortion(**amounts)(SPLIT.image.astype(np.float32), keys.distort))
 
 
 def test_labels_are_smoothed_in_training_only_and_the_returned_loss_is_differentiated():
@@ -234,6 +243,7 @@ def test_dropout_is_determined_by_the_step_and_the_root_key():
 
 
 def test_an_epoch_equals_single_steps_over_unpadded_batches_and_is_traced_once():
+    """The second epoch: a step's dropout is its own. The EMA weighs the parameters by its decay."""
     traced = []
 
     class Traced(models.MLP):
@@ -242,20 +252,25 @@ def test_an_epoch_equals_single_steps_over_unpadded_batches_and_is_traced_once()
             traced.append(x.shape[0])
             return super().__call__(x, train=train)
 
-    model = Traced(hidden_sizes=MLP.hidden_sizes)
-    program = jit(partial(steps.train_steps, model=model, tx=TX, batch_size=BATCH_SIZE))
-    epoch = initial(MLP), Metrics.zeros()
+    model = Traced(hidden_sizes=(32, 16), dropout=0.5)
+    how: dict[str, Any] = {"tx": TX, "step_config": steps.StepConfig(ema_decay=0.75)}
+    program = jit(partial(steps.train_steps, model=model, batch_size=BATCH_SIZE, **how))
+    begun = jit(partial(steps.init_state, model=DROPOUT, **how))(ROOT)._replace(step=jnp.int32(3))
+    epoch = begun, Metrics.zeros()
     for first, count in ((0, 2), (2, 1)):
         *epoch, log = program(*epoch, SPLIT, ORDER, ROOT, first, count)
     assert traced == [BATCH_SIZE]  # although the last batch is smaller
-    step = jit(partial(train_step, model=MLP, tx=TX))
-    state, metrics = initial(MLP), Metrics.zeros()
+    step = jit(partial(train_step, model=DROPOUT, **how))
+    state, metrics, seen = begun, Metrics.zeros(), []
     for start in range(0, SIZE, BATCH_SIZE):
         index = np.asarray(ORDER)[start : start + BATCH_SIZE]
         state, batch_metrics, _ = step(state, make_batch(SPLIT, index), ROOT)
         metrics = metrics.merge(batch_metrics)
+        seen.append(state.params)
     assert metrics.count == SIZE
     assert_close((*epoch, log), (state, metrics, {}), atol=1e-5)
+    mean = jax.tree.map(lambda *x: np.average(x, 0, weights=0.75 ** np.arange(3)[::-1]), *seen)
+    assert_close(ema_params(state.ema, 3, 0.75), mean)
 
 
 def test_values_that_are_not_logged_are_not_computed():

@@ -29,12 +29,12 @@ MLP = {"model": "mlp", "hidden_sizes": (8,)}
 
 
 def test_a_run_learns_and_leaves_its_files(config):
-    result = fit(config(model="mlp", epochs=10))
+    result = fit(config(model="mlp", epochs=10, schedule="onecycle"))  # over all of the epochs
     folder, record = result.workdir, result.record
     files = {"config.json", "environment.json", "metrics.jsonl", "result.json", "manifest.sha256"}
     assert {p.name for p in folder.iterdir()} - {".lock"} == {*files, "checkpoints"}
     assert record == json.loads((folder / "result.json").read_text())
-    assert record["test_accuracy"] == record["test_correct"] / 360 > 0.9
+    assert record["test_accuracy"] == record["test_correct"] / 360 > 0.8
     assert record["dataset"] == record["config"]["dataset"] == "digits"
     assert record["config"]["hidden_sizes"] == [256, 128, 64, 32]  # resolved
     assert (record["epochs"], record["steps"]) == (10, 150)  # 1,437 images make 15 batches
@@ -250,8 +250,9 @@ def test_bfloat16_trains_on_a_cpu_with_float32_parameters_and_a_warning(config):
 
 
 def test_fit_says_that_it_uses_other_data(config, tmp_path, no_network):
+    run = config(dataset="auto", data_dir=tmp_path / "empty", max_steps=1)
     with pytest.warns(UserWarning, match="digits instead of MNIST"):
-        fit(config(dataset="auto", data_dir=tmp_path / "empty", max_steps=1), callbacks=[])
+        assert fit(run, callbacks=[]).record["config"]["dataset"] == "digits"
 
 
 def test_fit_shows_the_run_unless_callbacks_are_given(config, tmp_path, capsys):
@@ -282,7 +283,7 @@ def test_a_signal_saves_the_run_and_a_notebook_shows_one_line(config):
 
 
 def test_a_run_that_has_learned_nothing_warns(config, capsys):
-    result = fit(config(model="mlp", learning_rate=10.0))
+    result = fit(config(model="mlp", learning_rate=(0.001, 10.0)))  # the first has learned
     [warning] = result.record["warnings"]
     assert re.fullmatch(r"a train accuracy is \d+.\d\d %, hardly better than guessing; .*", warning)
     assert capsys.readouterr().err == f"warning: {warning}\n"
