@@ -10,7 +10,7 @@ import safetensors.numpy
 from shared import StopAfter, rows_of, rows_without_times
 
 from mnist_jax import Callback, Config, fit
-from mnist_jax.errors import CheckpointError, InterruptedRunError, UsageError
+from mnist_jax.errors import CheckpointError, DeviceError, InterruptedRunError, UsageError
 
 
 @pytest.fixture
@@ -95,23 +95,29 @@ def test_a_run_without_its_checkpoints_never_starts_again_silently(config, loss)
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_killed_before_its_first_epoch_starts_again(config):
-    result = fit(config())
-    for name in ("result.json", "metrics.jsonl"):
-        (result.workdir / name).unlink()
-    assert fit(config()).record["params_sha256"] == result.record["params_sha256"]
+@pytest.mark.parametrize(("events", "step"), [(0, 30), (1, 4)])
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error(config, monkeypatch, events, step):
+    """That of a complete run, and that of one that a signal ends."""
+    encode = safetensors.numpy.save
+
+    def save(arrays, *metadata):
+        if arrays.get("state/step") == step:
+            raise OSError(28, "No space left on device")
+        return encode(arrays, *metadata)
+
+    monkeypatch.setattr(safetensors.numpy, "save", save)
+    with pytest.raises(DeviceError, match="No space left on device"):
+        train(config(), events)
+    assert not (config().workdir / "result.json").exists()
 
 
-def test_another_config_or_code_is_refused_with_what_differs_and_a_code_can_be_allowed(config):
+def test_another_code_is_refused_and_can_be_allowed(config):
     folder = interrupted(config())
-    with pytest.raises(UsageError, match=r"differs in dropout \(was 0.0, now 0.1\)"):
-        fit(config(dropout=0.1))
-    with pytest.raises(UsageError, match=r"differs in deterministic \(was False, now True\)"):
-        fit(config(deterministic=True))
 
-    def edit(digest: str) -> None:
+    def edit(name: str) -> None:
         values = json.loads((folder / "environment.json").read_text())
-        (folder / "environment.json").write_text(json.dumps({**values, "code_sha256": digest}))
+        values |= {"cpu": name, "code_sha256": name}
+        (folder / "environment.json").write_text(json.dumps(values))
 
     edit("one")
     before = {path: path.read_bytes() for path in folder.glob("*.json*")}
@@ -126,7 +132,7 @@ def test_another_config_or_code_is_refused_with_what_differs_and_a_code_can_be_a
     edit("two")
     result, callback = train(config(allow_code_change=True))
     [warning] = callback.warnings
-    assert "resumes in another environment: code_sha256 (was two, now " in warning
+    assert all(f"{name} (was two, now " in warning for name in ("environment: cpu", "code_sha256"))
     environment = json.loads((folder / "environment.json").read_text())
     assert [then["code_sha256"] for then in environment["earlier"]] == ["one", "two"]
     assert environment["code_sha256"] == result.record["environment"]["code_sha256"]

@@ -1,7 +1,6 @@
 """What the commands on saved runs share: one line for a mistake and for an incomplete run."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -57,11 +56,3 @@ def test_an_incomplete_run_gives_a_warning(name, places, command):
     status, _, err = command(name, places["cut"], *more)
     assert (status, err.count("\n")) == (0, 1)
     assert re.match(f"warning: {places['cut']} .*42 steps", err)
-
-
-def test_a_run_without_its_checkpoints_is_an_error(places, copied, command):
-    whole = copied("worse")
-    for folder in (places["cut"], whole):
-        shutil.rmtree(folder / "checkpoints")
-        status, _, err = command("evaluate", folder)
-        assert (status, "holds no checkpoint yet, or no more; restore one, or" in err) == (4, True)
