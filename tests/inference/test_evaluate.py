@@ -8,7 +8,7 @@ import pytest
 from shared import rows_of
 
 from mnist_jax import Config, Dataset, evaluate, fit, predict
-from mnist_jax.errors import UsageError
+from mnist_jax.errors import DataError, UsageError
 
 
 def test_accuracy_and_loss_are_those_of_the_run_and_the_confusion_matrix_agrees(runs, split):
@@ -61,6 +61,11 @@ def test_a_run_on_arrays_is_evaluated_with_them(tmp_path, capsys, monkeypatch):
     assert evaluate(tmp_path / "run", dataset=data)["accuracy"] == record["test_accuracy"]
     with pytest.raises(UsageError, match="trained on mine, arrays that fit was given"):
         evaluate(tmp_path / "run")
+    changed = Dataset.from_arrays("mine", 1 - x, y, x, y)
+    with pytest.raises(DataError, match="the data mine have changed since the run"):
+        evaluate(tmp_path / "run", dataset=changed)
+    with pytest.raises(UsageError, match="it differs in the data"):
+        fit(Config(**given, batch_size=20), dataset=changed)
 
 
 def test_text_output(runs, command):

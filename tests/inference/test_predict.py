@@ -60,13 +60,16 @@ def test_an_ensemble_is_the_mean_of_finite_members(runs, copied, edit_params, pi
     members = np.exp(Predictor(load_run(runs / "many"))(image).log_probabilities)
     assert len(members) == 3
     np.testing.assert_allclose(predict(runs / "many", pictures[0]), members.mean(0), atol=1e-6)
+    voted = np.exp(load_run(runs / "many").apply(image))
+    np.testing.assert_allclose(voted, members.mean(0), atol=1e-6)
 
     folder = copied("many")
-    edit_params(folder, lambda name, array: array.__setitem__(1, np.nan))
+    edit_params(folder, lambda name, array: array[1].ravel().__setitem__(0, np.nan))
     status, out, err = command("predict", folder, *pictures, "--json")
     assert (status, err) == (0, f"warning: seed 1235 of {folder} is not finite; it is excluded\n")
     found = json.loads(out.splitlines()[0])["probabilities"]
     np.testing.assert_allclose(found, members[[0, 2]].mean(0)[0], atol=1e-6)
+    assert all(err in command(name, folder, runs / "worse")[2] for name in ("compare", "ensemble"))
     evaluated = evaluate(folder)
     assert [member["seed"] for member in evaluated["members"]] == [1234, 1236]
     assert evaluated["warnings"] == [err.strip().removeprefix("warning: ")]
@@ -139,13 +142,15 @@ def test_bad_files_get_lines_and_the_others_answers(runs, pictures, tmp_path, co
 
 def test_the_preprocessed_images_are_saved(runs, pictures, tmp_path, command):
     (tmp_path / "again").mkdir()
-    shutil.copy(pictures[1], tmp_path / "again" / pictures[0].name)
+    again = tmp_path / "again" / pictures[0].name
+    Image.fromarray(np.hstack([Image.open(path) for path in pictures[:2]])).save(again)
     folder = tmp_path / "a" / "seen"
-    words = (runs / "one", pictures[0], tmp_path / "again", f"--save_preprocessed={folder}")
-    assert command("predict", *words)[0] == 0
+    words = (runs / "one", pictures[0], again.parent, f"--save_preprocessed={folder}")
+    status, _, err = command("predict", *words)
+    assert (status, err.count("warning: "), "hold 2 digits" in err) == (0, 1, True)
     names = [f"0001-{pictures[0].name}", f"0002-{pictures[0].name}"]
     assert sorted(path.name for path in folder.iterdir()) == names
-    for name, path in zip(names, pictures, strict=False):
+    for name, path in zip(names, (pictures[0], again), strict=True):
         assert (np.asarray(Image.open(folder / name)) == read_digit(path).image[..., 0]).all()
 
 

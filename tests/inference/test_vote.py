@@ -8,7 +8,8 @@ import pytest
 
 from mnist_jax import predict
 from mnist_jax.inference import compare
-from mnist_jax.inference.restore import Prediction
+from mnist_jax.inference.restore import Prediction, Predictor, load_run
+from mnist_jax.runs.statistics import mcnemar
 
 RECIPES = "A run with one network says nothing about the recipe: another seed may reverse it."
 
@@ -33,18 +34,20 @@ def test_votes_by_hand():
 
 
 def test_seeds_decide_where_each_side_has_several():
-    """The seeds' accuracies overlap although the means of the probabilities differ on 12 images."""
+    """The accuracies overlap although the means differ on 12 images; without seeds that decides."""
     label = np.zeros(100, int)
 
     def side(*correct) -> Prediction:
         place = np.arange(100)[:, None]
-        return prediction(*(np.where(place < n, [0.9, 0.1], [0.4, 0.6]) for n in correct))
+        return prediction(*(np.where(place < n, [0.6, 0.4], [0.1, 0.9]) for n in correct))
 
-    found = compare.compare(side(50, 90), side(62, 91), label)
+    found = compare.compare(side(90, 50), side(91, 62), label)
     assert found["seeds"]["difference"] == pytest.approx(0.065)
+    assert found["images"]["difference"] == pytest.approx(0.12)
     assert (found["better"], found["worse"]) == (False, False)
     found = compare.compare(side(50), side(62), label)
     assert (found["seeds"], found["better"], found["worse"]) == (None, True, False)
+    assert not compare.compare(side(50), side(54), label)["better"]  # p is 1/8
     grid = side(50, 90)._replace(members=[{"learning_rate": x, "seed": 0} for x in (0.1, 0.2)])
     assert compare.compare(grid, grid, label)["seeds"] is None  # other recipes, not other seeds
 
@@ -60,7 +63,7 @@ def test_ensemble_command(runs, split, command):
         assert re.search(r" [\d.]+ % \(\d+/360\), 95 % interval", line)
 
 
-def test_compare_command(runs, copied, command):
+def test_compare_command(runs, copied, split, command):
     many, worse, one = (str(runs / name) for name in ("many", "worse", "one"))
     status, out, err = command("compare", many, worse)
     assert (status, err) == (7, f"{worse} is significantly worse than {many}\n")
@@ -76,7 +79,10 @@ def test_compare_command(runs, copied, command):
     (grid / "config.json").write_text(json.dumps(values))
     status, out, _ = command("compare", grid)
     lines = out.splitlines()
-    assert (status, len(lines), "(McNemar) against learning_rate 0.1" in lines[0]) == (0, 3, True)
+    right = Predictor(load_run(grid))(split.image).log_probabilities.argmax(2) == split.label
+    p = min(1.0, 2 * mcnemar(right[0], right[1])["p"])  # two points against the first
+    assert f"p = {p:.3g} (McNemar) against learning_rate 0.1" in lines[0]
+    assert (status, len(lines)) == (0, 3)
     status, _, err = command("compare", one)
     assert (status, "two runs, or one run with several values" in err) == (2, True)
     status, out, err = command("compare", one, grid)
