@@ -140,6 +140,7 @@ def test_numpy_numbers_and_lists_become_python_values_and_pass_through_json():
         ({"dropout": 0.0, "ema_decay": 0.99}, "--model=cnn --ema_decay=0.99 --dropout=0.0"),
         ({"learning_rate": (0.1, 0.2)}, "--model=cnn --learning_rate 0.1 0.2"),
         ({"data_dir": Path("a b;c")}, "--model=cnn '--data_dir=a b;c'"),
+        ({"manual_dir": "x", "platform": "cpu"}, "--model=cnn --manual_dir=x --platform=cpu"),
         ({"workdir": Path("x"), "steps_per_call": 7, "report": True}, "--model=cnn"),
     ],
 )

@@ -85,12 +85,12 @@ def test_members_are_shown_by_their_mean_and_statistics(tmp_path, capsys):
     row = {"train/loss": [1.0, None, 2.0], "train/accuracy": [0.8, 0.1, 0.6]}
     display.on_epoch_end({**ROW, **row, "test/loss": [1.0] * 3, "test/accuracy": [0.5] * 3})
     assert "1.5000  70.00 %" in capsys.readouterr().out  # without the diverged one
-    found = {"n": 2, "mean": 0.5, "sd": 0.01, "ci95": [0.4, 0.6], "best": 0.51, "worst": 0.49}
+    found = {"n": 2, "mean": 0.5, "sd": 0.01, "ci95": [-0.1, 1.2], "best": 0.51, "worst": 0.49}
     counts = {"seeds": 2, "members": [{"seed": 1}, {"seed": 2}], "test_correct": [180, 198]}
     record = RECORD | counts | {"statistics": {"test_accuracy": found}}
     display.on_train_end(Result({}, {}, record, tmp_path))
     out = capsys.readouterr().out
-    assert "test        50.00 % mean of 2 seeds, sd 1.00, 95 % interval 40.00 to 60.00\n" in out
+    assert "test        50.00 % mean of 2 seeds, sd 1.00, 95 % interval 0.00 to 100.00\n" in out
     assert "            best 51.00, worst 49.00\n" in out
     assert out.endswith("test accuracy: 52.50 % mean of 2 seeds, sd 3.54\n")
 

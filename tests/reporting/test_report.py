@@ -134,7 +134,7 @@ def test_a_page_needs_nothing_but_itself_and_escapes_everything(runs, page_of, t
         assert not re.search(r'href="(?!#|data:)', svg)
 
 
-def test_a_run_that_is_not_complete_has_a_page(config, page_of, tmp_path, capsys):
+def test_a_run_that_is_not_complete_has_a_page(runs, config, page_of, tmp_path, capsys):
     run = config(epochs=10, steps_per_call=5)
     with pytest.raises(InterruptedRunError):
         fit(run, callbacks=[StopAfter(1)])
@@ -142,8 +142,8 @@ def test_a_run_that_is_not_complete_has_a_page(config, page_of, tmp_path, capsys
     assert "logistic on digits, not complete" in page.text
     assert "trained for 5 steps" in page.text and "(of 10 epochs)" in page.text
     assert "Learning curves" not in page.text
-    page = page_of(folder, folder, f"--output={tmp_path / 'two.html'}")
-    assert "1 logistic - - 0 5 7,850" in page.text
+    page = page_of(runs / "one", folder, f"--output={tmp_path / 'two.html'}")
+    assert "2 logistic - - 0 5 7,850" in page.text and "is not complete: it has" in page.text
     assert (folder / "report.html").exists()
     fit(run, callbacks=reporting.make_callbacks(run))
     assert f"report  python -m mnist_jax report {folder}" in capsys.readouterr().out
