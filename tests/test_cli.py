@@ -9,6 +9,7 @@ import sys
 from unittest import mock
 
 import pytest
+from jax.errors import JaxRuntimeError
 from shared import ROOT
 
 import train
@@ -134,6 +135,7 @@ def test_an_error_is_one_line_with_its_status(capsys, flags, tmp_path, more, sta
         (RuntimeError("one\ntwo"), 1, "RuntimeError: one; this is a bug in mnist_jax; --debug"),
         (ModuleNotFoundError("No module named 'x'"), 1, "'x'; install the dependencies with: pip"),
         (MemoryError("cannot allocate 1 TB"), 6, "use another --platform"),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: 1 TB"), 6, "use another --platform"),
         (WorseError("b is worse"), 7, "b is worse"),
         (OSError(5, "Input/output error"), 6, "Input/output error; check the disk"),
         (OSError(28, "No space left on device"), 6, "free some space"),

@@ -67,16 +67,6 @@ def assert_close(ours: Any, theirs: Any, rtol: float = 1e-5, atol: float = 1e-6)
     jax.tree.map(check, jax.device_get(ours), jax.device_get(theirs))
 
 
-@pytest.mark.parametrize(("normalize", "largest"), [(True, 1), (False, 255)])
-def test_pixels_become_float32_and_other_dtypes_stay(normalize, largest):
-    pixels = np.arange(256, dtype=np.uint8)
-    scaled = steps.to_input(jnp.asarray(pixels), normalize=normalize)
-    assert (scaled.dtype, scaled[0], scaled[255]) == (jnp.float32, 0, largest)
-    np.testing.assert_allclose(scaled, pixels / (255 / largest), rtol=1e-6)
-    image = jnp.linspace(-1, 300, 7, dtype=jnp.bfloat16)
-    assert_equal(steps.to_input(image, normalize=normalize), image)
-
-
 def test_training_images_are_distorted_as_the_config_says():
     amounts, keys = {"shift": 2.0, "rotation": 15.0, "scale": 0.1}, steps.step_keys(ROOT, 5)
     step_config = steps.make_step_config(Config(normalize=False, **amounts).resolve())

@@ -13,7 +13,7 @@ import pytest
 import small
 
 from mnist_jax.data import Dataset, PrepareData, digits, load_dataset, sources
-from mnist_jax.errors import DataError, DeviceError, UsageError
+from mnist_jax.errors import DataError, DeviceError
 
 
 def assert_holds(dataset: Dataset, truth) -> None:
@@ -77,12 +77,6 @@ def test_a_bad_manual_dir_is_an_error_whatever_else_is_there(originals, data_dir
     for folder, message in ((originals, "is not mnist's"), (originals / "absent", "No such file")):
         with pytest.raises(DataError, match=message):
             load_dataset(name, data_dir=data_dir, manual_dir=folder)
-
-
-def test_only_a_data_set_of_four_original_files_takes_a_manual_dir(tmp_path, data_dir):
-    for name in ("digits", str(tmp_path)):
-        with pytest.raises(UsageError, match=r"takes no --manual_dir; mnist, .*; leave it out"):
-            load_dataset(name, data_dir=data_dir, manual_dir=tmp_path)
 
 
 @pytest.mark.parametrize("fault", ["http://x.invalid/", "http://127.0.0.1:9/", "stall", 404, 503])

@@ -27,7 +27,7 @@ ADAMW = {"optimizer": "adamw", "schedule": "cosine", "epochs": 1}
         ({"seeds": 2, "seed": 7}, {}, False),  # under vmap sums round differently
         pytest.param(CNN, {}, True, marks=pytest.mark.campaign),
         ({**MLP, "dropout": 0.3, "ema_decay": 0.9}, {"learning_rate": (0.001, 0.01)}, True),
-        (ADAMW, {"learning_rate": (0.01, 0.1), "weight_decay": (0.1,)}, False),
+        (ADAMW, {"learning_rate": (0.1,), "weight_decay": (0.0, 0.1)}, False),
         ({"epochs": 1}, {"weight_decay": [0.0]}, False),
     ],
 )
@@ -53,6 +53,7 @@ def test_the_record_holds_each_member_and_their_statistics(config):
     accuracies = record["test_accuracy"]
     assert len(accuracies) == len(set(record["params_sha256"])) == record["seeds"] == 3
     assert accuracies == [correct / 360 for correct in record["test_correct"]]
+    assert rows[0]["images_per_s"] * rows[0]["train_s"] == pytest.approx(3 * 1337)
     assert record["test_count"] == 360 and "train_correct" not in record
     found = record["statistics"]["test_accuracy"]
     assert found["mean"] == pytest.approx(np.mean(accuracies))
