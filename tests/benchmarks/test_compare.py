@@ -44,6 +44,7 @@ def test_too_few_launches_get_no_verdict_and_leave_the_others_theirs(paired):
     sides["enough"] = list(enough), list(1.5 * enough)
     found = compare.judge(sides, 0.02, paired=paired)
     assert [found[0].word, found["enough"].word] == ["few", "slower"]
+    assert judge(STEADY, 1.1 * STEADY[::-1], family=200).word == "same"  # p is 200/2048
     assert compare.judge({"": ([1.0] * 5, [2.0] * 5)}, 0.02, paired=paired)[""].ci95 == ()
 
 

@@ -5,6 +5,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from benchmarks import launch, results, roofline, step
 from benchmarks.results import Benchmark, Results
@@ -83,7 +84,7 @@ def test_a_network_of_a_fork_is_measured_and_a_case_that_fails_is_excluded(tmp_p
     cases = [dataclasses.replace(job, **SMALL) for job in step.jobs_of(options)]
     cases.insert(1, dataclasses.replace(cases[0], devices=99))
     found = results.parse(ours.run([dataclasses.asdict(job) for job in cases]))
-    found.context["platform"] = "cpu"
+    found.context.update(platform="cpu", device="NVIDIA H100 80GB HBM3")  # by its name alone
     many, one = found.benchmarks
     sizes = 5 * 5 * 4 + 4 + 2 * 4 + 2 * 4 + 5 * 10
     assert (many.model, many.details["params_bytes"]) == ("tiny", 4 * sizes)
@@ -96,7 +97,7 @@ def test_a_network_of_a_fork_is_measured_and_a_case_that_fails_is_excluded(tmp_p
 
     rates = {roofline.PRODUCT: 1e9, roofline.COPY: 1e6}
     roof = [Benchmark(name=n, samples_s=[1.0], details={"amount": rates[n]}) for n in rates]
-    found = Results({"platform": "cpu", "device": "cpu"}, [*found.benchmarks, *roof], found.tables)
+    found = Results(found.context, [*found.benchmarks, *roof], found.tables)
     [shares] = [row["layer_shares"] for row in found.tables["trace"]]
     row = roofline.account(cases[0], found.cases(mode=many.mode)[0], found, shares)
     parts = {part["part"]: part for part in row["parts"]}
@@ -105,3 +106,13 @@ def test_a_network_of_a_fork_is_measured_and_a_case_that_fails_is_excluded(tmp_p
     assert parts["only"]["flops"] == 3 * 2 * 100 * 4 * 10
     assert parts[roofline.REST]["flops"] == 3 * 2 * 100 * 10 * 10
     assert parts["block"]["seconds"] > 0
+    rate = parts["a step"]["direct_flops"] / many.samples_s[0]
+    assert (row["of_matrix_rate"], row["mfu"]) == pytest.approx((rate / 1e9, rate / 66.9e12))
+    assert parts["a step"]["seconds"] == many.samples_s[0]
+
+
+def test_a_step_of_several_networks_has_the_images_of_all_and_evaluation_is_measured_once():
+    several = Benchmark(name="train_step", samples_s=[0.1], batch_size=100, mode="16 networks")
+    assert " 16,000 |" in step.report(Results({"platform": "cpu"}, [several], {}))[0]
+    options = argparse.Namespace(**launch.DEFAULTS | {"model": ["mlp"], "what": ["train", "eval"]})
+    assert [job.what for job in step.jobs_of(options)] == [["train", "eval"], ["train"]]
