@@ -104,6 +104,8 @@ def test_the_overview_names_every_command(capsys):
         (["--optimizer=adamw", "--options", "b1=0,9"], 2, "a step with b1=0,9 fails: TypeError"),
         (["--coordinator=a:70000", "--num_processes=2", "--process_id=0"], 2, "1 to 65535"),
         (["--coordinator=a:0", "--num_processes=2", "--process_id=0"], 2, "1 to 65535"),
+        (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], 2, "allowed is 0 to 1"),
+        (["--seed=4294967295", "--seeds=2"], 2, "seed + seeds may be up to 4294967296"),
         (["--log_steps"], 2, "--log_steps logs into --tensorboard; give both"),
         (["--momentum=0.9"], 2, "the model 'logistic', the optimizer 'adam', the loss "),
         (["--batch_size=1438"], 2, "allowed is 1 to 1437"),

@@ -98,13 +98,6 @@ def test_a_value_that_is_not_allowed_is_refused_in_one_line(field, values, messa
         assert "\n" not in str(caught.value)
 
 
-def test_fields_are_checked_together_and_paths_when_they_are_resolved():
-    with pytest.raises(UsageError, match="up to 4294967296"):
-        Config(seed=2**32 - 1, seeds=2)
-    with pytest.raises(UsageError, match="process_id is 2; allowed is 0 to 1"):
-        Config(coordinator="a:1", num_processes=2, process_id=2)
-
-
 def test_hyperparameters_are_what_can_change_a_number():
     here = Config(model="mlp", workdir=Path("a"), steps_per_call=7, platform="cpu", debug=True)
     there = Config(model="mlp", workdir=Path("b"), data_dir=Path("c"), dropout=0.0)

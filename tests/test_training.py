@@ -319,7 +319,7 @@ def test_on_steps_gets_each_steps_values_once_and_in_order(config, tmp_path, fie
         assert fit(run, callbacks=[watch]).record["params_sha256"] == plain.record["params_sha256"]
         firsts, calls = zip(*(call.args for call in watch.on_steps.call_args_list), strict=True)
         ends = np.cumsum([values["loss"].shape[-1] for values in calls])
-        assert firsts == (0, *ends[:-1])
+        assert firsts == (0, *ends[:-1]) and ends[0] == (n if n == 1 else 2)  # two are timed first
         values = jax.tree.map(lambda *parts: np.concatenate(parts, -1), *calls)
         found.append((values["loss"], values["grad_norm"]))
     np.testing.assert_array_equal(*found)

@@ -43,6 +43,7 @@ def test_a_scale_changes_each_axis_between_its_bounds():
     assert 1 / 1.25 - 0.02 < factors.min() < 0.85
     assert 1.15 < factors.max() < 1.25 + 0.02
     assert np.abs(factors[:, 0] - factors[:, 1]).max() > 0.1
+    assert np.abs(np.corrcoef(center(augment(DOTS, shift=2.0)).T, factors.T)[:2, 2:]).max() < 0.4
 
 
 def test_pixels_keep_their_range_and_without_any_amount_their_values():

@@ -44,7 +44,9 @@ def loaded(file: Path) -> jax_export.Exported:
 
 def test_the_documented_script_runs_without_this_package(tmp_path):
     run = untrained(tmp_path, model="mlp", hidden_sizes=(8,))
+    run = run._replace(rows=[{"step": 15, "test/accuracy": 0.9}], step=20)
     found = export.export(run, "stablehlo", file := tmp_path / NAME)
+    assert found["test_accuracy"] is None  # that of step 15 is another network's
     assert found["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     np.save(tmp_path / "images.npy", IMAGES)
     without = "import sys; sys.modules.update(mnist_jax=None, flax=None, optax=None)\n"

@@ -103,6 +103,9 @@ def test_the_digit_is_scaled_and_centred_like_mnist_s():
     y, x = (ink.sum(axis) @ np.arange(28) / ink.sum() for axis in (1, 0))
     assert 13.5 <= y < 14.5 and 13.5 <= x < 14.5
     assert ink[rows[1]].sum() > ink[rows[-2]].sum()  # its bar is at the top
+    heavy = np.full((100, 100), 255.0)
+    heavy[10:90, 48:52] = heavy[70:90, 30:70] = 0
+    assert np.ptp(np.flatnonzero(to_mnist(heavy).image.max((1, 2)) > 60)) + 1 == 20  # not cut off
 
 
 @pytest.mark.mnist

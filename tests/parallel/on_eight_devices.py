@@ -111,7 +111,7 @@ def examine(name: str) -> dict[str, Any]:
     return found | {"difference": largest_difference(eight, one)}
 
 
-def run(fields: dict[str, Any], *devices: int) -> dict[str, Any]:
+def run(fields: dict[str, Any], *devices: int | None) -> dict[str, Any]:
     """The record of a run, whose parts run on these numbers of devices, one after the other."""
     with tempfile.TemporaryDirectory() as folder:
         fields = {**RUN, **fields, "workdir": Path(folder)}
@@ -123,9 +123,9 @@ def run(fields: dict[str, Any], *devices: int) -> dict[str, Any]:
 
 
 def runs() -> dict[str, list[dict]]:
-    """A lone network, and four members: on one device, and moved to others."""
+    """A lone network, and four members: on the one by default, and moved to others."""
     plans = {"alone": ({"ema_decay": 0.9}, (1, 8)), "members": ({"seeds": 4}, (2, 4))}
-    return {name: [run(own, 1), run(own, *moves)] for name, (own, moves) in plans.items()}
+    return {name: [run(own, None), run(own, *moves)] for name, (own, moves) in plans.items()}
 
 
 def arrays() -> list[float]:
