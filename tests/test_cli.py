@@ -94,11 +94,8 @@ def test_the_overview_names_every_command(capsys):
 @pytest.mark.parametrize(
     ("more", "status", "message"),
     [
-        (["--model=cn"], 2, "unknown model 'cn'"),
-        (["--dataset=fashion"], 2, "did you mean fashion_mnist?"),
         (["--augmentation=mixup"], 2, "unknown augmentation 'mixup'; choose from those that"),
         (["--model=mlp", "--options", "dropout=7"], 2, "dropout is 7; allowed is 0 or more and"),
-        (["--options", "gama=3"], 2, "have no argument gama; leave gama of --options out"),
         (["--options", "name=x"], 2, "have no argument name"),  # a field of every Flax module
         (["--options", "a={[1]: 2}"], 2, "have no argument a;"),
         (["--optimizer=adamw", "--options", "b1=0,9"], 2, "a step with b1=0,9 fails: TypeError"),
@@ -112,7 +109,6 @@ def test_the_overview_names_every_command(capsys):
         (["--validation=1437"], 2, "validation is 1437; allowed is 0 to 1436"),
         (["--precision=tf32"], 2, "does not have; allowed here are bfloat16, float32"),
         (["--seeds=3", "--devices=2"], 6, "devices is 2; JAX finds 1 of cpu"),
-        (["--platform=tpu"], 6, "no device for --platform=tpu"),
         (["--dataset=mnist", "--manual_dir=nowhere"], 3, "cannot read nowhere"),
         (["--manual_dir=nowhere"], 2, "digits takes no --manual_dir; mnist, "),
         (["--learning_rate=1e38", "--model=mlp"], 5, "the loss or its gradient is not finite"),
@@ -184,6 +180,8 @@ def test_an_ignored_signal_stays_ignored():
         with catch_signals(caught := []):
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGUSR1)
+            with pytest.raises(KeyboardInterrupt):  # the second one ends it at once
+                signal.raise_signal(signal.SIGINT)
         assert caught == [signal.SIGUSR1]
         assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
     finally:

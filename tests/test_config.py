@@ -67,7 +67,6 @@ def test_options_reach_arguments_without_a_default_and_models_are_classes(monkey
         ("options", [("gamma",), (3,)], "words such as gamma=3"),
         ("options", [("num_classes=47",)], "have no argument num_classes; leave num_classes of"),
         ("dataset", [2**31, None], "a name or a path"),
-        ("optimizer", ["adem"], "did you mean adam"),
         ("fork", [Path("nowhere.py")], "cannot read the fork nowhere.py: No such file"),
         ("epochs", [0, 1.5, "3"], "whole number, 1 or more"),
         ("batch_size", [-1, 100.0], "whole number, 1 or more"),

@@ -86,6 +86,8 @@ def test_labels_are_smoothed_in_training_only_and_the_returned_loss_is_different
 
     np.testing.assert_allclose(loss_of(params, batch, **options)[0], smoothed(params), rtol=1e-5)
     evaluated = steps.eval_step(params, {}, batch, **options)
+    soft = loss_of(params, {**batch, "label": target}, model=LOGISTIC)[0]  # a distribution each
+    np.testing.assert_allclose(soft, smoothed(params), rtol=1e-5)
     assert_equal(evaluated, loss_of(params, batch, model=LOGISTIC)[1])
     state, _, values = train_step(initial(LOGISTIC, SGD), batch, ROOT, tx=SGD, **options)
     moved = jax.tree.map(jnp.subtract, params, state.params)
@@ -200,7 +202,8 @@ def test_keys_differ_by_root_purpose_and_place():
         for purpose in (steps.INIT, steps.SHUFFLE, steps.DROPOUT, steps.DISTORT, steps.AUGMENT)
         for place in range(4)
     ]
-    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 40
+    keys += steps.step_keys(jax.random.key(2), 0)  # three
+    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 43
 
 
 def test_the_order_of_an_epoch_is_determined_by_epoch_and_seed():

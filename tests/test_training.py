@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -262,7 +263,8 @@ def test_fit_shows_the_run_unless_callbacks_are_given(config, tmp_path, capsys):
     correct = result.record["test_correct"]
     line = f"test accuracy: {100 * correct / 360:.2f} % ({correct}/360)"
     assert shown[-1] == line and repr(result) == f"<Result {line}, in {result.workdir}>"
-    fit(config(epochs=1, workdir=tmp_path / "other"), callbacks=())
+    in_a_thread = ThreadPoolExecutor(1).submit  # which cannot handle signals
+    in_a_thread(fit, config(epochs=1, workdir=tmp_path / "other"), callbacks=()).result()
     assert capsys.readouterr().out == ""
 
 
