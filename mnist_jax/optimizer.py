@@ -52,7 +52,6 @@ def make_optimizer(
         steps: updates in all epochs of the run, the length of the schedule.
         options: keyword arguments of the optimizer.
     """
-    optimizer = OPTIMIZERS[name]  # now: a loss that loads a teacher may replace it later
 
     def make(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
         rate = learning_rate
@@ -61,7 +60,7 @@ def make_optimizer(
         elif schedule == "onecycle":
             rate = optax.cosine_onecycle_schedule(steps, learning_rate)
         in_state = {} if weight_decay is None else {"weight_decay": weight_decay}
-        return optimizer(rate, **{**options, **in_state})
+        return OPTIMIZERS[name](rate, **{**options, **in_state})
 
     # Without weight decay its 0 stays a constant, so that the program does not add it.
     decay = options.get("weight_decay")

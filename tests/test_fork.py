@@ -88,9 +88,8 @@ def test_two_versions_of_a_fork_are_read_in_one_process(tmp_path):
 
 
 def test_a_run_that_is_read_leaves_the_names_of_the_reader(config, tmp_path, monkeypatch):
-    (fork := tmp_path / "fork.py").write_text(
-        "from mnist_jax import LOSSES\nLOSSES['f'] = lambda logits, batch: 0 * logits[:, 0]"
-    )
+    fork, code = tmp_path / "fork.py", "LOSSES['f'] = lambda logits, batch: 0 * logits[:, 0]"
+    fork.write_text(f"from mnist_jax import LOSSES\n{code}")
     teacher = fit(config(fork=fork, loss="f", max_steps=1)).workdir
     monkeypatch.setitem(LOSSES, "f", own := lambda logits, batch: logits[:, 0])
     load_run(teacher)

@@ -64,9 +64,8 @@ def test_the_record_holds_each_member_and_their_statistics(config):
     percent = f"{100 * found['mean']:.2f} % mean of 3 seeds, sd {100 * found['sd']:.2f}"
     assert accuracy_line(record) == f"test accuracy: {percent}"
     grid = [{"learning_rate": rate, "seed": seed} for rate in (0.1, 0.2) for seed in (7, 8)]
-    values = {"test_correct": [5, 7, 6, 8], "test_count": 10}
-    diverged = ["learning_rate 0.1, seed 7"]
-    found = accuracy_line({**values, "members": grid, "seeds": 2, "diverged": diverged})
+    values = {"test_correct": [5, 7, 6, 8], "test_count": 10, "seeds": 2, "members": grid}
+    found = accuracy_line(values | {"diverged": ["learning_rate 0.1, seed 7"]})
     assert "70.00 % mean of 1 seed, learning_rate 0.1\n" in found
     assert found.endswith("70.00 % mean of 2 seeds, sd 14.14, learning_rate 0.2")
 
