@@ -52,6 +52,7 @@ def make_optimizer(
         steps: updates in all epochs of the run, the length of the schedule.
         options: keyword arguments of the optimizer.
     """
+    optimizer = OPTIMIZERS[name]  # now: another fork may replace it before a step is traced
 
     def make(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
         rate = learning_rate
@@ -60,7 +61,7 @@ def make_optimizer(
         elif schedule == "onecycle":
             rate = optax.cosine_onecycle_schedule(steps, learning_rate)
         in_state = {} if weight_decay is None else {"weight_decay": weight_decay}
-        return OPTIMIZERS[name](rate, **{**options, **in_state})
+        return optimizer(rate, **{**options, **in_state})
 
     # Without weight decay its 0 stays a constant, so that the program does not add it.
     decay = options.get("weight_decay")

@@ -153,7 +153,7 @@ class CheckpointManager:
         return time.monotonic() - self._saved_at >= self.every_s
 
     def is_saving(self) -> bool:
-        """Whether a save is still in progress, and the next one may be left out for it."""
+        """Whether a save is still in progress; False with `every_s` 0, where none is skipped."""
         return self.every_s > 0 and self._pending is not None and not self._pending.done()
 
     def save(self, progress: Progress) -> None:
