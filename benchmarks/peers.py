@@ -108,7 +108,9 @@ def report(found: Results) -> list[str]:
     rounds = max((len(case.launches_s) for case in cases), default=0)
     title = f"A training step, ms, {rounds} rounds (our time ÷ theirs; 95 %, of few rounds range)"
     note = f"~: in most rounds, half of the samples span over {timing.UNSTABLE:.0%}."
-    return [results.table(title, ["framework", "mode", *models], lines), note]
+    load = found.context["load"][0] / found.context["cores"]  # when this began
+    busy = f"warning: the load was {load:.2f} a core; repeat this on an idle machine"
+    return [results.table(title, ["framework", "mode", *models], lines), note, busy * (load > 0.5)]
 
 
 if __name__ == "__main__":

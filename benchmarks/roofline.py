@@ -34,8 +34,7 @@ Product = tuple[str, int, int]  # layer, operations by definition, operations on
 ON_CPU, ELSEWHERE = (1024, 2048, 4096), (4096, 8192)  # rows and columns of the matrices
 COPY_BYTES = (2**20, 2**25, 2**28)
 SPREAD = 0.05  # a larger interquartile range of a roof's samples brings a warning
-# Dense peak FLOP/s of the makers' datasheets.
-DATASHEETS = {
+DATASHEETS = {  # dense peak FLOP/s, by the makers
     r"H100.*HBM3|H200(?! NVL)": {"bfloat16": 989.4e12, "tf32": 494.7e12, "float32": 66.9e12},
     r"H100 PCIe": {"bfloat16": 756e12, "tf32": 378e12, "float32": 51e12},
     r"A100\b": {"bfloat16": 312e12, "tf32": 156e12, "float32": 19.5e12},

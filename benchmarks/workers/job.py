@@ -1,7 +1,4 @@
-"""What the frameworks' processes share: the job, its data, the clock and the findings.
-
-Needs NumPy and nothing else, so that it runs in every framework's interpreter.
-"""
+"""What the frameworks' processes share: job, data, clock and findings. NumPy is enough."""
 
 import dataclasses
 import json
@@ -19,7 +16,6 @@ NUM_CLASSES, IMAGE_SHAPE = 10, (28, 28, 1)
 HIDDEN_SIZES = {"logistic": (), "mlp": (256, 128, 64, 32), "cnn": (512, 256)}
 LEARNING_RATE, EPSILON, DROPOUT = 1e-3, 1e-7, 0.5
 
-# How a framework is used: JAX, PyTorch, Keras.
 MANY, ONE, HOST = "many steps a call", "one dispatch a step", "host arrays"
 EAGER, COMPILED = "eager", "torch.compile"
 GRAPH, COMPILED_GRAPH = "CUDA graph of the step", "torch.compile, CUDA graph of the step"

@@ -1,7 +1,7 @@
 """PyTorch: eager, `torch.compile`, or the whole training step in one CUDA graph.
 
-Every mode has the fused Adam, the images in memory of the device, and for the CNN channels_last. A
-graph replays gather, forward, backward and update, `UNROLL` steps at once, from static buffers.
+All have the fused Adam, images on the device, and for the CNN channels_last. A graph replays
+gather, forward, backward and update, `UNROLL` steps at once, from static buffers.
 """
 
 from collections.abc import Callable

@@ -126,14 +126,14 @@ def test_peers_are_compared_within_rounds_and_two_speeds_are_shown():
     ours = peer(*peers.OURS, [1.0, 10.0, 1.0, 1.0, 1.0])
     eager = peer("pytorch", "eager", [2.0, 20.0, 2.0, 2.0])  # its last round failed
     compiled = peer("pytorch", "torch.compile", [1.0, 1.0, 4.0, 4.0, 4.0])
-    alone = peer("mnist_jax", "one dispatch a step", [3.0] * 5)
-    found = Results({"platform": "cpu"}, ours + eager + compiled + alone, {})
+    every = ours + eager + compiled + peer("mnist_jax", "one dispatch a step", [3.0] * 5)
+    found = Results({"platform": "cpu", "load": [4], "cores": 2}, every, {})
     assert peers.ratios(found, "mlp")["pytorch", "eager"] == (0.5, 0.5, 0.5)
-    assert peers.best(found, "mlp", "pytorch") == ("eager", 4, (0.5, 0.5, 0.5))
-    assert peers.best(found, "cnn", "pytorch") is None
-    table = peers.report(found)[0]
+    best = [peers.best(found, model, "pytorch") for model in ("mlp", "cnn")]
+    assert best == [("eager", 4, (0.5, 0.5, 0.5)), None]
+    table, _, warning = peers.report(found)
     assert "1,000 or 4,000 (0.25; 0.25 to 10.00)" in table
-    assert table.index("one dispatch a step") < table.index("pytorch")
+    assert table.index("one dispatch a step") < table.index("pytorch") and "2.00 a core" in warning
 
 
 def test_a_seed_that_misses_the_target_counts_as_infinite():
