@@ -4,7 +4,6 @@ XLA's CPU convolutions are slow in training, above all the gradient of the kerne
 loop. Its matrix products are fast, and `winograd` turns a convolution into them.
 """
 
-import itertools
 from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any
@@ -29,18 +28,19 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated`, by `conv3x3` for the shapes that it supports.
 
     For `flax.linen.Conv(..., conv_general_dilated=conv_general_dilated)`. Supported are NHWC images
-    with 3×3 HWIO kernels, stride 1, no dilation, no groups and padding SAME or VALID; XLA computes
-    everything else.
+    of floats with 3×3 HWIO kernels, stride 1, no dilation, no groups and padding SAME or VALID; XLA
+    computes everything else.
     """
     dilations = options.get("lhs_dilation") or (), options.get("rhs_dilation") or ()
     supported = (
         lhs.ndim == 4
-        and rhs.shape[:2] == (3, 3)
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and rhs.shape[:3] == (3, 3, lhs.shape[3])
         and padding in ("SAME", "VALID")
         and min(lhs.shape[1:3]) >= 3
         and options.get("feature_group_count", 1) == options.get("batch_group_count", 1) == 1
         and options.get("preferred_element_type") is None
-        and all(n == 1 for n in itertools.chain(window_strides, *dilations))
+        and all(n == 1 for n in (*window_strides, *dilations[0], *dilations[1]))
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
         == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC)
     )
