@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 def member_of(tree: Any, member: int) -> Any:
     """One member's part of a stacked tree."""
-    return jax.tree.map(lambda leaf: leaf[member], tree)
+    return jax.tree.map(lambda leaf: leaf[member, ...], tree)  # of a scalar an array, too
 
 
 def over_members(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from shared import rows_of
 
-from mnist_jax import Callback, fit, load_dataset, models
+from mnist_jax import Callback, fit, load_dataset, load_run, models
 from mnist_jax.config import group_by_point
 from mnist_jax.errors import NonFiniteError
 from mnist_jax.runs.results import accuracy_line
@@ -89,8 +89,9 @@ def test_a_member_that_diverges_is_excluded_and_if_all_do_the_run_ends(config, m
     warnings = [call.args[0] for call in watch.on_warning.call_args_list]
     diverged = [int(label.removeprefix("seed ")) for label in record["diverged"]]
     assert 0 < len(diverged) < 6
-    seeds = range(1234, 1240)
-    assert [loss is None for loss in row["train/loss"]] == [seed in diverged for seed in seeds]
+    members = [params for params, _ in load_run(result.workdir).members]
+    assert [loss is None for loss in row["train/loss"]] == [1234 + i in diverged for i in range(6)]
+    assert {type(params["scale"]) for params in members} == {np.ndarray}  # for safetensors
     (warning,) = record["warnings"]
     assert warnings == [warning] and f"seed {diverged[0]}" in warning
     assert record["statistics"]["test_accuracy"]["n"] == 6 - len(diverged)
@@ -102,7 +103,6 @@ def test_a_member_that_diverges_is_excluded_and_if_all_do_the_run_ends(config, m
 
 def test_no_decision_reads_the_test_images(config, tmp_path):
     """Other test labels, the same parameters, bit for bit."""
-
     fields = {"schedule": "onecycle", "ema_decay": 0.9, "validation": 100, "seeds": 2}
     plain = fit(config(**fields)).record
     data = load_dataset("digits", data_dir=config().data_dir)
