@@ -157,8 +157,8 @@ def comparison_page(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     models = [run.config.model for run in runs]
     names = [f"{i} {m}" if models.count(m) > 1 else m for i, m in enumerate(models, start=1)]
     named = dict(zip(names, runs, strict=True))
-    points = _grid_points(named)
-    figures = []
+    points, figures = _grid_points(named), []
+    warnings = {n: [*r.warnings, *(r.record or {}).get("warnings", [])] for n, r in named.items()}
     if curves := {name: run.rows for name, run in points.items() if run.rows}:
         caption = "One point per epoch. The time is that of training, of all networks of a run."
         time = "time", "Accuracy against training time", plots.accuracy_against_time(curves)
@@ -167,7 +167,7 @@ def comparison_page(runs: Sequence[LoadedRun]) -> dict[str, Any]:
     return {
         "title": f"{len(runs)} runs on {runs[0].data.name}",
         "summary": [f"{name}: {run.folder}" for name, run in named.items()],
-        "warnings": list(dict.fromkeys(warning for run in runs for warning in run.warnings)),
+        "warnings": [f"{name}: {text}" for name in warnings for text in warnings[name]],
         "results": [_result_table(points)],
         "figures": figures,
         "details": [_config_table({name: run.config for name, run in named.items()}, commands)],

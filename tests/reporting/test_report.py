@@ -117,8 +117,7 @@ def test_a_page_needs_nothing_but_itself_and_escapes_everything(runs, page_of, t
         content = json.loads((folder / f"{name}.json").read_text())
         content.update(warnings=[f"<script>{hostile}"], system=hostile, odd="\ud800")
         (folder / f"{name}.json").write_text(json.dumps(content))
-    names = ("config.json", "environment.json", "metrics.jsonl", "result.json")
-    contents = {name: (folder / name).read_bytes() for name in names}
+    contents = {path.name: path.read_bytes() for path in folder.glob("*.json*")}
     (folder / "manifest.sha256").write_bytes(digest_lines(contents))
     page = page_of(folder, f"--output={tmp_path / 'page.html'}")
     assert len(page.html.encode()) < 1_000_000
@@ -130,8 +129,9 @@ def test_a_page_needs_nothing_but_itself_and_escapes_everything(runs, page_of, t
     assert "<img src=x" not in page.html and len(page.images) == 4
     for source in page.images:
         svg = base64.b64decode(source.partition(",")[2]).decode()
-        assert not re.search(r"<script|<foreignObject|@import|url\((?!#)", svg)
-        assert not re.search(r'href="(?!#|data:)', svg)
+        assert not re.search(r'<script|<foreignObject|@import|url\((?!#)|href="(?!#|data:)', svg)
+    both = page_of(runs / "one", folder, f"--output={tmp_path / 'both.html'}")
+    assert f"2 logistic: <script>{hostile}" in both.text
 
 
 def test_a_run_that_is_not_complete_has_a_page(runs, config, page_of, tmp_path, capsys):
