@@ -21,9 +21,9 @@ from mnist_jax.config import FORMAT_VERSION, Config
 from mnist_jax.data import DataSpec
 from mnist_jax.errors import CheckpointError, UsageError, writing
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import make_model, variable_shapes
+from mnist_jax.models import make_model
 from mnist_jax.parallel.mesh import select_device
-from mnist_jax.runs import environment
+from mnist_jax.runs import checkpoint, environment
 from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill, load_saved, names_of
 from mnist_jax.runs.environment import PACKAGES
 from mnist_jax.steps import TrainState
@@ -262,10 +262,10 @@ def save_run(
     own = {"dataset": data.name, "seeds": None, "ema_decay": 0.0, **dict.fromkeys(config.grid)}
     config = dataclasses.replace(config, **own).resolve()
     config = dataclasses.replace(config, dataset=data.name)  # even where a folder is called so
-    shapes = variable_shapes(make_model(**config.model_arguments(data)))
+    given = {"state": {"params": params, "model_state": model_state or {}}}
+    arrays, model = names_of(jax.device_get(given)), make_model(**config.model_arguments(data))
     done: Any = np.int32(step)
-    given = TrainState(done, params, model_state or {}, (), None)
-    state = fill(TrainState(done, *shapes, (), None), names_of(jax.device_get(given)))
+    state = TrainState(done, *checkpoint.variables_of(arrays, config, model), (), None)
     where = environment.describe(select_device(config.platform))
     with contextlib.closing(RunDir(folder, config, data)) as run:
         run.write_environment(where, allow_code_change=True)
