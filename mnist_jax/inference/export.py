@@ -26,7 +26,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")  # a StableHLO program runs on each
 Format = Literal["safetensors", "stablehlo"]
 CONVENTIONS = (
     "images (b, height, width, channels); convolution kernels (height, width, in, out), stride 1, "
-    "padding SAME if none is named; pooling is the maximum of 2×2 pixels; no dropout"
+    "padding SAME if none is named; pooling is the maximum of 2×2 pixels; gelu by tanh; no dropout"
 )
 
 
