@@ -36,7 +36,7 @@ def evaluation(found: Mapping[str, Metrics]) -> tuple[dict[str, Any], dict[str, 
 
 def diverged_warning(labels: Sequence[str]) -> str:
     """The warning for members whose loss or gradient became NaN or infinite."""
-    names = "; ".join(labels[:3]) + f" and {len(labels) - 3} others" * (len(labels) > 3)
+    names = "; ".join(labels[:3]) + f" and {len(labels) - 3} more" * (len(labels) > 3)
     return f"diverged, and excluded from the statistics while not finite: {names}"
 
 
