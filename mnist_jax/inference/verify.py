@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_jax import atomic_io
-from mnist_jax.errors import CheckpointError
+from mnist_jax.errors import CheckpointError, print_warnings
 from mnist_jax.inference.flags import DataFlags, RunFolder
 from mnist_jax.inference.restore import LoadedRun, Predictor, dataset_of, load_run
 from mnist_jax.runs import run_dir
@@ -48,6 +48,7 @@ class Verify(DataFlags):
             raise atomic_io.IntegrityError(f"{gone}; the newest is of step {run.step:,}")
         test = dataset_of(run, data_dir=self.data_dir, manual_dir=self.manual_dir).test
         prediction = Predictor(run, self.platform)(test.image)
+        print_warnings(prediction.warnings)  # of networks that diverged, in the run or only here
         correct = (prediction.log_probabilities.argmax(2) == test.label).sum(1)
         counts = zip(run.config.members(), np.atleast_1d(record["test_correct"]), strict=True)
         recorded = np.array([count for member, count in counts if member in prediction.members])
