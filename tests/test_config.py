@@ -17,7 +17,6 @@ def test_the_defaults_are_the_tutorials_recipe_and_a_given_value_wins(monkeypatc
     config = Config().resolve()
     assert (config.model, config.epochs, config.batch_size) == ("cnn", 10, 100)
     assert (config.learning_rate, config.schedule, config.seed) == (1e-3, "constant", 1234)
-
     monkeypatch.setitem(PRESETS, "brief", {"epochs": 2, "shift": 1.0, "dropout": 0.3})
     config = Config(preset="brief", shift=0.0).resolve()
     assert (config.epochs, config.shift, config.dropout) == (2, 0.0, 0.3)

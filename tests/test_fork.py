@@ -16,10 +16,7 @@ from mnist_jax.fork import REGISTRIES
         ("exit(3)", "fails in line 1: SystemExit: 3"),
         ("", "unknown loss 'focal2'; choose from .*cross_entropy"),
         ('from mnist_jax import LOSSES\nLOSSES["focal2"] = 3', "loss 'focal2' is no function"),
-        (
-            'from mnist_jax import MODELS\nMODELS["mlp"] = 3',
-            "replaces the model 'mlp' of mnist_jax",
-        ),
+        ('from mnist_jax import MODELS\nMODELS["mlp"] = 3', "replaces the model 'mlp' of mnist"),
     ],
 )
 def test_a_fork_that_fails_is_a_usage_error(tmp_path, code, message):

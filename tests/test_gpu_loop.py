@@ -110,9 +110,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_noticed_at_its_step():
         ({"steps_per_call": 15, "precision": "bfloat16"}, [15], ["gpu"]),
     ],
 )
-def test_a_run_of_static_loops_trains_as_on_a_cpu(
-    fields, calls, others, config, monkeypatch, tmp_path
-):
+def test_a_run_of_static_loops_is_as_on_a_cpu(fields, calls, others, config, monkeypatch, tmp_path):
     """With this loop as on a GPU, or without as on a TPU."""
     given, found = {"model": "mlp", "hidden_sizes": (8,), "epochs": 1, **fields}, []
     for name in ("cpu", *others):

@@ -37,14 +37,6 @@ def test_a_damaged_original_is_refused_by_name(originals, name):
         assert "\n" not in str(refused.value)
 
 
-def test_a_file_that_is_not_there_is_named(originals):
-    path = originals / sources.TEST_LABELS
-    for change in (path.unlink, path.mkdir):  # then a folder is in its place
-        change()
-        with pytest.raises(DataError, match=f"cannot read {path}: .*; mnist needs train-images"):
-            sources.read_originals("mnist", originals)
-
-
 IMAGES = small.idx(np.zeros((60, 28, 28), np.uint8))
 STORED = bytearray(gzip.compress(IMAGES, compresslevel=0))
 STORED[1000] ^= 1  # only the checksum of gzip shows it
