@@ -90,41 +90,36 @@ def run(capsys, *words) -> tuple[int, str, str]:
 
 def test_a_slower_file_ends_with_7_and_a_missing_case_leaves_out_that_alone(tmp_path: Path, capsys):
     same = made(STEADY, name="evaluation")
-    a = write(tmp_path / "a.json", made(STEADY), same, made(STEADY, model="cnn"))
-    changes = {"jax": "0.12", "excluded": {"cnn": "out of memory"}}
+    (card := tmp_path / "card").mkdir()  # against a file of one of its parts
+    a = write(card / "results.json", made(STEADY), same, made(STEADY, model="cnn"), parts={}).parent
+    changes = {"jax": "0.12", "load": [4], "command": ["x"], "excluded": {"cnn": "out of memory"}}
     b = write(tmp_path / "b.json", made(1.2 * STEADY), same, **changes)
+    b.write_text(b.read_text().replace('"date": "2', '"date": "1'))
     status, out, err = run(capsys, a, b)
     assert (status, err.count("\n")) == (7, 1)
     assert "B is slower by more than 2% in 1 of 2: train_step, mlp, batch 100" in err
-    assert "differs: jax: 0.10.2 in A, 0.12 in B" in out and "date" not in out
+    assert "differs: jax: 0.10.2 in A, 0.12 in B" in out and out.count("differs") == 1
     assert "only in A: train_step, cnn, batch 100" in out
     assert "excluded from B: cnn: out of memory" in out
     assert run(capsys, b, a)[0] == 0
     assert run(capsys, a, b, "--threshold=0.3")[0] == 0
 
 
-def test_a_card_compares_with_a_file_of_step(tmp_path: Path, capsys):
-    step = write(tmp_path / "step.json", made(STEADY))
-    recorder = results.Recorder(tmp_path / "card" / "results.json", CONTEXT | {"parts": {}})
-    recorder.take_in(results.read(step), part="step")
-    recorder.take_in(Results({}, made(2 * STEADY, name="sweep_step"), {}), part="sweep")
-    recorder.write()
-    status, out, _ = run(capsys, tmp_path / "card", step)
-    assert status == 0
-    assert "| same |" in out.replace("  ", " ") and "only in A: sweep_step, mlp" in out
+def test_commands_are_compared_within_turns_and_files_by_ranks(tmp_path, monkeypatch, capsys):
+    """Each turn takes half as long as the one before. In one A fails, and in another B."""
 
+    def run_command(command, recorder):
+        turn, ratio = next(calls) // 2, float(command)
+        is_lost = turn == (1 if ratio == 1 else 5)
+        recorder.take_in(Results(CONTEXT, made([] if is_lost else [ratio / 2**turn]), {}))
 
-def test_a_launch_that_failed_leaves_out_its_turn_alone():
-    """A rises from turn to turn, as under a growing load; each side fails in another turn."""
-
-    def side(recorder, lost):
-        number = next(turns) // 2
-        recorder.take_in(Results(CONTEXT, made([1 + number / 100] * (number != lost)), {}))
-
-    turns = itertools.count()
-    a, b = compare.interleaved([partial(side, lost=n) for n in (1, 5)], 11, CONTEXT)
-    [(a_s, b_s)] = compare.launches(a, b).values()
-    assert a_s == b_s == [1 + n / 100 for n in range(11) if n not in (1, 5)]
+    calls = itertools.count()
+    monkeypatch.setattr(compare, "run_command", run_command)
+    status, out, _ = run(capsys, "--launches=11", "--run", "1", "1.1")
+    assert status == 7 and "| 1.100 | 1.100 to 1.100 |" in out
+    files = (write(tmp_path / f"{x}.json", made(x * 0.5 ** np.arange(11))) for x in (1, 1.1))
+    status, out, _ = run(capsys, *files)
+    assert status == 0 and "| 1.100 |" in out and "--run measures both in turn" in out
 
 
 def test_other_devices_are_refused_unless_asked_for(tmp_path: Path, capsys):
