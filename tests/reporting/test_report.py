@@ -1,6 +1,7 @@
 """The report: what it says, that it is escaped, and that it needs nothing but itself."""
 
 import base64
+import dataclasses
 import html
 import json
 import re
@@ -15,11 +16,11 @@ import numpy as np
 import pytest
 from shared import StopAfter
 
-from mnist_jax import Config, __main__, cli, fit, models, reporting
+from mnist_jax import Config, Dataset, __main__, cli, fit, load_run, models, reporting
 from mnist_jax.atomic_io import digest_lines
 from mnist_jax.data import DataSpec
 from mnist_jax.errors import InterruptedRunError
-from mnist_jax.inference.restore import LoadedRun
+from mnist_jax.inference.restore import LoadedRun, Prediction, dataset_of
 from mnist_jax.reporting import report
 from mnist_jax.runs.run_dir import read_config, read_result
 
@@ -167,6 +168,28 @@ def test_training_writes_it(config, page_of, capsys):
     out, err = capsys.readouterr()
     assert err.startswith("warning: no report was written: cannot write ")
     assert out.splitlines()[-1].startswith("test accuracy: ")
+
+
+def test_every_warning_stands_on_the_page(runs, data_dir):
+    run = load_run(runs / "many")._replace(warnings=["one checkpoint is damaged"])
+    run.members[1] = jax.tree.map(lambda x: np.full_like(x, np.nan), run.members[1])
+    data = dataclasses.replace(dataset_of(run, data_dir=data_dir), warnings=("other data",))
+    excluded = f"seed 1235 of {run.folder} is not finite; it is excluded"
+    assert report.run_page(run, data)["warnings"] == [*run.warnings, *data.warnings, excluded]
+
+
+def test_the_most_confident_errors_come_first():
+    x = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((5, 28, 28), np.uint8)
+    data = Dataset.from_arrays("mine", x, y := [0, 0, 0, 1, 1], x, y)
+    shares = np.array([0.4, 0.1, 0.2, 0.7, 0.3])  # of class 0; the last answer is right
+    prediction = Prediction(np.log([np.c_[shares, 1 - shares]]), [{"seed": 0}], [])
+    _, errors = report.confusion_figures(data, prediction)
+    [axes] = errors.figure.axes
+    places = [text.get_position() for text in axes.texts]
+    shown = [int(axes.images[0].get_array()[int(y) + 10, int(x)]) for x, y in places]
+    assert shown == [1, 2, 3, 0]
+    titles = "0 → 1\n90.00 %", "0 → 1\n80.00 %", "1 → 0\n70.00 %", "0 → 1\n60.00 %"
+    assert tuple(text.get_text() for text in axes.texts) == titles
 
 
 def test_the_first_layer_is_shown_if_it_takes_pixels():
