@@ -14,7 +14,7 @@ from shared import rows_of
 from mnist_jax import Callback, fit, load_dataset, load_run, models
 from mnist_jax.config import group_by_point
 from mnist_jax.errors import NonFiniteError
-from mnist_jax.runs.results import accuracy_line
+from mnist_jax.runs.results import accuracy_line, diverged_warning
 
 MLP = {"model": "mlp", "hidden_sizes": (128,), "epochs": 1}
 CNN = {"model": "cnn", "batch_size": 50, "hidden_sizes": (16,), "max_steps": 3, "seeds": 2}
@@ -54,7 +54,8 @@ def test_the_record_holds_each_member_and_their_statistics(config):
     assert len(accuracies) == len(set(record["params_sha256"])) == record["seeds"] == 3
     assert accuracies == [correct / 360 for correct in record["test_correct"]]
     assert rows[0]["images_per_s"] * rows[0]["train_s"] == pytest.approx(3 * 1337)
-    assert record["test_count"] == 360 and "train_correct" not in record
+    assert (record["test_count"], record["parameters"]) == (360, 7850)  # of one member
+    assert "train_correct" not in record
     found = record["statistics"]["test_accuracy"]
     assert found["mean"] == pytest.approx(np.mean(accuracies))
     assert found["sd"] == pytest.approx(np.std(accuracies, ddof=1))
@@ -80,8 +81,8 @@ class Fragile(models.LogisticRegression):
 
 
 def test_a_member_that_diverges_is_excluded_and_if_all_do_the_run_ends(config, monkeypatch):
-    with pytest.raises(NonFiniteError, match="at step 2 "):
-        fit(config(seeds=2, learning_rate=1e38, workdir=config().workdir.with_name("all")))
+    with pytest.raises(NonFiniteError, match="at step 3 "):  # of the last one
+        fit(config(learning_rate=(1e38, 5e34), workdir=config().workdir.with_name("all")))
     monkeypatch.setitem(models.MODELS, "fragile", Fragile)
     watch = mock.create_autospec(Callback, instance=True)
     result = fit(config(model="fragile", seeds=6, steps_per_call=5), callbacks=[watch])
@@ -95,6 +96,8 @@ def test_a_member_that_diverges_is_excluded_and_if_all_do_the_run_ends(config, m
     (warning,) = record["warnings"]
     assert warnings == [warning] and f"seed {diverged[0]}" in warning
     assert record["statistics"]["test_accuracy"]["n"] == 6 - len(diverged)
+    lists = [diverged_warning(list(names)).partition(": ")[2] for names in ("abc", "abcde")]
+    assert lists == ["a; b; c", "a; b; c and 2 others"]
     grid = {"seeds": None, "learning_rate": [0.1, 1e38], "workdir": config().workdir / "grid"}
     [good, bad] = accuracy_line(fit(config(**grid)).record).splitlines()
     assert bad.endswith(" diverged, learning_rate 1e+38") and "diverged" not in good

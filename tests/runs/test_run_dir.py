@@ -48,20 +48,11 @@ def test_a_folder_in_use_or_of_other_things_is_refused_and_half_written_files_re
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_another_run_is_refused_and_stays(config):
-    RunDir(config.workdir, config, DATA).close()
-    before = (config.workdir / "config.json").read_bytes()
-    problem = r"differs in seed .was 1234, now 5..*repeat its command.*run"
-    with pytest.raises(UsageError, match=problem):
-        fit(dataclasses.replace(config, seed=5))
-    assert (config.workdir / "config.json").read_bytes() == before
-
-
 def test_a_loop_of_ones_own_saves_a_run(config, tmp_path):
     data, model = load_dataset("digits", data_dir=config.data_dir), LogisticRegression()
     params = jax.device_get(init_variables(model, jax.random.key(0))[0])
-    with_ema = dataclasses.replace(config, ema_decay=0.9)
-    save_run(tmp_path / "mine", with_ema, data.spec, params, step=7)
+    other = dataclasses.replace(config, ema_decay=0.9, seeds=2, learning_rate=(0.1, 0.2))
+    save_run(tmp_path / "mine", other, data.spec, params, step=7)
     run = load_run(tmp_path / "mine")
     assert (run.step, run.data, run.warnings) == (7, data.spec, [])
     jax.tree.map(np.testing.assert_array_equal, run.members[0], (params, {}))
