@@ -1,6 +1,7 @@
 """`fit` from end to end: on the digits of scikit-learn, small and offline; briefly on MNIST."""
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ import pytest
 from shared import rows_of
 
 from mnist_jax import MODELS, Callback, compiled_steps, errors, fit, load_run, steps
+from mnist_jax.compiled_steps import Trainer
 from mnist_jax.errors import CheckpointError, InterruptedRunError, NonFiniteError, UsageError
 from mnist_jax.models import LogisticRegression
 from mnist_jax.parallel import mesh
@@ -30,7 +32,8 @@ MLP = {"model": "mlp", "hidden_sizes": (8,)}
 
 
 def test_a_run_learns_and_leaves_its_files(config):
-    result = fit(config(model="mlp", epochs=10, schedule="onecycle"))  # over all of the epochs
+    fields = {"epochs": 10, "schedule": "onecycle", "max_steps": 999}  # over all of the epochs
+    result = fit(config(model="mlp", **fields), import_s=1e6)
     folder, record = result.workdir, result.record
     files = {"config.json", "environment.json", "metrics.jsonl", "result.json", "manifest.sha256"}
     assert {p.name for p in folder.iterdir()} - {".lock"} == {*files, "checkpoints"}
@@ -41,6 +44,7 @@ def test_a_run_learns_and_leaves_its_files(config):
     assert (record["epochs"], record["steps"]) == (10, 150)  # 1,437 images make 15 batches
     seconds = {"import_s", "data_s", "compile_s", "train_s", "eval_s", "total_s"}
     assert set(record["timings"]) == seconds
+    assert record["timings"]["total_s"] > record["timings"]["import_s"] == 1e6
     rows = rows_of(folder)
     assert [row["epoch"] for row in rows] == list(range(1, 11))
     assert [row["step"] for row in rows] == list(range(15, 151, 15))
@@ -107,7 +111,6 @@ def test_a_run_starts_from_given_parameters_of_its_shape(config, tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
         fit(config(init_from=source.workdir.parent, **MLP))
     assert not config().workdir.exists()
-
     frozen = {**MLP, "learning_rate": 1e-30, "max_steps": 1}
     own = fit(config(**frozen), init_params=source.params).record
     folder = {"init_from": source.workdir, "workdir": tmp_path / "folder"}
@@ -115,8 +118,15 @@ def test_a_run_starts_from_given_parameters_of_its_shape(config, tmp_path):
     digest = source.record["params_sha256"]
     assert (own["params_sha256"], two["params_sha256"]) == (digest, [digest] * 2)
     assert own["test_correct"] == source.record["test_correct"]
-    with pytest.raises(UsageError, match=r"differs in init_from \(was 'arrays-\w+', now None"):
-        fit(config(**frozen))
+    other = r"differs in init_from \(was 'arrays-\w+', now None\); .* command: .* --workdir=/.*/run"
+    for _ in range(2):  # it stays
+        with pytest.raises(UsageError, match=other):
+            fit(config(**frozen))
+    max(source.workdir.glob("checkpoints/*.safetensors")).write_bytes(b"")
+    older, _ = load_run(source.workdir).members[0]
+    with pytest.warns(UserWarning, match=r"is damaged .* is used instead"):
+        run = fit(config(**folder | {"workdir": tmp_path / "older"}, **frozen), callbacks=())
+    assert run.record["params_sha256"] == params_sha256(older) != digest
     shutil.rmtree(source.workdir)  # a run that has begun needs it no more
     assert fit(config(seeds=2, **folder, **frozen)).record == two
     (tmp_path / "folder" / "result.json").unlink()  # as if it had been interrupted
@@ -136,6 +146,28 @@ def test_the_number_of_steps_per_call_changes_no_bit(config, tmp_path, fields):
     assert len({(record["params_sha256"], record["train_accuracy"]) for record in records}) == 1
 
 
+@pytest.mark.parametrize(
+    ("is_dynamic", "elapsed_s", "most", "calls"),
+    [
+        (True, 0.5, 99, [2, 4, 8, 1]),
+        (True, 0.25, 5, [2, 5, 5, 3]),  # as process 0 says
+        (True, 100.0, 99, [2, *[1] * 13]),
+        (False, 0.5, 99, [15]),  # as on an accelerator
+    ],
+)
+def test_a_call_is_to_last_a_second(is_dynamic, elapsed_s, most, calls, config, monkeypatch):
+    """By a clock that goes on by `elapsed_s` whenever it is read."""
+    clock = itertools.count(0.0, elapsed_s)
+    monkeypatch.setattr(compiled_steps, "time", mock.Mock(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(compiled_steps, "distributed", mock.Mock(broadcast=lambda n: min(n, most)))
+    monkeypatch.setattr(compiled_steps, "dynamic_loop_bound", lambda platform: is_dynamic)
+    timings = fit(config(epochs=1), callbacks=[watch := mock.Mock()]).record["timings"]
+    ends = [call.args[1] for call in watch.on_chunk_end.call_args_list]
+    assert np.diff(ends, prepend=0).tolist() == calls
+    assert timings["train_s"] == elapsed_s * len(calls)  # without that of compiling
+    assert (timings["eval_s"], timings["compile_s"]) == (elapsed_s, 4 * elapsed_s)
+
+
 def test_max_steps_ends_within_an_epoch_or_after_one_batch_as_large_as_the_split(config, tmp_path):
     result = fit(config(max_steps=20))
     assert [(row["epoch"], row["step"]) for row in rows_of(result.workdir)] == [(1, 15), (2, 20)]
@@ -153,6 +185,13 @@ def test_runs_of_the_same_second_get_folders_of_their_own(config, tmp_path, monk
     Path("runs").symlink_to("gone")
     with pytest.raises(errors.DeviceError, match="cannot write the run's folder runs/"):
         fit(config(workdir=None, epochs=1))
+
+
+def test_a_training_call_donates_the_state(config):
+    with mock.patch.object(Trainer, "train", autospec=True, side_effect=Trainer.train) as train:
+        fit(config(epochs=1, steps_per_call=5), callbacks=())
+    states = [call.args[1] for call in train.call_args_list]
+    assert len(states) == 3 and all(leaf.is_deleted() for leaf in jax.tree.leaves(states))
 
 
 def steps_kept(folder) -> list[int]:
@@ -242,19 +281,17 @@ def test_a_step_that_cannot_be_one_graph_is_several(problem, config, monkeypatch
     assert found["params_sha256"] == expected["params_sha256"] and found["warnings"]
 
 
-def test_bfloat16_trains_on_a_cpu_with_float32_parameters_and_a_warning(config):
-    watch = mock.create_autospec(Callback, instance=True)
-    result = fit(config(model="mlp", precision="bfloat16", epochs=3), callbacks=[watch])
+def test_bfloat16_trains_on_a_cpu_and_all_callbacks_get_all_warnings(config, tmp_path, no_network):
+    watches = [mock.create_autospec(Callback, instance=True) for _ in range(2)]
+    fields = {"precision": "bfloat16", "dataset": "auto", "data_dir": tmp_path / "empty"}
+    result = fit(config(model="mlp", epochs=3, **fields), callbacks=watches)
+    assert result.record["config"]["dataset"] == "digits"
     assert {leaf.dtype for leaf in jax.tree.leaves(result.params)} == {np.dtype("float32")}
     assert result.record["test_accuracy"] > 0.3
-    [warning] = result.record["warnings"]
-    watch.on_warning.assert_called_once_with(warning)
-
-
-def test_fit_says_that_it_uses_other_data(config, tmp_path, no_network):
-    run = config(dataset="auto", data_dir=tmp_path / "empty", max_steps=1)
-    with pytest.warns(UserWarning, match="digits instead of MNIST"):
-        assert fit(run, callbacks=[]).record["config"]["dataset"] == "digits"
+    other, slower = result.record["warnings"]
+    assert "digits instead of MNIST: " in other and slower.startswith("bfloat16 on a CPU is slower")
+    for watch in watches:
+        assert watch.on_warning.call_args_list == [mock.call(other), mock.call(slower)]
 
 
 def test_fit_shows_the_run_unless_callbacks_are_given(config, tmp_path, capsys):
@@ -282,7 +319,7 @@ def test_a_signal_saves_the_run_and_a_notebook_shows_one_line(config):
     early = mock.Mock(on_epoch_end=lambda row: signal.raise_signal(signal.SIGINT))
     with pytest.raises(InterruptedRunError, match="interrupted at step 15; "):
         fit(config(), callbacks=[early])
-    assert fit(config()).record["steps"] == 30
+    assert fit(config(), callbacks=[early]).record["steps"] == 30  # after the last step it is late
 
 
 def test_a_run_that_has_learned_nothing_warns(config, capsys):
