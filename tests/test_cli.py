@@ -14,7 +14,7 @@ from shared import ROOT
 
 import train
 from mnist_jax import Config, __main__, __version__, cli
-from mnist_jax.errors import WorseError
+from mnist_jax.errors import InterruptedRunError, WorseError
 from mnist_jax.signals import catch_signals
 
 TRAIN = (sys.executable, "-u", "train.py")
@@ -134,6 +134,7 @@ def test_an_error_is_one_line_with_its_status(capsys, flags, tmp_path, more, sta
         (MemoryError("cannot allocate 1 TB"), 6, "with a smaller --batch_size or --seeds"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: 1 TB"), 6, "use another --platform"),
         (WorseError("b is worse"), 7, "b is worse"),
+        (InterruptedRunError("interrupted at step 3", 15), 143, "interrupted at step 3"),
         (OSError(5, "Input/output error"), 6, "Input/output error; check the disk"),
         (OSError(28, "No space left on device"), 6, "free some space"),
         (KeyboardInterrupt(), 130, "interrupted"),

@@ -84,7 +84,6 @@ def test_text_output(runs, command):
         assert float(cells[-1]) == round(100 * counts[label] / sum(counts), 2)
     assert len({len(line) for line in lines[-11:]}) == 1
     assert json.loads(command("evaluate", runs / "one", "--json")[1]) == found
-
     out = command("evaluate", runs / "many")[1]
     assert len(re.findall(r"^seed 123[456]  [\d.]+ % \(\d+/360\), .*loss [\d.]+$", out, re.M)) == 3
     assert re.search(r"^single +[\d.]+ % mean of 3 members, sd [\d.]+$", out, re.M)
