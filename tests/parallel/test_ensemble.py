@@ -90,14 +90,13 @@ def test_a_member_that_diverges_is_excluded_and_if_all_do_the_run_ends(config, m
     warnings = [call.args[0] for call in watch.on_warning.call_args_list]
     diverged = [int(label.removeprefix("seed ")) for label in record["diverged"]]
     assert 0 < len(diverged) < 6
-    members = [params for params, _ in load_run(result.workdir).members]
     assert [loss is None for loss in row["train/loss"]] == [1234 + i in diverged for i in range(6)]
-    assert {type(params["scale"]) for params in members} == {np.ndarray}  # for safetensors
+    assert {type(params["scale"]) for params, _ in load_run(result.workdir).members} == {np.ndarray}
     (warning,) = record["warnings"]
     assert warnings == [warning] and f"seed {diverged[0]}" in warning
     assert record["statistics"]["test_accuracy"]["n"] == 6 - len(diverged)
     lists = [diverged_warning(list(names)).partition(": ")[2] for names in ("abc", "abcde")]
-    assert lists == ["a; b; c", "a; b; c and 2 others"]
+    assert lists == ["a; b; c", "a; b; c and 2 more"]
     grid = {"seeds": None, "learning_rate": [0.1, 1e38], "workdir": config().workdir / "grid"}
     [good, bad] = accuracy_line(fit(config(**grid)).record).splitlines()
     assert bad.endswith(" diverged, learning_rate 1e+38") and "diverged" not in good
