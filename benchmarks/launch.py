@@ -22,7 +22,7 @@ from benchmarks.results import Recorder, Results, say
 from benchmarks.workers.job import HOST, MANY, ONE, Job
 from mnist_jax.config import Config
 from mnist_jax.data import DEFAULT_DATA_DIR, Dataset, load_dataset
-from mnist_jax.errors import DeviceError, MnistJaxError
+from mnist_jax.errors import DeviceError, MnistJaxError, print_warnings
 from mnist_jax.models import MODELS
 from mnist_jax.parallel import mesh
 from mnist_jax.runs import environment
@@ -173,8 +173,7 @@ def _dataset(options: argparse.Namespace) -> Dataset:
 def flags_of_data(options: argparse.Namespace) -> dict[str, Any]:
     """The flags of fork and data set for a run of `train.py`; prepares it before any clock runs."""
     found = _dataset(options)
-    for warning in found.warnings:
-        say(f"warning: {warning}")
+    print_warnings(found.warnings)
     name = found.name if options.dataset == "auto" else options.dataset
     given = {"fork": options.fork, "options": options.options, "dataset": name}
     return {n: v for n, v in given.items() if v} | {"data_dir": options.data_dir}
@@ -182,7 +181,7 @@ def flags_of_data(options: argparse.Namespace) -> dict[str, Any]:
 
 def random_images(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of a job that say what its images are like; MNIST's unless --dataset is given."""
-    found: dict[str, Any] = {"fork": options.fork, "options": options.options}
+    found: dict[str, Any] = {n: vars(options)[n] for n in ("fork", "options", "dataset")}
     if options.dataset != "auto":
         data = _dataset(options)
         most = max(len(data.train.label), *options.batch_size)

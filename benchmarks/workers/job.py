@@ -42,6 +42,7 @@ class Job:
     platform: str = "auto"
     fork: str | None = None  # the file that adds the model
     options: Sequence[str] = ()  # its keyword arguments, such as width=64
+    dataset: str = "auto"  # it may take some of them
     image_shape: Sequence[int] = IMAGE_SHAPE
     num_classes: int = NUM_CLASSES
     seeds: int | None = None  # networks in one program; None for one without an axis of members

@@ -36,7 +36,7 @@ jax.monitoring.register_event_listener(lambda event, **_: EVENTS.append(event))
 
 def config_of(job: jobs.Job) -> Config:
     """The preset tutorial with the job's model, batch size and precision. Loads its fork."""
-    names = ("model", "batch_size", "precision", "seeds", "fork", "options")
+    names = ("model", "batch_size", "precision", "seeds", "fork", "options", "dataset")
     return Config(**{name: getattr(job, name) for name in names}).resolve()
 
 

@@ -94,7 +94,6 @@ def test_a_network_of_a_fork_is_measured_and_a_case_that_fails_is_excluded(tmp_p
     assert "99 devices" in name and "devices is 99" in why
     times, memory, *_ = step.report(found)
     assert "| train_step | tiny" in times and "| tiny" in memory
-
     rates = {roofline.PRODUCT: 1e9, roofline.COPY: 1e6}
     roof = [Benchmark(name=n, samples_s=[1.0], details={"amount": rates[n]}) for n in rates]
     found = Results(found.context, [*found.benchmarks, *roof], found.tables)
