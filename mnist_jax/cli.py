@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from types import UnionType
@@ -88,6 +89,7 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
 
     With `debug` the traceback comes before the line.
     """
+    sys.unraisablehook = _repeat_interrupt
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without × prints ?
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -106,6 +108,14 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
             print(errors.printable(line), file=sys.stderr, flush=True)
         return status
     return 0
+
+
+def _repeat_interrupt(dropped: Any) -> None:
+    """Python drops a Ctrl-C in a callback of its garbage collector, which JAX has: send another."""
+    if dropped.exc_type is KeyboardInterrupt:
+        threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
+    else:
+        sys.__unraisablehook__(dropped)
 
 
 def _status_and_line(error: BaseException) -> tuple[int, str]:
