@@ -31,7 +31,7 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         size = file.stat().st_size
         if size > MAX_BYTES or not file.is_file():  # opening a pipe would block
-            raise DataError(f"{path} is no picture file of up to {MAX_BYTES:,} bytes")
+            raise DataError(f"{path} is no picture file, or has over {MAX_BYTES:,} bytes")
         data = file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error

@@ -99,7 +99,8 @@ class Display(Callback):
         rate, epochs_left = np.sum(metrics.count) / train_s, self.config.epochs - epoch
         left_s = ((1 + epochs_left) * num_batches - batch) * train_s / batch
         left = f"  {left_s:.0f} s left" if left_s < 120 else f"  {left_s / 60:.0f} min left"
-        left = "" if self.config.max_steps else left  # the last epochs may not come
+        # The first steps are slow, and the last epochs may not come.
+        left = "" if self.config.max_steps or train_s < 0.5 else left
         text = f"{batch}/{num_batches}{cell}  {rate:,.0f} images/s{left}"
         self._show(f"epoch {epoch}/{self.config.epochs}", text, batch, num_batches)
         if batch == num_batches:
