@@ -176,9 +176,10 @@ class Trainer:
 
     def check_step(self) -> None:
         """Traces a training step; UsageError: the fork, its options or the optimizer fail in it."""
-        state = self.state_shapes()
-        check_storable(state.opt_state, f"the state of the optimizer {self.config.optimizer!r}")
         fork, options = self.config.fork, self.config.options
+        with running(f"the optimizer {self.config.optimizer!r}"):
+            state = self.state_shapes()
+        check_storable(state.opt_state, f"the state of the optimizer {self.config.optimizer!r}")
         if not (fork or options) or jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
             return
         with running(f"a step with {f'the fork {fork}' if fork else ' '.join(options)}"):

@@ -208,9 +208,11 @@ def forward(
         mutable=[*model_state, "losses"] if train else ["losses"],
         **arguments,
     )
-    sown = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(new.get("losses", {})))
+    sown = jax.tree.leaves(new.get("losses", {}))
+    if shapes := [jnp.shape(x) for x in sown if jnp.ndim(x)]:
+        raise UsageError(f"the model sows a loss of shape {shapes[0]}; sow a number, as its mean")
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return logits, {name: new.get(name, model_state[name]) for name in model_state}, sown
+    return logits, {name: new.get(name, model_state[name]) for name in model_state}, sum(sown)
 
 
 def trace_training(

@@ -118,9 +118,13 @@ def train_input(batch: Batch, keys: StepKeys, config: StepConfig) -> Batch:
     if config.distortion:
         image = config.distortion(image, keys.distort)
     batch = {**batch, "image": image}
-    if config.augmentation is not None:
-        batch = config.augmentation(batch, keys.augment)
-    return batch
+    if config.augmentation is None:
+        return batch
+    new = config.augmentation(batch, keys.augment)
+    old_form, form = ([(b[n].shape, b[n].dtype) for n in ("image", "mask")] for b in (batch, new))
+    if form != old_form:  # a label may become a distribution
+        raise UsageError(f"the augmentation makes of image and mask {form}, not {old_form}")
+    return new
 
 
 def loss_fn(

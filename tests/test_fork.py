@@ -37,15 +37,21 @@ class Noisy(LogisticRegression):
     @nn.compact
     def __call__(self, x, *, train=False):
         return nn.Dropout(0.5, deterministic=False)(super().__call__(x))
-
+class Sown(LogisticRegression):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        self.sow("losses", "size", x.mean((1, 2, 3)))
+        return super().__call__(x)
 def update(grads, state, params=None):
     raise TypeError("cannot update")
 
 OPTIMIZERS["broken"] = lambda rate: optax.GradientTransformation(lambda params: (), update)
 AUGMENTATIONS["broken"] = lambda batch, key: {**batch, "image": batch["pixels"]}
+AUGMENTATIONS["half"] = lambda batch, key: {name: x[::2] for name, x in batch.items()}
+OPTIMIZERS["none"] = lambda rate: None
 LOSSES["broken"] = lambda logits, batch: logits.mean()
 OPTIMIZERS["halved"] = lambda rate: optax.adamw(rate, mu_dtype="bfloat16")
-MODELS["broken"], DATASETS["broken"] = Noisy, lambda: [1]
+MODELS["broken"], MODELS["sown"], DATASETS["broken"] = Noisy, Sown, lambda: [1]
 DATASETS["Digits"] = DATASETS["broken"]
 DATASETS["absent"] = lambda: open("absent.csv")
 """
@@ -56,7 +62,10 @@ DATASETS["absent"] = lambda: open("absent.csv")
     [
         ("optimizer", "a step with the fork .* fails: TypeError: cannot update; --debug"),
         ("optimizer=halved", "the optimizer 'halved' has arrays of bfloat16, which no checkpoint"),
+        ("optimizer=none", "the optimizer 'none' fails: AttributeError: 'NoneType' object has no"),
         ("augmentation", "KeyError: 'pixels'"),
+        ("augmentation=half", r"the augmentation makes of image and mask .*50.* not .*100"),
+        ("model=sown", r"the model sows a loss of shape \(2,\); sow a number, as its mean"),
         ("model", 'the model .broken. on images .* fails: .*Dropout_0 needs PRNG for "dropout"'),
         ("dataset", "the function of broken returns a list, no Dataset"),
         ("dataset=Digits", "the function of Digits returns a list"),  # it is not digits
@@ -74,7 +83,6 @@ def test_a_fork_that_cannot_train_is_refused_and_makes_no_folder(config, tmp_pat
 
 
 def test_two_versions_of_a_fork_are_read_in_one_process(tmp_path):
-    """Each with the arguments of its own."""
     code = "from mnist_jax import LOSSES, PRESETS\nLOSSES['f'] = lambda x, y, *, NAME=1: x\n"
     code, configs = code + "PRESETS['p'] = {'epochs': len('NAME')}", {}
     for name in ("old", "newer"):

@@ -82,7 +82,8 @@ class Dataset:
         for array in (*train, *test):
             digest.update(f"{array.dtype} {array.shape}\n".encode())
             digest.update(array.tobytes())
-        return cls(name, train, test, "arrays", (), names, sha256=digest.hexdigest())
+        warnings = () if 0 in train.label else (f"{name}: no training label is 0, the first class",)
+        return cls(name, train, test, "arrays", warnings, names, sha256=digest.hexdigest())
 
     def __repr__(self) -> str:
         train, test = len(self.train.label), len(self.test.label)

@@ -33,6 +33,7 @@ def test_arrays_decide_shape_and_classes(classes, count):
     assert all(isinstance(name, str) for name in data.class_names)
     assert (data.train.image.dtype, data.train.label.dtype) == (np.uint8, np.int32)
     np.testing.assert_array_equal(data.train.image, X)
+    assert not data.warnings and Dataset.from_arrays("a", X, Y + 1, X, Y + 1).warnings
 
 
 def test_floats_from_0_to_1_and_grey_images_are_pixels():

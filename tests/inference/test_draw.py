@@ -165,13 +165,11 @@ def test_a_digit_is_drawn_and_read(browser, address):
     assert (text("#message"), text("#best")) == ("Nothing drawn yet.", "")
     browser.execute_script("isEmpty = false; ask()")  # as with ink too faint to be found
     wait(lambda: text("#message").startswith("no digit found"))
-
     open_page(400)
     draw_line("touch")
     assert answer() == pytest.approx(by_mouse, abs=5)  # the finger drew, and did not scroll
     page = "document.documentElement"  # on a phone all of it is in sight
     assert browser.execute_script(f"return [{page}.scrollWidth, {page}.scrollHeight]") == [400, 600]
-
     open_page(1000)
     browser.switch_to.active_element.send_keys(Keys.TAB)
     paper = browser.switch_to.active_element

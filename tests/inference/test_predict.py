@@ -62,7 +62,6 @@ def test_an_ensemble_is_the_mean_of_finite_members(runs, copied, edit_params, pi
     np.testing.assert_allclose(predict(runs / "many", pictures[0]), members.mean(0), atol=1e-6)
     voted = np.exp(load_run(runs / "many").apply(image))
     np.testing.assert_allclose(voted, members.mean(0), atol=1e-6)
-
     folder = copied("many")
     edit_params(folder, lambda name, array: array[1].ravel().__setitem__(0, np.nan))
     status, out, err = command("predict", folder, *pictures, "--json")
@@ -111,7 +110,6 @@ def test_bad_files_get_lines_and_the_others_answers(runs, pictures, tmp_path, co
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "none").mkdir()
     words = (runs / "one", "~/bad", "nowhere.png", folder / "notes.txt", tmp_path / "none")
-
     status, out, err = command("predict", *words)
     assert status == 3
     names = ["a.jfif", "b.tif", "zero.JPG", "notes.txt"]
@@ -127,12 +125,10 @@ def test_bad_files_get_lines_and_the_others_answers(runs, pictures, tmp_path, co
     )
     for line, reason in zip(err.splitlines(), reasons, strict=True):
         assert line.startswith("error: ") and reason in line and line.isprintable()
-
     status, out, _ = command("predict", *words, "--json")
     answers = [json.loads(line) for line in out.splitlines()]
     assert (status, len(answers)) == (3, 10)
     assert sum(answer.keys() == {"file", "error"} for answer in answers) == 6
-
     with pytest.raises(DataError, match="no digit found"):
         predict(runs / "one", folder / "blank.png")
     for images in ([], np.zeros((2, 28, 28), np.uint8), np.zeros((2, 28, 28, 1))):

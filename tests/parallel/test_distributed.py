@@ -238,7 +238,6 @@ def test_a_lost_process_ends_the_others_and_the_run_resumes(number, victim, two,
     processes[victim].kill()
     ends([processes[victim]])
     assert_lost(other)
-
     again = ends(start_all(2, *flags, f"--workdir={workdir}"))
     assert [each.returncode for each in again] == [0, 0], again
     assert read_result(workdir)["params_sha256"] == read_result(two[0])["params_sha256"]
