@@ -7,7 +7,6 @@ import io
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from types import UnionType
@@ -15,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import jax
 
-from mnist_jax import errors
+from mnist_jax import errors, signals
 from mnist_jax.errors import DeviceError, first_line
 
 Options = TypeVar("Options")
@@ -89,12 +88,12 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
 
     With `debug` the traceback comes before the line.
     """
-    sys.unraisablehook = _repeat_interrupt
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without × prints ?
         sys.stdout.reconfigure(errors="replace")
     try:
         try:
-            command()
+            with signals.repeat_dropped_interrupts():
+                command()
         finally:  # so that a reader who is gone is noticed here
             sys.stdout.flush()
     except BrokenPipeError:  # `| head`: end quietly, as other commands do
@@ -108,14 +107,6 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
             print(errors.printable(line), file=sys.stderr, flush=True)
         return status
     return 0
-
-
-def _repeat_interrupt(dropped: Any) -> None:
-    """Python drops a Ctrl-C in a callback of its garbage collector, which JAX has: send another."""
-    if dropped.exc_type is KeyboardInterrupt:
-        threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
-    else:
-        sys.__unraisablehook__(dropped)
 
 
 def _status_and_line(error: BaseException) -> tuple[int, str]:

@@ -113,7 +113,7 @@ MODELS: dict[str, type[nn.Module]] = {"logistic": LogisticRegression, "mlp": MLP
 
 A module takes `train`, and `mask` (batch,), False for padding, if it wants it. Random numbers come
 from the stream "dropout". Collections besides "params", such as "batch_stats", are the model's
-state: training updates them. What the module sows into "losses" is added to the loss."""
+state: training updates them. A scalar sown into "losses" is added to the loss."""
 
 NOT_STATE = ("params", "losses", "intermediates")
 
@@ -210,7 +210,7 @@ def forward(
     )
     sown = jax.tree.leaves(new.get("losses", {}))
     if shapes := [jnp.shape(x) for x in sown if jnp.ndim(x)]:
-        raise UsageError(f"the model sows a loss of shape {shapes[0]}; sow a number, as its mean")
+        raise UsageError(f"the model sows a loss of shape {shapes[0]}; sow a scalar, as its mean")
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return logits, {name: new.get(name, model_state[name]) for name in model_state}, sum(sown)
 

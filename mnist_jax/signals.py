@@ -1,7 +1,8 @@
-"""Signals: the first one ends a run after a checkpoint, the second one at once."""
+"""Signals: the first one ends a run after a checkpoint, the second one at once; none is lost."""
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -40,3 +41,21 @@ def catch_signals(caught: list[int]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def repeat_dropped_interrupts() -> Iterator[None]:
+    """Repeats a Ctrl-C that Python drops in a callback of its garbage collector, as JAX has one."""
+    before = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if dropped.exc_type is KeyboardInterrupt:
+            threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

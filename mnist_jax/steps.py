@@ -121,9 +121,9 @@ def train_input(batch: Batch, keys: StepKeys, config: StepConfig) -> Batch:
     if config.augmentation is None:
         return batch
     new = config.augmentation(batch, keys.augment)
-    old_form, form = ([(b[n].shape, b[n].dtype) for n in ("image", "mask")] for b in (batch, new))
-    if form != old_form:  # a label may become a distribution
-        raise UsageError(f"the augmentation makes of image and mask {form}, not {old_form}")
+    for name in ("image", "mask"):  # a label may become a distribution
+        if (new[name].shape, new[name].dtype) != (batch[name].shape, batch[name].dtype):
+            raise UsageError(f"the augmentation changes the shape or the dtype of the {name}")
     return new
 
 

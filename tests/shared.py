@@ -24,7 +24,6 @@ def python(*words: Any, cwd: Path = ROOT, **variables: str) -> subprocess.Comple
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
     return list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
 
 

@@ -18,7 +18,6 @@ NAMES = tuple(sources.SOURCES["mnist"].files)
 
 
 def idx(array: np.ndarray) -> bytes:
-    """`array` (uint8) as an IDX file."""
     header = struct.pack(f">{1 + array.ndim}I", 0x0800 | array.ndim, *array.shape)
     return header + array.tobytes()
 

@@ -1,11 +1,13 @@
 """`train.py` and `python -m mnist_jax` as a user meets them: flags, messages, exit statuses."""
 
 import dataclasses
+import gc
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import pytest
@@ -154,6 +156,17 @@ def test_ctrl_c_while_jax_is_imported_ends_a_command_without_a_traceback(command
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, *command], env=environment, **PROCESS)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
+    def interrupt(*_):  # Python drops what a callback raises
+        gc.callbacks.remove(interrupt)
+        signal.raise_signal(signal.SIGINT)
+
+    gc.callbacks.append(interrupt)
+    hook = sys.unraisablehook
+    assert cli.exit_status(lambda: (gc.collect(), time.sleep(5)), debug=False) == 130
+    assert sys.unraisablehook is hook
 
 
 def test_an_ignored_signal_stays_ignored():

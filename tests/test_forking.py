@@ -132,7 +132,6 @@ def train(name: str, folder: Path, source: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def source(once) -> Path:
-    """The folder that `prepare` fills."""
     return Path(once("forks", prepare))
 
 

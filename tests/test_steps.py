@@ -58,7 +58,6 @@ def value_and_grad(model: nn.Module) -> Any:
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:
-    """The same trees, bit for bit."""
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 

@@ -44,8 +44,8 @@ class Distortion:
 
 AUGMENTATIONS: dict[str, Callable[..., Any]] = {}
 """Augmentations of a training batch by name, after its distortion: functions of a batch and a
-key, to a batch. The image is float32; the label may become a distribution, (batch, classes)
-float32. `--options` set keyword arguments."""
+key, to a batch. Image (float32) and mask keep shape and dtype; the label may become a distribution,
+(batch, classes) float32. `--options` set keyword arguments."""
 
 
 def _bilinear(images: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:

@@ -79,7 +79,7 @@ def _grid(
     """Draws tiles (n, height, width), or RGBA (…, 4), as one image: faster than many axes."""
     n, height, width, *channels = tiles.shape
     longest = max(map(len, "\n".join(names).split("\n")))
-    columns = min(columns, n, 78 // max(1, min(longest, 39)))  # so that names do not overlap
+    columns = min(columns, n, 78 // max(1, min(longest, 39)))  # 78 letters fit side by side
     rows = -(-n // columns)
     pixels_per_point = columns * width / WIDTH / 72 * 1.1
     lines = max((name.count("\n") + 1 for name in names), default=0)

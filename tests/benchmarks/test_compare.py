@@ -81,7 +81,6 @@ def write(path: Path, *benchmarks: list[Benchmark], **context) -> Path:
 
 
 def run(capsys, *words) -> tuple[int, str, str]:
-    """The command's status, stdout and stderr."""
     flags = "files run launches threshold across_devices output self_test model slow_down rounds"
     with mock.patch("sys.argv", ["compare", *map(str, words)]):
         status = launch.main("", compare.measure, flags, launches=2)

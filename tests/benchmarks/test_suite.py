@@ -25,7 +25,6 @@ def timed(part, name, model, seconds, details=None, **changes) -> Benchmark:
 
 
 def findings() -> Results:
-    """What a whole suite could find."""
     benchmarks = [timed("step", "train_step", "cnn", 0.12 + i / 1000) for i in range(9)]
     eager = {"framework": "pytorch", "mode": "eager"}
     for seconds, how in ((0.1, {}), (0.2, eager)):

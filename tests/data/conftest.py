@@ -21,7 +21,6 @@ def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def truth(originals: Path) -> tuple[Split, Split]:
-    """The content of `originals`."""
     return small.write(originals)
 
 

@@ -23,7 +23,6 @@ FILES = (*RUN, NEWEST, f"{NEWEST}.sha256")
 
 @pytest.fixture(scope="module")
 def config(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """That of a complete run, which the tests damage and restore."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     sizes = {"epochs": 1, "batch_size": 400, "checkpoint_every": 0, "data_dir": data_dir}
     config = Config(model="logistic", dataset="digits", workdir=workdir, **sizes)

@@ -115,7 +115,6 @@ def test_idx_files(fuzz):
 
 
 def pictures() -> st.SearchStrategy[bytes]:
-    """Files in every format, most of them mutated."""
     drawn = Image.new("L", (40, 30), 200)
     ImageDraw.Draw(drawn).line([(10, 5), (25, 5), (15, 25)], 20, 3)
     kinds = [
@@ -181,7 +180,6 @@ VALUES = mostly(st.sampled_from(LEGAL), ODD.filter(lambda word: "\0" not in word
 
 
 def command_lines(kind: type) -> st.SearchStrategy[list[str]]:
-    """Words for a command with the flags of a dataclass."""
     names = st.sampled_from([field.name for field in dataclasses.fields(kind)])
     flags = st.builds("{}{}".format, mostly(st.just("--"), st.sampled_from(("--no_", "-"))), names)
     return st.lists(mostly(st.builds("{}={}".format, flags, VALUES), flags, VALUES), max_size=6)

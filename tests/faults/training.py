@@ -32,7 +32,6 @@ def start(*words: str) -> subprocess.Popen:
 
 
 def complete(model: str, workdir: Path, data_dir: Path) -> list:
-    """The outcome of such a run, begun or resumed in this process."""
     words = flags(model, workdir, data_dir)
     fit(cli.parse(Config, words, prog="train.py", description=""), callbacks=[])
     return outcome(workdir)

@@ -14,7 +14,6 @@ from mnist_jax.data import Split
 
 @pytest.fixture(scope="session")
 def split(data_dir: Path) -> Split:
-    """The test images of the runs."""
     return load_dataset("digits", data_dir=data_dir).test
 
 
@@ -30,7 +29,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, split: Split) -> list[Pat
 
 @pytest.fixture
 def copied(runs: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """Name → a copy of that run, to be changed."""
     return lambda name: shutil.copytree(runs / name, tmp_path / name)
 
 

@@ -42,7 +42,6 @@ def address(runs):
 
 
 def ask(address: str, method: str, path: str, body: bytes | None = None, **headers: str):
-    """Status, headers and body of the answer."""
     with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
@@ -138,7 +137,6 @@ def test_a_digit_is_drawn_and_read(browser, address):
         assert text("#message") == "Nothing drawn yet."
 
     def draw_line(kind):
-        """Down through the paper's middle."""
         paper = find("#drawing")[0]
         end = round(0.3 * paper.size["height"])
         actions = ActionBuilder(browser, mouse=PointerInput(kind, kind), duration=20)
@@ -147,7 +145,6 @@ def test_a_digit_is_drawn_and_read(browser, address):
         actions.perform()
 
     def answer():
-        """The probabilities in percent, as they are shown."""
         wait(lambda: text("#message").startswith("Read as "))
         wait(lambda: find("#answer")[0].get_attribute("aria-busy") == "false")
         return [float(cell.text.removesuffix(" %")) for cell in find("#bars .share")]

@@ -48,7 +48,6 @@ def definition(x: np.ndarray, w: np.ndarray, g: np.ndarray, padding: str) -> lis
 
 
 def outputs(x, w, g, padding: str) -> list[jax.Array]:
-    """The output and both gradients of the convolution."""
     y, backward = jax.vjp(lambda x, w: conv3x3(x, w, padding), x, w)
     return [y, *backward(g)]
 
@@ -59,7 +58,6 @@ def compiled(padding: str):
 
 
 def make_case(batch, height, width, channels, features, padding, dtype="float32"):
-    """Normally distributed images, kernel and cotangent."""
     rng = np.random.default_rng([batch, height, width, channels, features])
     images, kernel = (batch, height, width, channels), (3, 3, channels, features)
     smaller = 0 if padding == "SAME" else 2

@@ -38,7 +38,6 @@ def free_port() -> int:
 
 
 def start(*command: Any, **variables: str) -> subprocess.Popen:
-    """Starts Python with these arguments, from the checkout."""
     # JAX warns about proxies.
     inherited = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     env = inherited | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | variables
@@ -101,7 +100,6 @@ def config(data_dir) -> Config:
 
 @pytest.fixture(scope="module")
 def alone(config, tmp_path_factory) -> dict:
-    """The record of the run in one process."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     return fit(dataclasses.replace(config, workdir=workdir)).record
 

@@ -9,7 +9,6 @@ DIGITS = tuple("0123456789")
 
 
 def row(epoch, train, test, **more):
-    """A line of metrics.jsonl with loss = 1 - accuracy."""
     splits = {"train": train, "test": test, **more}
     loss = {f"{name}/loss": (1 - np.array(a)).tolist() for name, a in splits.items()}
     accuracy = {f"{name}/accuracy": a for name, a in splits.items()}

@@ -27,7 +27,6 @@ def config(config) -> Config:
 
 @pytest.fixture
 def folder(config) -> Path:
-    """That of a complete run."""
     return fit(config).workdir
 
 
