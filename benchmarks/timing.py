@@ -51,7 +51,7 @@ def measure(
             before_s = math.inf
             continue
         stable = abs(elapsed_s - before_s) <= STABLE * min(elapsed_s, before_s)
-        if spent_s >= warmup_s[1] or (stable and spent_s >= warmup_s[0]):
+        if spent_s >= warmup_s[0 if stable else 1] and before_s < math.inf:  # one may be a stall
             break
         before_s = elapsed_s
     taken: list[float] = []

@@ -57,6 +57,7 @@ def test_calls_are_multiples_of_the_unit_and_lengths_are_compiled_in_the_warm_up
     [
         ((1.0, 0.08, 0.05, 0.03, 0.021, 0.02), {}, (0.201, 0.23)),  # until two samples agree
         ((1.0, *([0.2, 0.1] * 20)), {"warmup_s": (0.0, 1.0)}, (1.0, 1.21)),  # or time is up
+        ((1.0, 20.0, 1e-3), {}, (20.002, 20.01)),  # but not a stall
         ((1.0, 0.02), {"warmup_s": (0.5, 9.0)}, (0.5, 0.53)),  # but for the least time
     ],
 )
