@@ -28,7 +28,7 @@ def device_name(context: Mapping[str, Any]) -> str:
 
 def headline(found: Results) -> list[str]:
     """Six lines: device, step, batch size, roof, accuracy, and the time of train.py."""
-    laws = [f"{model}: {law}" for (model, *_), (_, law) in sweep.sweeps(found).items()]
+    laws = [f"{model}: {law}" for (model, *_), (_, law) in sweep.sweeps(found).items() if law]
     reached = time_to_accuracy.times_of(found).items()
     spent = [ledger.summary(row) for row in found.tables.get("ledger", [])[-2:]]
     lowered = sorted({row["platform"] for row in found.tables.get("lowering", [])})

@@ -36,10 +36,12 @@ class Law(NamedTuple):
         return f"{law}, half speed at batch {half}, {reached}"
 
 
-def fit(batches: Sequence[int], times_s: Sequence[float]) -> Law:
-    """The law with the least squared relative errors, neither part below 0."""
+def fit(batches: Sequence[int], times_s: Sequence[float]) -> Law | None:
+    """The law with the least squared relative errors, neither part below 0; None of few sizes."""
     from scipy.optimize import nnls
 
+    if len(batches) < 3:  # any two lie on a line
+        return None
     batch, times = np.asarray(batches), np.asarray(times_s)
     columns = np.stack([np.ones(len(times)), batch], axis=1) / times[:, None]
     (a_s, b_s), _ = nnls(columns, np.ones(len(times)))
@@ -55,7 +57,7 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     step.measure(options, recorder, PREFIX)
 
 
-def sweeps(found: Results) -> dict[tuple[str, str], tuple[list[Case], Law]]:
+def sweeps(found: Results) -> dict[tuple[str, str], tuple[list[Case], Law | None]]:
     """The cases of each network and precision, by rising batch, and their law."""
     grouped: dict[tuple[str, str], list[Case]] = {}
     for case in sorted(found.cases(PREFIX + step.TRAIN), key=lambda case: case.first.batch_size):
@@ -74,7 +76,7 @@ def report(found: Results) -> list[str]:
             size, s = case.first.batch_size, case.seconds
             numbers = [str(size), f"{1e3 * s:.4g}", f"{1e6 * s / size:.4g}", f"{size / s:,.0f}"]
             rows.append([model, precision, *numbers])
-        lines.append(f"- {model}, {precision}: {law}")
+        lines.append(f"- {model}, {precision}: {law or 'no law of fewer than 3 sizes'}")
     headings = ["model", "precision", "batch", "ms", "µs an image", "images/s"]
     return [results.table("Training steps by batch", headings, rows), "\n".join(lines)]
 
