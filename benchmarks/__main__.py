@@ -10,7 +10,6 @@ import datetime
 import re
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,16 +54,17 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
         ]
         sizes, modes = [16, 100, 1024, 4096], [jobs.EAGER, *(mode for _, mode in peers.GRAPHS)]
     first = {"model": rest, "mode": ["many"], "launches": launches, "repeats": 30}
+    first["trace"] = not on_cpu  # while nothing is cached: only then XLA lists what it issues
     against = {"frameworks": ["pytorch"], "modes": modes, "repeats": 3, "rounds": 3}
     last = {"model": rest[-1:]}
     rows = [  # seconds on a CPU and elsewhere, and the flags of each time it runs
         ("step", 70, 210, [first, *others]),
         ("peers", 80, 170, [{"model": known, **against}]),
-        ("roofline", 40, 100, [{"model": models, "repeats": 20}]),
+        ("roofline", 40, 65, [{"model": models, "repeats": 20}]),
         ("sweep", 10, 110, [last | {"batch_size": sizes, "repeats": 15}]),
         ("time_to_accuracy", 15, 85, [last | {"batch_size": None, "repeats": tries}]),
         ("seeds", 10, 45, [many | last | {"mode": ["seeds"], "repeats": 15}]),
-        ("ledger", 15, 40, [last]),
+        ("ledger", 15, 75, [last]),
         ("lowering", 15, 15, [{"model": models}]),
     ]
     if on_cpu:  # these come late: the peers run the CNN's slow step ten times; seeds gain little
@@ -82,21 +82,26 @@ def measure(options: argparse.Namespace) -> None:
     if (minutes := options.budget_minutes) is None:
         minutes = MINUTES_ON_CPU if platform == "cpu" else MINUTES
     parts = plan(platform, options.model, options.launches)
-    parts = [part for part in parts if part.name in (options.only or MODULES)]
-    recorder, folder = open_folder(options.output, context, [part.name for part in parts])
+    recorder, folder = open_folder(options.output, context)
+    done, wanted = recorder.found.context["parts"], options.only or MODULES
+    parts = [p for p in parts if p.name in wanted and not done.get(p.name, {}).get("complete")]
     deadline = started + 60 * minutes
     with tempfile.TemporaryDirectory() as scratch:
         cache = launch.shared_cache(scratch)
-        for part in (part for part in parts if part.name not in recorder.found.context["parts"]):
+        for part in sorted(parts, key=lambda part: part.name in done):  # what is new comes first
             if (left_s := deadline - time.monotonic()) < part.guess_s:
                 times = f"about {part.guess_s:.0f} s, and {max(0, left_s):.0f} s are left"
                 recorder.exclude(part.name, f"it takes {times}; repeat with --output={folder}")
                 continue
+            for what in done.get(part.name, {}).get("excluded", ()):  # it is tried again
+                recorder.found.context["excluded"].pop(what, None)
             context = recorder.found.context | {"excluded": {}}  # of this part alone
             own = Recorder(None, context, variables=cache, deadline=deadline)
             try:
                 run_part(part, options, own)
-            finally:  # after Ctrl-C, too: then the part counts as not measured
+            finally:  # after Ctrl-C, too
+                if own.found.benchmarks or own.found.tables:  # until then the earlier ones stay
+                    recorder.found = recorder.found.part(part.name, rest=True)
                 recorder.take_in(own.found, part=part.name)
                 write_card(folder, recorder)
     write_card(folder, recorder)
@@ -106,10 +111,8 @@ def measure(options: argparse.Namespace) -> None:
         raise DeviceError("nothing could be measured; see the messages above")
 
 
-def open_folder(
-    folder: Path | None, context: dict[str, Any], wanted: Sequence[str]
-) -> tuple[Recorder, Path]:
-    """A recorder of the folder's results.json, without the wanted parts that are incomplete."""
+def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder, Path]:
+    """A recorder with what the folder's results.json holds."""
     if folder is None:
         now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
         name = re.sub(r"[^a-z0-9]+", "-", card.device_name(context).lower()).strip("-")
@@ -122,42 +125,36 @@ def open_folder(
             if (there := earlier.context.get(field)) != context.get(field):
                 message = f"{file} has {field} {there!r}; here it is {context.get(field)!r}"
                 raise UsageError(f"{message}; choose another --output")
-        recorder.found.context.update(earlier.context | recorder.found.context)
-        for name, entry in earlier.context.get("parts", {}).items():
-            if entry["complete"] or name not in wanted:
-                recorder.found.context["parts"][name] = entry
-                lost = {"excluded": entry.get("excluded", {})}
-                recorder.take_in(earlier.part(name)._replace(context=lost))
+        parts = earlier.context.get("parts", {})
+        lost = {k: why for entry in parts.values() for k, why in entry.get("excluded", {}).items()}
+        here = earlier.context | recorder.found.context | {"parts": parts, "excluded": lost}
+        recorder.take_in(earlier._replace(context=here))
     return recorder, folder
 
 
 def run_part(part: Part, options: argparse.Namespace, recorder: Recorder) -> None:
     """Measures a part until the recorder's deadline."""
     started = time.monotonic()
-    is_complete = True
     for words in part.runs:
         say(f"== {part.name}: {words}")
         own = argparse.Namespace(**vars(options) | {"launches": 1} | words)
         try:
             MODULES[part.name].measure(own, recorder)
         except MnistJaxError as error:
-            is_complete = False
             recorder.exclude(part.name, str(error))
-    entry = {"complete": is_complete, "seconds": round(time.monotonic() - started, 1)}
-    lost = {"excluded": recorder.found.context["excluded"]}
-    recorder.found.context["parts"][part.name] = entry | lost
+    lost, seconds = recorder.found.context["excluded"], round(time.monotonic() - started, 1)
+    entry = {"complete": not lost, "seconds": seconds, "excluded": lost}
+    recorder.found.context["parts"][part.name] = entry
 
 
 def write_card(folder: Path, recorder: Recorder) -> None:
     """Writes the results and the page."""
     recorder.write()
-    found, reports = recorder.found, {}
-    for name, module in MODULES.items():
-        part = found.part(name)
-        if part.benchmarks or any(part.tables.values()):
-            reports[name] = module.report(part)
+    parts = {name: recorder.found.part(name) for name in MODULES}
+    parts = {n: part for n, part in parts.items() if part.benchmarks or any(part.tables.values())}
+    reports = {name: MODULES[name].report(part) for name, part in parts.items()}
     with writing(folder, "--output"):
-        (folder / "card.md").write_text(card.markdown(found, reports))
+        (folder / "card.md").write_text(card.markdown(recorder.found, reports))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,9 +43,9 @@ GPU_FIELDS += ("power.draw", "power.limit", "temperature.gpu", "clocks_event_rea
 class ProcessError(MnistJaxError):
     """A process failed; the message is its last line, or the status it ended with."""
 
-
-class OutOfTimeError(MnistJaxError):
-    """A process did not end in time."""
+    def __init__(self, message: str, out: str = ""):
+        super().__init__(message)
+        self.out = out  # what it printed
 
 
 def run(
@@ -67,17 +68,18 @@ def run(
     try:
         out, err = process.communicate(timeout=timeout_s)
     except BaseException as error:
+        out = ""
         for number in (signal.SIGTERM, signal.SIGKILL):  # by the first, a command ends its own
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, number)
-                process.communicate(timeout=5)
+                out, _ = process.communicate(timeout=5)
         if isinstance(error, subprocess.TimeoutExpired):
-            raise OutOfTimeError(f"not finished after {timeout_s:.0f} s") from None
+            raise ProcessError(f"not finished after {timeout_s:.0f} s", out) from None
         raise
     if process.returncode:
         status, said = f"exit status {process.returncode}", err.partition("\n----")[0].strip()
         lines = said.splitlines() if process.returncode > 0 else []  # a signal leaves none
-        raise ProcessError((lines or [status])[-1].removeprefix("error: "))
+        raise ProcessError((lines or [status])[-1].removeprefix("error: "), out)
     return out, time.perf_counter() - started
 
 
@@ -103,13 +105,16 @@ def measure(
         out, _ = run(command, given, timeout_s=recorder.left_s())
     except ProcessError as error:
         recorder.exclude(what, str(error))
-    else:
-        found = results.parse(json.loads(out.splitlines()[-1]))
+        out = error.out  # what was measured before counts
+    for line in re.findall(r"^\{.*\}\n", out, re.MULTILINE)[-1:]:
+        found = results.parse(json.loads(line))
         recorder.take_in(found, prefix, **details)
         for b in found.benchmarks:
             seconds = timing.estimate(b.samples_s, recorder.found.context["platform"])
             say(f"{b.case}: {1e3 * seconds:.4g} ms {timing.warning(b.samples_s)}")
     recorder.write()
+    if recorder.left_s() == 0:
+        raise ProcessError("the time is up")
 
 
 def measure_jobs(recorder: Recorder, jobs: Sequence[Job], worker: str = "", **options: Any) -> None:
@@ -147,13 +152,14 @@ def describe(platform: str) -> dict[str, Any]:
 
 
 def gpu_state() -> dict[str, Any] | None:
-    """What nvidia-smi says of the first GPU: clocks, power, throttling, others' processes."""
+    """What nvidia-smi says of the GPU in use: clocks, power, throttling, others' processes."""
+    which = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
 
     def query(kind: str, fields: Sequence[str]) -> list[list[str]]:
-        words = ["nvidia-smi", f"--query-{kind}={','.join(fields)}", "--format=csv,noheader"]
+        words = f"nvidia-smi --id={which} --format=csv,noheader --query-{kind}={','.join(fields)}"
         try:
-            return [line.split(", ") for line in run(words, timeout_s=20)[0].splitlines()]
-        except (ProcessError, OutOfTimeError):
+            return [x.split(", ") for x in run(words.split(), timeout_s=20)[0].splitlines()]
+        except ProcessError:
             return []
 
     if not (rows := query("gpu", GPU_FIELDS)):
@@ -258,6 +264,7 @@ def main(
     form = type("Help", kinds, {})
     parser = argparse.ArgumentParser(description=doc, formatter_class=form, allow_abbrev=False)
     parser.prog = f"python -m benchmarks.{Path(sys.argv[0]).stem}".removesuffix(".__main__")
+    parser.usage = "%(prog)s [flags]"
     for name in names.split():
         parser.add_argument(name if name == "files" else f"--{name}", **FLAGS[name])
     parser.set_defaults(**DEFAULTS | defaults)
@@ -275,6 +282,8 @@ def main(
             recorder.write()
             lost = [f"excluded: {k}: {v}" for k, v in recorder.found.context["excluded"].items()]
             print("\n\n".join(filter(None, [*report(recorder.found), *lost])))
+            if not recorder.found.benchmarks and not recorder.found.tables:
+                raise DeviceError("nothing could be measured; see the messages above")
     except MnistJaxError as error:
         say(f"error: {error}")
         return error.exit_status

@@ -34,15 +34,14 @@ def lower(job: Job, platform: str) -> None:
 def run(models: list[str], **fields: Any) -> dict[str, Any]:
     """Lowers every network for every platform; returns the content of a result file."""
     rows, excluded = [], {}
+    case = {name: fields[name] for name in ("batch_size", "precision")}
     for model, platform in itertools.product(models, PLATFORMS):
         try:
             lower(Job(model=model, **fields), platform)
+            rows.append({"model": model, **case, "platform": platform})
         except Exception as error:  # any: there is no program for this platform
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
             excluded[f"{model}, lowering for {platform}"] = why
-        else:
-            case = {name: fields[name] for name in ("batch_size", "precision")}
-            rows.append({"model": model, **case, "platform": platform})
     return {"context": {"excluded": excluded}, "benchmarks": [], "tables": {"lowering": rows}}
 
 

@@ -81,10 +81,10 @@ class Results(NamedTuple):
                 case.launches_s.append(timing.estimate(b.samples_s, self.context["platform"]))
         return list(found.values())
 
-    def part(self, name: str) -> "Results":
-        """What one part of the suite has found."""
-        benchmarks = [b for b in self.benchmarks if b.details["part"] == name]
-        tables = {k: [r for r in rows if r["part"] == name] for k, rows in self.tables.items()}
+    def part(self, name: str, *, rest: bool = False) -> "Results":
+        """What one part of the suite has found or, for the rest, what all others have."""
+        benchmarks = [b for b in self.benchmarks if (b.details["part"] == name) != rest]
+        tables = {k: [r for r in v if (r["part"] == name) != rest] for k, v in self.tables.items()}
         return Results(self.context, benchmarks, tables)
 
 

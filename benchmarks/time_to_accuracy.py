@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     given["precision"], function = options.precision[0], "benchmarks.time_to_accuracy:run"
     for model in options.model:
         with tempfile.TemporaryDirectory() as folder:  # all seeds but the first find the programs
-            given["variables"] = launch.shared_cache(folder)
+            given["variables"] = {**launch.shared_cache(folder), **recorder.variables}  # a suite's
             launch.measure(recorder, function, model, **given, model=model)
 
 

@@ -149,4 +149,5 @@ def run_all(cases: Sequence[dict[str, Any]], make: str | Callable[..., Workload]
         except Exception as error:  # any: the other jobs are measured all the same
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
             found["context"]["excluded"][job.name] = why
+        print(json.dumps(found), flush=True)  # it counts if the process dies later
     return found

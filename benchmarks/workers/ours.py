@@ -92,6 +92,8 @@ def compile_steps(
 def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workload:
     """Training in the mode MANY, ONE or HOST, and evaluation; XLA writes its thunks to `dump`."""
     jax.config.update("jax_default_matmul_precision", compiler.MATMUL_PRECISION[job.precision])
+    for file in dump.iterdir() if dump else ():  # another job's: a cached program writes none
+        file.unlink()
     first = meshes.select_device(job.platform)
     mesh = meshes.make_mesh(meshes.select_devices(first, job.devices), job.seeds)
     device, dynamic = mesh.devices.flat[0], dynamic_loop_bound(first.platform)
@@ -194,7 +196,6 @@ def run(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if platform != "cpu" and any(job["trace"] for job in cases):
             dump = Path(folder)
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {trace.DUMP.format(dump)}"
-            jax.config.update("jax_enable_compilation_cache", False)  # it would write no list
         found = jobs.run_all(cases, partial(make, dump=dump))
     if platform == "gpu":
         found["context"]["gpu"] = launch.gpu_state()

@@ -10,7 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,14 +19,8 @@ DUMP = "--xla_dump_to={} --xla_dump_hlo_module_re=.*train_steps.*"
 CONTAINERS = ("while", "call", "conditional")  # their time is that of what they hold
 COSTLIEST = 5
 STEPS_ON_CPU = 10
-
-
-class Kernel(NamedTuple):
-    """A kernel, or on a CPU a thunk; it belongs to an HLO operation or has a name of its own."""
-
-    operation: str
-    start_ns: float
-    end_ns: float
+# A kernel, or on a CPU a thunk: its HLO operation or its own name, start and end in ns.
+Kernel = tuple[str, float, float]
 
 
 def of_steps(
@@ -53,28 +47,25 @@ def kernels(planes: Iterable[Any]) -> list[Kernel]:
     for event in (event for line in lines or [line for _, line in every] for event in line.events):
         name = dict(event.stats).get("hlo_op", event.name if lines else "")
         if lines or (name and name.partition(".")[0] not in CONTAINERS):
-            found.append(Kernel(name, event.start_ns, event.start_ns + event.duration_ns))
+            found.append((name, event.start_ns, event.start_ns + event.duration_ns))
     return found
 
 
 def layers_of(hlo: str, names: Sequence[str]) -> dict[str, str]:
     """The layer of each operation of a compiled program, by the name scopes in its metadata."""
     scopes = re.findall(r"%?([\w.-]+) = .*?op_name=\"([^\"]*)\"", hlo)
-    return {
-        name: next((layer for layer in names if layer in scope.split("/")), "")
-        for name, scope in scopes
-    }
+    return {op: next((n for n in names if n in scope.split("/")), "") for op, scope in scopes}
 
 
 def summarize(found: Sequence[Kernel], steps: int, layers: Mapping[str, str]) -> dict[str, Any]:
     """What a step consists of: kernels, gaps, the costliest operations, the layers' shares."""
     by_operation: dict[str, list[float]] = defaultdict(list)
     by_layer: dict[str, float] = defaultdict(float)
-    total_ns = sum(kernel.end_ns - kernel.start_ns for kernel in found)
+    total_ns = sum(end_ns - start_ns for _, start_ns, end_ns in found)
     for name, start_ns, end_ns in found:
         by_operation[name].append((end_ns - start_ns) / total_ns)
         by_layer[layers.get(name) or "other"] += (end_ns - start_ns) / total_ns
-    times_ns = np.array(sorted((kernel.start_ns, kernel.end_ns) for kernel in found))
+    times_ns = np.array(sorted(times for _, *times in found))
     starts_ns, ends_ns = times_ns[:, 0], np.maximum.accumulate(times_ns[:, 1])
     gaps_ns = np.maximum(0, starts_ns[1:] - ends_ns[:-1]).sum()  # when no kernel runs
     rows = []

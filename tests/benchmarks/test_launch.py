@@ -1,6 +1,7 @@
 """Processes, what is said of the machine, and commands on a machine without tyro and tfds."""
 
 import argparse
+import dataclasses
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import launch
+from benchmarks.results import Recorder
+from benchmarks.workers.job import Job
 from mnist_jax import DATASETS, Dataset
 
 
@@ -27,7 +30,7 @@ def test_a_failure_is_its_last_line_and_a_process_that_hangs_is_ended_with_its_c
     with pytest.raises(launch.ProcessError, match=r"^cannot start /nowhere/python"):
         launch.run(["/nowhere/python"])
     started = time.monotonic()
-    with pytest.raises(launch.OutOfTimeError, match="not finished after 1 s"):
+    with pytest.raises(launch.ProcessError, match="not finished after 1 s"):
         launch.run(["bash", "-c", "sleep 60 & sleep 60"], timeout_s=1)
     assert time.monotonic() - started < 30
 
@@ -45,6 +48,24 @@ def test_sigterm_ends_a_command_with_all_that_it_measures(tmp_path):
     number = beats.stat().st_size
     time.sleep(1)
     assert beats.stat().st_size == number
+
+
+def test_a_process_that_dies_keeps_what_it_measured_and_finding_nothing_ends_with_6(
+    tmp_path, monkeypatch
+):
+    made = "os.kill(os.getpid(), 9) if job.seeds else Workload(train=lambda x, _: x)"
+    code = f"import os\nfrom benchmarks.workers.job import Workload\nmake = lambda job, _: {made}"
+    (tmp_path / "dying.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    job = Job(model="logistic", what=["train"], budget_s=0.0, min_sample_s=0.0)
+    cases = [dataclasses.asdict(dataclasses.replace(job, seeds=n)) for n in (None, 2)]
+    recorder, run_all = Recorder(None, {"platform": "cpu"}), "benchmarks.workers.job:run_all"
+    launch.measure(recorder, run_all, "both", cases=cases, make="dying:make")
+    assert [b.mode for b in recorder.found.benchmarks] == [job.mode]
+    assert recorder.found.context["excluded"] == {"both": "exit status -9"}
+    monkeypatch.setattr("sys.argv", ["step"])
+    monkeypatch.setattr(launch, "where", lambda _: {"platform": "cpu"})
+    assert launch.main("", lambda *_: None, launch.CASES, lambda _: []) == 6
 
 
 @pytest.mark.parametrize(

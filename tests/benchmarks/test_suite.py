@@ -1,5 +1,6 @@
 """The suite: its plan, its folder, its card; in short on logistic regression as a campaign."""
 
+import argparse
 import json
 import re
 import sys
@@ -87,22 +88,39 @@ def test_the_plan_names_commands_and_flags_that_exist(platform):
             assert words["model"] and words.keys() <= launch.FLAGS.keys()
 
 
-def test_a_folder_of_another_device_is_refused_and_complete_parts_are_kept(tmp_path: Path):
-    found = findings()
-    found.context["parts"]["peers"]["complete"] = False
+def test_a_folder_of_another_device_is_refused_and_a_part_is_kept_until_it_is_measured_again(
+    tmp_path: Path, monkeypatch
+):
+    found, begun = findings(), []
+    given = {"output": tmp_path, "only": ["sweep", "ledger"], "flags": {}, "launches": 1}
+    found.context["flags"] = {"model": launch.DEFAULTS["model"], "launches": 1}
     found.context["parts"]["step"]["excluded"] = lost = {"mlp": "failed"}
+    found.context["parts"]["sweep"] = {"complete": False, "excluded": {"cnn": "killed"}}
+    del found.context["parts"]["ledger"]
     (tmp_path / "results.json").touch()  # as of a suite that was interrupted at once
-    assert suite.open_folder(tmp_path, dict(CONTEXT), ["peers"])[0].found.benchmarks == []
+    assert suite.open_folder(tmp_path, dict(CONTEXT))[0].found.benchmarks == []
     results.write(tmp_path / "results.json", found)
-    assert "peers" in suite.open_folder(tmp_path, dict(CONTEXT), [])[0].found.context["parts"]
-    recorder, _ = suite.open_folder(tmp_path, dict(CONTEXT), ["peers"])
-    assert recorder.found.context["parts"].keys() == set(suite.MODULES) - {"peers"}
-    assert {b.details["part"] for b in recorder.found.benchmarks} == {"step", "sweep", "roofline"}
-    assert recorder.found.tables.keys() == found.tables.keys()
-    assert recorder.found.context["excluded"] == lost
     for name, other in (("cpu", "Another"), ("jax", "0.1"), ("flags", "others")):
         with pytest.raises(UsageError, match=f"has {name} .*; here it is '{other}'"):
-            suite.open_folder(tmp_path, CONTEXT | {name: other}, [])
+            suite.open_folder(tmp_path, found.context | {name: other})
+
+    def sweep(_, recorder):
+        begun.append("sweep")
+        if begun.count("sweep") == 1:
+            raise UsageError("failed")
+        recorder.take_in(Results({}, [timed("", "sweep_train_step", "mlp", 1.0)], {}))
+
+    monkeypatch.setattr(launch, "where", lambda _: dict(CONTEXT))
+    monkeypatch.setattr(suite.sweep, "measure", sweep)
+    monkeypatch.setattr(suite.ledger, "measure", lambda *_: begun.append("ledger"))
+    before = [b.samples_s for b in found.part("sweep").benchmarks]
+    for samples, why in ((before, {"sweep": "failed"}), ([[1.0]], {})):
+        suite.measure(argparse.Namespace(**launch.DEFAULTS | given))
+        kept = results.read(tmp_path)
+        assert [b.samples_s for b in kept.part("sweep").benchmarks] == samples
+        assert kept.context["excluded"] == lost | why
+        assert kept.part("sweep", rest=True)[1:] == found.part("sweep", rest=True)[1:]
+    assert begun == ["ledger", "sweep", "sweep"]  # what was never measured comes first
 
 
 @pytest.mark.campaign
