@@ -259,12 +259,9 @@ def test_a_run_that_has_learned_nothing_warns(config, capsys):
     assert capsys.readouterr().err == f"warning: {warning}\n"
 
 
-def test_a_misspelt_hook_is_an_error():
+def test_callbacks_see_a_run_in_order_and_a_misspelt_hook_is_an_error(config):
     with pytest.raises(TypeError, match="Logger: Callback has no on_epoch_ended"):
         type("Logger", (Callback,), {"on_epoch_ended": print})
-
-
-def test_callbacks_see_a_run_in_order(config):
     watch = mock.create_autospec(Callback, instance=True)
     result = fit(config(epochs=1, steps_per_call=8), callbacks=[watch])
     names = ["fit_begin", "data_loaded", "train_begin", "epoch_begin"]

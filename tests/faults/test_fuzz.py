@@ -1,7 +1,4 @@
-"""Random and damaged input: the answer is right, or one of our errors, within seconds.
-
-Hypothesis makes the inputs, the same ones every time.
-"""
+"""Random and damaged input: the answer is right, or one of our errors, within seconds."""
 
 import contextlib
 import dataclasses

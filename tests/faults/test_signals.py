@@ -1,8 +1,4 @@
-"""SIGKILL, SIGINT and SIGTERM at random moments; the run is resumed until it is complete.
-
-It must end with the bits of a run that nothing disturbed. After SIGINT and SIGTERM the exit status
-must be right, and the newest checkpoint must be of the step that the message names.
-"""
+"""SIGKILL, SIGINT and SIGTERM at random moments; the run is resumed until it is complete."""
 
 import itertools
 import random

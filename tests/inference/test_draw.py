@@ -115,7 +115,6 @@ def set_width(browser, width: int) -> None:
 
 @pytest.mark.campaign
 def test_a_digit_is_drawn_and_read(browser, address):
-    """With a mouse, a finger and keys, on a screen and on a phone."""
     from selenium.webdriver.common.actions.action_builder import ActionBuilder
     from selenium.webdriver.common.actions.pointer_input import PointerInput
     from selenium.webdriver.common.keys import Keys

@@ -210,7 +210,6 @@ def test_the_digit_on_a_sheet_of_paper_on_a_table_is_found(angle):
 
 
 def test_the_parts_of_a_broken_digit_are_joined():
-    """A 5 with a detached bar, and a 4 of two strokes."""
     five, four = (Image.new("L", (120, 120), 255) for _ in range(2))
     pen = ImageDraw.Draw(five)
     pen.line([(45, 25), (45, 55)], 0, 9)
@@ -244,11 +243,6 @@ def test_specks_and_what_the_picture_s_edge_cuts_off_are_ignored_beside_a_digit(
         assert to_mnist(picture).warning == "a box or a circle seems to touch the digit"
 
 
-def test_ink_of_one_tone_but_for_rounding_has_a_threshold():
-    column = np.repeat([106, 96, 106, 176], [15, 11, 4, 5])[:, None]
-    assert to_mnist(column).image.any()
-
-
 def test_thin_strokes_are_widened_and_thick_ones_kept():
     def ink(pen: int) -> float:
         return float(to_mnist(seven(400, pen, (120, 80))).image.sum() / 255)
@@ -256,3 +250,5 @@ def test_thin_strokes_are_widened_and_thick_ones_kept():
     assert ink(2) == pytest.approx(ink(5), rel=0.2)
     assert ink(2) == pytest.approx(ink(20), rel=0.35)
     assert ink(40) > 1.25 * ink(20)
+    tones = np.repeat([106, 96, 106, 176], [15, 11, 4, 5])  # ink of one, but for rounding
+    assert to_mnist(tones[:, None]).image.any()

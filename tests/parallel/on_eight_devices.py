@@ -68,10 +68,6 @@ def train(trainer: Trainer, dtype: Any, epochs: int, batches: int) -> tuple[Any,
     return to_host(state), metrics
 
 
-def evaluate(trainer: Trainer, state: Any) -> Metrics:
-    return list(trainer.evaluate(state, "test"))[-1]
-
-
 def collectives(trainer: Trainer) -> dict[str, list[int]]:
     """For each collective operation of a step, its numbers of floating-point operands."""
     train_steps = trainer._steps.train_steps
@@ -89,10 +85,7 @@ def gradients(state: Any) -> list[np.ndarray]:
 
 
 def examine(name: str) -> dict[str, Any]:
-    """One device against eight: collectives, and in float64 the state after four epochs.
-
-    Of the CNN only the gradients of a batch, in float32.
-    """
+    """One device against eight: collectives, float64 states; of the CNN, float32 gradients."""
     is_cnn = name == "cnn"
     with jax.enable_x64(not is_cnn):
         dtype = np.float32 if is_cnn else np.float64
@@ -105,7 +98,7 @@ def examine(name: str) -> dict[str, Any]:
             one, eight = gradients(one), gradients(eight)
         else:
             rounded = cast(one, np.float32)
-            tests = [evaluate(trainer, trainer.put_state(rounded)) for trainer in trainers]
+            tests = [[*t.evaluate(t.put_state(rounded), "test")][-1] for t in trainers]
             pairs = [metrics for _, metrics in ends], tests
             found["counts"] = [[[int(m.count), int(m.correct)] for m in pair] for pair in pairs]
     return found | {"difference": largest_difference(eight, one)}
@@ -136,7 +129,7 @@ def arrays() -> list[float]:
     logits = {**logits, "kernel": jax.device_put(logits["kernel"], split)}
     parts = whole._replace(params={"logits": logits})
     halves = whole._replace(params=jax.tree.map(lambda x: x.astype("bfloat16"), whole.params))
-    return [evaluate(trainer, state).loss for state in (whole, parts, halves)]
+    return [[*trainer.evaluate(x, "test")][-1].loss for x in (whole, parts, halves)]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,4 @@
-"""Several processes that train one network: the numbers of one process, and a clear end.
-
-Shown to fail with the last rows of a batch dropped or counted twice where they do not divide, with
-a permutation for each process, with a signal that only one process sees.
-"""
+"""Several processes that train one network: the numbers of one process, and a clear end."""
 
 import dataclasses
 import os

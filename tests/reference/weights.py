@@ -1,7 +1,4 @@
-"""Seeded weights, batch and probes, the same for Keras and for this package.
-
-NumPy alone, so that Keras could use it without JAX, and the test does without TensorFlow.
-"""
+"""Seeded weights, batch and probes, the same for Keras and for this package. NumPy is enough."""
 
 import numpy as np
 
@@ -48,10 +45,7 @@ def make_batch() -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_probes(shape: tuple[int, ...]) -> np.ndarray:
-    """Random directions, (PROBES, size), with entries of variance 1.
-
-    An error of the gradient moves its projections by about the norm of the error.
-    """
+    """Random directions, (PROBES, size), of variance 1: an error moves projections by its norm."""
     rng = np.random.default_rng([SEED, 2, *shape])
     return (2 * rng.random((PROBES, int(np.prod(shape)))) - 1) * np.sqrt(3)
 

@@ -12,14 +12,7 @@ from mnist_jax.reporting.profiling import Profiler
 
 METRICS = Metrics.zeros()
 X = jnp.ones((300, 300))
-
-
-def other() -> None:
-    jax.block_until_ready(jax.jit(lambda x: jnp.sin(x).sum())(X))
-
-
-def second_call() -> None:
-    jax.block_until_ready(jax.jit(lambda x: jnp.sort(x))(X))
+OTHER, SECOND = jax.jit(lambda x: jnp.sin(x).sum()), jax.jit(jnp.sort)
 
 
 def traced(folder) -> set[str]:
@@ -32,8 +25,8 @@ def traced(folder) -> set[str]:
 def test_the_second_call_is_traced(tmp_path, capsys):
     profiler = Profiler(tmp_path / "trace")
     profiler.on_epoch_begin(1, 0, 6)
-    for step, call in ((2, other), (4, second_call), (6, other)):
-        call()
+    for step, call in ((2, OTHER), (4, SECOND), (6, OTHER)):
+        jax.block_until_ready(call(X))
         profiler.on_chunk_end(1, step, 6, METRICS, 0.1)
     profiler.on_epoch_begin(2, 0, 6)
     profiler.on_train_end(Result({}, {}, {}, tmp_path))
@@ -48,8 +41,8 @@ def test_neither_a_single_call_nor_an_evaluation_after_it_is_traced(tmp_path, ca
     profiler.on_chunk_end(1, 2, 2, METRICS, 0.1)  # the call was the whole epoch
     profiler.on_train_end(Result({}, {}, {}, tmp_path))  # of a shorter run
     assert "no trace, because the train steps were called less" in capsys.readouterr().out
-    other()
+    jax.block_until_ready(OTHER(X))
     profiler.on_epoch_begin(2, 0, 2)
-    second_call()
+    jax.block_until_ready(SECOND(X))
     profiler.close()  # also if the run fails here
     assert traced(tmp_path) == {"sort"}
