@@ -6,7 +6,6 @@ Parts run in order of value until the budget is spent. --output=FOLDER completes
 """
 
 import argparse
-import datetime
 import re
 import tempfile
 import time
@@ -17,7 +16,7 @@ from benchmarks import card, launch, ledger, lowering, peers, results, roofline,
 from benchmarks import time_to_accuracy as accuracy
 from benchmarks.results import Recorder, say
 from benchmarks.workers import job as jobs
-from mnist_jax.errors import DeviceError, MnistJaxError, UsageError, writing
+from mnist_jax.errors import MnistJaxError, UsageError, writing
 from mnist_jax.runs.environment import PACKAGES
 
 MODULES: dict[str, Any] = {"step": step, "peers": peers, "roofline": roofline, "sweep": sweep}
@@ -54,17 +53,16 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
         ]
         sizes, modes = [16, 100, 1024, 4096], [jobs.EAGER, *(mode for _, mode in peers.GRAPHS)]
     first = {"model": rest, "mode": ["many"], "launches": launches, "repeats": 30}
-    first["trace"] = not on_cpu  # while nothing is cached: only then XLA lists what it issues
     against = {"frameworks": ["pytorch"], "modes": modes, "repeats": 3, "rounds": 3}
     last = {"model": rest[-1:]}
     rows = [  # seconds on a CPU and elsewhere, and the flags of each time it runs
         ("step", 70, 210, [first, *others]),
         ("peers", 80, 170, [{"model": known, **against}]),
-        ("roofline", 40, 65, [{"model": models, "repeats": 20}]),
+        ("roofline", 40, 100, [{"model": models, "repeats": 20}]),
         ("sweep", 10, 110, [last | {"batch_size": sizes, "repeats": 15}]),
         ("time_to_accuracy", 15, 85, [last | {"batch_size": None, "repeats": tries}]),
         ("seeds", 10, 45, [many | last | {"mode": ["seeds"], "repeats": 15}]),
-        ("ledger", 15, 75, [last]),
+        ("ledger", 15, 40, [last]),
         ("lowering", 15, 15, [{"model": models}]),
     ]
     if on_cpu:  # these come late: the peers run the CNN's slow step ten times; seeds gain little
@@ -73,7 +71,7 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     return [Part(n, s if on_cpu else t, runs_of[n]) for n, s, t, _ in rows if runs_of[n]]
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: argparse.Namespace) -> Recorder:
     """Runs the parts that fit into the budget, and writes the card after each."""
     started = time.monotonic()
     context = launch.where(options.platform)
@@ -100,21 +98,20 @@ def measure(options: argparse.Namespace) -> None:
             try:
                 run_part(part, options, own)
             finally:  # after Ctrl-C, too
-                if own.found.benchmarks or own.found.tables:  # until then the earlier ones stay
-                    recorder.found = recorder.found.part(part.name, rest=True)
-                recorder.take_in(own.found, part=part.name)
+                best = max(own.found, recorder.found.part(part.name), key=lambda found: found.size)
+                recorder.found = recorder.found.part(part.name, rest=True)
+                recorder.take_in(best._replace(context=own.found.context), part=part.name)
                 write_card(folder, recorder)
     write_card(folder, recorder)
     print("\n".join(card.headline(recorder.found)))
     print(f"written: {folder}/card.md and results.json")
-    if not recorder.found.benchmarks and not recorder.found.tables:
-        raise DeviceError("nothing could be measured; see the messages above")
+    return recorder
 
 
 def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder, Path]:
     """A recorder with what the folder's results.json holds."""
     if folder is None:
-        now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         name = re.sub(r"[^a-z0-9]+", "-", card.device_name(context).lower()).strip("-")
         folder = launch.ROOT / "benchmarks" / "results" / f"{name}-{now}"
     file = folder / "results.json"
@@ -143,16 +140,16 @@ def run_part(part: Part, options: argparse.Namespace, recorder: Recorder) -> Non
         except MnistJaxError as error:
             recorder.exclude(part.name, str(error))
     lost, seconds = recorder.found.context["excluded"], round(time.monotonic() - started, 1)
-    entry = {"complete": not lost, "seconds": seconds, "excluded": lost}
+    before = recorder.found.context["parts"].get(part.name, {}).get("excluded")
+    entry = {"complete": lost in ({}, before), "seconds": seconds, "excluded": lost}
     recorder.found.context["parts"][part.name] = entry
 
 
 def write_card(folder: Path, recorder: Recorder) -> None:
     """Writes the results and the page."""
     recorder.write()
-    parts = {name: recorder.found.part(name) for name in MODULES}
-    parts = {n: part for n, part in parts.items() if part.benchmarks or any(part.tables.values())}
-    reports = {name: MODULES[name].report(part) for name, part in parts.items()}
+    found = {name: recorder.found.part(name) for name in MODULES}
+    reports = {name: MODULES[name].report(part) for name, part in found.items() if part.size}
     with writing(folder, "--output"):
         (folder / "card.md").write_text(card.markdown(recorder.found, reports))
 

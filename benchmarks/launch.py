@@ -76,10 +76,10 @@ def run(
         if isinstance(error, subprocess.TimeoutExpired):
             raise ProcessError(f"not finished after {timeout_s:.0f} s", out) from None
         raise
-    if process.returncode:
-        status, said = f"exit status {process.returncode}", err.partition("\n----")[0].strip()
-        lines = said.splitlines() if process.returncode > 0 else []  # a signal leaves none
-        raise ProcessError((lines or [status])[-1].removeprefix("error: "), out)
+    if code := process.returncode:
+        status = f"exit status {code}{'; out of memory?' * (code == -signal.SIGKILL)}"
+        said = err.partition("\n----")[0].strip().splitlines() * (code > 0)  # a signal leaves none
+        raise ProcessError((said or [status])[-1].removeprefix("error: "), out)
     return out, time.perf_counter() - started
 
 
@@ -98,6 +98,8 @@ def measure(
 
     `prefix` and `details` are those of `Recorder.take_in`. If it fails, `what` is excluded.
     """
+    if recorder.left_s() == 0:
+        raise ProcessError("the time is up")
     command = [str(python), "-c", SERVE, function, json.dumps(arguments)]
     given = {**recorder.variables, **variables}
     given |= MALLOC if recorder.found.context["platform"] == "cpu" else {}
@@ -106,15 +108,14 @@ def measure(
     except ProcessError as error:
         recorder.exclude(what, str(error))
         out = error.out  # what was measured before counts
-    for line in re.findall(r"^\{.*\}\n", out, re.MULTILINE)[-1:]:
+    if not (lines := re.findall(r'^\{"context": .*\}\n', out, re.MULTILINE)):
+        recorder.found.context["excluded"].setdefault(what, "it printed no result")
+    for line in lines[-1:]:
         found = results.parse(json.loads(line))
         recorder.take_in(found, prefix, **details)
-        for b in found.benchmarks:
-            seconds = timing.estimate(b.samples_s, recorder.found.context["platform"])
-            say(f"{b.case}: {1e3 * seconds:.4g} ms {timing.warning(b.samples_s)}")
+        for b, [s, *_] in found._replace(context=recorder.found.context).cases():
+            say(f"{b[0].case}: {1e3 * s:.4g} ms {timing.warning(b[0].samples_s)}")
     recorder.write()
-    if recorder.left_s() == 0:
-        raise ProcessError("the time is up")
 
 
 def measure_jobs(recorder: Recorder, jobs: Sequence[Job], worker: str = "", **options: Any) -> None:
@@ -162,11 +163,11 @@ def gpu_state() -> dict[str, Any] | None:
         except ProcessError:
             return []
 
-    if not (rows := query("gpu", GPU_FIELDS)):
+    if not (rows := [row for row in query("gpu", GPU_FIELDS) if len(row) == len(GPU_FIELDS)]):
         return None
-    found = dict(zip(GPU_FIELDS, rows[0], strict=True))
-    others = [pid for [pid] in query("compute-apps", ["pid"]) if pid != str(os.getpid())]
-    return found | {"processes": len(others)}
+    others = {row[0] for row in query("compute-apps", ["pid"])} - {str(os.getpid())}
+    found = {"processes": sum(map(str.isdecimal, others))}  # there may be a message in their place
+    return found | dict(zip(GPU_FIELDS, rows[0], strict=True))
 
 
 def _dataset(options: argparse.Namespace) -> Dataset:
@@ -254,7 +255,7 @@ def check(options: argparse.Namespace) -> None:
 
 def main(
     doc: str | None,
-    command: Callable[..., None],
+    command: Callable[..., Recorder | None],
     names: str,
     report: Callable[[Results], Sequence[str]] | None = None,
     **defaults: Any,
@@ -264,7 +265,7 @@ def main(
     form = type("Help", kinds, {})
     parser = argparse.ArgumentParser(description=doc, formatter_class=form, allow_abbrev=False)
     parser.prog = f"python -m benchmarks.{Path(sys.argv[0]).stem}".removesuffix(".__main__")
-    parser.usage = "%(prog)s [flags]"
+    parser.usage = "%(prog)s [flags]" + " [A B]" * ("files" in names.split())
     for name in names.split():
         parser.add_argument(name if name == "files" else f"--{name}", **FLAGS[name])
     parser.set_defaults(**DEFAULTS | defaults)
@@ -274,7 +275,7 @@ def main(
     try:
         check(options)
         if report is None:
-            command(options)
+            recorder = command(options)
         else:
             recorder = Recorder(options.output, where(options.platform) | {"flags": options.flags})
             options.platform = recorder.found.context["platform"]
@@ -282,8 +283,8 @@ def main(
             recorder.write()
             lost = [f"excluded: {k}: {v}" for k, v in recorder.found.context["excluded"].items()]
             print("\n\n".join(filter(None, [*report(recorder.found), *lost])))
-            if not recorder.found.benchmarks and not recorder.found.tables:
-                raise DeviceError("nothing could be measured; see the messages above")
+        if recorder is not None and not recorder.found.size:
+            raise DeviceError("nothing could be measured; see the messages above")
     except MnistJaxError as error:
         say(f"error: {error}")
         return error.exit_status

@@ -81,6 +81,11 @@ class Results(NamedTuple):
                 case.launches_s.append(timing.estimate(b.samples_s, self.context["platform"]))
         return list(found.values())
 
+    @property
+    def size(self) -> int:
+        """How many things were found."""
+        return len(self.benchmarks) + sum(map(len, self.tables.values()))
+
     def part(self, name: str, *, rest: bool = False) -> "Results":
         """What one part of the suite has found or, for the rest, what all others have."""
         benchmarks = [b for b in self.benchmarks if (b.details["part"] == name) != rest]

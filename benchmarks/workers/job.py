@@ -25,8 +25,8 @@ EPOCH, EPOCH_JIT = "fit, epoch an execution", "fit, jit_compile, epoch an execut
 
 def serve() -> None:
     """Calls `module:function` of the command line with arguments in JSON; prints its answer."""
-    function = pkgutil.resolve_name(sys.argv[1])
-    print(json.dumps(function(**json.loads(sys.argv[2]))), flush=True)
+    found = pkgutil.resolve_name(sys.argv[1])(**json.loads(sys.argv[2]))
+    print("\n" + json.dumps(found), flush=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,5 +149,5 @@ def run_all(cases: Sequence[dict[str, Any]], make: str | Callable[..., Workload]
         except Exception as error:  # any: the other jobs are measured all the same
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
             found["context"]["excluded"][job.name] = why
-        print(json.dumps(found), flush=True)  # it counts if the process dies later
+        print("\n" + json.dumps(found), flush=True)  # it counts if the process dies later
     return found

@@ -146,7 +146,7 @@ def test_commands_run_in_turn_and_samples_are_cut_to_equally_many(tmp_path: Path
     log, sides = tmp_path / "log", []
     for name, extra in (("a", []), ("b", [0.1])):  # the least of a third sample does not count
         file = write(tmp_path / name, [Benchmark(name="x", samples_s=[1.0, 9.0, *extra])])
-        command = f"""bash -c 'printf {name} >> {log}; cp {file} "${{0#--output=}}"'"""
+        command = f"""bash -c 'printf {name} >> {log}; cp {file} "${{0#--output=}}"; exit 6'"""
         sides.append(partial(compare.run_command, command))
     a, b = compare.interleaved(sides, 2)
     assert log.read_text() == "abba"

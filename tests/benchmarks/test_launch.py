@@ -61,8 +61,10 @@ def test_a_process_that_dies_keeps_what_it_measured_and_finding_nothing_ends_wit
     cases = [dataclasses.asdict(dataclasses.replace(job, seeds=n)) for n in (None, 2)]
     recorder, run_all = Recorder(None, {"platform": "cpu"}), "benchmarks.workers.job:run_all"
     launch.measure(recorder, run_all, "both", cases=cases, make="dying:make")
+    launch.measure(recorder, "os:getcwd", "silent")
     assert [b.mode for b in recorder.found.benchmarks] == [job.mode]
-    assert recorder.found.context["excluded"] == {"both": "exit status -9"}
+    why = {"both": "exit status -9; out of memory?", "silent": "it printed no result"}
+    assert recorder.found.context["excluded"] == why
     monkeypatch.setattr("sys.argv", ["step"])
     monkeypatch.setattr(launch, "where", lambda _: {"platform": "cpu"})
     assert launch.main("", lambda *_: None, launch.CASES, lambda _: []) == 6
