@@ -111,9 +111,9 @@ def measure(options: argparse.Namespace) -> Recorder:
 def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder, Path]:
     """A recorder with what the folder's results.json holds."""
     if folder is None:
-        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        name = re.sub(r"[^a-z0-9]+", "-", card.device_name(context).lower()).strip("-")
-        folder = launch.ROOT / "benchmarks" / "results" / f"{name}-{now}"
+        who = re.sub(r"[^a-z0-9]+", "-", card.device_name(context).lower()).strip("-")
+        name = time.strftime(f"{who}-%Y%m%dT%H%M%SZ", time.gmtime())
+        folder = launch.ROOT / "benchmarks" / "results" / name
     file = folder / "results.json"
     earlier = results.read(file) if file.is_file() and file.stat().st_size else None
     recorder = Recorder(file, context | {"parts": {}})

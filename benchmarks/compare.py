@@ -147,8 +147,7 @@ def run_command(command: str, recorder: Recorder) -> None:
             launch.run(["bash", "-c", f"{command} --output={file}"])
         except launch.ProcessError as error:
             if not file.is_file() or not file.stat().st_size:  # else it says what was excluded
-                what = "name a command that measures and takes --output"
-                raise UsageError(f"{command!r} failed ({error}); {what}") from error
+                raise UsageError(f"{command!r} failed ({error}); it must take --output") from error
         found = results.read(file)
     if len({b.case for b in found.benchmarks}) < len(found.benchmarks):  # they share a moment
         raise UsageError(f"{command!r} measures a case several times; add --launches=1 to it")

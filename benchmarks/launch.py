@@ -265,7 +265,6 @@ def main(
     form = type("Help", kinds, {})
     parser = argparse.ArgumentParser(description=doc, formatter_class=form, allow_abbrev=False)
     parser.prog = f"python -m benchmarks.{Path(sys.argv[0]).stem}".removesuffix(".__main__")
-    parser.usage = "%(prog)s [flags]" + " [A B]" * ("files" in names.split())
     for name in names.split():
         parser.add_argument(name if name == "files" else f"--{name}", **FLAGS[name])
     parser.set_defaults(**DEFAULTS | defaults)

@@ -80,6 +80,9 @@ def compile_steps(
     found = compiled.memory_analysis()
     sizes = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
     size = sizes - found.alias_size_in_bytes  # a donated argument counts once
+    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.platform == "cpu" and size > room:  # the system would end the process
+        raise MemoryError(f"the program needs {size / 1e9:.1f} GB; choose a smaller --batch_size")
     memory = {"temporaries_bytes": found.temp_size_in_bytes, "program_bytes": size}
     cached = "from the cache" if EVENTS.count(CACHE_HIT) > hits else "afresh"
     graph = {"one_graph": one_graph} if device.platform == "gpu" else {}
