@@ -103,6 +103,10 @@ class Config(Flags):
                 raise UsageError(
                     f"{', '.join(parts)} and {last} have no argument {name}; leave {flag} out"
                 )
+        for name in [n for n in self.option_values() if n in given]:  # both in a resolved config
+            pair = _plain(name, self.option_values()[name]), _plain(name, getattr(self, name))
+            if len({str(value).lower() for value in pair}) > 1:
+                raise UsageError(f"--{name} and {name} of --options differ; leave one out")
 
     def components(self) -> dict[str, Callable[..., Any]]:
         """The model's class, and the functions of the optimizer, the loss and so on, by field."""
@@ -320,9 +324,11 @@ RULES: dict[str, Rule] = {
     "dataset": (lambda name: isinstance(name, str), "a string, a name or a path"),
     "options": (
         lambda words: (
-            isinstance(words, tuple | list) and all(OPTION.fullmatch(str(w)) for w in words)
+            isinstance(words, tuple | list)
+            and all(OPTION.fullmatch(str(w)) for w in words)
+            and len({str(w).partition("=")[0] for w in words}) == len(words)
         ),
-        "words such as gamma=3",
+        "words such as gamma=3, each name once",
     ),
     "hidden_sizes": (
         lambda v: isinstance(v, tuple | list) and v and all(_is_int(n, 1, 1_000_000) for n in v),

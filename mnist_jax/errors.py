@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import errno
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -97,8 +98,16 @@ def running(what: str) -> Iterator[None]:
     except (MnistJaxError, MemoryError):
         raise
     except Exception as error:
-        problem = f"{type(error).__name__}: {first_line(error)}"
-        raise UsageError(f"{what} fails: {problem}; --debug shows where") from error
+        line, problem = line_of_fork(error), f"{type(error).__name__}: {first_line(error)}"
+        where = f" in line {line} of the fork" * (line is not None)
+        raise UsageError(f"{what} fails{where}: {problem}; --debug shows where") from error
+
+
+def line_of_fork(error: BaseException) -> int | None:
+    """The line of a fork's file that the error comes from, as far as it is known."""
+    frames = [*traceback.walk_tb(error.__traceback__)]
+    lines = [n for frame, n in frames if frame.f_globals["__name__"].startswith("fork_")]
+    return lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import sys
-import traceback
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from mnist_jax.atomic_io import user_path
 from mnist_jax.data import DATASETS
 from mnist_jax.data.augment import AUGMENTATIONS
-from mnist_jax.errors import UsageError, first_line
+from mnist_jax.errors import UsageError, first_line, line_of_fork
 from mnist_jax.losses import LOSSES
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import OPTIMIZERS
@@ -72,10 +71,7 @@ def load_fork(path: str | Path) -> str:
             try:
                 exec(compile(source, path, "exec"), module.__dict__)
             except (Exception, SystemExit) as error:
-                frames = traceback.extract_tb(error.__traceback__)
-                lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-                line = lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
-                problem = f"{type(error).__name__}: {first_line(error)}"
+                line, problem = line_of_fork(error), f"{type(error).__name__}: {first_line(error)}"
                 raise UsageError(f"the fork {path} fails in line {line}: {problem}") from error
             added = {key: x for key, x in _entries().items() if before.get(key) is not x}
         if taken := sorted(BUILT_IN & added.keys()):

@@ -36,7 +36,7 @@ def test_replace_takes_the_new_presets_and_models_values_and_resolve_settles_the
     assert mlp.arguments("model") == options
     assert Config(model="logistic").arguments("model") == {}
     assert Config(optimizer="adamw").resolve().weight_decay == 1e-4
-    config = Config(model="mlp", preset="best", workdir=Path("~/run"), options=("activation=tanh",))
+    config = Config(model="mlp", preset="best", workdir=Path("~/run"), options=("activation=Tanh",))
     config = config.resolve()
     assert config.resolve() == config and config.activation == "tanh"
     assert config.workdir == Path("~/run").expanduser()
@@ -51,6 +51,8 @@ def test_options_reach_arguments_without_a_default_and_models_are_classes(monkey
     assert arguments == {"teacher": "RUN"}
     with pytest.raises(UsageError, match="have no argument steps; leave steps of --options out"):
         Config(loss="taught", options=("steps=3",))  # the package's own name
+    with pytest.raises(UsageError, match="--dropout and dropout of --options differ"):
+        Config(dropout=0.5, options=("dropout=0.4",))
     monkeypatch.setitem(MODELS, "wide", functools.partial(MODELS["mlp"], hidden_sizes=(512,)))
     with pytest.raises(UsageError, match=r"the model 'wide' is no subclass of flax\.linen\.Module"):
         Config(model="wide")
@@ -63,7 +65,7 @@ def test_options_reach_arguments_without_a_default_and_models_are_classes(monkey
         ("preset", ["tutorials"], "did you mean tutorial"),
         ("platform", ["metal"], "choose from auto, cpu, .*gpu, .*tpu"),
         ("activation", ["sigmoid"], "the model 'cnn', .* have no argument activation; leave --"),
-        ("options", [("gamma",), (3,)], "words such as gamma=3"),
+        ("options", [("gamma",), (3,), ("a=1", "a=2")], "words such as gamma=3, each name once"),
         ("options", [("num_classes=47",)], "have no argument num_classes; leave num_classes of"),
         ("dataset", [2**31, None], "a name or a path"),
         ("fork", [Path("nowhere.py")], "cannot read the fork nowhere.py: No such file"),

@@ -42,6 +42,8 @@ class Sown(LogisticRegression):
     def __call__(self, x, *, train=False):
         self.sow("losses", "size", x.mean((1, 2, 3)))
         return super().__call__(x)
+class Plain(LogisticRegression):
+    __call__ = nn.compact(lambda self, x, *, train=False: nn.Dense(10)(x.reshape(len(x), -1)))
 def update(grads, state, params=None):
     raise TypeError("cannot update")
 
@@ -51,7 +53,8 @@ AUGMENTATIONS["half"] = lambda batch, key: {name: x[::2] for name, x in batch.it
 OPTIMIZERS["none"] = lambda rate: None
 LOSSES["broken"] = lambda logits, batch: logits.mean()
 OPTIMIZERS["halved"] = lambda rate: optax.adamw(rate, mu_dtype="bfloat16")
-MODELS["broken"], MODELS["sown"], DATASETS["broken"] = Noisy, Sown, lambda: [1]
+DATASETS["broken"] = lambda: [1]
+MODELS.update(broken=Noisy, sown=Sown, plain=Plain)
 DATASETS["Digits"] = DATASETS["broken"]
 DATASETS["absent"] = lambda: open("absent.csv")
 """
@@ -60,23 +63,25 @@ DATASETS["absent"] = lambda: open("absent.csv")
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ("optimizer", "a step with the fork .* fails: TypeError: cannot update; --debug"),
+        ("optimizer", "a step with .* in line 19 of the fork: TypeError: cannot update; --debug"),
         ("optimizer=halved", "the optimizer 'halved' has arrays of bfloat16, which no checkpoint"),
         ("optimizer=none", "the optimizer 'none' fails: AttributeError: 'NoneType' object has no"),
-        ("augmentation", "KeyError: 'pixels'"),
+        ("augmentation", "line 22 of the fork: KeyError: 'pixels'"),
         ("augmentation=half", "the augmentation changes the shape or the dtype of the image"),
         ("model=sown", r"the model sows a loss of shape \(2,\); sow a scalar, as its mean"),
-        ("model", 'the model .broken. on images .* fails: .*Dropout_0 needs PRNG for "dropout"'),
+        ("model", 'model .broken. on images .* fails in line 10 .*Dropout_0 needs PRNG for "drop'),
+        ("model=plain", "the model 'plain' computes nothing in bfloat16; pass its field dtype"),
         ("dataset", "the function of broken returns a list, no Dataset"),
         ("dataset=Digits", "the function of Digits returns a list"),  # it is not digits
-        ("dataset=absent", "the data set 'absent' fails: FileNotFoundError: .*; --debug shows"),
+        ("dataset=absent", "the data set 'absent' fails in line 30 of the fork: FileNotFound"),
         ("loss", r"the loss has shape \(\); it has a value for each example, \(100,\)"),
     ],
 )
 def test_a_fork_that_cannot_train_is_refused_and_makes_no_folder(config, tmp_path, field, message):
     (tmp_path / "fork.py").write_text(BROKEN)
     field, _, name = field.partition("=")
-    run = config(fork=tmp_path / "fork.py", **{field: name or "broken"})
+    own = {"fork": tmp_path / "fork.py", "precision": "bfloat16", field: name or "broken"}
+    run = config(**own)
     with pytest.raises(UsageError, match=message):
         fit(run)
     assert not run.workdir.exists()
