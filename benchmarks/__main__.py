@@ -37,8 +37,7 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     """The parts in order of value."""
     many: dict[str, Any] = {"mode": ["many"], "what": ["train"]}
     known = [model for model in models if model in jobs.HIDDEN_SIZES][-1:]
-    on_cpu = platform == "cpu"
-    if on_cpu:
+    if on_cpu := platform == "cpu":
         tries, rest, common = 3, [m for m in models if m != "cnn"], {}  # its step takes over 0.1 s
         others = [
             {"model": rest, "mode": ["one"], "what": ["train"], "repeats": 30},

@@ -198,7 +198,7 @@ def random_images(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _one(help: str, default: Any = None, type: Any = None, **more: Any) -> dict[str, Any]:
-    return {"help": help, "default": default, "type": type, **more}
+    return {"help": help, "default": default, "type": type, "metavar": "X", **more}
 
 
 _several = partial(_one, nargs="+")
@@ -213,7 +213,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "options": _several("keyword arguments of what it adds", ()),
     "batch_size": _several("images a training step", [100], int),
     "precision": _several("precision of products", ["float32"], choices=PRECISIONS),
-    "platform": _one("device; auto: the best JAX finds", "auto", choices=PLATFORMS),
+    "platform": _one("auto is the best that JAX finds", "auto", choices=PLATFORMS),
     "repeats": _one("samples of each case, at most; in time_to_accuracy, seeds", 60, int),
     "launches": _one("processes that measure each case", 1, int),
     "rounds": _one("how often everything runs", 9, int),
@@ -221,16 +221,16 @@ FLAGS: dict[str, dict[str, Any]] = {
     "what": _several("a training step, an evaluation of 10,000 images", TIMED, choices=TIMED),
     "trace": {"action": "store_true", "help": "count the kernels of a step"},
     "slow_down": _one("share of the training steps done twice", 0.0, float),
-    "devices": _several("numbers of devices; None: 2, 4, 8 and so on, and all", None, int),
+    "devices": _several("numbers of devices (default: 2, 4, 8 and so on, and all)", None, int),
     "dataset": _one("name or path of a data set; auto: mnist, or digits without it", "auto"),
     "data_dir": _one("folder of prepared data sets", DEFAULT_DATA_DIR, Path),
     "manual_dir": _one("folder with the data set's four original .gz files", type=Path),
     "preset": _one("the recipe, with its epochs", "tutorial"),
     "frameworks": _several("peers", FRAMEWORKS, choices=FRAMEWORKS),
-    "modes": _several("only these modes of the peers; None: all"),
+    "modes": _several("modes of the peers (default: all)"),
     "peers_python": _one("interpreter that has the peers", Path(sys.executable), Path),
-    "budget_minutes": _one("time for all parts; None: 4 on a CPU, 13 elsewhere", None, float),
-    "only": _several("parts to measure; None: all", choices=PARTS),
+    "budget_minutes": _one("for all parts (default: 4 on a CPU, 13 elsewhere)", None, float),
+    "only": _several("parts to measure, by default all", choices=PARTS),
     "files": {"nargs": "*", "metavar": "FILE", "help": "two result files or cards, A and B"},
     "run": {"nargs": 2, "metavar": "COMMAND", "help": "two commands that measure"},
     "threshold": _one("share by which B may be slower", 0.02, float),
@@ -261,12 +261,15 @@ def main(
     **defaults: Any,
 ) -> int:
     """Runs a command with these flags and, if it has a report, a recorder; returns the status."""
-    kinds = argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
-    form = type("Help", kinds, {})
+    form: Any = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=doc, formatter_class=form, allow_abbrev=False)
     parser.prog = f"python -m benchmarks.{Path(sys.argv[0]).stem}".removesuffix(".__main__")
     for name in names.split():
-        parser.add_argument(name if name == "files" else f"--{name}", **FLAGS[name])
+        flag, default = FLAGS[name], (DEFAULTS | defaults)[name]
+        words = map(str, default if isinstance(default, list | tuple) else [default])
+        notes = [", ".join(flag.get("choices", ())), f"default: {' '.join(words)}" * bool(default)]
+        text: Any = f"{flag['help']} ({'; '.join(filter(None, notes))})".removesuffix(" ()")
+        parser.add_argument(name if name == "files" else f"--{name}", **flag | {"help": text})
     parser.set_defaults(**DEFAULTS | defaults)
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # this process leaves the accelerator to others

@@ -195,9 +195,8 @@ def account(job: Job, case: Case, found: Results, shares: dict[str, float]) -> d
     for name, work in [("a step", whole), *parts.items()]:
         times = {"limit_s": rates.limit_s(work), "seconds": shares.get(name, 0.0) * case.seconds}
         rows.append({"part": name, **work._asdict(), **times})
-    rate = whole.direct_flops / case.seconds
-    mfu = rate / peak if peak else None
-    return {"of_matrix_rate": rate / rates.flops_per_s, "mfu": mfu, "parts": rows}
+    rate, most = whole.direct_flops / case.seconds, rates.flops_per_s
+    return {"of_matrix_rate": rate / most, "mfu": peak and rate / peak, "parts": rows}
 
 
 def share_text(share: float) -> str:

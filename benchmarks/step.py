@@ -69,10 +69,9 @@ def report(found: Results) -> list[str]:
         memory.append([b.model, str(b.batch_size), b.mode, *megabytes])
     headings = ["", "model", "batch", "precision", "mode", "launches × samples", "ms"]
     headings += ["95 % of launches", "images/s", ""]
-    sized = ["model", "batch", "mode", *MEMORY]
     return [
         results.table("Times", headings, [_times(case) for case in cases]),
-        results.table("Memory of a training step, MB", sized, memory),
+        results.table("Memory of a training step, MB", ["model", "batch", "mode", *MEMORY], memory),
         *trace_tables(found),
     ]
 
