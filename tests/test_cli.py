@@ -49,19 +49,11 @@ def test_flags_reach_the_config_in_either_spelling_and_in_that_of_other_programs
     assert [parse(word).platform for word in ("--gpu", "--no-cuda")] == ["gpu", "cpu"]
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--modle=cnn"], "--modle"),
-        (["--epochs=abc"], "--epochs"),
-        (["--model=mlp", "--hidden_sizes=64,32"], "64,32"),
-        (["cnn"], "cnn"),
-    ],
-)
-def test_a_mistyped_flag_is_named_with_status_2(argv, message, capsys):
+@pytest.mark.parametrize("word", ["--modle=cnn", "--epochs=abc", "--hidden_sizes=64,32", "cnn"])
+def test_a_mistyped_flag_is_named_with_status_2(word, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
-        parse(*argv)
-    assert message in capsys.readouterr().err
+        parse("--model=mlp", word)
+    assert word.partition("=")[0] in capsys.readouterr().err
 
 
 def test_help_explains_every_flag(capsys, monkeypatch):

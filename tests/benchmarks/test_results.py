@@ -27,16 +27,12 @@ def test_what_is_written_is_read_and_each_list_of_samples_is_on_one_line(tmp_pat
     assert [case.seconds for case in found.cases("train_step", model="mlp")] == [1.5e-3]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        None,
-        '{"version": 1, "benchm',
-        "[]",
-        '{"version": 1, "context": {}, "benchmarks": [{"name": "x"}], "tables": {}}',
-        '{"version": 9, "context": {}, "benchmarks": [], "tables": {}}',
-    ],
-)
+OTHERS = [None, "[]", '{"version": 1, "benchm']
+OTHERS += ['{"version": 1, "context": {}, "benchmarks": [{"name": "x"}], "tables": {}}']
+OTHERS += ['{"version": 9, "context": {}, "benchmarks": [], "tables": {}}']
+
+
+@pytest.mark.parametrize("text", OTHERS)
 def test_other_files_are_refused_in_one_line(text, tmp_path: Path):
     file = tmp_path / "found.json"
     if text is not None:
