@@ -45,7 +45,7 @@ def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0)
         fit(config, import_s=import_s)
         jax.distributed.shutdown()
 
-    status = cli.exit_status(command, debug="--debug" in argv)
+    status = cli.exit_status(command, debug=any(map(cli.is_debug, argv)))
     distributed.leave(status)
     return status
 
@@ -53,7 +53,7 @@ def train(argv: list[str], prog: str = "python train.py", import_s: float = 0.0)
 def main(argv: list[str] | None = None) -> int:
     """Runs a command, by default that of the process; returns its exit status."""
     argv = sys.argv[1:] if argv is None else [*argv]
-    words = [word for word in argv if word != "--debug"]
+    words = [word for word in argv if not cli.is_debug(word)]
     if words[:1] == ["train"]:
         argv.remove("train")
         return train(argv, "python -m mnist_jax train")
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         prog, description = f"python -m mnist_jax {name}", inspect.getdoc(kind) or ""
         cli.parse(kind, words, prog=prog, description=description).run()
 
-    return cli.exit_status(command, debug="--debug" in argv)
+    return cli.exit_status(command, debug=len(words) < len(argv))
 
 
 if __name__ == "__main__":

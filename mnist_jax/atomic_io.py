@@ -14,7 +14,7 @@ class IntegrityError(ValueError):
 
 def user_path(path: str | Path) -> Path:
     """A path as a user gave it, with ~ expanded if that user has a home."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111  Path's fails without a home
+    return Path(os.path.expanduser(path))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -16,7 +16,7 @@ from mnist_jax.metrics import Metrics
 from mnist_jax.runs.results import accuracy_line
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What `fit` returns. With members, arrays have a leading axis of members."""
 
@@ -88,9 +88,11 @@ class Callback:
         """
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
-        """An epoch is trained and evaluated; `row` is its line of metrics.jsonl.
+        """An epoch is trained and evaluated; its checkpoint may still be in progress.
 
-        Its checkpoint may still be in progress.
+        Args:
+            row: its line of metrics.jsonl, such as "epoch", "step" and "test/accuracy"; with
+                members a list for each metric.
         """
 
     def on_train_end(self, result: Result) -> None:

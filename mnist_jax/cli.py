@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import jax
 
 from mnist_jax import errors, signals
-from mnist_jax.errors import DeviceError, first_line
+from mnist_jax.errors import DeviceError, UsageError, first_line
 
 Options = TypeVar("Options")
 PROCESS_FAILURES = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination service")
@@ -38,8 +38,18 @@ def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: s
         for words in getattr(kind, "EXAMPLES", ()):
             print(f"example: {prog} {words}")
         sys.exit()
+    if sum(word.partition("=")[0] == "--options" for word in argv) > 1:
+        raise UsageError("--options is given twice; write --options once and all words behind it")
     switches = [name for name in dir(kind) if isinstance(getattr(kind, name), bool)]
-    return tyro.cli(kind, args=[_canonical(word, switches) for word in argv], **about)
+    words = [_canonical(word, switches) for word in argv]
+    # A message about another wrong value does not name None among the allowed ones.
+    given_none = any("None" in word for word in argv)
+    return tyro.cli(kind, args=words, config=[tyro.conf.DisallowNone][given_none:], **about)
+
+
+def is_debug(word: str) -> bool:
+    """Whether the word asks for tracebacks: every command takes it."""
+    return word.lower() in ("--debug", "--debug=true")
 
 
 def _canonical(word: str, switches: Sequence[str]) -> str:

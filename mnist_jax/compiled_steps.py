@@ -254,10 +254,10 @@ class Trainer:
 
     def _run(self, program: Any, *args: Any) -> tuple[Any, float]:
         """The finished result of `program`, and the seconds it took without compilation."""
-        # A library may refuse to be part of a CUDA graph, which shows in the first call. Then the
-        # first argument, which it may have consumed, is needed again.
-        may_fail = self._one_graph and program not in self._steps_per_call
-        may_fail = may_fail and jax.process_count() == 1
+        # In the first call a library may refuse to be part of a CUDA graph. By then the program
+        # may have consumed its first argument: a copy is kept for the second try.
+        is_first = program not in self._steps_per_call
+        may_fail = self._one_graph and is_first and jax.process_count() == 1
         spare = (jax.tree.map(jnp.copy, args[0]), *args[1:]) if may_fail else ()
         try:
             compiled = self._compile(program, *args, one_graph=self._one_graph)

@@ -94,18 +94,21 @@ class Config(Flags):
                 fits = inspect.isclass(part) and issubclass(part, nn.Module)
             if not fits:
                 raise UsageError(f"the {kind} {getattr(self, kind)!r} is no {needed}")
-        known = {name for part in self.components().values() for name in keywords(part)}
+        known = {n: x for part in self.components().values() for n, x in keywords(part).items()}
         given = [name for name in ARGUMENTS if getattr(self, name) is not None]
         for name in (*given, *self.option_values()):
             if name not in known:
                 *parts, last = (f"the {k} {getattr(self, k)!r}" for k in self.components())
                 flag = f"--{name}" if name in given else f"{name} of --options"
-                raise UsageError(
-                    f"{', '.join(parts)} and {last} have no argument {name}; leave {flag} out"
-                )
-        for name in [n for n in self.option_values() if n in given]:  # both in a resolved config
-            pair = _plain(name, self.option_values()[name]), _plain(name, getattr(self, name))
-            if len({str(value).lower() for value in pair}) > 1:
+                problem = f"{', '.join(parts)} and {last} have no argument {name} to set"
+                raise UsageError(f"{problem}; leave {flag} out")
+        for name, value in self.option_values().items():
+            default, own = known[name], getattr(self, name, None)
+            if isinstance(default, int | float) and not isinstance(value, int | float | None):
+                wrong = f"{name} of --options is {value!r}"
+                raise UsageError(f"{wrong}; allowed are values such as its default, {default!r}")
+            texts = {str(_plain(name, x)).lower() for x in (value, own)}
+            if name in given and len(texts) > 1:  # those of a resolved config are equal
                 raise UsageError(f"--{name} and {name} of --options differ; leave one out")
 
     def components(self) -> dict[str, Callable[..., Any]]:
@@ -122,7 +125,8 @@ class Config(Flags):
             try:
                 values[name] = ast.literal_eval(text)
             except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-                values[name] = text
+                words = {"true": True, "false": False, "none": None}
+                values[name] = words.get(text.lower(), text)
         return values
 
     def arguments(self, kind: str) -> dict[str, Any]:
@@ -144,9 +148,7 @@ class Config(Flags):
         values = {n: part[n] for part in parts for n in ARGUMENTS if part.get(n) is not None}
         values |= {n: preset[n] for n in preset if n not in ARGUMENTS or any(n in p for p in parts)}
         values |= {name: value for name, value in vars(self).items() if value is not None}
-        values |= {
-            n: v for n, v in self.option_values().items() if n in ARGUMENTS and n in RULES | CHOICES
-        }
+        values |= {n: v for n, v in self.option_values().items() if n in ARGUMENTS}
         return dataclasses.replace(self, **{n: _plain(n, value) for n, value in values.items()})
 
     def model_arguments(self, data: DataSpec) -> dict[str, Any]:
@@ -328,7 +330,7 @@ RULES: dict[str, Rule] = {
             and all(OPTION.fullmatch(str(w)) for w in words)
             and len({str(w).partition("=")[0] for w in words}) == len(words)
         ),
-        "words such as gamma=3, each name once",
+        "words such as gamma=3, each name once; in Python a tuple",
     ),
     "hidden_sizes": (
         lambda v: isinstance(v, tuple | list) and v and all(_is_int(n, 1, 1_000_000) for n in v),

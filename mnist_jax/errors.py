@@ -104,10 +104,10 @@ def running(what: str) -> Iterator[None]:
 
 
 def line_of_fork(error: BaseException) -> int | None:
-    """The line of a fork's file that the error comes from, as far as it is known."""
-    frames = [*traceback.walk_tb(error.__traceback__)]
-    lines = [n for frame, n in frames if frame.f_globals["__name__"].startswith("fork_")]
-    return lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
+    """The line of a fork's file that the error comes from, if it comes from one."""
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [n for frame, n in frames if frame.f_globals.get("__name__", "").startswith("fork_")]
+    return lines[-1] if lines else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -117,8 +117,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).splitlines() or [""])[0]
+    """The first line of an error's message, and the second if that explains it."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return " ".join([first, *others[: first.endswith(":")]])
 
 
 def printable(text: str) -> str:

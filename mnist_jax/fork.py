@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,19 +35,21 @@ def _register(entries: Entries) -> None:
 
 
 BUILT_IN = frozenset(_entries())
+_lock = threading.RLock()  # of the registries while they hold the names of a run that is read
 _added: dict[str, Entries] = {}  # by the SHA-256 of a fork's file
 
 
 @contextlib.contextmanager
 def keep_names() -> Iterator[Entries]:
     """Restores the registries at the end: a run that is read must not leave its fork's names."""
-    before = _entries()
-    try:
-        yield before
-    finally:
-        for registry in REGISTRIES.values():
-            registry.clear()
-        _register(before)
+    with _lock:
+        before = _entries()
+        try:
+            yield before
+        finally:
+            for registry in REGISTRIES.values():
+                registry.clear()
+            _register(before)
 
 
 def load_fork(path: str | Path) -> str:
@@ -71,8 +74,10 @@ def load_fork(path: str | Path) -> str:
             try:
                 exec(compile(source, path, "exec"), module.__dict__)
             except (Exception, SystemExit) as error:
-                line, problem = line_of_fork(error), f"{type(error).__name__}: {first_line(error)}"
-                raise UsageError(f"the fork {path} fails in line {line}: {problem}") from error
+                line = line_of_fork(error) or getattr(error, "lineno", None)  # of a SyntaxError
+                where = f"fails in line {line}" if line else "fails"
+                problem = f"{where}: {type(error).__name__}: {first_line(error)}"
+                raise UsageError(f"the fork {path} {problem}") from error
             added = {key: x for key, x in _entries().items() if before.get(key) is not x}
         if taken := sorted(BUILT_IN & added.keys()):
             problem = f"the fork {path} replaces the {taken[0][0]} {taken[0][1]!r} of mnist_jax"

@@ -211,6 +211,8 @@ def forward(
         mutable=[*model_state, "losses"] if train else ["losses"],
         **arguments,
     )
+    if not isinstance(logits, jax.Array):
+        raise UsageError(f"the model returns a {type(logits).__name__}, no array of logits")
     sown = jax.tree.leaves(new.get("losses", {}))
     if shapes := [jnp.shape(x) for x in sown if jnp.ndim(x)]:
         raise UsageError(f"the model sows a loss of shape {shapes[0]}; sow a scalar, as its mean")

@@ -63,9 +63,9 @@ def make_optimizer(
         in_state = {} if weight_decay is None else {"weight_decay": weight_decay}
         return optimizer(rate, **{**options, **in_state})
 
-    # Without weight decay its 0 stays a constant, so that the program does not add it.
     decay = options.get("weight_decay")
-    decay = decay if isinstance(decay, jax.Array) or decay else None
+    if not isinstance(decay, jax.Array) and not decay:
+        decay = None  # a 0 stays a constant, so that the program does not add it
     return optax.inject_hyperparams(make)(learning_rate=learning_rate, weight_decay=decay)
 
 

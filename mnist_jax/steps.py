@@ -121,6 +121,8 @@ def train_input(batch: Batch, keys: StepKeys, config: StepConfig) -> Batch:
     if config.augmentation is None:
         return batch
     new = config.augmentation(batch, keys.augment)
+    if not isinstance(new, dict) or not batch.keys() <= new.keys():
+        raise UsageError("the augmentation returns no batch; a batch has image, label and mask")
     for name in ("image", "mask"):  # a label may become a distribution
         if (new[name].shape, new[name].dtype) != (batch[name].shape, batch[name].dtype):
             raise UsageError(f"the augmentation changes the shape or the dtype of the {name}")
@@ -146,9 +148,11 @@ def loss_fn(
         model, params, model_state, batch["image"], train=True, mask=mask, key=key
     )
     losses = step_config.loss(logits, batch)
-    if losses.shape != mask.shape:
-        shapes = f"{losses.shape}; it has a value for each example, {mask.shape}"
-        raise UsageError(f"the loss has shape {shapes}")
+    if not isinstance(losses, jax.Array):
+        raise UsageError(f"the loss is a {type(losses).__name__}, no array {mask.shape}")
+    if losses.shape != mask.shape or not jnp.issubdtype(losses.dtype, jnp.floating):
+        found = f"{losses.dtype.name}{list(losses.shape)}"
+        raise UsageError(f"the loss is {found}; it has a float for each example, {mask.shape}")
     loss, metrics = _metrics(logits, label, mask, losses)
     return loss + sown, (metrics, model_state)
 

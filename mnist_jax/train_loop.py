@@ -69,7 +69,8 @@ class TrainLoop:
         while (done := self.progress.epoch * steps_per_epoch) < last_step:
             self._epoch(min(steps_per_epoch, last_step - done))
             row = self.progress.rows[-1]
-            # On an accelerator an epoch can be shorter than the write of a checkpoint.
+            # On an accelerator an epoch can be shorter than the write of a checkpoint. Asked before
+            # `write_metrics`, which may wait for that.
             is_saving = distributed.on_primary(lambda: self.run_dir.checkpoints.is_saving())
             distributed.on_primary(lambda: self.run_dir.write_metrics(self.progress.rows))
             if row["step"] == last_step or not is_saving:

@@ -25,7 +25,7 @@ from mnist_jax.parallel import distributed
 from mnist_jax.parallel.mesh import make_mesh, select_devices, to_host
 from mnist_jax.runs import environment, results
 from mnist_jax.runs.checkpoint import Progress, load_saved, stacked_shapes, variables_of
-from mnist_jax.runs.run_dir import RunDir, has_begun, has_result, make_default_folder, read_config
+from mnist_jax.runs.run_dir import RunDir, has_begun, make_default_folder, read_config
 from mnist_jax.runs.statistics import percent
 from mnist_jax.signals import catch_signals
 from mnist_jax.train_loop import TrainLoop
@@ -88,13 +88,11 @@ def fit(
         timings = {"import_s": import_s, "data_s": time.perf_counter() - data_started}
         data, dtype = dataset.spec, compute_dtype(config.precision, device)
         model = make_model(**config.model_arguments(data), dtype=dtype)
-        is_complete = config.workdir is not None and has_result(config.workdir)
-        resumes = is_complete or (config.workdir is not None and has_begun(config.workdir))
+        resumes = config.workdir is not None and has_begun(config.workdir)
         initial = (None, None) if resumes else _initial(config, init_params, model, warnings)
         log = distributed.broadcast(_overridden(callbacks, "on_steps"))
         trainer = Trainer(model, dataset, config, mesh, log=log)
-        if not is_complete:
-            trainer.check_step()
+        trainer.check_step()
         where = environment.describe(device)
         facts = {name: where[name] for name in (*environment.PACKAGES, "platform", "devices")}
         facts["data"] = data._replace(class_names=())
@@ -121,11 +119,11 @@ def fit(
         warn(callbacks, changes)
         if record is None:
             loop = TrainLoop(trainer, run, callbacks, timings, started)
-            loop.restore(*initial)
-            devices, step = list(mesh.devices.flat), loop.progress.step
-            for callback in callbacks:
-                callback.on_train_begin(config, dataset, model, devices, folder, step)
             with catch_signals(loop.signals):
+                loop.restore(*initial)
+                devices, step = list(mesh.devices.flat), loop.progress.step
+                for callback in callbacks:
+                    callback.on_train_begin(config, dataset, model, devices, folder, step)
                 progress = loop.run()
             problems = [*trainer.warnings, *_learned_nothing(config, data, progress)]
             warn(callbacks, problems)
@@ -211,11 +209,11 @@ def _load(
 
     def load() -> None:
         nonlocal found
-        arrays, _, _ = load_saved(folder)
+        arrays, _, damaged = load_saved(folder)
         if (step := int(np.max(arrays["state/step"]))) != record["steps"]:
             problem = f"{folder} ended at step {record['steps']}; its checkpoint is of step {step}"
             advice = "restore the newest, or remove result.json and repeat the command"
-            raise CheckpointError(f"{problem}; {advice}")
+            raise CheckpointError("; ".join([*damaged, problem, advice]))
         found = variables_of(arrays, config, model)
 
     distributed.on_primary(load)

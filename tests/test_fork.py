@@ -1,10 +1,12 @@
 """What a fork may not do: fail, replace a name of the package, mix with another fork."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import optax
 import pytest
 
 from mnist_jax import LOSSES, OPTIMIZERS, Config, fit, load_run
-from mnist_jax.errors import UsageError
+from mnist_jax.errors import UsageError, unknown_choice
 from mnist_jax.fork import REGISTRIES
 
 
@@ -13,6 +15,8 @@ from mnist_jax.fork import REGISTRIES
     [
         ("x = 1\nx.y", "fails in line 2: AttributeError: 'int' object has no attribute 'y'"),
         ("def f(:", "fails in line 1: SyntaxError: invalid syntax"),
+        ("exec('def f(): exit(2)', ns := {}); ns['f']()", "fails in line 1: SystemExit: 2"),
+        ("x = '\0'", "fails.*: (Value|Syntax)Error: .*null bytes"),
         ("exit(3)", "fails in line 1: SystemExit: 3"),
         ("", "unknown loss 'focal2'; choose from .*cross_entropy"),
         ('from mnist_jax import LOSSES\nLOSSES["focal2"] = 3', "loss 'focal2' is no function"),
@@ -25,6 +29,7 @@ def test_a_fork_that_fails_is_a_usage_error(tmp_path, code, message):
     with pytest.raises(UsageError, match=message):
         Config(fork=tmp_path / "fork.py", loss="focal2")
     assert before["model"] == REGISTRIES["model"]
+    assert "choose from those that --fork adds" in str(unknown_choice("loss", "mine", []))
 
 
 BROKEN = """
@@ -74,7 +79,7 @@ DATASETS["absent"] = lambda: open("absent.csv")
         ("dataset", "the function of broken returns a list, no Dataset"),
         ("dataset=Digits", "the function of Digits returns a list"),  # it is not digits
         ("dataset=absent", "the data set 'absent' fails in line 30 of the fork: FileNotFound"),
-        ("loss", r"the loss has shape \(\); it has a value for each example, \(100,\)"),
+        ("loss", r"the loss is float32\[\]; it has a float for each example, \(100,\)"),
     ],
 )
 def test_a_fork_that_cannot_train_is_refused_and_makes_no_folder(config, tmp_path, field, message):
@@ -102,7 +107,8 @@ def test_a_run_that_is_read_leaves_the_names_of_the_reader(config, tmp_path, mon
     fork.write_text(f"from mnist_jax import LOSSES\n{code}")
     teacher = fit(config(fork=fork, loss="f", max_steps=1)).workdir
     monkeypatch.setitem(LOSSES, "f", own := lambda logits, batch: logits[:, 0])
-    load_run(teacher)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(load_run, [teacher] * 40))
     fit(config(loss="f", init_from=teacher, workdir=tmp_path / "student", max_steps=1))
     assert LOSSES["f"] is own
 

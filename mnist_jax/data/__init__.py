@@ -84,6 +84,7 @@ def load_dataset(
         if name != "auto":
             raise
         warning = f"using scikit-learn's 1,797 digits instead of MNIST: {error.reason}"
+        warning += "; for MNIST, pass its four files with --manual_dir=DIR"
         return replace(_load("digits", user_path(data_dir)), warnings=(warning,))
 
 

@@ -13,8 +13,8 @@ from mnist_jax.data.dataset import Split
 class Batch(TypedDict):
     """Examples of one step. The last batch of an epoch is padded to the batch size and masked."""
 
-    image: jax.Array  # (batch, height, width, channels) uint8 in 0..255
-    label: jax.Array  # (batch,) int32; or, in a loss, (batch, classes) float32
+    image: jax.Array  # (batch, height, width, channels) uint8; float32 from `steps.train_input` on
+    label: jax.Array  # (batch,) int32; augmented also (batch, classes) float32
     mask: jax.Array  # (batch,) bool, False for padding
 
 

@@ -33,7 +33,7 @@ class DataSpec(NamedTuple):
         return len(self.class_names)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Training and test images, and where they came from."""
 

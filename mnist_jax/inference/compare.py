@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mnist_jax.atomic_io import user_path
 from mnist_jax.config import group_by_point
 from mnist_jax.errors import UsageError, WorseError, print_warnings
 from mnist_jax.inference.flags import DataFlags, Runs, open_runs
@@ -58,7 +59,7 @@ class Ensemble(DataFlags):
 
     def run(self) -> None:
         """Prints the accuracy of single members and of the ensemble."""
-        if len(set(self.folders)) < len(self.folders):
+        if len({user_path(folder).resolve() for folder in self.folders}) < len(self.folders):
             raise UsageError("a run is named twice; name each once")
         runs = open_runs(self.folders)
         dataset = dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)

@@ -19,7 +19,7 @@ from werkzeug.wrappers import Request, Response
 from mnist_jax.errors import DataError, NonFiniteError, UsageError, print_warnings
 from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs
 from mnist_jax.inference.preprocess import to_mnist
-from mnist_jax.inference.restore import PRETRAINED, Predictor
+from mnist_jax.inference.restore import PRETRAINED, LoadedRun, Predictor
 from mnist_jax.models import IMAGE_SHAPE
 from mnist_jax.runs.results import accuracy_line
 
@@ -39,6 +39,15 @@ def read_drawing(predictor: Predictor, grey: np.ndarray) -> dict[str, Any]:
         return {"message": str(error)}
     image = digit.image.ravel().tolist()
     return {"probabilities": probabilities, "image": image, "warning": digit.warning}
+
+
+def title(run: LoadedRun) -> str:
+    """What answers: the model, its data, and its accuracy if that is known."""
+    accuracy = f"{run.step:,} steps done"
+    if run.record is not None and run.record["steps"] == run.step:
+        accuracy = accuracy_line(run.record)
+    accuracy = "several networks" if "\n" in accuracy else accuracy
+    return f"{run.config.model} trained on {run.data.name}, {accuracy}"
 
 
 def application(predictor: Predictor, model: dict[str, Any]) -> Callable[..., Any]:
@@ -91,9 +100,7 @@ class Draw(PlatformFlags):
             (run,) = open_runs([self.folder or PRETRAINED])
             predictor = Predictor(run, self.platform)
             print_warnings(predictor(np.zeros((1, *IMAGE_SHAPE), np.uint8)).warnings)  # compiles
-            accuracy = accuracy_line(run.record) if run.record else "not complete"
-            accuracy = "several networks" if "\n" in accuracy else accuracy
-            text = f"{run.config.model} trained on {run.data.name}, {accuracy}"
+            text = title(run)
             address, port = listening.getsockname()
             here = "127.0.0.1" if address == "0.0.0.0" else address
             print(f"{text}\ndraw at http://{here}:{port}  (Ctrl-C to quit)", flush=True)

@@ -39,30 +39,32 @@ def predict(
 
     Args:
         workdir: the run's folder.
-        images: one or several picture files, prepared by `preprocess.read_digit`; or an array
-            (n, height, width, channels) uint8 of images like those of the data set, used as it is.
+        images: picture files, or folders of them (sorted by name), prepared by
+            `preprocess.read_digit`; or an array (n, height, width, channels) uint8 of images like
+            those of the data set, used as it is.
         platform: cpu, gpu, tpu or auto; None for the run's own.
 
     Returns:
         (n, classes) float32, the classes in the order of `LoadedRun.data.class_names`.
 
     Raises:
-        UsageError: `images` is something else, or the folder holds no run.
+        UsageError: an array has another shape or dtype, or the folder holds no run.
         DataError: a picture cannot be read or shows no digit.
     """
     run = load_run(workdir)
     if not isinstance(images, np.ndarray | jax.Array):
         paths = [images] if isinstance(images, str | Path) else images
-        images = np.array([read_digit(path).image for path in paths], np.uint8)
+        files = [file for path in map(user_path, paths) for file in _files_of(path)]
+        images = np.array([read_digit(file).image for file in files], np.uint8)
     return Predictor(run, platform)(np.asarray(images)).mean.astype(np.float32)
 
 
 def _files_of(path: Path) -> list[Path]:
     """The pictures in a folder by the endings of their names, sorted; else the path itself."""
-    if not os.path.isdir(path):  # noqa: PTH112  Path's test raises for names that are too long
+    if not os.path.isdir(path):
         return [path]
     formats = Image.registered_extensions() | {".heic": FORMATS[0]}  # an error, not silence
-    named = (file for file in sorted(path.glob("[!.]*")) if os.path.isfile(file))  # noqa: PTH113
+    named = (file for file in sorted(path.glob("[!.]*")) if os.path.isfile(file))
     return [file for file in named if formats.get(file.suffix.lower()) in FORMATS] or [path]
 
 
@@ -120,10 +122,13 @@ class Predict(PlatformFlags):
         """The run's folder and the pictures that `paths` name."""
         folder, named = PRETRAINED, list(map(user_path, self.paths))
         # Not Path's own tests, which raise for names that are too long.
-        if named and os.path.isfile(named[0] / CONFIG):  # noqa: PTH113
+        if named and os.path.isfile(named[0] / CONFIG):
             folder = named.pop(0)
-        elif len(named) > 1 and not os.path.exists(named[0]):  # noqa: PTH110
+        elif len(named) > 1 and not os.path.exists(named[0]):
             raise UsageError(f"{named[0]} is neither a run nor a picture; name a run's folder")
+        for path in named:
+            if os.path.isfile(path / CONFIG):
+                raise UsageError(f"{path} is a run; name one run, and it first")
         if not named:
             raise UsageError("no picture is named; name files, or folders of them")
         return folder, [file for path in named for file in _files_of(path)]

@@ -29,9 +29,11 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     file = user_path(path)
     try:
-        size = file.stat().st_size
-        if size > MAX_BYTES or not file.is_file():  # opening a pipe would block
-            raise DataError(f"{path} is no picture file, or has over {MAX_BYTES:,} bytes")
+        if file.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path} has over {MAX_BYTES:,} bytes")
+        if not file.is_file():  # opening a pipe would block
+            kind = "a folder without pictures" if file.is_dir() else "no file"
+            raise DataError(f"{path} is {kind}; allowed are {', '.join(FORMATS)}")
         data = file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error

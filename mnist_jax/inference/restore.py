@@ -20,7 +20,7 @@ from mnist_jax.config import Config, member_label
 from mnist_jax.data import BUILT_IN, DATASETS, Dataset, DataSpec, load_dataset
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.fork import keep_names
-from mnist_jax.models import forward, make_model
+from mnist_jax.models import IMAGE_SHAPE, forward, make_model
 from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import load_saved, variables_of
 from mnist_jax.runs.run_dir import CONFIG, read_config, read_result
@@ -170,9 +170,11 @@ class Predictor:
         run, members, found, warnings = self._run, [], [], []
         shape = run.data.image_shape
         if images.shape[1:] != shape or not images.size or images.dtype != np.uint8:
-            needed = f"{run.folder} is for uint8 (n, {', '.join(map(str, shape))})"
-            given = f"the images are {images.dtype} {images.shape}; {needed}, and pictures become"
-            raise UsageError(f"{given} (n, 28, 28, 1); use predict(RUN, array) in Python")
+            needed = f"uint8 0 to 255, (n, {', '.join(map(str, shape))}) with n of 1 or more"
+            given = f"the images are {images.dtype} {images.shape}; {run.folder} takes {needed}"
+            is_picture = images.shape[1:] == IMAGE_SHAPE != shape
+            hint = "; pictures cannot be that: call predict(RUN, array) in Python" * is_picture
+            raise UsageError(given + hint)
         size = min(self._batch_size, len(images))
         padding = -len(images) % size  # one shape, one program
         batches = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])

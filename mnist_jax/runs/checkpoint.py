@@ -95,8 +95,9 @@ def load_saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], lis
             continue
         warnings = [f"{problem}; {path.name} is used instead" for problem in damaged]
         return safetensors.numpy.load(data), rest, warnings
-    problem = "; ".join(damaged) or f"{folder} holds no checkpoint yet, or no more"
-    raise CheckpointError(f"{problem}; restore one, or train again in another --workdir")
+    never = f"{folder} holds no checkpoint; if it never had one, repeat its training command; else"
+    problem = f"{'; '.join(damaged)};" if damaged else never
+    raise CheckpointError(f"{problem} restore one, or train again in another --workdir")
 
 
 def stacked_shapes(config: Config, model: nn.Module) -> tuple[Any, Any]:
@@ -162,7 +163,7 @@ class CheckpointManager:
         # Copies: on a CPU `device_get` may give views of buffers that the next step reuses.
         rest = dict(vars(progress))
         tree = {name: rest.pop(name) for name in ("state", "metrics")}
-        arrays = {name: np.array(leaf) for name, leaf in names_of(tree).items()}
+        arrays = {name: np.array(leaf, order="C") for name, leaf in names_of(tree).items()}
         metadata = {"format": str(FORMAT_VERSION), "rest": json.dumps(rest)}
         name = f"epoch-{progress.epoch:04d}-step-{progress.step:08d}.safetensors"
         self._pending = self._writer.submit(self._write, self.folder / name, arrays, metadata)

@@ -95,13 +95,16 @@ class RunDir:
         self._lock.release()
 
     def _check_same(self, before: tuple[Config, DataSpec], config: Config, data: DataSpec) -> None:
-        old = {**before[0].hyperparameters(), "the data": list(before[1])}
-        new = {**config.hyperparameters(), "the data": list(data)}
+        old, new = before[0].hyperparameters(), config.hyperparameters()
+        if old["dataset"] == new["dataset"]:
+            old["the data"], new["the data"] = list(before[1]), list(data)
         changed = [f"{n} (was {old.get(n)!r}, now {new[n]!r})" for n in new if old.get(n) != new[n]]
         if changed:
             what = f"{self.folder} holds another run; it differs in {', '.join(changed)}"
-            command = f"{before[0].command_line()} --workdir={shlex.quote(str(self.folder))}"
-            raise UsageError(f"{what}; choose another --workdir, or repeat its command: {command}")
+            folder = shlex.quote(str(self.folder))
+            advice = f"choose another --workdir, perhaps with --init_from={folder}, or repeat"
+            command = f"{before[0].command_line()} --workdir={folder}"
+            raise UsageError(f"{what}; {advice} its command: {command}")
 
     def write_environment(self, record: dict[str, Any], allow_code_change: bool) -> list[str]:
         """Writes environment.json, with those of earlier starts; returns a warning of changes.
@@ -207,14 +210,9 @@ def read_environment(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"cannot use {path} ({error}); restore it from a copy") from error
 
 
-def has_result(folder: Path) -> bool:
-    """Whether the folder holds the result of a complete run."""
-    return os.path.exists(folder / RESULT)  # noqa: PTH110  Path's test raises without permission
-
-
 def has_begun(folder: Path) -> bool:
     """Whether the folder holds a checkpoint of a run."""
-    return bool(glob.glob("*.safetensors", root_dir=folder / "checkpoints"))  # noqa: PTH207  as above
+    return bool(glob.glob("*.safetensors", root_dir=folder / "checkpoints"))
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -256,8 +254,8 @@ def save_run(
         CheckpointError: the arrays are not those of the model.
         DeviceError: the folder cannot be written.
     """
-    folder = user_path(folder)
-    if os.path.exists(folder / CONFIG):  # noqa: PTH110  as above
+    folder, step = user_path(folder), int(step)
+    if os.path.exists(folder / CONFIG):
         raise UsageError(f"{folder} holds a run; choose another folder")
     own = {"dataset": data.name, "seeds": None, "ema_decay": 0.0, **dict.fromkeys(config.grid)}
     config = dataclasses.replace(config, **own).resolve()

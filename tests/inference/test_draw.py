@@ -56,6 +56,8 @@ def test_a_drawing_gets_the_model_s_answer(address, runs):
     np.testing.assert_allclose(found["probabilities"], expected, rtol=1e-4)
     status, _, body = ask(address, "POST", "/read", bytes(SIDE**2))
     assert (status, list(json.loads(body))) == (200, ["message"])
+    older = load_run(runs / "one")._replace(step=30)  # its last checkpoint is lost
+    assert draw.title(older) == "logistic trained on digits, 30 steps done"
 
 
 def test_other_requests_get_a_status(address):

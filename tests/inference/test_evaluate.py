@@ -31,8 +31,8 @@ def test_members_and_ensemble(runs, split):
     np.testing.assert_allclose([member["loss"] for member in members], row["test/loss"], rtol=1e-5)
     assert found["single"]["mean"] == pytest.approx(np.mean(row["test/accuracy"]))
     mean = predict(runs / "many", split.image)
-    assert found["correct"] == np.sum(mean.argmax(1) == split.label)
-    assert np.trace(found["confusion"]) == found["correct"]
+    correct = np.sum(mean.argmax(1) == split.label), np.trace(found["confusion"])
+    assert correct == (found["correct"], found["correct"])
     loss = -np.log(mean[np.arange(360), split.label]).mean()
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
 
@@ -71,8 +71,7 @@ def test_a_run_on_arrays_is_evaluated_with_them(tmp_path, capsys, monkeypatch):
 def test_text_output(runs, command):
     status, out, err = command("evaluate", runs / "one")
     lines, found = out.splitlines(), evaluate(runs / "one")
-    assert (status, err) == (0, "")
-    assert lines[0] == "data      digits, 360 test images"
+    assert (status, err, lines[0]) == (0, "", "data      digits, 360 test images")
     share = f"{100 * found['accuracy']:.2f}"
     assert lines[1].startswith(f"accuracy  {share} % ({found['correct']}/360), 95 % interval")
     assert lines[2] == f"loss      {found['loss']:.4f}"

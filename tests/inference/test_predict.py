@@ -120,7 +120,7 @@ def test_bad_files_get_lines_and_the_others_answers(runs, pictures, tmp_path, co
         "d.HEIC is not a picture",
         r"new\nline\x1b[2J.png is not a picture",
         "nowhere.png: No such file",
-        "none is no picture file",
+        "none is a folder without pictures; allowed are PNG",
         "pictures without an answer: 6 of 10; the lines above say why",
     )
     for line, reason in zip(err.splitlines(), reasons, strict=True):
@@ -129,10 +129,10 @@ def test_bad_files_get_lines_and_the_others_answers(runs, pictures, tmp_path, co
     answers = [json.loads(line) for line in out.splitlines()]
     assert (status, len(answers)) == (3, 10)
     assert sum(answer.keys() == {"file", "error"} for answer in answers) == 6
-    with pytest.raises(DataError, match="no digit found"):
-        predict(runs / "one", folder / "blank.png")
+    with pytest.raises(DataError, match=r"blank.png: no digit found"):
+        predict(runs / "one", folder)
     for images in ([], np.zeros((2, 28, 28), np.uint8), np.zeros((2, 28, 28, 1))):
-        with pytest.raises(UsageError, match=r"one is for uint8 \(n, 28, 28, 1\)"):
+        with pytest.raises(UsageError, match=r"takes uint8 0 to 255, \(n, 28, 28, 1\) with n of 1"):
             predict(runs / "one", images)
 
 

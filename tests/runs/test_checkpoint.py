@@ -55,7 +55,7 @@ def assert_is(found, expected: Progress) -> None:
 
 
 def test_a_checkpoint_makes_the_round_trip_and_the_newest_three_are_kept(manager):
-    with pytest.raises(CheckpointError, match="holds no checkpoint yet, or no more; rest"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint; if it never had one, repeat"):
         load_saved(manager.folder.parent)
     save(manager, 2, 99_999_999, 3, 100_000_000)
     assert_is(load_saved(manager.folder.parent), make_progress(100_000_000))

@@ -50,8 +50,9 @@ def test_a_folder_in_use_or_of_other_things_is_refused_and_half_written_files_re
 def test_a_loop_of_ones_own_saves_a_run(config, tmp_path):
     data, model = load_dataset("digits", data_dir=config.data_dir), LogisticRegression()
     params = jax.device_get(init_variables(model, jax.random.key(0))[0])
+    params = jax.tree.map(np.asfortranarray, params)  # as a transposed weight of another library
     other = dataclasses.replace(config, ema_decay=0.9, seeds=2, learning_rate=(0.1, 0.2))
-    save_run(tmp_path / "mine", other, data.spec, params, step=7)
+    save_run(tmp_path / "mine", other, data.spec, params, step=np.int32(7))
     run = load_run(tmp_path / "mine")
     assert (run.step, run.data, run.warnings) == (7, data.spec, [])
     jax.tree.map(np.testing.assert_array_equal, run.members[0], (params, {}))
