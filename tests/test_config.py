@@ -47,8 +47,8 @@ def test_options_reach_arguments_without_a_default_and_models_are_classes(monkey
     def taught(logits, batch, *, teacher, share=0.5, steps=1): ...
 
     monkeypatch.setitem(LOSSES, "taught", taught)
-    arguments = Config(loss="taught", options=("teacher=RUN",)).arguments("loss")
-    assert arguments == {"teacher": "RUN"}
+    arguments = Config(loss="taught", options=("teacher=TRUE", "share=0")).arguments("loss")
+    assert arguments == {"teacher": True, "share": 0}
     with pytest.raises(UsageError, match="have no argument steps to set; leave steps of"):
         Config(loss="taught", options=("steps=3",))  # the package's own name
     with pytest.raises(UsageError, match="--dropout and dropout of --options differ"):
