@@ -17,7 +17,7 @@ from mnist_jax.atomic_io import user_path
 from mnist_jax.compiled_steps import EVAL_BATCH_SIZE
 from mnist_jax.compiler import use_device
 from mnist_jax.config import Config, member_label
-from mnist_jax.data import BUILT_IN, DATASETS, Dataset, DataSpec, load_dataset
+from mnist_jax.data import BUILT_IN_DATASETS, DATASETS, Dataset, DataSpec, load_dataset
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
 from mnist_jax.fork import keep_names
 from mnist_jax.models import IMAGE_SHAPE, forward, make_model
@@ -118,7 +118,7 @@ def dataset_of(
     name = dataset.name if isinstance(dataset, Dataset) else dataset or config.dataset
     is_own = name in (config.dataset, run.data.name)
     if not isinstance(dataset, Dataset):
-        has_source = name in DATASETS and not (name in BUILT_IN and run.data.sha256)
+        has_source = name in DATASETS and not (name in BUILT_IN_DATASETS and run.data.sha256)
         if is_own and not has_source and not Path(name).is_absolute():
             given = f"{run.folder} was trained on {name}, arrays that fit was given"
             raise UsageError(f"{given}; call mnist_jax.evaluate(RUN, dataset=…) with them")
