@@ -32,7 +32,7 @@ def read_image(path: str | Path) -> np.ndarray:
         if file.stat().st_size > MAX_BYTES:
             raise DataError(f"{path} has over {MAX_BYTES:,} bytes")
         if not file.is_file():  # opening a pipe would block
-            kind = "a folder without pictures" if file.is_dir() else "no file"
+            kind = "a folder without pictures" if file.is_dir() else "no regular file"
             raise DataError(f"{path} is {kind}; allowed are {', '.join(FORMATS)}")
         data = file.read_bytes()
     except OSError as error:

@@ -97,7 +97,7 @@ def encoded(kind: str) -> bytes:
         (lambda path: Image.new("F", (9, 9), np.nan).save(path, "TIFF"), "not all .* are finite"),
         (lambda path: None, "No such file"),
         (lambda path: path.mkdir(), "is a folder without pictures; allowed are PNG, "),
-        (lambda path: path.symlink_to("/dev/zero"), "is no file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
         (lambda path: os.truncate(path, path.write_bytes(b"") or 10**12), "100,000,000 bytes"),
     ],
 )
