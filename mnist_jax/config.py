@@ -119,7 +119,7 @@ class Config(Flags):
         return {kind: COMPONENTS[kind][n] for kind, n in names.items() if n in COMPONENTS[kind]}
 
     def option_values(self) -> dict[str, Any]:
-        """`options` by name; a value is a Python literal, or else a string."""
+        """`options` by name; a value is a Python literal, true, false, none, or else a string."""
         values: dict[str, Any] = {}
         for name, _, text in (word.partition("=") for word in self.options):
             try:
