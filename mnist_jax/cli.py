@@ -27,7 +27,8 @@ ALIASES |= {"--gpu": "--platform=gpu", "--cpu": "--platform=cpu", "--no-cuda": "
 def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: str) -> Options:
     """An object of the dataclass `kind` from command-line words; each field is a flag.
 
-    Exits after `--help`, or after a wrong flag with a message; raises what the dataclass raises.
+    Exits after `--help`, or after a wrong flag with a message; raises UsageError if --options is
+    given twice, and what the dataclass raises.
     """
     import tyro
 
@@ -38,7 +39,8 @@ def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: s
         for words in getattr(kind, "EXAMPLES", ()):
             print(f"example: {prog} {words}")
         sys.exit()
-    if sum(word.partition("=")[0] == "--options" for word in argv) > 1:
+    times = sum(word.partition("=")[0] == "--options" for word in argv)
+    if times > 1 and hasattr(kind, "options"):
         raise UsageError("--options is given twice; write --options once and all words behind it")
     switches = [name for name in dir(kind) if isinstance(getattr(kind, name), bool)]
     words = [_canonical(word, switches) for word in argv]

@@ -103,13 +103,13 @@ class Config(Flags):
                 problem = f"{', '.join(parts)} and {last} have no argument {name} to set"
                 raise UsageError(f"{problem}; leave {flag} out")
         for name, value in self.option_values().items():
-            default, own = known[name], getattr(self, name, None)
-            if isinstance(default, int | float) and not isinstance(value, int | float | None):
-                wrong = f"{name} of --options is {value!r}"
-                raise UsageError(f"{wrong}; allowed are values such as its default, {default!r}")
-            texts = {str(_plain(name, x)).lower() for x in (value, own)}
-            if name in given and len(texts) > 1:  # those of a resolved config are equal
-                raise UsageError(f"--{name} and {name} of --options differ; leave one out")
+            if isinstance(known[name], bool) and isinstance(value, str):
+                raise UsageError(f"{name} of --options is {value!r}; allowed are True and False")
+            if name in given:  # both are in a resolved config, and equal
+                pair = [_plain(name, x) for x in (value, getattr(self, name))]
+                first, second = (x.lower() if isinstance(x, str) else x for x in pair)
+                if first != second:
+                    raise UsageError(f"--{name} and {name} of --options differ; leave one out")
 
     def components(self) -> dict[str, Callable[..., Any]]:
         """The model's class, and the functions of the optimizer, the loss and so on, by field."""
@@ -119,14 +119,13 @@ class Config(Flags):
         return {kind: COMPONENTS[kind][n] for kind, n in names.items() if n in COMPONENTS[kind]}
 
     def option_values(self) -> dict[str, Any]:
-        """`options` by name; a value is a Python literal, true, false, none, or else a string."""
+        """`options` by name; a value is a Python literal, or else a string."""
         values: dict[str, Any] = {}
         for name, _, text in (word.partition("=") for word in self.options):
             try:
                 values[name] = ast.literal_eval(text)
             except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-                words = {"true": True, "false": False, "none": None}
-                values[name] = words.get(text.lower(), text)
+                values[name] = text
         return values
 
     def arguments(self, kind: str) -> dict[str, Any]:
@@ -134,7 +133,7 @@ class Config(Flags):
         if kind not in self.components():
             return {}
         names, config = keywords(self.components()[kind]), self.resolve()
-        values = {name: getattr(config, name) for name in ARGUMENTS} | self.option_values()
+        values = self.option_values() | {name: getattr(config, name) for name in ARGUMENTS}
         return {n: v for n, v in values.items() if n in names and v is not None}
 
     def resolve(self) -> "Config":

@@ -9,6 +9,7 @@ import errno
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import jax
 
@@ -98,16 +99,15 @@ def running(what: str) -> Iterator[None]:
     except (MnistJaxError, MemoryError):
         raise
     except Exception as error:
-        line, problem = line_of_fork(error), f"{type(error).__name__}: {first_line(error)}"
-        where = f" in line {line} of the fork" * (line is not None)
+        where, problem = place_in_fork(error), f"{type(error).__name__}: {first_line(error)}"
         raise UsageError(f"{what} fails{where}: {problem}; --debug shows where") from error
 
 
-def line_of_fork(error: BaseException) -> int | None:
-    """The line of a fork's file that the error comes from, if it comes from one."""
+def place_in_fork(error: BaseException) -> str:
+    """Such as " in line 8 of fork.py", if the error comes from a fork's file; else ""."""
     frames = traceback.walk_tb(error.__traceback__)
-    lines = [n for frame, n in frames if frame.f_globals.get("__name__", "").startswith("fork_")]
-    return lines[-1] if lines else None
+    own = [x for x in frames if str(x[0].f_globals.get("__name__")).startswith("fork_")]
+    return f" in line {own[-1][1]} of {Path(own[-1][0].f_code.co_filename).name}" if own else ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

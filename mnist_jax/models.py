@@ -140,16 +140,13 @@ def make_model(
         params, state = variable_shapes(model)
         x = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
         jax.eval_shape(partial(forward, model), params, state, x)  # as in evaluation
-        jaxpr, (logits, new_state, _) = trace_training(model, params, state)
+        _, (logits, new_state, _) = trace_training(model, params, state)
     if logits.shape != (2, num_classes):
         shapes = f"shape {logits.shape} for two images; logits have shape {(2, num_classes)}"
         raise UsageError(f"the model {name!r} returns {shapes}")
     if jax.tree.structure(new_state) != jax.tree.structure(state):
         problem = f"the model {name!r} changes the structure of its state in training"
         raise UsageError(f"{problem}; sow into 'intermediates' or 'losses'")
-    if dtype == jnp.bfloat16 and "bf16[" not in str(jaxpr):
-        problem = f"the model {name!r} computes nothing in bfloat16"
-        raise UsageError(f"{problem}; pass its field dtype to its layers, or change --precision")
     check_storable((params, state), f"the model {name!r}")
     return model
 

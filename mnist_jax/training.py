@@ -20,12 +20,12 @@ from mnist_jax.data.dataset import hold_out
 from mnist_jax.errors import CheckpointError, UsageError, first_line
 from mnist_jax.fork import added_by, keep_names, load_fork
 from mnist_jax.metrics import finite_members
-from mnist_jax.models import make_model
+from mnist_jax.models import make_model, trace_training, variable_shapes
 from mnist_jax.parallel import distributed
 from mnist_jax.parallel.mesh import make_mesh, select_devices, to_host
 from mnist_jax.runs import environment, results
 from mnist_jax.runs.checkpoint import Progress, load_saved, stacked_shapes, variables_of
-from mnist_jax.runs.run_dir import RunDir, has_begun, make_default_folder, read_config
+from mnist_jax.runs.run_dir import RunDir, has_begun, has_result, make_default_folder, read_config
 from mnist_jax.runs.statistics import percent
 from mnist_jax.signals import catch_signals
 from mnist_jax.train_loop import TrainLoop
@@ -88,11 +88,14 @@ def fit(
         timings = {"import_s": import_s, "data_s": time.perf_counter() - data_started}
         data, dtype = dataset.spec, compute_dtype(config.precision, device)
         model = make_model(**config.model_arguments(data), dtype=dtype)
-        resumes = config.workdir is not None and has_begun(config.workdir)
+        is_complete = config.workdir is not None and has_result(config.workdir)
+        resumes = is_complete or (config.workdir is not None and has_begun(config.workdir))
         initial = (None, None) if resumes else _initial(config, init_params, model, warnings)
         log = distributed.broadcast(_overridden(callbacks, "on_steps"))
         trainer = Trainer(model, dataset, config, mesh, log=log)
-        trainer.check_step()
+        if not is_complete:
+            _check_dtype(model, config)
+            trainer.check_step()
         where = environment.describe(device)
         facts = {name: where[name] for name in (*environment.PACKAGES, "platform", "devices")}
         facts["data"] = data._replace(class_names=())
@@ -182,6 +185,15 @@ def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset
     return config, dataset
 
 
+def _check_dtype(model: nn.Module, config: Config) -> None:
+    """Raises UsageError if --precision=bfloat16 would change nothing."""
+    if config.precision == "bfloat16":
+        traced, _ = trace_training(model, *variable_shapes(model))
+        if "bf16[" not in str(traced):
+            problem = f"the model {config.model!r} computes nothing in bfloat16"
+            raise UsageError(f"{problem}; pass its field dtype to its layers, or use float32")
+
+
 def _unused_fork(config: Config) -> list[str]:
     """A warning if nothing that the fork adds is part of the run."""
     flags = [] if config.fork is None else added_by(config.fork)
@@ -213,7 +225,8 @@ def _load(
         if (step := int(np.max(arrays["state/step"]))) != record["steps"]:
             problem = f"{folder} ended at step {record['steps']}; its checkpoint is of step {step}"
             advice = "restore the newest, or remove result.json and repeat the command"
-            raise CheckpointError("; ".join([*damaged, problem, advice]))
+            found = [text.rpartition("; ")[0] for text in damaged]  # not "is used instead"
+            raise CheckpointError("; ".join([*found, problem, advice]))
         found = variables_of(arrays, config, model)
 
     distributed.on_primary(load)

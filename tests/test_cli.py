@@ -79,7 +79,7 @@ def test_the_overview_names_every_command(capsys):
     assert __main__.main(["evalute", "--debug=True"]) == 2
     assert re.search(r"Traceback(.*\n)+error: .* did you mean evaluate\?", capsys.readouterr().err)
     assert __main__.main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith(f"mnist_jax {__version__}, jax ")
+    assert f"mnist_jax {__version__}, jax " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_the_overview_names_every_command(capsys):
         (["--model=mlp", "--options", "dropout=7"], 2, "dropout is 7; allowed is 0 or more and"),
         (["--options", "name=x"], 2, "have no argument name"),  # a field of every Flax module
         (["--options", "a={[1]: 2}"], 2, "have no argument a to set;"),
-        (["--optimizer=adamw", "--options", "b1=0,9"], 2, "b1 of --options is (0, 9); allowed are"),
-        (["--optimizer=adamw", "--options", "nesterov=no"], 2, "is 'no'; allowed are values such"),
+        (["--optimizer=adamw", "--options", "b1=0,9"], 2, "a step with b1=0,9 fails: TypeError"),
+        (["--optimizer=adamw", "--options", "nesterov=no"], 2, "is 'no'; allowed are True and"),
         (["--options", "a=1", "--options", "b=2"], 2, "--options is given twice; write"),
         (["--coordinator=a:70000", "--num_processes=2", "--process_id=0"], 2, "1 to 65535"),
         (["--coordinator=a:0", "--num_processes=2", "--process_id=0"], 2, "1 to 65535"),

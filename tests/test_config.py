@@ -36,9 +36,9 @@ def test_replace_takes_the_new_presets_and_models_values_and_resolve_settles_the
     assert mlp.arguments("model") == options
     assert Config(model="logistic").arguments("model") == {}
     assert Config(optimizer="adamw").resolve().weight_decay == 1e-4
-    config = Config(model="mlp", preset="best", workdir=Path("~/run"), options=("activation=Tanh",))
-    config = config.resolve()
-    assert config.resolve() == config and config.activation == "tanh"
+    twice = {"dropout": 0.0, "options": ("activation=Tanh", "dropout=0")}
+    config = Config(model="mlp", preset="best", workdir=Path("~/run"), **twice).resolve()
+    assert config.resolve() == config and config.arguments("model")["activation"] == "tanh"
     assert config.workdir == Path("~/run").expanduser()
     assert Config(compilation_cache=None).resolve().compilation_cache is None
 
@@ -47,8 +47,8 @@ def test_options_reach_arguments_without_a_default_and_models_are_classes(monkey
     def taught(logits, batch, *, teacher, share=0.5, steps=1): ...
 
     monkeypatch.setitem(LOSSES, "taught", taught)
-    arguments = Config(loss="taught", options=("teacher=TRUE", "share=0")).arguments("loss")
-    assert arguments == {"teacher": True, "share": 0}
+    arguments = Config(loss="taught", options=("teacher=none", "share=0")).arguments("loss")
+    assert arguments == {"teacher": "none", "share": 0}
     with pytest.raises(UsageError, match="have no argument steps to set; leave steps of"):
         Config(loss="taught", options=("steps=3",))  # the package's own name
     with pytest.raises(UsageError, match="--dropout and dropout of --options differ"):

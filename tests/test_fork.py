@@ -66,20 +66,20 @@ DATASETS["absent"] = lambda: open("absent.csv")
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ("optimizer", "a step with .* in line 19 of the fork: ZeroDivisionError: .*; --debug"),
+        ("optimizer", "a step with .* in line 19 of fork.py: ZeroDivisionError: .*; --debug"),
         ("optimizer=halved", "the optimizer 'halved' has arrays of bfloat16, which no checkpoint"),
         ("optimizer=none", "the optimizer 'none' fails: AttributeError: 'NoneType' object has no"),
-        ("augmentation", "line 21 of the fork: KeyError: 'pixels'"),
+        ("augmentation", "line 21 of fork.py: KeyError: 'pixels'"),
         ("augmentation=half", "the augmentation changes the shape or the dtype of the image"),
         ("model=sown", r"the model sows a loss of shape \(2,\); sow a scalar, as its mean"),
-        ("model", 'model .broken. on images .* fails in line 8 .*Dropout_0 needs PRNG for "drop'),
+        ("model", 'model .broken. .* in line 8 of fork.py: .*Dropout_0 needs PRNG for "drop'),
         ("model=pair", "the model returns a tuple, no array of logits"),
         ("loss=pair", r"the loss is a tuple, no array \(100,\)"),
         ("augmentation=none", "the augmentation returns no batch; a batch has image, label and"),
         ("model=plain", "the model 'plain' computes nothing in bfloat16; pass its field dtype"),
         ("dataset", "the function of broken returns a list, no Dataset"),
         ("dataset=Digits", "the function of Digits returns a list"),  # it is not digits
-        ("dataset=absent", "the data set 'absent' fails in line 28 of the fork: FileNotFound"),
+        ("dataset=absent", "the data set 'absent' fails in line 28 of fork.py: FileNotFound"),
         ("loss", r"the loss is float32\[\]; it has a float for each example, \(100,\)"),
     ],
 )

@@ -43,7 +43,7 @@ def read_drawing(predictor: Predictor, grey: np.ndarray) -> dict[str, Any]:
 
 def title(run: LoadedRun) -> str:
     """What answers: the model, its data, and its accuracy if that is known."""
-    accuracy = f"{run.step:,} steps done"
+    accuracy = f"{run.step:,} steps done" if run.step else "accuracy unknown"
     if run.record is not None and run.record["steps"] == run.step:
         accuracy = accuracy_line(run.record)
     accuracy = "several networks" if "\n" in accuracy else accuracy

@@ -19,7 +19,7 @@ from mnist_jax.inference.preprocess import read_digit
 from mnist_jax.inference.read_image import FORMATS
 from mnist_jax.inference.restore import PRETRAINED, Predictor, load_run
 from mnist_jax.models import IMAGE_SHAPE
-from mnist_jax.runs.run_dir import CONFIG
+from mnist_jax.runs.run_dir import CONFIG, has_begun
 from mnist_jax.runs.statistics import percent
 
 Metavar = arg(metavar="[RUN] PICTURE [PICTURE ...]", help_behavior_hint="(required)")
@@ -127,8 +127,8 @@ class Predict(PlatformFlags):
         elif len(named) > 1 and not os.path.exists(named[0]):
             raise UsageError(f"{named[0]} is neither a run nor a picture; name a run's folder")
         for path in named:
-            if os.path.isfile(path / CONFIG):
-                raise UsageError(f"{path} is a run; name one run, and it first")
+            if has_begun(path):
+                raise UsageError(f"{path} is a run; name one run, before the pictures")
         if not named:
             raise UsageError("no picture is named; name files, or folders of them")
         return folder, [file for path in named for file in _files_of(path)]

@@ -210,6 +210,11 @@ def read_environment(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"cannot use {path} ({error}); restore it from a copy") from error
 
 
+def has_result(folder: Path) -> bool:
+    """Whether the folder holds the result of a complete run."""
+    return os.path.exists(folder / RESULT)
+
+
 def has_begun(folder: Path) -> bool:
     """Whether the folder holds a checkpoint of a run."""
     return bool(glob.glob("*.safetensors", root_dir=folder / "checkpoints"))

@@ -27,7 +27,7 @@ def places(runs, copied, pictures, tmp_path) -> dict[str, Path]:
         ("predict {run} {picture} --platform=tpu", 6, "no device for --platform=tpu"),
         ("predict {run} {picture} --device=TPUU", 2, "did you mean tpu?"),
         ("predict {run} {picture} --save_preprocessed={run}/config.json", 6, "cannot write"),
-        ("predict {picture} {run}", 2, "is a run; name one run, and it first"),
+        ("predict {picture} {run}", 2, "is a run; name one run, before the pictures"),
         ("predict nowhere {picture}", 2, "nowhere is neither a run nor a picture"),
         ("ensemble {run} {run}/../one", 2, "a run is named twice"),
         ("evaluate nowhere", 2, "nowhere holds no run"),
