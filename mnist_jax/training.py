@@ -187,7 +187,8 @@ def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset
 
 def _check_dtype(model: nn.Module, config: Config) -> None:
     """Raises UsageError if --precision=bfloat16 would change nothing."""
-    if config.precision == "bfloat16":
+    is_own = type(model).__module__ != make_model.__module__  # the package's need no trace for this
+    if config.precision == "bfloat16" and is_own:
         traced, _ = trace_training(model, *variable_shapes(model))
         if "bf16[" not in str(traced):
             problem = f"the model {config.model!r} computes nothing in bfloat16"
