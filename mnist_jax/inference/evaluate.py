@@ -14,21 +14,21 @@ from mnist_jax.config import GRID, member_label
 from mnist_jax.data import Dataset
 from mnist_jax.errors import print_warnings
 from mnist_jax.inference.flags import DataFlags, RunFolder
-from mnist_jax.inference.restore import Predictor, dataset_of, load_run
+from mnist_jax.inference.restore import LoadedRun, Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix
 from mnist_jax.runs.run_dir import read_config
 from mnist_jax.runs.statistics import accuracy, accuracy_text, mean_text, percent, summarize
 
 
 def evaluate(
-    workdir: str | Path,
+    workdir: str | Path | LoadedRun,
     *,
     dataset: str | Dataset | None = None,
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
     platform: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluates the model in `workdir`, a run's folder, on all test images of a data set.
+    """Evaluates a run, its folder or what `load_run` read, on all test images of a data set.
 
     dataset, data_dir and platform: None for the run's own. manual_dir: the original files' folder.
     Errors are those of `load_run`, `load_dataset` and `Predictor`.

@@ -17,7 +17,7 @@ from mnist_jax.errors import DataError, UsageError, print_warnings, printable, w
 from mnist_jax.inference.flags import PlatformFlags, Positional, arg, open_runs
 from mnist_jax.inference.preprocess import read_digit
 from mnist_jax.inference.read_image import FORMATS
-from mnist_jax.inference.restore import PRETRAINED, Predictor, load_run
+from mnist_jax.inference.restore import PRETRAINED, LoadedRun, Predictor, load_run
 from mnist_jax.models import IMAGE_SHAPE
 from mnist_jax.runs.run_dir import CONFIG, has_begun
 from mnist_jax.runs.statistics import percent
@@ -26,7 +26,7 @@ Metavar = arg(metavar="[RUN] PICTURE [PICTURE ...]", help_behavior_hint="(requir
 
 
 def predict(
-    workdir: str | Path,
+    workdir: str | Path | LoadedRun,
     images: str | Path | Sequence[str | Path] | np.ndarray | jax.Array,
     *,
     platform: str | None = None,
@@ -38,7 +38,7 @@ def predict(
     array([7])
 
     Args:
-        workdir: the run's folder.
+        workdir: the run's folder, or what `load_run` read from it.
         images: picture files, or folders of them (sorted by name), prepared by
             `preprocess.read_digit`; or an array (n, height, width, channels) uint8 of images like
             those of the data set, used as it is.

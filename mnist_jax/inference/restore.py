@@ -76,13 +76,17 @@ class LoadedRun(NamedTuple):
 
 
 @keep_names()
-def load_run(folder: str | Path) -> LoadedRun:
+def load_run(folder: str | Path | LoadedRun) -> LoadedRun:
     """Reads a run, complete or not; changes nothing in its folder. Runs its fork, if it has one.
+
+    `predict` and `evaluate` also take what this returns; so a run is read once for many calls.
 
     Raises:
         UsageError: the folder holds no run.
         CheckpointError: its config or checkpoints cannot be used.
     """
+    if isinstance(folder, LoadedRun):
+        return folder
     folder = user_path(folder)
     config, data = read_config(folder)
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else None

@@ -52,7 +52,7 @@ def test_json_agrees_with_the_function_and_batches_with_single_pictures(runs, pi
     for one in (pictures[0], str(pictures[0])):
         np.testing.assert_allclose(predict(runs / "one", one), found[:1], atol=1e-6)
     array = jnp.asarray(read_digit(pictures[0]).image[None])
-    np.testing.assert_allclose(predict(runs / "one", array), found[:1], atol=1e-6)
+    np.testing.assert_allclose(predict(load_run(runs / "one"), array), found[:1], atol=1e-6)
 
 
 def test_an_ensemble_is_the_mean_of_finite_members(runs, copied, edit_params, pictures, command):
