@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from mnist_jax import Config
 from mnist_jax.atomic_io import digest_lines, write_verified
-from mnist_jax.config import PATHS
+from mnist_jax.flags import PATHS
 from mnist_jax.inference.restore import PRETRAINED
 from mnist_jax.runs.checkpoint import load_saved
 from mnist_jax.runs.run_dir import CONFIG, ENVIRONMENT, MANIFEST, METRICS, RESULT

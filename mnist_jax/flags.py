@@ -1,8 +1,14 @@
-"""The flags of `train.py`: their types, defaults and help texts."""
+"""The flags of `train.py`: their types, defaults, help texts and allowed values."""
 
 import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 from mnist_jax.data import DEFAULT_DATA_DIR
 
@@ -199,3 +205,68 @@ class Flags:
 
     debug: bool = _runtime(False)
     """Show the traceback of an error."""
+
+
+def _is_int(value: Any, least: int, most: float = math.inf) -> bool:
+    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_int and bool(least <= value <= most)
+
+
+def _is_number(value: Any) -> bool:
+    # A larger whole number overflows a float.
+    return isinstance(value, float | np.floating) or _is_int(value, -(2**63), 2**63)
+
+
+ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):[1-9]\d{0,4}")
+OPTION = re.compile(r"[a-zA-Z_]\w*=.+", re.DOTALL)
+PATHS = ("data_dir", "manual_dir", "workdir", "compilation_cache", "profile", "fork", "init_from")
+Rule = tuple[Callable[[Any], Any], str]  # a test of a value, and what it allows in words
+COUNT: Rule = (lambda n: _is_int(n, 1), "a whole number, 1 or more")
+INDEX: Rule = (lambda n: _is_int(n, 0), "a whole number, 0 or more")
+FRACTION: Rule = (lambda x: _is_number(x) and 0 <= x < 1, "0 or more and less than 1")
+AMOUNT: Rule = (lambda x: _is_number(x) and 0 <= x < math.inf, "any finite number from 0")
+SWITCH: Rule = (lambda x: isinstance(x, bool), "true or false")
+
+
+def _each(allowed: Callable[[Any], Any], legal: str) -> Rule:
+    """A rule for one value, or for several different ones."""
+
+    def all_allowed(value: Any) -> bool:
+        values = value if isinstance(value, tuple | list) else (value,)
+        return bool(values) and all(map(allowed, values)) and len(set(values)) == len(values)
+
+    return all_allowed, f"{legal}, or several different ones"
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("epochs", "batch_size", "max_steps", "num_processes"), COUNT),
+    **dict.fromkeys(("validation", "process_id"), INDEX),
+    **dict.fromkeys(("shift", "rotation", "scale", "checkpoint_every"), AMOUNT),
+    **dict.fromkeys(("label_smoothing", "ema_decay", "dropout", "momentum"), FRACTION),
+    **{f.name: SWITCH for f in dataclasses.fields(Flags) if isinstance(f.default, bool)},
+    "coordinator": (
+        lambda a: a == "auto" or (ADDRESS.fullmatch(str(a)) and int(a.rpartition(":")[2]) < 2**16),
+        "auto or HOST:PORT, with a port from 1 to 65535",
+    ),
+    "seed": (lambda n: _is_int(n, 0, 2**32 - 1), "0 to 4294967295"),
+    "seeds": (lambda n: _is_int(n, 1, 100_000), "a whole number, 1 to 100000"),
+    "learning_rate": _each(lambda x: AMOUNT[0](x) and x > 0, "any finite number above 0"),
+    "weight_decay": _each(*AMOUNT),
+    "steps_per_call": (lambda n: n == "auto" or _is_int(n, 1), f"'auto' or {COUNT[1]}"),
+    "devices": (lambda n: n == "all" or _is_int(n, 1), f"'all' or {COUNT[1]}"),
+    **dict.fromkeys(PATHS, (lambda path: isinstance(path, str | os.PathLike | None), "a path")),
+    "data_dir": (lambda path: isinstance(path, str | os.PathLike), "a folder"),
+    "dataset": (lambda name: isinstance(name, str), "a string, a name or a path"),
+    "options": (
+        lambda words: (
+            isinstance(words, tuple | list)
+            and all(OPTION.fullmatch(str(w)) for w in words)
+            and len({str(w).partition("=")[0] for w in words}) == len(words)
+        ),
+        "words such as gamma=3, each name once; in Python a tuple",
+    ),
+    "hidden_sizes": (
+        lambda v: isinstance(v, tuple | list) and v and all(_is_int(n, 1, 1_000_000) for n in v),
+        "whole numbers, 1 to 1000000, such as 256 128; in Python a tuple",
+    ),
+}
