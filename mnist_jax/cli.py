@@ -22,6 +22,7 @@ PROCESS_FAILURES = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordina
 # Other names of flags, from the habits of other programs.
 ALIASES = {"--lr": "--learning_rate", "--bs": "--batch_size", "--device": "--platform"}
 ALIASES |= {"--gpu": "--platform=gpu", "--cpu": "--platform=cpu", "--no-cuda": "--platform=cpu"}
+ALIASES["--no_cuda"] = ALIASES["--no-cuda"]
 
 
 def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: str) -> Options:

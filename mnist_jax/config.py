@@ -24,8 +24,9 @@ from mnist_jax.presets import PRESETS
 
 FORMAT_VERSION = 3  # of config.json and of a run's folder
 
-# Keyword arguments of the model, the optimizer or the loss, with defaults of their own.
-ARGUMENTS = ("hidden_sizes", "dropout", "activation", "momentum", "weight_decay", "label_smoothing")
+# The component whose keyword argument a field sets; the component has a default of its own.
+ARGUMENTS = dict.fromkeys(("hidden_sizes", "dropout", "activation"), "model")
+ARGUMENTS |= {"momentum": "optimizer", "weight_decay": "optimizer", "label_smoothing": "loss"}
 # Fields of a model, and arguments of functions, that the package sets.
 FROM_DATA = ("dtype", "image_shape", "num_classes", "name", "parent")
 RESERVED = ("name", "learning_rate", "schedule", "steps", "data_dir", "manual_dir")
@@ -91,9 +92,9 @@ class Config(Flags):
             if not fits:
                 raise UsageError(f"the {kind} {getattr(self, kind)!r} is no {needed}")
         known = {n: x for part in self.components().values() for n, x in keywords(part).items()}
-        given = [name for name in ARGUMENTS if getattr(self, name) is not None]
+        own, given = self._own_arguments(), [n for n in ARGUMENTS if getattr(self, n) is not None]
         for name in (*given, *self.option_values()):
-            if name not in known:
+            if name not in (own if name in given else known):
                 *parts, last = (f"the {k} {getattr(self, k)!r}" for k in self.components())
                 flag = f"--{name}" if name in given else f"{name} of --options"
                 problem = f"{', '.join(parts)} and {last} have no argument {name} to set"
@@ -101,7 +102,7 @@ class Config(Flags):
         for name, value in self.option_values().items():
             if isinstance(known[name], bool) and isinstance(value, str):
                 raise UsageError(f"{name} of --options is {value!r}; allowed are True and False")
-            if name in given:  # both are in a resolved config, and equal
+            if name in given and name in own:  # both are in a resolved config, and equal
                 pair = [_plain(name, x) for x in (value, getattr(self, name))]
                 first, second = (x.lower() if isinstance(x, str) else x for x in pair)
                 if first != second:
@@ -111,7 +112,8 @@ class Config(Flags):
         """The model's class, and the functions of the optimizer, the loss and so on, by field."""
         if self.fork is not None:  # another fork may have used the same names since
             load_fork(self.fork)
-        names = {kind: getattr(self, kind) for kind in COMPONENTS}
+        preset = PRESETS[self.preset]
+        names = {kind: getattr(self, kind) or preset.get(kind) for kind in COMPONENTS}
         return {kind: COMPONENTS[kind][n] for kind, n in names.items() if n in COMPONENTS[kind]}
 
     def option_values(self) -> dict[str, Any]:
@@ -129,21 +131,27 @@ class Config(Flags):
         if kind not in self.components():
             return {}
         names, config = keywords(self.components()[kind]), self.resolve()
-        values = self.option_values() | {name: getattr(config, name) for name in ARGUMENTS}
-        return {n: v for n, v in values.items() if n in names and v is not None}
+        fields = {n: getattr(config, n) for n, owner in ARGUMENTS.items() if owner == kind}
+        fields = {n: value for n, value in fields.items() if value is not None}
+        return {n: v for n, v in (self.option_values() | fields).items() if n in names}
+
+    def _own_arguments(self) -> dict[str, Any]:
+        """The fields of `ARGUMENTS` that this run's components take, with their defaults."""
+        found = {kind: keywords(part) for kind, part in self.components().items()}
+        return {n: found[kind][n] for n, kind in ARGUMENTS.items() if n in found.get(kind, {})}
 
     def resolve(self) -> "Config":
         """The same run with every value filled in, and ~ expanded in paths."""
-        parts = [keywords(part) for part in self.components().values()]
+        own = self._own_arguments()
         preset = PRESETS["tutorial"] | PRESETS[self.preset]  # a fork's may name a few
         if wrong := [name for name in preset if getattr(Config, name, "") is not None]:
             problem = f"the preset {self.preset!r} sets {', '.join(wrong)}"
             raise UsageError(f"{problem}; allowed are flags whose default is None")
         # What the parts, the preset and the user set; the later one counts.
-        values = {n: part[n] for part in parts for n in ARGUMENTS if part.get(n) is not None}
-        values |= {n: preset[n] for n in preset if n not in ARGUMENTS or any(n in p for p in parts)}
+        values = {name: value for name, value in own.items() if _is_allowed(name, value)}
+        values |= {n: preset[n] for n in preset if n not in ARGUMENTS or n in own}
         values |= {name: value for name, value in vars(self).items() if value is not None}
-        values |= {n: v for n, v in self.option_values().items() if n in ARGUMENTS}
+        values |= {n: v for n, v in self.option_values().items() if n in own}
         return dataclasses.replace(self, **{n: _plain(n, value) for n, value in values.items()})
 
     def model_arguments(self, data: DataSpec) -> dict[str, Any]:
@@ -191,6 +199,7 @@ class Config(Flags):
         values = self.resolve().to_json()
         if self.fork is not None:
             values["fork"] = load_fork(self.fork)
+        values["options"].sort()
         return {name: v for name, v in values.items() if name not in runtime | {"version"}}
 
     def defaults(self) -> "Config":
@@ -200,13 +209,16 @@ class Config(Flags):
     def command_line(self) -> str:
         """The shortest shell command that trains the same, in a folder of its own."""
         config, default = self.resolve(), self.defaults()
+        parts = {kind: getattr(self, kind) for kind in COMPONENTS}
+        own = Config(preset=self.preset, fork=self.fork, **parts).resolve()  # of these components
         words = ["python", "train.py", f"--model={self.model}"]
         if self.preset != "tutorial":
             words.append(f"--preset={self.preset}")
         # Some runtime fields decide which data and which kind of device are used.
         for name in (*self.hyperparameters(), "data_dir", "manual_dir", "platform"):
             value = getattr(config, name)
-            if value is None or (value == getattr(default, name) and name != "fork"):
+            usual = getattr(own if name in ARGUMENTS else default, name)
+            if value is None or (value == usual and name != "fork"):
                 continue
             if isinstance(value, bool):
                 words.append(f"--{name}" if value else f"--no_{name}")
@@ -241,6 +253,13 @@ def _plain(name: str, value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _is_allowed(name: str, value: Any) -> bool:
+    """Whether a component's default can be the flag's value; if not, the component keeps it."""
+    if name in CHOICES:
+        return isinstance(value, str) and value in CHOICES[name]
+    return value is not None and bool(RULES[name][0](value))
+
+
 def member_label(member: dict[str, Any]) -> str:
     """The name of one of `Config.members`."""
     return ", ".join(f"{name} {value}" for name, value in member.items())
@@ -267,5 +286,6 @@ def keywords(function: Callable[..., Any]) -> dict[str, Any]:
     return {
         p.name: None if p.default is p.empty else p.default
         for p in inspect.signature(function).parameters.values()
-        if (p.default is not p.empty or p.kind is p.KEYWORD_ONLY) and p.name not in hidden
+        if (p.default is not p.empty or p.kind is p.KEYWORD_ONLY or inspect.isclass(function))
+        and p.name not in hidden
     }

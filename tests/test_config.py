@@ -4,7 +4,9 @@ import json
 import math
 import shlex
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
 import pytest
 
@@ -58,6 +60,20 @@ def test_options_reach_arguments_without_a_default_and_models_are_classes(monkey
         Config(model="wide")
 
 
+def test_a_flag_sets_an_argument_of_one_component(monkeypatch):
+    class Net(nn.Module):
+        hidden_sizes: tuple  # without a default
+        activation: Any = nn.relu  # not by name
+        momentum: float = 0.9  # of its statistics
+
+    monkeypatch.setitem(MODELS, "net", Net)
+    config = Config(model="net", optimizer="sgd", hidden_sizes=(8,), options=("activation=None",))
+    assert config.arguments("model") == {"hidden_sizes": (8,), "activation": None}
+    assert Config(model="net").resolve().activation is None
+    assert "momentum" not in config.optimizer_arguments()
+    assert dataclasses.replace(config, momentum=0.5).optimizer_arguments()["momentum"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("field", "values", "message"),
     [
@@ -100,7 +116,9 @@ def test_a_value_that_is_not_allowed_is_refused_in_one_line(field, values, messa
 
 def test_hyperparameters_are_what_can_change_a_number():
     here = Config(model="mlp", workdir=Path("a"), steps_per_call=7, platform="cpu", debug=True)
+    here = dataclasses.replace(here, options=("dropout=0", "activation=relu"))
     there = Config(model="mlp", workdir=Path("b"), data_dir=Path("c"), dropout=0.0)
+    there = dataclasses.replace(there, options=("activation=relu", "dropout=0"))
     assert here.hyperparameters() == there.hyperparameters()
     for other in ({"seed": 1}, {"epochs": 9}, {"deterministic": True}, {"max_steps": 5}):
         assert Config(model="mlp", **other).hyperparameters() != there.hyperparameters()
@@ -131,6 +149,10 @@ def test_numpy_numbers_and_lists_become_python_values_and_pass_through_json():
         ({"normalize": False, "seeds": 3}, "--model=cnn --no_normalize --seeds=3"),
         ({"preset": "best", "epochs": 4}, "--model=cnn --preset=best --epochs=4"),
         ({"dropout": 0.0, "ema_decay": 0.99}, "--model=cnn --ema_decay=0.99 --dropout=0.0"),
+        (
+            {"optimizer": "lion", "weight_decay": 0.0},
+            "--model=cnn --optimizer=lion --weight_decay=0.0",
+        ),
         ({"learning_rate": (0.1, 0.2)}, "--model=cnn --learning_rate 0.1 0.2"),
         ({"data_dir": Path("a b;c")}, "--model=cnn '--data_dir=a b;c'"),
         ({"manual_dir": "x", "platform": "cpu"}, "--model=cnn --manual_dir=x --platform=cpu"),

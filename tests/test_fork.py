@@ -21,6 +21,7 @@ from mnist_jax.fork import REGISTRIES
         ("", "unknown loss 'focal2'; choose from .*cross_entropy"),
         ('from mnist_jax import LOSSES\nLOSSES["focal2"] = 3', "loss 'focal2' is no function"),
         ('from mnist_jax import MODELS\nMODELS["mlp"] = 3', "replaces the model 'mlp' of mnist"),
+        ("import mnist_jax\nmnist_jax.PRESETS['fast']['shift'] = 1", "fails in line 2: TypeError"),
     ],
 )
 def test_a_fork_that_fails_is_a_usage_error(tmp_path, code, message):

@@ -253,6 +253,11 @@ def test_a_signal_saves_the_run_and_a_notebook_shows_one_line(config, tmp_path):
     early = mock.Mock(on_train_begin=lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(InterruptedRunError, match=r"interrupted at step [1-9]\d*; to resume"):
         fit(config(workdir=tmp_path / "new"), callbacks=[early])
+    early = mock.Mock(on_train_begin=mock.Mock(side_effect=RuntimeError))
+    with pytest.raises(RuntimeError):
+        fit(run := config(workdir=tmp_path / "none", ema_decay=0.9), callbacks=[early])
+    [(params, _)] = load_run(run.workdir).members  # not the EMA of no steps
+    assert params["logits"]["kernel"].any()
 
 
 def test_a_run_that_has_learned_nothing_warns(config, capsys):

@@ -6,6 +6,7 @@ Every source but the first leaves a decoded cache for the next start.
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -60,7 +61,7 @@ def load_dataset(
         DataError: the data set cannot be loaded, or a copy of it is damaged.
         DeviceError: `data_dir` cannot be written.
     """
-    known = ("auto", *DATASETS)
+    known, name = ("auto", *DATASETS), os.fspath(name)
     name = name if name in known or name.lower() not in known else name.lower()
     if name in known:
         load = DATASETS["mnist" if name == "auto" else name]

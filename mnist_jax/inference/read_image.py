@@ -65,13 +65,14 @@ def _to_grey(picture: Image.Image) -> Image.Image:
         if not np.isfinite(levels).all():
             raise ValueError("not all of its levels are finite")
         levels -= levels.min()  # the digit may use a narrow range
-        white = 1.0 if levels.max() <= 1 else max(255, levels.max())
+        top = levels.max()  # of floats from 0 to 1 slightly more, after a filter
+        white = max(1 if top < 2 else 255, top)
         return Image.fromarray(levels * (255 / white))
     if not picture.has_transparency_data:
         return picture.convert("L")
     picture = picture.convert("RGBA")
     grey, alpha = picture.convert("L"), picture.getchannel("A")
-    opaque = np.asarray(grey)[np.asarray(alpha) >= 128]
-    is_dark = opaque.size == 0 or np.median(opaque) < 128
-    backdrop = 255 if is_dark else 0  # white behind dark ink, black behind bright ink
+    cover = np.asarray(alpha)
+    ink = np.asarray(grey)[cover >= min(128, cover.max() / 2)]
+    backdrop = 255 if np.median(ink) < 128 else 0  # white behind dark ink, black behind bright ink
     return Image.composite(grey, Image.new("L", picture.size, backdrop), alpha)

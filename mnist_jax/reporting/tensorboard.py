@@ -22,8 +22,7 @@ class TensorBoard(Callback):
         self, config: Config, dataset: Dataset, model: Any, devices: Any, workdir: Path, step: int
     ) -> None:
         # TensorBoard drops what a stopped run wrote after the checkpoint that this one resumes.
-        purge_step = step + 1 if step else None
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
+        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._config = config
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:

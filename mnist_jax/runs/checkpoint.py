@@ -118,13 +118,13 @@ def variables_of(
     Raises CheckpointError if the arrays are of another model.
     """
     params, model_state = stacked_shapes(config, model)
-    kind = "ema" if config.ema_decay else "params"
+    kind = "ema" if config.ema_decay and np.any(arrays["state/step"]) else "params"
     template = {"state": {kind: params, "model_state": model_state}}
     parts, names = (f"state/{kind}/", "state/model_state/"), names_of(template)
     if other := [n for n in arrays if n.startswith(parts) and n not in names]:
         raise CheckpointError(f"the model has no array {other[0].removeprefix('state/')}")
     state = fill(template, arrays)["state"]
-    if not config.ema_decay:
+    if kind == "params":  # also before the first step, when the EMA is zero
         return state["params"], state["model_state"]
     with jax.ensure_compile_time_eval():  # a loss may load its teacher while JAX traces it
         params = ema_params(*jax.device_put((state["ema"], arrays["state/step"])), config.ema_decay)

@@ -40,9 +40,11 @@ def with_alpha(tone: int, alpha: np.ndarray, mode: str = "RGBA") -> Image.Image:
         (Image.fromarray(GREY.astype(np.uint16) * 257 + 64), "16 bits.png", {}, 255, 0),
         (Image.fromarray(GREY.astype(np.uint16) + 60_000), "narrow, 16 bits.png", {}, 210, 0),
         (Image.fromarray(np.float32(GREY) / 255), "floats to 1.tiff", {}, 210, 0),
+        (Image.fromarray(np.float32(GREY) / 204), "floats to 1.13.tiff", {}, 255, 0),
         # Transparent pixels show white paper behind dark ink, and black behind bright ink.
         (with_alpha(0, INK), "x.png", {}, 255, 0),
         (with_alpha(255, INK, "LA"), "x.png", {}, 0, 255),
+        (with_alpha(255, INK // 3), "faint.png", {}, 0, 85),
         (with_alpha(0, INK // 2), "half transparent.png", {}, 255, 128),
         (with_alpha(0, INK // 255 * 254), "nearly opaque.webp", WEBP, 255, 1),
         (L.convert("P"), "palette.png", {"transparency": 230}, 255, 20),
