@@ -36,7 +36,7 @@ class Part(NamedTuple):
 def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     """The parts in order of value."""
     many: dict[str, Any] = {"mode": ["many"], "what": ["train"]}
-    known = [model for model in models if model in jobs.HIDDEN_SIZES][-1:]
+    known = [m for m in models if m in jobs.HIDDEN_SIZES and platform != "tpu"][-1:]
     if on_cpu := platform == "cpu":
         tries, rest, common = 3, [m for m in models if m != "cnn"], {}  # its step takes over 0.1 s
         others = [
@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace) -> Recorder:
                 times = f"about {part.guess_s:.0f} s, and {max(0, left_s):.0f} s are left"
                 recorder.exclude(part.name, f"it takes {times}; repeat with --output={folder}")
                 continue
-            for what in done.get(part.name, {}).get("excluded", ()):  # it is tried again
+            for what in (part.name, *done.get(part.name, {}).get("excluded", ())):  # tried again
                 recorder.found.context["excluded"].pop(what, None)
             context = recorder.found.context | {"excluded": {}}  # of this part alone
             own = Recorder(None, context, variables=cache, deadline=deadline)
@@ -121,9 +121,8 @@ def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder,
             if (there := earlier.context.get(field)) != context.get(field):
                 message = f"{file} has {field} {there!r}; here it is {context.get(field)!r}"
                 raise UsageError(f"{message}; choose another --output")
-        parts = earlier.context.get("parts", {})
-        lost = {k: why for entry in parts.values() for k, why in entry.get("excluded", {}).items()}
-        here = earlier.context | recorder.found.context | {"parts": parts, "excluded": lost}
+        kept = {name: earlier.context.get(name, {}) for name in ("parts", "excluded")}
+        here = earlier.context | recorder.found.context | kept
         recorder.take_in(earlier._replace(context=here))
     return recorder, folder
 

@@ -5,8 +5,8 @@
     python -m benchmarks.compare --self_test
 
 A and B are result files or folders of cards; docs/benchmarks.md describes the test. --run adds
---output=FILE to the commands and starts them in turn, A B B A …, so that a slower hour slows both.
---self_test compares a step --rounds times with itself and with the same made slower by --slow_down.
+--output to the commands and starts them in turn. --self_test compares a step --rounds times with
+itself and with the same made slower by --slow_down.
 """
 
 import argparse
@@ -57,11 +57,9 @@ def rank_p(a: Sequence[float], b: Sequence[float], *, paired: bool) -> float:
 
 def holm(values: Sequence[float]) -> list[float]:
     """Adjusted p-values, each to be compared with the level for all of them together."""
-    adjusted, highest = [0.0] * len(values), 0.0
-    for rank, i in enumerate(np.argsort(values)):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[i]))
-        adjusted[i] = highest
-    return adjusted
+    order = np.argsort(values)
+    raised = np.asarray(values)[order] * (len(values) - np.arange(len(values)))
+    return np.minimum(1.0, np.maximum.accumulate(raised))[np.argsort(order)].tolist()
 
 
 def judge(
@@ -98,6 +96,7 @@ def judge(
 def launches(a: Results, b: Results) -> dict[str, Sides]:
     """By what was measured, in words: the estimates of the launches, where both sides have it."""
     first, second = ({x.first.case: x.benchmarks for x in side.cases()} for side in (a, b))
+    rules = [partial(timing.estimate, platform=side.context["platform"]) for side in (a, b)]
     found: dict[str, Sides] = {}
     for name in (name for name in first if name in second):
         both = first[name], second[name]
@@ -105,8 +104,8 @@ def launches(a: Results, b: Results) -> dict[str, Sides]:
         even = set.intersection(*({x.details.get("turn") for x in side} for side in both))
         kept = [[x.samples_s for x in side if x.details.get("turn") in even] for side in both]
         if all(kept):
-            n, platform = min(len(x) for side in kept for x in side), a.context["platform"]
-            a_s, b_s = ([timing.estimate(x[:n], platform) for x in side] for side in kept)
+            n = min(len(x) for side in kept for x in side)
+            a_s, b_s = ([rule(x[:n]) for x in side] for rule, side in zip(rules, kept, strict=True))
             found[name] = a_s, b_s
     return found
 

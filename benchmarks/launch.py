@@ -20,7 +20,7 @@ import jax
 
 from benchmarks import results, timing
 from benchmarks.results import Recorder, Results, say
-from benchmarks.workers.job import HOST, MANY, ONE, Job
+from benchmarks.workers.job import HOST, KNOWN, MANY, ONE, Job
 from mnist_jax.config import Config
 from mnist_jax.data import DEFAULT_DATA_DIR, Dataset, load_dataset
 from mnist_jax.errors import DeviceError, MnistJaxError, print_warnings
@@ -206,7 +206,7 @@ MODES = {"many": MANY, "one": ONE, "host": HOST, "seeds": MANY}
 TIMED, PLATFORMS = ("train", "eval"), ("auto", "cpu", "gpu", "tpu")
 PARTS = ("step", "peers", "roofline", "sweep", "time_to_accuracy", "seeds", "ledger", "lowering")
 PRECISIONS, FRAMEWORKS = ("float32", "tf32", "bfloat16"), ("flax", "pytorch", "keras")
-FLAGS: dict[str, dict[str, Any]] = {
+FLAGS: dict[str, Any] = {
     "output": _one("result file in JSON, or the suite's folder", type=Path),
     "model": _several("networks to measure", list(MODELS)),
     "fork": _one("Python file that adds models or data sets"),
@@ -227,7 +227,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "manual_dir": _one("folder with the data set's four original .gz files", type=Path),
     "preset": _one("the recipe, with its epochs", "tutorial"),
     "frameworks": _several("peers", FRAMEWORKS, choices=FRAMEWORKS),
-    "modes": _several("modes of the peers (default: all)"),
+    "modes": _several("modes of the peers (default: all)", choices=KNOWN),
     "peers_python": _one("interpreter that has the peers", Path(sys.executable), Path),
     "budget_minutes": _one("for all parts (default: 4 on a CPU, 13 elsewhere)", None, float),
     "only": _several("parts to measure, by default all", choices=PARTS),
@@ -239,8 +239,8 @@ FLAGS: dict[str, dict[str, Any]] = {
 }
 DEFAULTS = {name: flag.get("default") for name, flag in FLAGS.items()}
 FORK = "fork options dataset data_dir manual_dir"
-STEP = "output model batch_size precision platform repeats"
-CASES = f"{STEP} {FORK}"
+ONE_CASE = "output model batch_size=1 precision=1 platform repeats"  # of two flags one value
+CASES = f"{ONE_CASE.replace('=1', '')} {FORK}"
 
 
 def check(options: argparse.Namespace) -> None:
@@ -264,8 +264,8 @@ def main(
     form: Any = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=doc, formatter_class=form, allow_abbrev=False)
     parser.prog = f"python -m benchmarks.{Path(sys.argv[0]).stem}".removesuffix(".__main__")
-    for name in names.split():
-        flag, default = FLAGS[name], (DEFAULTS | defaults)[name]
+    for name, _, count in (word.partition("=") for word in names.split()):
+        flag, default = FLAGS[name] | ({"nargs": 1} if count else {}), (DEFAULTS | defaults)[name]
         words = map(str, default if isinstance(default, list | tuple) else [default])
         notes = [", ".join(flag.get("choices", ())), f"default: {' '.join(words)}" * bool(default)]
         text: Any = f"{flag['help']} ({'; '.join(filter(None, notes))})".removesuffix(" ()")

@@ -1,8 +1,8 @@
 """Says where the wall time of `train.py` goes, with and without compiled programs at hand.
 
-Each network is trained twice: cold, with an empty cache of compiled programs, and warm. The parts
-are the timings in the run's result.json; "between" is the run's time outside of them, such as
-checkpoints; "start, exit" is the process around the run. Without tyro, `fit` starts the same run.
+Each network is trained twice: cold, with an empty cache of compiled programs, and warm. Parts are
+those of result.json; "between" is the run's other time, such as checkpoints; "start, exit" is the
+process around the run. Without tyro, `fit` starts the same run.
 """
 
 import argparse
@@ -75,4 +75,4 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(launch.main(__doc__, measure, launch.CASES, report))
+    raise SystemExit(launch.main(__doc__, measure, f"{launch.ONE_CASE} {launch.FORK}", report))

@@ -59,4 +59,4 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(launch.main(__doc__, measure, launch.CASES, report))
+    raise SystemExit(launch.main(__doc__, measure, f"{launch.ONE_CASE} {launch.FORK}", report))

@@ -1,8 +1,8 @@
 """Times a training step here and in plain Flax, PyTorch and Keras, interleaved.
 
 The same network, batches, precision, optimizer and malloc settings. In each round every framework
-runs once, in a process of its own, in an order that rotates; ratios are taken within a round. One
-that fails is excluded. On a GPU Keras is not measured, on a TPU neither Keras nor PyTorch.
+runs once, in its own process, in an order that rotates; ratios are of a round. What fails is
+excluded. On a GPU Keras is not measured, on a TPU neither Keras nor PyTorch.
 """
 
 import argparse
@@ -30,7 +30,7 @@ GRAPHS = [("pytorch", mode) for mode in (jobs.GRAPH, jobs.COMPILED_GRAPH)]
 
 def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     """Runs all rounds."""
-    platform, [precision, *_] = recorder.found.context["platform"], options.precision
+    platform, precision = recorder.found.context["platform"], options.precision[0]
     if unknown := {*options.model} - jobs.HIDDEN_SIZES.keys():
         raise unknown_choice("model", min(unknown), jobs.HIDDEN_SIZES)
     if platform == "cpu" and precision != "float32":
@@ -107,13 +107,14 @@ def report(found: Results) -> list[str]:
     lines.sort(key=lambda line: line[0] != OURS[0])
     rounds = max((len(case.launches_s) for case in cases), default=0)
     title = f"A training step, ms, {rounds} rounds (our time ÷ theirs; 95 %, of few rounds range)"
-    note = f"~: in most rounds, half of the samples span over {timing.UNSTABLE:.0%}."
+    which = next((f"batch {x.first.batch_size}, {x.first.precision}; " for x in cases), "")
+    note = f"{which}~: in most rounds, half of the samples span over {timing.UNSTABLE:.0%}."
     load = found.context["load"][0] / found.context["cores"]  # when this began
     busy = f"warning: the load was {load:.2f} a core; repeat this on an idle machine"
     return [results.table(title, ["framework", "mode", *models], lines), note, busy * (load > 0.5)]
 
 
 if __name__ == "__main__":
-    flags = f"{launch.STEP} rounds frameworks modes peers_python"
+    flags = f"{launch.ONE_CASE} rounds frameworks modes peers_python"
     defaults = {"model": list(jobs.HIDDEN_SIZES), "repeats": 5}
     raise SystemExit(launch.main(__doc__, measure, flags, report, **defaults))

@@ -1,10 +1,9 @@
 """Says how near a training step, and each of its layers, comes to what the device can do.
 
-The roof is measured: products of square matrices and copies of arrays, of several sizes; of each
-the best sample counts. A step takes at least its operations at the one rate and at least its bytes
-at the other (at the array size nearest to its bytes); the larger is its limit. Operations are those
-of docs/benchmarks.md; bytes each layer's output and its gradient, written and read once, and
-parameters, gradients and Adam's two moments. A layer's time is its share of the traced kernels.
+The roof is the best sample of products of square matrices, and of copies of arrays, of several
+sizes. A step takes at least its operations at the one rate and its bytes at the other (at the array
+size nearest to its bytes); the larger is its limit. Bytes are each layer's output and its gradient,
+written and read once, parameters, gradients and Adam's moments; docs/benchmarks.md has the rest.
 """
 
 import argparse

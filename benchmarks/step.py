@@ -16,7 +16,8 @@ from benchmarks import launch, results, timing
 from benchmarks.results import Case, Recorder, Results
 from benchmarks.workers.job import EVALUATION, TRAIN, Job
 
-SEEDS = 16
+# Calls nearly as long as in training: a short one mostly copies the states of all networks.
+SEEDS = {"seeds": 16, "min_sample_s": 0.5, "budget_s": 10.0}
 MEMORY = ("params", "optimizer", "temporaries", "program")
 
 
@@ -28,8 +29,8 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
         # An evaluation has batches of its own size whatever the mode: once is enough.
         what = [w for w in options.what if w == "train" or mode == options.mode[0]]
         case = {"model": model, "batch_size": batch_size, "precision": precision, "what": what}
-        case |= {"mode": launch.MODES[mode], "seeds": SEEDS if mode == "seeds" else None}
-        case |= {"platform": options.platform, "samples": options.repeats, **images}
+        case |= {"mode": launch.MODES[mode], "platform": options.platform, **images}
+        case |= {"samples": options.repeats} | (SEEDS if mode == "seeds" else {})
         case |= {"trace": options.trace and mode == "many" and "train" in what}
         if what:
             made.append(Job(**case, slow_down=options.slow_down))
@@ -51,6 +52,7 @@ def _times(case: Case) -> list[str]:
     notes = [" or ".join(f"{1e3 * s:.4g}" for s in speeds)] * (len(speeds) > 1)
     worst = max(case.benchmarks, key=lambda b: timing.spread(b.samples_s))
     notes.append(timing.warning(worst.samples_s))
+    notes += ["a step is several CUDA graphs"] * (b.details.get("one_graph") is False)
     networks = int(b.mode.split()[0]) if b.mode[:1].isdecimal() else 1
     images = b.batch_size if b.name == TRAIN else b.details.get("images", Job.test_size)
     batch = str(b.batch_size) if b.name == TRAIN else "-"  # an evaluation has its own

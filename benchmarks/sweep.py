@@ -23,17 +23,16 @@ class Law(NamedTuple):
     a_s: float  # seconds a step
     b_s: float  # seconds an image
     error: float  # the largest relative difference from a measured time
-    saturated: int | None  # first batch with 90 % of the highest throughput, unless the largest
+    saturated: int | None  # batch from which throughput is 90 % of the highest, but the largest
     largest: int  # batch measured
 
     def __str__(self) -> str:
-        poor = f" (the fit misses by up to {self.error:.0%})" if self.error > POOR_FIT else ""
-        half = f"{self.a_s / self.b_s:.3g}" if self.b_s else "unknown"
+        half = f"half speed at batch {self.a_s / self.b_s:.3g}" if self.b_s else "constant"
+        fit = f"but the fit misses by up to {self.error:.0%}" if self.error > POOR_FIT else half
         reached = f"not saturated at batch {self.largest}, the largest measured"
         if self.saturated:
-            reached = f"90 % of the highest throughput at batch {self.saturated}"
-        law = f"t = {1e6 * self.a_s:.3g} µs + {1e6 * self.b_s:.3g} µs · B{poor}"
-        return f"{law}, half speed at batch {half}, {reached}"
+            reached = f"90 % of the highest throughput from batch {self.saturated} on"
+        return f"t = {1e6 * self.a_s:.3g} µs + {1e6 * self.b_s:.3g} µs · B, {fit}, {reached}"
 
 
 def fit(batches: Sequence[int], times_s: Sequence[float]) -> Law | None:
@@ -46,8 +45,8 @@ def fit(batches: Sequence[int], times_s: Sequence[float]) -> Law | None:
     columns = np.stack([np.ones(len(times)), batch], axis=1) / times[:, None]
     (a_s, b_s), _ = nnls(columns, np.ones(len(times)))
     error = float(np.max(np.abs((a_s + b_s * batch) / times - 1)))
-    speeds, largest = batch / times, int(batch.max())
-    first = int(min(batch[speeds >= SATURATED * speeds.max()]))
+    fast, largest = SATURATED * np.max(batch / times) <= batch / times, int(batch.max())
+    first = min((int(x) for x in batch if fast[batch >= x].all()), default=largest)
     return Law(float(a_s), float(b_s), error, first if first < largest else None, largest)
 
 

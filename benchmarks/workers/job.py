@@ -21,6 +21,7 @@ EAGER, COMPILED = "eager", "torch.compile"
 GRAPH, COMPILED_GRAPH = "CUDA graph of the step", "torch.compile, CUDA graph of the step"
 FIT, FIT_JIT = "fit", "fit, jit_compile"
 EPOCH, EPOCH_JIT = "fit, epoch an execution", "fit, jit_compile, epoch an execution"
+KNOWN = (MANY, ONE, HOST, EAGER, COMPILED, GRAPH, COMPILED_GRAPH, FIT, FIT_JIT, EPOCH, EPOCH_JIT)
 
 
 def serve() -> None:

@@ -21,7 +21,7 @@ from mnist_jax.compiled_steps import EVAL_BATCH_SIZE, Steps, dynamic_loop_bound,
 from mnist_jax.config import Config
 from mnist_jax.data import Split
 from mnist_jax.data.batches import num_batches
-from mnist_jax.errors import UsageError
+from mnist_jax.errors import UsageError, is_out_of_memory
 from mnist_jax.metrics import Metrics
 from mnist_jax.models import layers, make_model
 from mnist_jax.ops import malloc
@@ -43,9 +43,8 @@ def config_of(job: jobs.Job) -> Config:
 def model_of(job: jobs.Job) -> nn.Module:
     """The job's network, computing in its precision."""
     dtype = jnp.bfloat16 if job.precision == "bfloat16" else None  # None: that of the parameters
-    fields: dict[str, Any] = {"image_shape": tuple(job.image_shape), "dtype": dtype}
-    fields |= config_of(job).arguments("model")
-    return make_model(job.model, num_classes=job.num_classes, **fields)
+    sizes: Any = {"image_shape": tuple(job.image_shape), "num_classes": job.num_classes}
+    return make_model(job.model, dtype=dtype, **sizes, **config_of(job).arguments("model"))
 
 
 def programs_of(
@@ -74,7 +73,9 @@ def compile_steps(
         arrays = [x for x in args[1:] if not isinstance(x, int)]
         try:
             jax.block_until_ready(compiled(jax.tree.map(jnp.copy, args[0]), *arrays))
-        except jax.errors.JaxRuntimeError:
+        except jax.errors.JaxRuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             return compile_steps(program, device, *args, one_graph=False)
     malloc.trim()
     found = compiled.memory_analysis()

@@ -54,9 +54,8 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
     if job.model == "cnn":
         net = net.to(memory_format=torch.channels_last)
     graph_mode = job.mode in (jobs.GRAPH, jobs.COMPILED_GRAPH)
-    tx = torch.optim.Adam(
-        net.parameters(), lr=jobs.LEARNING_RATE, eps=jobs.EPSILON, fused=True, capturable=graph_mode
-    )
+    rates = {"lr": jobs.LEARNING_RATE, "eps": jobs.EPSILON}
+    tx = torch.optim.Adam(net.parameters(), **rates, fused=True, capturable=graph_mode)
 
     def loss_of(image: Any, label: Any) -> Any:
         half = job.precision == "bfloat16"

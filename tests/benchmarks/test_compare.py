@@ -127,6 +127,8 @@ def test_other_devices_are_refused_unless_asked_for(tmp_path: Path, capsys):
     status, _, err = run(capsys, a, b)
     assert (status, "cpu: one in A, two in B" in err) == (2, True)
     assert run(capsys, a, b, "--across_devices")[0] == 0
+    gpu = write(tmp_path / "gpu.json", made(STEADY / 4.5), platform="gpu")  # counts by its median
+    assert [run(capsys, *x, "--across_devices")[0] for x in ((a, gpu), (gpu, a))] == [7, 0]
 
 
 @pytest.mark.parametrize(
