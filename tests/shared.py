@@ -28,7 +28,6 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows_without_times(folder: Path) -> list[dict[str, Any]]:
-    """The same for runs that computed the same."""
     return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows_of(folder)]
 
 

@@ -46,6 +46,5 @@ def write(folder: Path, seed: int = 1) -> tuple[Split, Split]:
 
 
 def source_of(folder: Path) -> sources.Source:
-    """A table entry whose originals are the files in `folder`."""
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in NAMES}
     return sources.Source("http://127.0.0.1:9/", files, class_names=tuple("0123456789"))

@@ -29,7 +29,6 @@ def test_the_defaults_are_the_tutorials_recipe_and_a_given_value_wins(monkeypatc
 
 
 def test_replace_takes_the_new_presets_and_models_values_and_resolve_settles_them():
-    """A value that was not given never sticks to another preset or model."""
     fast = dataclasses.replace(Config(model="mlp"), preset="fast")
     assert fast.resolve() == Config(model="mlp", preset="fast").resolve()
     assert fast.resolve().epochs == 4
@@ -102,7 +101,7 @@ def test_a_flag_sets_an_argument_of_one_component(monkeypatch):
         ("data_dir", [None, 5], "a folder"),
         ("workdir", [5], "a path"),
         ("devices", [0], "'all' or a whole number"),
-        ("coordinator", ["localhost", 5], "auto or HOST:PORT"),
+        ("coordinator", ["localhost", 5, "a:0"], "auto or HOST:PORT"),
         ("coordinator", ["localhost:1"], "give all three or none"),
         ("num_processes", [2], "give all three or none"),
     ],

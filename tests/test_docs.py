@@ -25,7 +25,6 @@ TUTORIAL, KOREAN, FORKING = "docs/tutorial.md", "docs/tutorial.ko.md", "docs/for
 
 
 def commands(start: str) -> list[str]:
-    """The shell commands that begin so, in code blocks and in code spans."""
     return sorted({match.strip() for text in PAGES.values() for match in re.findall(start, text)})
 
 

@@ -100,7 +100,6 @@ def config_of(name: str, folder: Path, **fields: Any) -> Config:
 
 
 def outcome(result: Any) -> Any:
-    """A digest of the parameters and the state, and the epochs."""
     digest = params_sha256({"params": result.params, **result.model_state})
     return json.loads(json.dumps([digest, rows_without_times(result.workdir)]))
 

@@ -68,7 +68,6 @@ def test_kernels_are_glorot_uniform_and_biases_zero(name):
 @pytest.mark.parametrize(
     ("model", "rate"),
     [(models.CNN(), 0.5), (models.MLP(hidden_sizes=(8, 8), dropout=0.25), 0.25)],
-    ids=["cnn", "mlp"],
 )
 def test_both_hidden_layers_have_dropout_in_training(model, rate):
     found = []

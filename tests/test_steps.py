@@ -1,6 +1,7 @@
 """Training and evaluation as pure functions: one step, the batches of an epoch, many steps."""
 
 import functools
+import itertools
 from functools import partial
 from typing import Any
 
@@ -195,12 +196,9 @@ def test_an_optimizer_may_call_for_the_gradient_elsewhere():
 
 
 def test_keys_differ_by_root_purpose_and_place():
-    keys = [
-        steps.derive_key(jax.random.key(seed), purpose, place)
-        for seed in (0, 1)
-        for purpose in (steps.INIT, steps.SHUFFLE, steps.DROPOUT, steps.DISTORT, steps.AUGMENT)
-        for place in range(4)
-    ]
+    purposes = steps.INIT, steps.SHUFFLE, steps.DROPOUT, steps.DISTORT, steps.AUGMENT
+    places = itertools.product(map(jax.random.key, (0, 1)), purposes, range(4))
+    keys = list(itertools.starmap(steps.derive_key, places))
     keys += steps.step_keys(jax.random.key(2), 0)  # three
     assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 43
 

@@ -82,7 +82,6 @@ def test_the_parameters_come_back_from_a_complete_run(config, fields):
 
 
 def test_a_run_starts_from_given_parameters_of_its_shape(config, tmp_path):
-    """Others are refused before a folder is made."""
     source = fit(config(ema_decay=0.9, workdir=tmp_path / "source", **MLP))
     wide = {**MLP, "hidden_sizes": (9,)}
     with pytest.raises(UsageError, match=r"an array has shape \(8,\) in place of \(9,\)"):

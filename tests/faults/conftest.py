@@ -45,7 +45,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def amount(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
-    """(quick, full) → the number of trials: `full` with --campaign."""
     return lambda quick, full: full if pytestconfig.getoption("--campaign") else quick
 
 
@@ -57,7 +56,6 @@ def counted(record_property: Callable[[str, object], None]) -> Callable[..., Non
 
 @pytest.fixture(scope="session")
 def whole(once: Callable[..., Any], data_dir: Path) -> Callable[[str], list]:
-    """Model → the outcome of the run of `training.flags` that nothing disturbs."""
     return lambda model: once(
         f"whole-{model}", lambda folder: training.complete(model, folder / "run", data_dir)
     )

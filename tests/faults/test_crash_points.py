@@ -52,7 +52,6 @@ class Disk:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator["Disk"]:
-        """Within, the calls are recorded."""
         with contextlib.ExitStack() as stack:
             for name, module in CALLS.items():
                 call = self._call(name, getattr(module, name))
@@ -155,8 +154,6 @@ def contents(names: dict[Path, File | None], *, lucky: bool) -> Content:
 
 
 class Reports(StopAfter):
-    """Reports to the Disk what is saved."""
-
     def __init__(self, disk: Disk, events: int = 0):
         super().__init__(events)
         self.disk, self.steps = disk, []
@@ -188,7 +185,6 @@ def config(data_dir) -> Callable[[Path], Config]:
 
 @pytest.fixture(scope="module")
 def recorded(config, tmp_path_factory) -> Disk:
-    """What an interrupted and resumed run does, if nothing fails."""
     disk = Disk(tmp_path_factory.mktemp("recorded"))
     with disk.watched():
         interrupt_and_resume(config(disk.root / "run"), disk)

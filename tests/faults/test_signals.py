@@ -19,7 +19,6 @@ SLOW = [pytest.param(name, marks=pytest.mark.campaign) for name in ("mlp", "cnn"
 
 
 def wait_until_saved(process: subprocess.Popen, workdir: Path) -> None:
-    """Returns once the process has handlers for signals and the run has a checkpoint."""
     handles = 1 << (signal.SIGTERM - 1)
     while process.poll() is None:
         caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
@@ -29,7 +28,6 @@ def wait_until_saved(process: subprocess.Popen, workdir: Path) -> None:
 
 
 def is_as_stated(workdir: Path, err: str) -> bool:
-    """Whether the newest checkpoint is of the step in the message."""
     at = re.fullmatch(r"interrupted at step (\d+); to resume, run the same command .*\n", err)
     if at is None:
         return err in ("", "interrupted\n")  # the process did not train yet

@@ -19,13 +19,11 @@ RUNS = {
 
 
 def flags(model: str, workdir: Path, data_dir: Path) -> list[str]:
-    """Those of a run that saves after every call."""
     where = [f"--workdir={workdir}", f"--data_dir={data_dir}", "--dataset=digits"]
     return [f"--model={model}", *RUNS[model], *where, "--checkpoint_every=0"]
 
 
 def start(*words: str) -> subprocess.Popen:
-    """Starts train.py with these flags; its stderr is kept."""
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     how = {"cwd": ROOT, "env": {**os.environ, "PYTHONUNBUFFERED": "1"}}
     return subprocess.Popen([sys.executable, "train.py", *words], **how, **pipes)
@@ -38,6 +36,5 @@ def complete(model: str, workdir: Path, data_dir: Path) -> list:
 
 
 def outcome(workdir: Path) -> list:
-    """The parameters' digest of a complete run, and its metrics.jsonl without times."""
     record = json.loads((workdir / "result.json").read_text())
     return [record["params_sha256"], rows_without_times(workdir)]

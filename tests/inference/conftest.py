@@ -34,8 +34,6 @@ def copied(runs: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """Words of a command line → exit status, stdout and stderr."""
-
     def run(*words: str | Path) -> tuple[int, str, str]:
         status = __main__.main(list(map(str, words)))
         return status, *capsys.readouterr()

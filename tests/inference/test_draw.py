@@ -27,7 +27,6 @@ STROKE[SIDE // 5 : -SIDE // 5, SIDE // 2 - 16 : SIDE // 2 + 16] = 255
 
 @pytest.fixture(scope="module")
 def address(runs):
-    """Where a server listens, in a process of its own that Ctrl-C ends."""
     command = [sys.executable, "-m", "mnist_jax", "draw", str(runs / "one"), "--port=0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, **pipes)

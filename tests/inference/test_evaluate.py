@@ -38,8 +38,6 @@ def test_members_and_ensemble(runs, split):
 
 
 def test_loss_is_finite_where_probabilities_underflow(copied, edit_params, split):
-    """exp(-500) is 0 in float32."""
-
     def always_zero(name, array):
         array[...] = 0
         if name.endswith("bias"):

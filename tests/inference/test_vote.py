@@ -20,7 +20,6 @@ def prediction(*members) -> Prediction:
 
 
 def test_votes_by_hand():
-    """Three members, four images, three classes."""
     rows = [
         # all agree; two against one; the average outvotes the majority; a tie of three
         [[0.8, 0.1, 0.1], [0.6, 0.4, 0.0], [0.4, 0.6, 0.0], [0.5, 0.3, 0.2]],

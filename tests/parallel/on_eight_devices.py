@@ -46,7 +46,6 @@ def largest_difference(tree: Any, reference: Any) -> float:
 
 
 def trainer_of(config: Config, count: int) -> Trainer:
-    """Trains on `count` devices, at most an epoch in a call."""
     config, mesh = config.resolve(), make_mesh(jax.devices()[:count])
     dataset = Dataset("mnist", SPLIT, SPLIT, "", (), ())
     model = MODELS[config.model](**config.arguments("model"))
@@ -54,7 +53,6 @@ def trainer_of(config: Config, count: int) -> Trainer:
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """As NumPy arrays; the floating-point ones have this type."""
     is_float = partial(np.issubdtype, arg2=np.floating)
     return jax.tree.map(lambda x: np.asarray(x, dtype if is_float(x.dtype) else None), tree)
 

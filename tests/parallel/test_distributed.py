@@ -102,7 +102,6 @@ def alone(config, tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def two(flags, tmp_path_factory) -> tuple[Path, list[Ended]]:
-    """The folder of the run in two processes, and how they ended."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     return workdir, ends(start_all(2, *flags, f"--workdir={workdir}"))
 

@@ -104,7 +104,6 @@ def test_a_member_that_diverges_is_excluded_and_if_all_do_the_run_ends(config, m
 
 
 def test_no_decision_reads_the_test_images(config, tmp_path):
-    """Other test labels, the same parameters, bit for bit."""
     fields = {"schedule": "onecycle", "ema_decay": 0.9, "validation": 100, "seeds": 2}
     plain = fit(config(**fields)).record
     data = load_dataset("digits", data_dir=config().data_dir)

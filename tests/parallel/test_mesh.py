@@ -23,7 +23,6 @@ def on_eight_devices(*names: str) -> dict[str, Any]:
 
 @pytest.fixture
 def found_on_eight(once):
-    """What one process finds for all tests of this file."""
     return once("eight", lambda folder: on_eight_devices("mlp", "runs", "arrays"))
 
 

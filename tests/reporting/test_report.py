@@ -35,15 +35,12 @@ class Page:
         self.images = re.findall(r'<img src="([^"]*)"', self.html)
 
     def config(self) -> Config:
-        """That of the command which the page shows."""
         (command,) = re.findall(r"python train\.py .*?(?= Environment)", self.text)
         return cli.parse(Config, shlex.split(command)[2:], prog="", description="")
 
 
 @pytest.fixture
 def page_of(capsys, data_dir) -> Callable[..., Page]:
-    """Words of the command `report` → the page that it writes."""
-
     def run(*words) -> Page:
         assert __main__.main(["report", *map(str, words), f"--data_dir={data_dir}"]) == 0
         return Page(Path(capsys.readouterr().out.splitlines()[-1].removeprefix("report: ")))

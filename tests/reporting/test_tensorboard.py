@@ -32,7 +32,6 @@ def events(folder: Path) -> list:
 
 
 def write(folder: Path, config: Config, step: int, *rows: dict) -> None:
-    """What a run writes that resumes after so many steps."""
     writer = TensorBoard()
     writer.on_train_begin(config, None, None, None, folder, step)
     for row in rows:
