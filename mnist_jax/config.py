@@ -93,13 +93,15 @@ class Config(Flags):
                 raise UsageError(f"the {kind} {getattr(self, kind)!r} is no {needed}")
         known = {n: x for part in self.components().values() for n, x in keywords(part).items()}
         own, given = self._own_arguments(), [n for n in ARGUMENTS if getattr(self, n) is not None]
-        for name in (*given, *self.option_values()):
-            if name not in (own if name in given else known):
-                *parts, last = (f"the {k} {getattr(self, k)!r}" for k in self.components())
-                flag = f"--{name}" if name in given else f"{name} of --options"
-                problem = f"{', '.join(parts)} and {last} have no argument {name} to set"
-                raise UsageError(f"{problem}; leave {flag} out")
+        for name in given:
+            if name not in own:
+                who = f"the {ARGUMENTS[name]} {getattr(self, ARGUMENTS[name])!r}"
+                raise UsageError(f"{who} has no argument {name} to set; leave --{name} out")
         for name, value in self.option_values().items():
+            if name not in known:
+                *parts, last = (f"the {k} {getattr(self, k)!r}" for k in self.components())
+                problem = f"{', '.join(parts)} and {last} have no argument {name} to set"
+                raise UsageError(f"{problem}; leave {name} of --options out")
             if isinstance(known[name], bool) and isinstance(value, str):
                 raise UsageError(f"{name} of --options is {value!r}; allowed are True and False")
             if name in given and name in own:  # both are in a resolved config, and equal

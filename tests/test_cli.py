@@ -95,7 +95,7 @@ def test_the_overview_names_every_command(capsys):
         (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], 2, "allowed is 0 to 1"),
         (["--seed=4294967295", "--seeds=2"], 2, "seed + seeds may be up to 4294967296"),
         (["--log_steps"], 2, "--log_steps logs into --tensorboard; give both"),
-        (["--momentum=0.9"], 2, "the model 'logistic', the optimizer 'adam', the loss "),
+        (["--momentum=0.9"], 2, "the optimizer 'adam' has no argument momentum to set; leave --"),
         (["--batch_size=1438"], 2, "allowed is 1 to 1437"),
         (["--validation=1437"], 2, "validation is 1437; allowed is 0 to 1436"),
         (["--precision=tf32"], 2, "does not have; allowed here are bfloat16, float32"),

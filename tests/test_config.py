@@ -79,7 +79,7 @@ def test_a_flag_sets_an_argument_of_one_component(monkeypatch):
         ("model", ["cn", ["cnn"]], "did you mean cnn"),
         ("preset", ["tutorials"], "did you mean tutorial"),
         ("platform", ["metal"], "choose from auto, cpu, .*gpu, .*tpu"),
-        ("activation", ["sigmoid"], "the model 'cnn', .* have no argument activation to set; l"),
+        ("activation", ["sigmoid"], "the model 'cnn' has no argument activation to set; leave --"),
         ("options", [("gamma",), (3,), ("a=1", "a=2")], "words such as gamma=3, each name once"),
         ("options", [("num_classes=47",)], "have no argument num_classes to set; leave num"),
         ("dataset", [2**31, None], "a name or a path"),

@@ -39,7 +39,7 @@ LOCK_TIMEOUT_S = 600  # for another process that prepares the same data set
 
 
 def load_dataset(
-    name: str = "auto",
+    name: str | Path = "auto",
     *,
     data_dir: str | Path = DEFAULT_DATA_DIR,
     manual_dir: str | Path | None = None,
