@@ -25,7 +25,7 @@ from mnist_jax.presets import PRESETS
 FORMAT_VERSION = 3  # of config.json and of a run's folder
 
 # The component whose keyword argument a field sets; the component has a default of its own.
-ARGUMENTS = dict.fromkeys(("hidden_sizes", "dropout", "activation"), "model")
+ARGUMENTS: dict[str, str] = dict.fromkeys(("hidden_sizes", "dropout", "activation"), "model")
 ARGUMENTS |= {"momentum": "optimizer", "weight_decay": "optimizer", "label_smoothing": "loss"}
 # Fields of a model, and arguments of functions, that the package sets.
 FROM_DATA = ("dtype", "image_shape", "num_classes", "name", "parent")
