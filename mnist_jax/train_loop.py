@@ -12,7 +12,7 @@ import numpy as np
 from mnist_jax.callbacks import Callback, warn
 from mnist_jax.compiled_steps import Trainer
 from mnist_jax.errors import InterruptedRunError, NonFiniteError
-from mnist_jax.metrics import NEVER, Metrics
+from mnist_jax.metrics import NEVER, Metrics, finite_mask
 from mnist_jax.parallel import distributed
 from mnist_jax.parallel.mesh import to_host
 from mnist_jax.runs import results
@@ -112,6 +112,8 @@ class TrainLoop:
             if not np.any(np.isfinite(metrics.loss_sum)):
                 raise NonFiniteError(f"the {name} loss is not finite after step {step}")
         row, progress.evaluation = results.evaluation(evaluated)
+        if trainer.config.num_members is not None:  # only here one sees an epoch's last update
+            self._warn_diverged(~np.array(finite_mask(row)))
         times = {
             "train_s": progress.train_s,
             "eval_s": trainer.seconds["eval_s"] - eval_s,
@@ -131,6 +133,10 @@ class TrainLoop:
                 f"{self.trainer.config.learning_rate}); a smaller --learning_rate usually helps; "
                 "JAX_DISABLE_JIT=1 JAX_DEBUG_NANS=1 shows the operation"
             )
+        self._warn_diverged(diverged)
+
+    def _warn_diverged(self, diverged: np.ndarray) -> None:
+        """Warns of members, (members,) bool, once each."""
         if new := set(np.flatnonzero(diverged).tolist()) - self.diverged:
             self.diverged |= new
             labels = self.trainer.config.member_labels()

@@ -77,7 +77,6 @@ def fuzz(amount, counted):
 
 
 def mostly(ordinary: st.SearchStrategy[Any], *others: st.SearchStrategy[Any]) -> Any:
-    """Half of the time `ordinary`, otherwise one of the others."""
     return st.booleans().flatmap(lambda other: st.one_of(others) if other else ordinary)
 
 

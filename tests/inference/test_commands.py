@@ -8,7 +8,6 @@ import pytest
 
 @pytest.fixture
 def places(runs, copied, pictures, tmp_path) -> dict[str, Path]:
-    """A run, two of other data sets, one that is not complete, a picture and an empty folder."""
     other, cut, same = copied("many"), copied("one"), copied("grid")
     (empty := tmp_path / "empty").mkdir()
     config = other / "config.json"

@@ -97,9 +97,11 @@ def test_a_member_that_diverges_is_excluded_and_if_all_do_the_run_ends(config, m
     assert record["statistics"]["test_accuracy"]["n"] == 6 - len(diverged)
     lists = [diverged_warning(list(names)).partition(": ")[2] for names in ("abc", "abcde")]
     assert lists == ["a; b; c", "a; b; c and 2 more"]
-    grid = {"seeds": None, "learning_rate": [0.1, 1e38], "workdir": config().workdir / "grid"}
-    [good, bad] = accuracy_line(fit(config(**grid)).record).splitlines()
-    assert bad.endswith(" diverged, learning_rate 1e+38") and "diverged" not in good
+    late = {"optimizer": "sgd", "max_steps": 1, "workdir": config().workdir / "grid"}
+    result = fit(config(learning_rate=[0.1, 3e38], **late), callbacks=[watch])
+    [good, bad] = accuracy_line(result.record).splitlines()
+    assert bad.endswith(" diverged, learning_rate 3e+38") and "diverged" not in good
+    assert "learning_rate 3e+38" in watch.on_warning.call_args.args[0]
     assert "NaN" not in (result.workdir / "metrics.jsonl").read_text()
 
 
