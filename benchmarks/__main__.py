@@ -60,7 +60,7 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
         ("roofline", 40, 100, [{"model": models, "repeats": 20}]),
         ("sweep", 10, 110, [last | {"batch_size": sizes, "repeats": 15}]),
         ("time_to_accuracy", 15, 85, [last | {"batch_size": None, "repeats": tries}]),
-        ("seeds", 10, 45, [many | last | {"mode": ["seeds"], "repeats": 15}]),
+        ("seeds", 25, 45, [many | last | {"mode": ["seeds"], "repeats": 15}]),
         ("ledger", 15, 40, [last]),
         ("lowering", 15, 15, [{"model": models}]),
     ]
@@ -121,9 +121,10 @@ def open_folder(folder: Path | None, context: dict[str, Any]) -> tuple[Recorder,
             if (there := earlier.context.get(field)) != context.get(field):
                 message = f"{file} has {field} {there!r}; here it is {context.get(field)!r}"
                 raise UsageError(f"{message}; choose another --output")
-        kept = {name: earlier.context.get(name, {}) for name in ("parts", "excluded")}
-        here = earlier.context | recorder.found.context | kept
-        recorder.take_in(earlier._replace(context=here))
+        parts, old = earlier.context.get("parts", {}), earlier.context.get("excluded", {})
+        known = {*MODULES, *(k for entry in parts.values() for k in entry.get("excluded", ()))}
+        kept = {"parts": parts, "excluded": {k: old[k] for k in old if k in known}}
+        recorder.take_in(earlier._replace(context=earlier.context | recorder.found.context | kept))
     return recorder, folder
 
 

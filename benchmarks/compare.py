@@ -96,7 +96,7 @@ def judge(
 def launches(a: Results, b: Results) -> dict[str, Sides]:
     """By what was measured, in words: the estimates of the launches, where both sides have it."""
     first, second = ({x.first.case: x.benchmarks for x in side.cases()} for side in (a, b))
-    rules = [partial(timing.estimate, platform=side.context["platform"]) for side in (a, b)]
+    rules = [partial(timing.estimate, platform=side.context.get("platform", "")) for side in (a, b)]
     found: dict[str, Sides] = {}
     for name in (name for name in first if name in second):
         both = first[name], second[name]
@@ -114,9 +114,8 @@ def differences(a: Results, b: Results) -> list[str]:
     """A line for everything that only one side has, or that differs in the environment."""
     lines = []
     for side, found, other in (("A", a, b), ("B", b, a)):
-        theirs = {case.first.case for case in other.cases()}
-        names = [case.first.case for case in found.cases()]
-        lines += [f"only in {side}: {name}" for name in names if name not in theirs]
+        own, theirs = ([case.first.case for case in x.cases()] for x in (found, other))
+        lines += [f"only in {side}: {name}" for name in own if name not in theirs]
         excluded = found.context.get("excluded", {}).items()
         lines += [f"excluded from {side}: {what}: {why}" for what, why in excluded]
     x, y = (side.context | side.context.get("variables", {}) for side in (a, b))

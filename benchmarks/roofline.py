@@ -3,7 +3,7 @@
 The roof is the best sample of products of square matrices, and of copies of arrays, of several
 sizes. A step takes at least its operations at the one rate and its bytes at the other (at the array
 size nearest to its bytes); the larger is its limit. Bytes are each layer's output and its gradient,
-written and read once, parameters, gradients and Adam's moments; docs/benchmarks.md has the rest.
+written and read once, parameters, gradients, Adam's moments; operations as in docs/benchmarks.md.
 """
 
 import argparse

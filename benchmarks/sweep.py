@@ -23,7 +23,7 @@ class Law(NamedTuple):
     a_s: float  # seconds a step
     b_s: float  # seconds an image
     error: float  # the largest relative difference from a measured time
-    saturated: int | None  # batch from which throughput is 90 % of the highest, but the largest
+    saturated: int | None  # batch from which throughput is 90 % of the highest, if not the largest
     largest: int  # batch measured
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class Law(NamedTuple):
         fit = f"but the fit misses by up to {self.error:.0%}" if self.error > POOR_FIT else half
         reached = f"not saturated at batch {self.largest}, the largest measured"
         if self.saturated:
-            reached = f"90 % of the highest throughput from batch {self.saturated} on"
+            reached = f"90 % of the highest throughput at batch {self.saturated}"
         return f"t = {1e6 * self.a_s:.3g} µs + {1e6 * self.b_s:.3g} µs · B, {fit}, {reached}"
 
 
@@ -46,7 +46,7 @@ def fit(batches: Sequence[int], times_s: Sequence[float]) -> Law | None:
     (a_s, b_s), _ = nnls(columns, np.ones(len(times)))
     error = float(np.max(np.abs((a_s + b_s * batch) / times - 1)))
     fast, largest = SATURATED * np.max(batch / times) <= batch / times, int(batch.max())
-    first = min((int(x) for x in batch if fast[batch >= x].all()), default=largest)
+    first = min(int(x) for x in batch if fast[(batch >= x) & (batch <= batch[fast].max())].all())
     return Law(float(a_s), float(b_s), error, first if first < largest else None, largest)
 
 

@@ -284,10 +284,11 @@ def keywords(function: Callable[..., Any]) -> dict[str, Any]:
 
     By name, with their defaults; None for a keyword argument without one.
     """
-    hidden = FROM_DATA if inspect.isclass(function) else RESERVED
+    is_model = inspect.isclass(function) and issubclass(function, nn.Module)
+    hidden = FROM_DATA if is_model else RESERVED
     return {
         p.name: None if p.default is p.empty else p.default
         for p in inspect.signature(function).parameters.values()
-        if (p.default is not p.empty or p.kind is p.KEYWORD_ONLY or inspect.isclass(function))
+        if (p.default is not p.empty or p.kind is p.KEYWORD_ONLY or is_model)
         and p.name not in hidden
     }

@@ -43,7 +43,7 @@ def test_flags_reach_the_config_in_either_spelling_and_in_that_of_other_programs
     config = parse("--lr=0.1", "--bs", "50", "--device", "cuda", "--model=CNN", "--preset=Fast")
     assert (config.learning_rate, config.batch_size, config.platform) == (0.1, 50, "cuda")
     assert (config.model, config.preset) == ("cnn", "fast")
-    assert [parse(word).platform for word in ("--gpu", "--no-cuda")] == ["gpu", "cpu"]
+    assert [parse(word).platform for word in ("--gpu", "--no_cuda")] == ["gpu", "cpu"]
 
 
 @pytest.mark.parametrize("word", ["--modle=cnn", "--epochs=abc", "--hidden_sizes=64,32", "cnn"])

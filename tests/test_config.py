@@ -10,7 +10,7 @@ import flax.linen as nn
 import numpy as np
 import pytest
 
-from mnist_jax import LOSSES, MODELS, Config, cli
+from mnist_jax import AUGMENTATIONS, LOSSES, MODELS, Config, cli
 from mnist_jax.config import PRESETS
 from mnist_jax.errors import UsageError
 
@@ -65,6 +65,10 @@ def test_a_flag_sets_an_argument_of_one_component(monkeypatch):
         activation: Any = nn.relu  # not by name
         momentum: float = 0.9  # of its statistics
 
+    monkeypatch.setitem(AUGMENTATIONS, "mix", lambda batch, key, *, alpha=0.2: batch)
+    monkeypatch.setitem(PRESETS, "mixed", {"augmentation": "mix"})
+    mixed = Config(preset="mixed", options=("alpha=1",))
+    assert mixed.arguments("augmentation") == {"alpha": 1}
     monkeypatch.setitem(MODELS, "net", Net)
     config = Config(model="net", optimizer="sgd", hidden_sizes=(8,), options=("activation=None",))
     assert config.arguments("model") == {"hidden_sizes": (8,), "activation": None}

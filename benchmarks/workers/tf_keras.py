@@ -1,8 +1,8 @@
 """Keras on TensorFlow: `fit` on batches from arrays in memory.
 
 With or without jit_compile (which Keras 3.15 does not choose by itself on a CPU), one step or an
-epoch an execution. A sample is one `fit`, which costs 0.1 s, on a `tf.data.Dataset` that gathers
-batches as Keras does for arrays, without the autotuner's sleeps.
+epoch an execution. A sample is one `fit`, long beside the 0.1 s that each costs, on a
+`tf.data.Dataset` that gathers batches as Keras does, without the autotuner's sleeps.
 """
 
 import os

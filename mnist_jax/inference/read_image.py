@@ -73,6 +73,6 @@ def _to_grey(picture: Image.Image) -> Image.Image:
     picture = picture.convert("RGBA")
     grey, alpha = picture.convert("L"), picture.getchannel("A")
     cover = np.asarray(alpha)
-    ink = np.asarray(grey)[cover >= min(128, cover.max() / 2)]
+    ink = np.asarray(grey)[cover >= cover.max() / 2]
     backdrop = 255 if np.median(ink) < 128 else 0  # white behind dark ink, black behind bright ink
     return Image.composite(grey, Image.new("L", picture.size, backdrop), alpha)

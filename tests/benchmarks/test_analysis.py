@@ -19,7 +19,7 @@ def test_the_law_of_batch_sizes_is_found_and_the_largest_is_never_called_saturat
     assert law.error < 1e-6 and "half speed at batch 100" in str(law)
     assert "the fit misses by up to 68%" in str(sweep.fit([1, 10, 100], [1.0, 5.0, 6.0]))
     assert sweep.fit(sizes[:2], [1.0, 2.0]) is None
-    assert sweep.fit([1, 2, 4, 8, 16], [1.0, 2.9, 4.1, 8.1, 16.0]).saturated == 4  # not 1
+    assert sweep.fit([1, 2, 4, 8, 16], [1.0, 2.9, 4.1, 8.1, 20.0]).saturated == 4  # not 1
     for largest, saturated in ((4096, None), (65536, 16384)):
         sizes = [4**i for i in range(9) if 4**i <= largest]
         law = sweep.fit(sizes, [1e-1 + 1e-4 * size for size in sizes])

@@ -96,8 +96,9 @@ def test_a_folder_of_another_device_is_refused_and_a_part_is_kept_until_it_is_me
     found, begun = findings(), []
     given = {"output": tmp_path, "only": ["sweep", "ledger"], "flags": {}, "launches": 1}
     found.context["flags"] = {"model": launch.DEFAULTS["model"], "launches": 1}
-    lost = {"mlp": "failed", "seeds": "it takes about 10 s"}
-    found.context["excluded"] = lost | {"cnn": "killed", "sweep": "it takes about 10 s"}
+    found.context["parts"]["step"]["excluded"] = step = {"mlp": "failed"}
+    lost = step | {"seeds": "it takes about 10 s"}
+    found.context["excluded"] = lost | {"cnn": "killed", "ledger": "no time", "gone": "Ctrl-C"}
     found.context["parts"]["sweep"] = {"complete": False, "excluded": {"cnn": "killed"}}
     del found.context["parts"]["ledger"]
     (tmp_path / "results.json").touch()  # as of a suite that was interrupted at once

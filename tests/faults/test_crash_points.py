@@ -219,7 +219,6 @@ def recovered_step(folder: Path) -> float:
 
 
 def spread(items: list, count: int) -> list:
-    """`count` of the items, evenly spread; all if there are fewer."""
     places = np.linspace(0, len(items) - 1, min(count, len(items)))
     return [items[round(place)] for place in places]
 

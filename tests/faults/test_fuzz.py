@@ -82,7 +82,6 @@ def mostly(ordinary: st.SearchStrategy[Any], *others: st.SearchStrategy[Any]) ->
 
 @st.composite
 def mutated(draw, valid: bytes) -> bytes:
-    """`valid` with bytes replaced, removed, inserted or cut off."""
     for _ in range(draw(st.integers(1, 3))):
         begin = draw(st.integers(0, len(valid)))
         end = begin + draw(st.sampled_from((0, 1, 2, 8, len(valid))))

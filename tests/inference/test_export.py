@@ -116,7 +116,6 @@ def test_a_program_needs_a_model_for_any_number_of_images(tmp_path, monkeypatch)
 
 
 def test_both_formats_reproduce_the_accuracy_of_the_run(config, tmp_path, split, command):
-    """Of an EMA of the parameters, and images that are not scaled."""
     fields = {"model": "mlp", "hidden_sizes": (16,), "normalize": False, "ema_decay": 0.9}
     record = fit(config(**fields)).record
     for file_format in ("safetensors", "stablehlo"):  # the second replaces the first

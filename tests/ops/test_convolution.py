@@ -144,7 +144,6 @@ def test_adversarial_inputs_have_no_larger_errors(name):
 @pytest.mark.parametrize("shared_images", [True, False])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_vmap_equals_one_at_a_time(channels, shared_images, platform):
-    """In the first layer the members of an ensemble share the images."""
     shape = 3, 5, 7, channels, 3, "VALID"
     x, w, g = (np.stack(a) for a in zip(*(make_case(*shape) for _ in range(4)), strict=True))
     w, g = (a * np.arange(1, 5).reshape(4, *[1] * (a.ndim - 1)) for a in (w, g))

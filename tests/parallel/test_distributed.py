@@ -42,7 +42,6 @@ def start(*command: Any, **variables: str) -> subprocess.Popen:
 
 
 def start_all(count: int, *flags: Any, differing: tuple[str, ...] = ()) -> list[subprocess.Popen]:
-    """Starts train.py in so many processes, the last with the flags `differing` as well."""
     numbers = f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"
     return [
         start("train.py", *flags, *numbers, f"--process_id={n}", *differing * (n == count - 1))
