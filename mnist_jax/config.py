@@ -84,22 +84,23 @@ class Config(Flags):
 
     def _check_arguments(self) -> None:
         """Each argument that is given must belong to a component of the run."""
+        called = {kind: f"the {kind} {name!r}" for kind, name in self._component_names().items()}
         for kind, part in self.components().items():
             needed, fits = "function", callable(part)
             if kind == "model":
                 needed = "subclass of flax.linen.Module"
                 fits = inspect.isclass(part) and issubclass(part, nn.Module)
             if not fits:
-                raise UsageError(f"the {kind} {getattr(self, kind)!r} is no {needed}")
+                raise UsageError(f"{called[kind]} is no {needed}")
         known = {n: x for part in self.components().values() for n, x in keywords(part).items()}
         own, given = self._own_arguments(), [n for n in ARGUMENTS if getattr(self, n) is not None]
         for name in given:
             if name not in own:
-                who = f"the {ARGUMENTS[name]} {getattr(self, ARGUMENTS[name])!r}"
+                who = called[ARGUMENTS[name]]
                 raise UsageError(f"{who} has no argument {name} to set; leave --{name} out")
         for name, value in self.option_values().items():
             if name not in known:
-                *parts, last = (f"the {k} {getattr(self, k)!r}" for k in self.components())
+                *parts, last = called.values()
                 problem = f"{', '.join(parts)} and {last} have no argument {name} to set"
                 raise UsageError(f"{problem}; leave {name} of --options out")
             if isinstance(known[name], bool) and isinstance(value, str):
@@ -114,9 +115,12 @@ class Config(Flags):
         """The model's class, and the functions of the optimizer, the loss and so on, by field."""
         if self.fork is not None:  # another fork may have used the same names since
             load_fork(self.fork)
-        preset = PRESETS[self.preset]
+        return {kind: COMPONENTS[kind][name] for kind, name in self._component_names().items()}
+
+    def _component_names(self) -> dict[str, str]:
+        preset = PRESETS["tutorial"] | PRESETS[self.preset]  # a fork's may name a few
         names = {kind: getattr(self, kind) or preset.get(kind) for kind in COMPONENTS}
-        return {kind: COMPONENTS[kind][n] for kind, n in names.items() if n in COMPONENTS[kind]}
+        return {kind: name for kind, name in names.items() if name in COMPONENTS[kind]}
 
     def option_values(self) -> dict[str, Any]:
         """`options` by name; a value is a Python literal, or else a string."""
@@ -145,7 +149,7 @@ class Config(Flags):
     def resolve(self) -> "Config":
         """The same run with every value filled in, and ~ expanded in paths."""
         own = self._own_arguments()
-        preset = PRESETS["tutorial"] | PRESETS[self.preset]  # a fork's may name a few
+        preset = PRESETS["tutorial"] | PRESETS[self.preset]
         if wrong := [name for name in preset if getattr(Config, name, "") is not None]:
             problem = f"the preset {self.preset!r} sets {', '.join(wrong)}"
             raise UsageError(f"{problem}; allowed are flags whose default is None")
@@ -169,7 +173,7 @@ class Config(Flags):
         config, values = self.resolve(), self.arguments("optimizer")
         values |= {"learning_rate": config.learning_rate, "schedule": config.schedule}
         largest = {n: max(v) for n, v in values.items() if n in GRID and isinstance(v, tuple)}
-        return {"name": self.optimizer, **values, **largest}
+        return {"name": config.optimizer, **values, **largest}
 
     def members(self) -> list[dict[str, Any]]:
         """What distinguishes each network of the run: its values in the grid, and its seed."""

@@ -60,8 +60,9 @@ class Flags:
     """Images per training step; fewer in an epoch's last batch. Also --bs. None: the preset's
     (100)."""
 
-    optimizer: str = "adam"
-    """The optimizer: adam, adamw, sgd, lion, muon, or one that --fork adds."""
+    optimizer: str | None = None
+    """The optimizer: adam, adamw, sgd, lion, muon, or one that --fork adds. None: the preset's
+    (adam)."""
 
     learning_rate: float | tuple[float, ...] | None = None
     """The optimizer's step size; with a schedule, its highest value. Several values train a network
@@ -89,8 +90,9 @@ class Flags:
     augmentation: str | None = None
     """An augmentation of the training batches that --fork adds, such as mixup. None: none."""
 
-    loss: str = "cross_entropy"
-    """What training minimises: cross_entropy, or a loss that --fork adds."""
+    loss: str | None = None
+    """What training minimises: cross_entropy, or a loss that --fork adds. None: the preset's
+    (cross_entropy)."""
 
     label_smoothing: float | None = None
     """Fraction of each training label that is spread over all classes; 0 or more, below 1. None:

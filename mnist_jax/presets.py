@@ -5,6 +5,7 @@ from typing import Any
 
 OFF = ("shift", "rotation", "scale", "ema_decay")
 TUTORIAL = {"epochs": 10, "batch_size": 100, "learning_rate": 1e-3, "schedule": "constant"}
+TUTORIAL |= {"optimizer": "adam", "loss": "cross_entropy"}
 FAST = {"epochs": 4, "learning_rate": 1.5e-3, "schedule": "onecycle", "shift": 2.0}
 BEST = FAST | {"epochs": 10, "rotation": 10.0, "scale": 0.1}
 # Read-only: a fork adds presets, but must not change those of other runs.

@@ -49,8 +49,8 @@ def repeat_dropped_interrupts() -> Iterator[None]:
     before = sys.unraisablehook
 
     def hook(dropped: Any) -> None:
-        if dropped.exc_type is KeyboardInterrupt:
-            threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
+        if dropped.exc_type is KeyboardInterrupt:  # after the hook's end, also on a busy machine
+            threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
         else:
             before(dropped)
 

@@ -82,7 +82,7 @@ def make_step_config(config: Config) -> StepConfig:
         config.normalize,
         Distortion(config.shift or 0.0, config.rotation or 0.0, config.scale or 0.0),
         augmentation,
-        partial(LOSSES[config.loss], **config.arguments("loss")),
+        partial(LOSSES[config.loss or "cross_entropy"], **config.arguments("loss")),
         config.ema_decay or 0.0,
     )
 

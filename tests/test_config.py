@@ -23,8 +23,8 @@ def test_the_defaults_are_the_tutorials_recipe_and_a_given_value_wins(monkeypatc
     config = Config(preset="brief", shift=0.0).resolve()
     assert (config.epochs, config.shift, config.dropout) == (2, 0.0, 0.3)
     assert Config(preset="brief", model="logistic").resolve().dropout is None
-    monkeypatch.setitem(PRESETS, "wrong", {"lr": 0.1, "optimizer": "sgd", "epochs": 2})
-    with pytest.raises(UsageError, match="the preset 'wrong' sets lr, optimizer; allowed are"):
+    monkeypatch.setitem(PRESETS, "wrong", {"lr": 0.1, "dataset": "mnist", "epochs": 2})
+    with pytest.raises(UsageError, match="the preset 'wrong' sets lr, dataset; allowed are"):
         Config(preset="wrong").resolve()
 
 
@@ -66,9 +66,16 @@ def test_a_flag_sets_an_argument_of_one_component(monkeypatch):
         momentum: float = 0.9  # of its statistics
 
     monkeypatch.setitem(AUGMENTATIONS, "mix", lambda batch, key, *, alpha=0.2: batch)
-    monkeypatch.setitem(PRESETS, "mixed", {"augmentation": "mix"})
+    recipe = {"augmentation": "mix", "optimizer": "sgd", "momentum": 0.8, "epochs": 2}
+    monkeypatch.setitem(PRESETS, "mixed", recipe)
     mixed = Config(preset="mixed", options=("alpha=1",))
     assert mixed.arguments("augmentation") == {"alpha": 1}
+    assert (mixed.resolve().loss, mixed.optimizer_arguments()["momentum"]) == ("cross_entropy", 0.8)
+    adam = dataclasses.replace(mixed, optimizer="adam").resolve()
+    assert (adam.optimizer, adam.momentum, adam.epochs) == ("adam", None, 2)
+    assert "--optimizer" not in mixed.command_line() and "--optimizer=adam" in adam.command_line()
+    with pytest.raises(UsageError, match="the optimizer 'sgd' has no argument weight_decay to set"):
+        Config(preset="mixed", weight_decay=0.1)
     monkeypatch.setitem(MODELS, "net", Net)
     config = Config(model="net", optimizer="sgd", hidden_sizes=(8,), options=("activation=None",))
     assert config.arguments("model") == {"hidden_sizes": (8,), "activation": None}

@@ -21,13 +21,13 @@ from mnist_jax.runs.results import params_sha256
 SMALL = {"model": "mlp", "hidden_sizes": (16,), "learning_rate": 0.01}
 NORMED = {"fork": "HERE/norm.py", "model": "norm"}
 RECIPES = {"fork": "HERE/recipes.py", "learning_rate": 0.01}
+OPTIONS = ["gamma=3", "alpha=0.4", "rho=0.1"]
 RESNET = {"fork": "HERE/resnet.py", "model": "resnet", "learning_rate": 0.01}
-SAM = {**RECIPES, "optimizer": "sam", "augmentation": "mixup", "loss": "focal"}
 # The fields of a run of each fork; HERE holds the fork's file, the data and the teacher's run.
 FORKS: dict[str, dict[str, Any]] = {
     "norm": {**NORMED, "options": ["width=8"], "batch_size": 200, "ema_decay": 0.9},
     "letters": {"fork": "HERE/emnist.py", "dataset": "letters", "options": ["folder=HERE/emnist"]},
-    "sam": {**SAM, "options": ["gamma=3", "alpha=0.4", "rho=0.1"], "learning_rate": 0.1},
+    "sam": {"fork": "HERE/recipes.py", "preset": "smooth", "loss": "focal", "options": OPTIONS},
     "distill": {**RECIPES, "loss": "distill", "options": ["teacher=HERE/teacher", "share=0.9"]},
 }
 LONG: dict[str, dict[str, Any]] = {
@@ -40,7 +40,6 @@ LONG: dict[str, dict[str, Any]] = {
     "sgd": {**SMALL, "optimizer": "sgd", "momentum": 0.9, "schedule": "cosine"},
     "muon": {**SMALL, "optimizer": "muon", "weight_decay": 0.01},
     "squared_error": {**RECIPES, "loss": "squared_error"},
-    "slow": {**RECIPES, "preset": "slow"},
     "warm": {"init_from": "HERE/teacher"},
 }
 # A network with BatchNorm that compiles fast.
