@@ -33,10 +33,10 @@ class Part(NamedTuple):
     runs: list[dict[str, Any]]  # the flags of each time it runs
 
 
-def plan(platform: str, models: list[str], launches: int) -> list[Part]:
-    """The parts in order of value."""
+def plan(platform: str, models: list[str], launches: int, *, peers_too: bool) -> list[Part]:
+    """The parts in order of value; one that measures none of the models has no runs."""
     many: dict[str, Any] = {"mode": ["many"], "what": ["train"]}
-    known = [m for m in models if m in jobs.HIDDEN_SIZES and platform != "tpu"][-1:]
+    known = [m for m in ("cnn", *models) if m in models and m in jobs.HIDDEN_SIZES][:peers_too]
     if on_cpu := platform == "cpu":
         tries, rest, common = 3, [m for m in models if m != "cnn"], {}  # its step takes over 0.1 s
         others = [
@@ -67,7 +67,7 @@ def plan(platform: str, models: list[str], launches: int) -> list[Part]:
     if on_cpu:  # these come late: the peers run the CNN's slow step ten times; seeds gain little
         rows.sort(key=lambda row: row[0] in ("peers", "seeds"))
     runs_of = {n: [common | x for x in runs if x["model"]] for n, _, _, runs in rows}
-    return [Part(n, s if on_cpu else t, runs_of[n]) for n, s, t, _ in rows if runs_of[n]]
+    return [Part(n, s if on_cpu else t, runs_of[n]) for n, s, t, _ in rows]
 
 
 def measure(options: argparse.Namespace) -> Recorder:
@@ -78,17 +78,23 @@ def measure(options: argparse.Namespace) -> Recorder:
     context["flags"] = options.flags | {"model": options.model, "launches": options.launches}
     if (minutes := options.budget_minutes) is None:
         minutes = MINUTES_ON_CPU if platform == "cpu" else MINUTES
-    parts = plan(platform, options.model, options.launches)
+    peers_too = platform != "tpu" and options.dataset in ("auto", "mnist") and not options.options
     recorder, folder = open_folder(options.output, context)
-    done, wanted = recorder.found.context["parts"], options.only or MODULES
-    parts = [p for p in parts if p.name in wanted and not done.get(p.name, {}).get("complete")]
+    done, parts = recorder.found.context["parts"], []
+    for part in plan(platform, options.model, options.launches, peers_too=peers_too):
+        entry = done.get(part.name, {})
+        failed = options.only and entry.get("excluded")  # it is tried again where it is named
+        if part.name in (options.only or MODULES) and (failed or not entry.get("complete")):
+            parts.append(part)
     deadline = started + 60 * minutes
     with tempfile.TemporaryDirectory() as scratch:
         cache = launch.shared_cache(scratch)
         for part in sorted(parts, key=lambda part: part.name in done):  # what is new comes first
-            if (left_s := deadline - time.monotonic()) < part.guess_s:
+            if (left_s := deadline - time.monotonic()) < part.guess_s or not part.runs:
                 times = f"about {part.guess_s:.0f} s, and {max(0, left_s):.0f} s are left"
-                recorder.exclude(part.name, f"it takes {times}; repeat with --output={folder}")
+                why = f"it takes {times}; repeat with --output={folder}"
+                no_part = f"not measured with these flags on a {platform}"
+                recorder.exclude(part.name, why if part.runs else no_part)
                 continue
             for what in (part.name, *done.get(part.name, {}).get("excluded", ())):  # tried again
                 recorder.found.context["excluded"].pop(what, None)

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import ledger, peers, roofline, step, sweep, time_to_accuracy, timing
+from benchmarks import ledger, lowering, peers, roofline, step, sweep, time_to_accuracy, timing
 from benchmarks.results import Results
 from benchmarks.workers.job import MANY
 
-VERSIONS = ("python", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras", "tensorflow")
+VERSIONS = ("python", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 METHOD = """\
 - The clock of a step holds taking the batch, forward, backward and update. Imports, making the data
   and compilation are outside. Images, labels and weights are random.
@@ -31,7 +31,9 @@ def headline(found: Results) -> list[str]:
     laws = [f"{model}: {law}" for (model, *_), (_, law) in sweep.sweeps(found).items() if law]
     reached = time_to_accuracy.times_of(found).items()
     spent = [ledger.summary(row) for row in found.tables.get("ledger", [])[-2:]]
-    lowered = sorted({row["platform"] for row in found.tables.get("lowering", [])})
+    rows = [(row["model"], row["platform"]) for row in found.tables.get("lowering", [])]
+    models = found.context["flags"]["model"]
+    lowered = [p for p in lowering.PLATFORMS if all((model, p) in rows for model in models)]
     lines = {
         "device": [_device(found.context)],
         "step": _step(found),
@@ -66,10 +68,11 @@ def _step(found: Results) -> list[str]:
     speed = f"{b.batch_size / s:,.0f} images/s (n = {n})"
     said = [f"{b.model}, {b.precision}, batch {b.batch_size}: {times}, {speed}"]
     said += [timing.warning(b.samples_s)] if n == 1 else []
-    if rival := peers.best(found, b.model, "pytorch"):
-        mode, rounds, (ratio, low, high) = rival
-        what = f"PyTorch's fastest mode measured, {mode} (n = {rounds})"
-        said.append(f"{ratio:.2f} ({'range ' * (rounds < 6)}{low:.2f} to {high:.2f}) of {what}")
+    if rival := peers.best(found, b.model):
+        mode, r = rival
+        ratio, low, high = peers.median_and_ends(r)
+        what = f"PyTorch's fastest mode measured, {mode} (n = {len(r)})"
+        said.append(f"{ratio:.2f} ({'range ' * (len(r) < 6)}{low:.2f} to {high:.2f}) of {what}")
     return said
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import mannwhitneyu, wilcoxon
 
 from benchmarks import launch, results, step, timing
 from benchmarks.results import Recorder, Results, say
@@ -30,7 +31,6 @@ CARD_CASES = 6  # what a card measures in so many launches: step and evaluation 
 WANTED, ALLOWED = 0.95, 0.05  # shares of slow-downs found and of false alarms in --self_test
 IGNORED = ("command", "date", "excluded", "load", "gpu", "parts", "variables")
 IGNORED += launch.CACHE_VARIABLES
-
 Sides = tuple[Sequence[float], Sequence[float]]
 
 
@@ -45,8 +45,6 @@ class Verdict(NamedTuple):
 
 def rank_p(a: Sequence[float], b: Sequence[float], *, paired: bool) -> float:
     """The probability of ranks so far apart if b is not greater than a; exact without ties."""
-    from scipy.stats import mannwhitneyu, wilcoxon
-
     if not paired:
         method = "auto" if len({*a, *b}) < len(a) + len(b) else "exact"  # auto if there are ties
         return float(mannwhitneyu(b, a, alternative="greater", method=method).pvalue)

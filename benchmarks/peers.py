@@ -21,7 +21,7 @@ from mnist_jax.errors import UsageError, unknown_choice
 PREFIX = "peers_"
 TRAIN = PREFIX + jobs.TRAIN
 WORKERS = {"mnist_jax": "", "flax": "plain_flax", "pytorch": "pytorch", "keras": "tf_keras"}
-OURS = "mnist_jax", jobs.MANY
+OURS, OWN = ("mnist_jax", jobs.MANY), ("mnist_jax", "flax")  # those that need JAX
 MODES = [OURS, ("mnist_jax", jobs.ONE), ("flax", jobs.HOST)]
 MODES += [("pytorch", mode) for mode in (jobs.EAGER, jobs.COMPILED)]
 KERAS = [("keras", mode) for mode in (jobs.FIT, jobs.EPOCH, jobs.FIT_JIT, jobs.EPOCH_JIT)]
@@ -44,6 +44,7 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     # A fit of Keras must last 1 s, of the CNN 2.5 s: beside it all samples do.
     least_s, least_cnn_s = (1.0, 2.5) if {*KERAS} & {*wanted} else (0.1, 1.0)
     case |= {"budget_s": np.inf, "min_sample_s": least_s, "what": ["train"]}
+    load = recorder.found.context["load"][0] / recorder.found.context["cores"]  # as this began
     for number, model in [(n, m) for n in range(options.rounds) for m in options.model]:
         shift = number % len(wanted)
         for framework, mode in [*wanted[shift:], *wanted[:shift]]:
@@ -52,15 +53,14 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
                 job = dataclasses.replace(job, min_sample_s=least_cnn_s, warmup_s=(0.5, 5.0))
             if job.name in recorder.found.context["excluded"]:
                 continue
-            own = framework in ("mnist_jax", "flax")
-            how: dict[str, Any] = {"python": sys.executable if own else options.peers_python}
+            how: dict[str, Any] = {"details": {"round": number, "load": load}, "prefix": PREFIX}
+            how["python"] = sys.executable if framework in OWN else options.peers_python
             how["variables"] = {"JAX_PLATFORMS": "cpu"} if platform == "cpu" else {}
-            how |= {"prefix": PREFIX, "details": {"round": number}}
             launch.measure_jobs(recorder, [job], WORKERS[framework], **how)
 
 
-def ratios(found: Results, model: str) -> dict[tuple[str, str], tuple[float, ...]]:
-    """By framework and mode: our time ÷ its in rounds that both have; median and `ends_of`."""
+def ratios(found: Results, model: str) -> dict[tuple[str, str], list[float]]:
+    """By framework and mode: our time ÷ its, of each round that both have."""
     times, compared = {}, {}
     for case in found.cases(TRAIN, model=model):
         rounds = (b.details["round"] for b in case.benchmarks)
@@ -68,24 +68,22 @@ def ratios(found: Results, model: str) -> dict[tuple[str, str], tuple[float, ...
         times[who] = dict(zip(rounds, case.launches_s, strict=True))
     mine = times.pop(OURS, {})
     for who, theirs in times.items():
-        if r := [mine[i] / theirs[i] for i in mine.keys() & theirs.keys()]:
-            compared[who] = float(np.median(r)), *ends_of(r)
+        compared[who] = [mine[i] / theirs[i] for i in mine.keys() & theirs.keys()]
     return compared
 
 
-def ends_of(values: Sequence[float]) -> Sequence[float]:
-    """The 95 % interval of the median; of fewer than 6 values the least and the greatest."""
-    return results.interval95(values) or (min(values), max(values))
+def median_and_ends(values: Sequence[float]) -> list[float]:
+    """The median and its 95 % interval; of fewer than 6 values the least and the greatest."""
+    ends = results.interval95(values) or (min(values), max(values))
+    return [float(np.median(values)), *ends]
 
 
-def best(found: Results, model: str, framework: str) -> tuple[str, int, tuple[float, ...]] | None:
-    """A framework's fastest mode for a training step, its rounds, and our ratio to it."""
-    cases, compared = found.cases(TRAIN, model=model, framework=framework), ratios(found, model)
-    timed = [case for case in cases if (framework, case.first.mode) in compared]
-    if not timed:
-        return None
-    fastest = min(timed, key=lambda case: case.seconds)
-    return fastest.first.mode, len(fastest.launches_s), compared[framework, fastest.first.mode]
+def best(found: Results, model: str) -> tuple[str, list[float]] | None:
+    """PyTorch's fastest mode for a training step, and our ratio to it in each round."""
+    compared = ratios(found, model)
+    cases = found.cases(TRAIN, model=model, framework="pytorch")
+    modes = [c.first.mode for c in sorted(cases, key=lambda case: case.seconds)]
+    return next(((m, r) for m in modes if (r := compared.get(("pytorch", m)))), None)
 
 
 def report(found: Results) -> list[str]:
@@ -96,20 +94,21 @@ def report(found: Results) -> list[str]:
     for case in cases:
         who, model = (case.first.framework, case.first.mode), case.first.model
         cell = " or ".join(f"{1e3 * s:,.4g}" for s in timing.modes(case.launches_s))
-        if ratio := ratios(found, model).get(who):
-            cell += " ({:.2f}; {:.2f} to {:.2f})".format(*ratio)
+        if r := ratios(found, model).get(who):
+            cell += " ({:.2f}; {:.2f} to {:.2f})".format(*median_and_ends(r))
         elif who == OURS:
-            cell += " ({:,.4g} to {:,.4g})".format(*(1e3 * s for s in ends_of(case.launches_s)))
+            ends_ms = (1e3 * s for s in median_and_ends(case.launches_s)[1:])
+            cell += " ({:,.4g} to {:,.4g})".format(*ends_ms)
         spreads = [timing.spread(b.samples_s) for b in case.benchmarks]
         cell += " ~" if np.median(spreads) > timing.UNSTABLE else ""
         rows.setdefault(who, {})[model] = cell
-    lines = [[*who, *(of.get(model, "-") for model in models)] for who, of in rows.items()]
-    lines.sort(key=lambda line: line[0] != OURS[0])
+    ours_first = sorted(rows, key=lambda who: who[0] != OURS[0])
+    lines = [[*who, *(rows[who].get(model, "-") for model in models)] for who in ours_first]
     rounds = max((len(case.launches_s) for case in cases), default=0)
     title = f"A training step, ms, {rounds} rounds (our time ÷ theirs; 95 %, of few rounds range)"
     which = next((f"batch {x.first.batch_size}, {x.first.precision}; " for x in cases), "")
     note = f"{which}~: in most rounds, half of the samples span over {timing.UNSTABLE:.0%}."
-    load = found.context["load"][0] / found.context["cores"]  # when this began
+    load = max((b.details.get("load", 0.0) for x in cases for b in x.benchmarks), default=0.0)
     busy = f"warning: the load was {load:.2f} a core; repeat this on an idle machine"
     return [results.table(title, ["framework", "mode", *models], lines), note, busy * (load > 0.5)]
 

@@ -55,7 +55,7 @@ def products(jaxpr: Any, names: Sequence[str], platform: str, within: str = "") 
     found: list[Product] = []
     for eqn in jaxpr.eqns:
         scopes, params = str(eqn.source_info.name_stack).split("/"), eqn.params
-        layer = within or next((name for name in names if name in scopes), "")
+        layer = within or next((scope for scope in scopes if scope in names), "")
         if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
             factor, size = [x.aval for x in eqn.invars][:2], eqn.outvars[0].aval.size
             if eqn.primitive.name == "dot_general":

@@ -54,7 +54,7 @@ def _times(case: Case) -> list[str]:
     notes.append(timing.warning(worst.samples_s))
     notes += ["a step is several CUDA graphs"] * (b.details.get("one_graph") is False)
     networks = int(b.mode.split()[0]) if b.mode[:1].isdecimal() else 1
-    images = b.batch_size if b.name == TRAIN else b.details.get("images", Job.test_size)
+    images = b.batch_size if b.name == TRAIN else b.details["images"]
     batch = str(b.batch_size) if b.name == TRAIN else "-"  # an evaluation has its own
     names = [b.name, b.model, batch, b.precision, b.mode, f"{n} × {len(b.samples_s)}"]
     interval = " to ".join(f"{1e3 * end:.4g}" for end in results.interval95(case.launches_s))

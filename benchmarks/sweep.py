@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import nnls
 
 from benchmarks import launch, results, step
 from benchmarks.results import Case, Recorder, Results
@@ -37,8 +38,6 @@ class Law(NamedTuple):
 
 def fit(batches: Sequence[int], times_s: Sequence[float]) -> Law | None:
     """The law with the least squared relative errors, neither part below 0; None of few sizes."""
-    from scipy.optimize import nnls
-
     if len(batches) < 3:  # any two lie on a line
         return None
     batch, times = np.asarray(batches), np.asarray(times_s)

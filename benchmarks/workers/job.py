@@ -15,7 +15,6 @@ TRAIN, EVALUATION = "train_step", "evaluation"
 NUM_CLASSES, IMAGE_SHAPE = 10, (28, 28, 1)
 HIDDEN_SIZES = {"logistic": (), "mlp": (256, 128, 64, 32), "cnn": (512, 256)}
 LEARNING_RATE, EPSILON, DROPOUT = 1e-3, 1e-7, 0.5
-
 MANY, ONE, HOST = "many steps a call", "one dispatch a step", "host arrays"
 EAGER, COMPILED = "eager", "torch.compile"
 GRAPH, COMPILED_GRAPH = "CUDA graph of the step", "torch.compile, CUDA graph of the step"

@@ -117,14 +117,11 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
     trees = {"params_bytes": state.params, "optimizer_bytes": state.opt_state}
     details = {name: sum(x.nbytes for x in jax.tree.leaves(trees[name])) for name in trees}
 
+    slow = 1 + job.slow_down
     done = 0  # batches so far: a sample goes on in the epoch where the last one ended
-
-    def slowed(count: int) -> int:
-        return round((1 + job.slow_down) * count)
-
     args = state, metrics, split, order, keys, firsts[0]
     program: Any = None
-    length = put(np.int32(1)) if dynamic else slowed(unit) if job.mode == jobs.MANY else 1
+    length = put(np.int32(1)) if dynamic else round(slow * unit) if job.mode == jobs.MANY else 1
     if job.mode != jobs.HOST and "train" in job.what:
         program, found = compile_steps(programs.train_steps, device, *args, length)
         details |= found
@@ -136,7 +133,7 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
             first = done % epoch
             size = min(end - done, epoch - first) if dynamic else longest
             first = min(first, epoch - size)
-            turns = [put(np.int32(slowed(size)))] if dynamic else []
+            turns = [put(np.int32(round(slow * size)))] if dynamic else []
             place = order, keys, firsts[first % len(firsts)]
             state, *_ = settle(program(state, metrics, split, *place, *turns))
             done += size
@@ -145,7 +142,7 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
     def one(state: Any, count: int) -> Any:
         nonlocal done
         sums = metrics
-        for i in range(done, done + slowed(count)):
+        for i in range(done, done + round(slow * count)):
             place = order, keys, firsts[i % epoch % len(firsts)]
             state, sums, _ = settle(program(state, sums, split, *place, *[length] * dynamic))
         done += count
@@ -158,7 +155,7 @@ def make(job: jobs.Job, data: jobs.Data, dump: Path | None = None) -> jobs.Workl
     def host(state: Any, count: int) -> Any:
         nonlocal done
         mask = np.ones(job.batch_size, bool)
-        for i in range(done, done + count):
+        for i in range(done, done + round(slow * count)):
             index = data.batch_index(i, job.batch_size)
             batch = {"image": data.image[index], "label": data.label[index], "mask": mask}
             state = step(state, jax.device_put(batch, device), keys)

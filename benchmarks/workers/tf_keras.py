@@ -44,7 +44,6 @@ def make(job: jobs.Job, data: jobs.Data) -> jobs.Workload:
         jit_compile=job.mode in (jobs.FIT_JIT, jobs.EPOCH_JIT),
         steps_per_execution=epoch if job.mode in (jobs.EPOCH, jobs.EPOCH_JIT) else 1,
     )
-
     image, label = tf.constant(data.image), tf.constant(data.label)
     index = data.order[: epoch * job.batch_size].reshape(epoch, job.batch_size)
     batches = tf.data.Dataset.from_tensor_slices(index)

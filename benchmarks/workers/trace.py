@@ -54,7 +54,7 @@ def kernels(planes: Iterable[Any]) -> list[Kernel]:
 def layers_of(hlo: str, names: Sequence[str]) -> dict[str, str]:
     """The layer of each operation of a compiled program, by the name scopes in its metadata."""
     scopes = re.findall(r"%?([\w.-]+) = .*?op_name=\"([^\"]*)\"", hlo)
-    return {op: next((n for n in names if n in scope.split("/")), "") for op, scope in scopes}
+    return {op: next((x for x in scope.split("/") if x in names), "") for op, scope in scopes}
 
 
 def summarize(found: Sequence[Kernel], steps: int, layers: Mapping[str, str]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import math
 import re
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import peers, roofline, step, sweep, time_to_accuracy
@@ -39,6 +41,10 @@ def test_operations_and_bytes_of_the_cnn_by_hand():
         assert on_cpu[name].flops == 6 * 100 * tiles * 36 * inputs * outputs
     assert on_gpu[roofline.REST].bytes == 7 * 4 * 5_259_594
     assert on_gpu["pool1"] == roofline.Work(0, 0, 4 * 4 * 100 * 14 * 14 * 64)
+    product = jax.named_call(jax.named_call(jnp.matmul, name="Dense_0"), name="Block_0")
+    traced = jax.make_jaxpr(product)(jnp.ones((2, 3)), jnp.ones((3, 4)))
+    counted = roofline.products(traced.jaxpr, ["Dense_0", "Block_0"], "cpu")
+    assert counted == [("Block_0", 48, 48)]
 
 
 def rate(name, amount, samples_s) -> Benchmark:
@@ -81,7 +87,9 @@ def test_kernels_gaps_and_layers_of_a_gpu_s_trace():
     lines = {"/device:GPU:0": device, "/host:CPU": host}
     planes = [SimpleNamespace(name=name, lines=lines[name]) for name in lines]
     hlo = '%dot.1 = f32[] dot(), metadata={op_name="jit(f)/transpose(jvp(CNN))/conv1/dot"}'
-    layers = trace.layers_of(hlo, ["conv1", "dense1"])
+    hlo += '\n%dot.2 = f32[] dot(), metadata={op_name="jit(f)/jvp(CNN)/Block_0/conv1/dot"}'
+    layers = trace.layers_of(hlo, ["conv1", "Block_0"])
+    assert layers == {"dot.1": "conv1", "dot.2": "Block_0"}  # names inside of a block repeat
     row = trace.summarize(trace.kernels(planes), 2, layers)
     assert row["kernels_per_step"] == 1.5
     assert row["gap_share"] == pytest.approx(20 / 90)
@@ -120,19 +128,17 @@ def test_what_the_host_issues_is_counted_in_the_loop_s_body():
 
 def peer(framework, mode, times) -> list[Benchmark]:
     fields = {"name": peers.TRAIN, "framework": framework, "model": "mlp", "mode": mode}
-    rounds = enumerate(times)
-    return [Benchmark(samples_s=[99.0, s], details={"round": i}, **fields) for i, s in rounds]
+    rounds = [({"round": i, "load": 2.0}, s) for i, s in enumerate(times)]
+    return [Benchmark(samples_s=[99.0, s], details=details, **fields) for details, s in rounds]
 
 
 def test_peers_are_compared_within_rounds_and_two_speeds_are_shown():
     ours = peer(*peers.OURS, [1.0, 10.0, 1.0, 1.0, 1.0])
-    eager = peer("pytorch", "eager", [2.0, 20.0, 2.0, 2.0])  # its last round failed
+    eager = peer("pytorch", "eager", [2.0, 20.0, 2.0, 2.0, 2.0, 2.0])  # we failed in the last
     compiled = peer("pytorch", "torch.compile", [1.0, 1.0, 4.0, 4.0, 4.0])
     every = ours + eager + compiled + peer("mnist_jax", "one dispatch a step", [3.0] * 5)
-    found = Results({"platform": "cpu", "load": [4], "cores": 2}, every, {})
-    assert peers.ratios(found, "mlp")["pytorch", "eager"] == (0.5, 0.5, 0.5)
-    best = [peers.best(found, model, "pytorch") for model in ("mlp", "cnn")]
-    assert best == [("eager", 4, (0.5, 0.5, 0.5)), None]
+    found = Results({"platform": "cpu"}, every, {})
+    assert [peers.best(found, x) for x in ("mlp", "cnn")] == [("eager", [0.5] * 5), None]
     table, _, warning = peers.report(found)
     assert "1,000 or 4,000 (0.25; 0.25 to 10.00)" in table
     assert table.index("one dispatch a step") < table.index("pytorch") and "2.00 a core" in warning
