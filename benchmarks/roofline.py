@@ -113,14 +113,15 @@ def time_loop(body: Any, state: Any, args: Any, samples: int, group: int) -> dic
     return timing.measure(call, state, sync=jax.block_until_ready, unit=group, **limits)[0]
 
 
-def time_product(size: int, dtype: Any, samples: int) -> dict[str, Any]:
+def time_product(size: int, precision: str, samples: int) -> dict[str, Any]:
     """Times a product of two square matrices."""
     x, other = jax.random.normal(jax.random.key(0), (2, size, size))
     rotation, _ = jnp.linalg.qr(other)  # products neither grow nor shrink
-    args = rotation.astype(dtype or jnp.float32)
+    args = rotation.astype(compiler.COMPUTE_DTYPE[precision] or jnp.float32)
     group = max(1, 4096 // size)  # the largest takes a second on a CPU
     times = time_loop(lambda _, x, other: x @ other, x.astype(args.dtype), args, samples, group)
-    return times | {"name": PRODUCT, "mode": f"{size} × {size}", "details": {"amount": 2 * size**3}}
+    found = {"name": PRODUCT, "precision": precision, "mode": f"{size} × {size}"}
+    return times | found | {"details": {"amount": 2 * size**3}}
 
 
 def time_copy(size_bytes: int, samples: int) -> dict[str, Any]:
@@ -138,9 +139,9 @@ def run(platform: str, precisions: list[str], samples: int) -> dict[str, Any]:
         found = [time_copy(size, samples) for size in COPY_BYTES]
     for precision in precisions:
         with compiler.use_device(platform, precision) as device:
-            dtype = compiler.compute_dtype(precision, device)
+            compiler.check_precision(precision, device)
             for size in ON_CPU if device.platform == "cpu" else ELSEWHERE:
-                found.append(time_product(size, dtype, samples) | {"precision": precision})
+                found.append(time_product(size, precision, samples))
     return {"context": {}, "benchmarks": found, "tables": {}}
 
 
@@ -170,9 +171,8 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     """Measures the steps, takes their traces, and measures the roof."""
     options.mode, options.what, options.trace = ["many"], ["train"], True
     step.measure(options, recorder, PREFIX)
-    given = {"platform": options.platform, "precisions": options.precision}
-    given["samples"] = max(5, options.repeats // 4)
-    launch.measure(recorder, "benchmarks.roofline:run", "roof", **given)
+    how = {"precisions": options.precision, "samples": max(5, options.repeats // 4)}
+    launch.measure(recorder, "benchmarks.roofline:run", "roof", platform=options.platform, **how)
     found = recorder.found
     for job in step.jobs_of(options) if found.cases(PRODUCT) else ():
         fields = {name: getattr(job, name) for name in ("model", "batch_size", "precision")}

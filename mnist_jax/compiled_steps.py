@@ -20,7 +20,7 @@ from mnist_jax.data import Dataset
 from mnist_jax.data.batches import num_batches
 from mnist_jax.errors import first_line, is_out_of_memory, running
 from mnist_jax.metrics import Metrics
-from mnist_jax.models import check_storable, count_parameters, param_shapes
+from mnist_jax.models import check_storable, count_parameters, variable_shapes
 from mnist_jax.ops import malloc
 from mnist_jax.optimizer import ema_params, make_optimizer
 from mnist_jax.parallel import distributed
@@ -84,7 +84,7 @@ def make_steps(
     # On a CPU a step of the MLP already fills the cores: `vmap` gains nothing and costs cache
     # misses, and convolutions with a kernel each are slow. A step of logistic regression is too
     # small to fill them.
-    shapes = jax.tree.leaves(param_shapes(model))
+    shapes = jax.tree.leaves(variable_shapes(model)[0])
     is_large = count_parameters(shapes) > 100_000 or any(x.ndim > 3 for x in shapes)
     sequential = members and where == "cpu" and is_large
 

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from filelock import FileLock
-from flax.typing import Dtype
 
 from mnist_jax.errors import UsageError
 from mnist_jax.parallel.mesh import select_device
 
 # 'highest' keeps all 24 bits of float32, also where the default is TF32 or, on TPU, bfloat16.
 MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
+# What layers compute in; None: in the dtype of their float32 parameters.
+COMPUTE_DTYPE = {"float32": None, "tf32": None, "bfloat16": jnp.bfloat16}
 # Forbids sums in an arbitrary order, and algorithms (Triton's among them) chosen by measured speed:
 # both give other bits from process to process.
 DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True, "xla_gpu_enable_triton_gemm": False}
@@ -61,18 +62,14 @@ def compiler_options(
     return options
 
 
-def compute_dtype(precision: str, device: jax.Device) -> Dtype | None:
-    """The dtype that layers compute in; None for that of their float32 parameters.
-
-    Raises UsageError if the device has no TF32.
-    """
+def check_precision(precision: str, device: jax.Device) -> None:
+    """Raises UsageError if the precision is TF32 and the device has none."""
     has_tf32 = re.match(r"([89]|\d\d)\.", getattr(device, "compute_capability", ""))  # 8.0 and up
     if precision == "tf32" and not has_tf32:
         raise UsageError(
             f"precision is 'tf32', which this device ({device.device_kind}) does not have; "
             "allowed here are bfloat16, float32; change --precision"
         )
-    return jnp.bfloat16 if precision == "bfloat16" else None
 
 
 def enable_compilation_cache(folder: Path | None) -> list[str]:

@@ -105,7 +105,7 @@ class Config(Flags):
                 raise UsageError(f"{problem}; leave {name} of --options out")
             if isinstance(known[name], bool) and isinstance(value, str):
                 raise UsageError(f"{name} of --options is {value!r}; allowed are True and False")
-            if name in given and name in own:  # both are in a resolved config, and equal
+            if name in given:  # both are in a resolved config, and equal
                 pair = [_plain(name, x) for x in (value, getattr(self, name))]
                 first, second = (x.lower() if isinstance(x, str) else x for x in pair)
                 if first != second:

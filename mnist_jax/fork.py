@@ -23,34 +23,23 @@ from mnist_jax.presets import PRESETS
 COMPONENTS: dict[str, dict[str, Any]] = {"model": MODELS, "optimizer": OPTIMIZERS, "loss": LOSSES}
 COMPONENTS |= {"augmentation": AUGMENTATIONS, "dataset": DATASETS}
 REGISTRIES = COMPONENTS | {"preset": PRESETS}
-Entries = dict[tuple[str, str], Any]  # of registries, by flag and name: ("model", "resnet")
-
-
-def _entries() -> Entries:
-    return {(flag, name): x for flag, entries in REGISTRIES.items() for name, x in entries.items()}
-
-
-def _register(entries: Entries) -> None:
-    for (flag, name), entry in entries.items():
-        REGISTRIES[flag][name] = entry
-
-
-BUILT_IN = frozenset(_entries())
+Registries = dict[str, dict[str, Any]]  # entries by name, by the flag
+BUILT_IN = {flag: frozenset(entries) for flag, entries in REGISTRIES.items()}
 _lock = threading.RLock()  # of the registries while they hold the names of a run that is read
-_added: dict[str, Entries] = {}  # by the SHA-256 of a fork's file
+_added: dict[str, Registries] = {}  # by the SHA-256 of a fork's file
 
 
 @contextlib.contextmanager
-def keep_names() -> Iterator[Entries]:
+def keep_names() -> Iterator[Registries]:
     """Restores the registries at the end: a run that is read must not leave its fork's names."""
     with _lock:
-        before = _entries()
+        before = {flag: dict(entries) for flag, entries in REGISTRIES.items()}
         try:
             yield before
         finally:
-            for registry in REGISTRIES.values():
-                registry.clear()
-            _register(before)
+            for flag, entries in before.items():
+                REGISTRIES[flag].clear()
+                REGISTRIES[flag].update(entries)
 
 
 def load_fork(path: str | Path) -> str:
@@ -81,15 +70,20 @@ def load_fork(path: str | Path) -> str:
                 where = f"fails in line {line}" if line else "fails"
                 problem = f"{where}: {type(error).__name__}: {first_line(error)}"
                 raise UsageError(f"the fork {path} {problem}") from error
-            added = {key: x for key, x in _entries().items() if before.get(key) is not x}
-        if taken := sorted(BUILT_IN & added.keys()):
-            problem = f"the fork {path} replaces the {taken[0][0]} {taken[0][1]!r} of mnist_jax"
-            raise UsageError(f"{problem}; give its own another name")
+            added = {
+                flag: {n: x for n, x in entries.items() if before[flag].get(n) is not x}
+                for flag, entries in REGISTRIES.items()
+            }
+        for flag, entries in added.items():
+            if taken := sorted(BUILT_IN[flag] & entries.keys()):
+                problem = f"the fork {path} replaces the {flag} {taken[0]!r} of mnist_jax"
+                raise UsageError(f"{problem}; give its own another name")
         _added[digest] = added
-    _register(_added[digest])
+    for flag, entries in _added[digest].items():
+        REGISTRIES[flag].update(entries)
     return digest
 
 
 def added_by(path: str | Path) -> list[tuple[str, str]]:
     """The flags and values, such as ("model", "resnet"), that a fork's file adds."""
-    return list(_added[load_fork(path)])
+    return [(flag, name) for flag, names in _added[load_fork(path)].items() for name in names]

@@ -171,11 +171,6 @@ def variable_shapes(model: nn.Module) -> tuple[Any, Any]:
     return jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
 
 
-def param_shapes(model: nn.Module) -> Any:
-    """The shapes and dtypes of the parameters; computes nothing."""
-    return variable_shapes(model)[0]
-
-
 def forward(
     model: nn.Module,
     params: Any,
@@ -259,5 +254,5 @@ def layers(model: nn.Module) -> list[Layer]:
         return output
 
     with nn.intercept_methods(record):
-        param_shapes(model)
+        variable_shapes(model)
     return list(seen.values())

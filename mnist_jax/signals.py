@@ -31,9 +31,8 @@ def catch_signals(caught: list[int]) -> Iterator[None]:
             signal.raise_signal(number)
 
     numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
-    usual = signal.SIG_DFL, signal.default_int_handler
-    before = {number: handler for number, handler in handlers.items() if handler in usual}
+    usual: Any = (signal.SIG_DFL, signal.default_int_handler)
+    before = {n: handler for n in numbers if (handler := signal.getsignal(n)) in usual}
     try:
         for number in before:
             signal.signal(number, handle)

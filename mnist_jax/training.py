@@ -13,7 +13,7 @@ import numpy as np
 
 from mnist_jax.callbacks import Callback, PythonWarnings, Result, warn
 from mnist_jax.compiled_steps import Trainer
-from mnist_jax.compiler import compute_dtype, enable_compilation_cache, use_device
+from mnist_jax.compiler import COMPUTE_DTYPE, check_precision, enable_compilation_cache, use_device
 from mnist_jax.config import Config
 from mnist_jax.data import Dataset, DataSpec, load_dataset
 from mnist_jax.data.dataset import hold_out
@@ -86,8 +86,9 @@ def fit(
             given = f"arrays-{results.params_sha256(to_host(init_params))[:16]}"
             config = dataclasses.replace(config, init_from=Path(given))
         timings = {"import_s": import_s, "data_s": time.perf_counter() - data_started}
-        data, dtype = dataset.spec, compute_dtype(config.precision, device)
-        model = make_model(**config.model_arguments(data), dtype=dtype)
+        check_precision(config.precision, device)
+        data = dataset.spec
+        model = make_model(**config.model_arguments(data), dtype=COMPUTE_DTYPE[config.precision])
         is_complete = config.workdir is not None and has_result(config.workdir)
         resumes = is_complete or (config.workdir is not None and has_begun(config.workdir))
         initial = (None, None) if resumes else _initial(config, init_params, model, warnings)
@@ -226,8 +227,8 @@ def _load(
         if (step := int(np.max(arrays["state/step"]))) != record["steps"]:
             problem = f"{folder} ended at step {record['steps']}; its checkpoint is of step {step}"
             advice = "restore the newest, or remove result.json and repeat the command"
-            found = [text.rpartition("; ")[0] for text in damaged]  # not "is used instead"
-            raise CheckpointError("; ".join([*found, problem, advice]))
+            causes = [text.rpartition("; ")[0] for text in damaged]  # not "is used instead"
+            raise CheckpointError("; ".join([*causes, problem, advice]))
         found = variables_of(arrays, config, model)
 
     distributed.on_primary(load)

@@ -76,7 +76,7 @@ def test_only_parameters_that_the_model_casts_once_and_at_once_are_kept_cast():
         dtypes = gpu_loop.cast_dtypes(model, *models.variable_shapes(model))
         assert jax.tree.leaves(dtypes) == [jnp.bfloat16] * cast
         cast_params = partial(gpu_loop.cast_params, dtypes=dtypes)
-        copies = jax.eval_shape(cast_params, models.param_shapes(model))
+        copies = jax.eval_shape(cast_params, models.variable_shapes(model)[0])
         assert [leaf.dtype for leaf in jax.tree.leaves(copies)] == [jnp.bfloat16] * cast
 
 

@@ -46,7 +46,7 @@ TABLES = {
 def test_the_layers_and_parameters_are_the_tutorials(name, table):
     model = models.make_model(name)
     assert [tuple(row) for row in models.layers(model)] == table
-    shapes = models.param_shapes(model)
+    shapes = models.variable_shapes(model)[0]
     assert models.count_parameters(shapes) == sum(parameters for *_, parameters in table)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
@@ -77,7 +77,7 @@ def test_both_hidden_layers_have_dropout_in_training(model, rate):
             found.append((layer.rate, layer.deterministic))
         return call(*args, **kwargs)
 
-    variables, image = {"params": models.param_shapes(model)}, jnp.zeros((2, 28, 28, 1))
+    variables, image = {"params": models.variable_shapes(model)[0]}, jnp.zeros((2, 28, 28, 1))
     with nn.intercept_methods(record):
         for train in (True, False):
             apply = partial(model.apply, train=train, rngs={"dropout": KEY})
@@ -108,7 +108,7 @@ def test_a_dense_layer_computes_what_flax_computes(features, batch):
 def test_images_classes_and_hidden_sizes_decide_the_shapes():
     fields = {"image_shape": (16, 12, 3), "num_classes": 26, "hidden_sizes": (5,)}
     model = models.make_model("cnn", **fields)
-    shapes = models.param_shapes(model)
+    shapes = models.variable_shapes(model)[0]
     assert shapes["conv1"]["kernel"].shape == (3, 3, 3, 64)
     assert shapes["dense1"]["kernel"].shape == (1536, 5)  # 3 × 2 pixels of 256 channels
     assert shapes["logits"]["bias"].shape == (26,)

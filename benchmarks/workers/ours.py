@@ -42,7 +42,7 @@ def config_of(job: jobs.Job) -> Config:
 
 def model_of(job: jobs.Job) -> nn.Module:
     """The job's network, computing in its precision."""
-    dtype = jnp.bfloat16 if job.precision == "bfloat16" else None  # None: that of the parameters
+    dtype = compiler.COMPUTE_DTYPE[job.precision]
     sizes: Any = {"image_shape": tuple(job.image_shape), "num_classes": job.num_classes}
     return make_model(job.model, dtype=dtype, **sizes, **config_of(job).arguments("model"))
 
@@ -52,7 +52,7 @@ def programs_of(
 ) -> tuple[dict[str, Any], Steps]:
     """Model, tx and step_config of the package's own training, and its programs."""
     if platform is None:  # refuses a precision that the device does not have
-        compiler.compute_dtype(job.precision, mesh.devices.flat[0])
+        compiler.check_precision(job.precision, mesh.devices.flat[0])
     config, model = config_of(job), model_of(job)
     make_tx = partial(make_optimizer, **config.optimizer_arguments(), steps=1)
     how: dict[str, Any] = {"model": model, "step_config": steps.make_step_config(config)}

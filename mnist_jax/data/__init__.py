@@ -116,7 +116,6 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 """Functions that load a data set, by name. A fork's function returns `Dataset.from_arrays(…)`; it
 may take data_dir, manual_dir, and options, as keyword arguments."""
-BUILT_IN_DATASETS = frozenset(DATASETS)
 
 
 def _read_cache(path: Path) -> tuple[Split, Split] | None:

@@ -16,8 +16,7 @@ NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 def is_path(name: str) -> bool:
     """Whether a data set's name is the path of files."""
-    is_folder = os.path.isdir(name)
-    return "/" in name or name.endswith(".npz") or is_folder
+    return "/" in name or name.endswith(".npz") or os.path.isdir(name)
 
 
 def load_files(path: Path) -> Dataset:

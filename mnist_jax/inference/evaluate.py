@@ -8,15 +8,12 @@ from typing import Any
 import numpy as np
 import scipy
 
-from mnist_jax.atomic_io import user_path
-from mnist_jax.compiler import enable_compilation_cache
 from mnist_jax.config import GRID, member_label
 from mnist_jax.data import Dataset
 from mnist_jax.errors import print_warnings
-from mnist_jax.inference.flags import DataFlags, RunFolder
+from mnist_jax.inference.flags import DataFlags, RunFolder, open_runs
 from mnist_jax.inference.restore import LoadedRun, Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix
-from mnist_jax.runs.run_dir import read_config
 from mnist_jax.runs.statistics import accuracy, accuracy_text, mean_text, percent, summarize
 
 
@@ -92,11 +89,10 @@ class Evaluate(DataFlags):
 
     def run(self) -> None:
         """Prints the result, warnings on stderr."""
-        config, _ = read_config(user_path(self.folder))
-        print_warnings(enable_compilation_cache(config.compilation_cache))
+        (run,) = open_runs([self.folder])
         folders = {"data_dir": self.data_dir, "manual_dir": self.manual_dir}
-        found = evaluate(self.folder, dataset=self.dataset, platform=self.platform, **folders)
-        print_warnings(found["warnings"])
+        found = evaluate(run, dataset=self.dataset, platform=self.platform, **folders)
+        print_warnings(text for text in found["warnings"] if text not in run.warnings)
         if self.json:
             print(json.dumps(found))
             return

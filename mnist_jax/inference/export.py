@@ -19,7 +19,7 @@ from mnist_jax.compiler import MATMUL_PRECISION
 from mnist_jax.errors import UsageError, first_line, writing
 from mnist_jax.inference.flags import RunFolder, open_runs
 from mnist_jax.inference.restore import LoadedRun
-from mnist_jax.runs.checkpoint import names_of
+from mnist_jax.runs.checkpoint import flatten
 from mnist_jax.runs.statistics import percent
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # a StableHLO program runs on each
@@ -52,7 +52,7 @@ def export(
     if file_format == "stablehlo":
         data, content = _to_stablehlo(run, place), "probabilities"
     else:
-        data = safetensors.numpy.save(names_of(params) | names_of(model_state))
+        data = safetensors.numpy.save(flatten(params) | flatten(model_state))
         scaled = " / 255" if config.normalize else ""
         content = f"logits of float32 images{scaled}; apply softmax"
     code = None  # of the model's class, to rebuild it from; a class may be in no file

@@ -15,11 +15,11 @@ import scipy
 from mnist_jax import steps
 from mnist_jax.atomic_io import user_path
 from mnist_jax.compiled_steps import EVAL_BATCH_SIZE
-from mnist_jax.compiler import use_device
+from mnist_jax.compiler import COMPUTE_DTYPE, use_device
 from mnist_jax.config import Config, member_label
-from mnist_jax.data import BUILT_IN_DATASETS, DATASETS, Dataset, DataSpec, load_dataset
+from mnist_jax.data import DATASETS, Dataset, DataSpec, load_dataset
 from mnist_jax.errors import DataError, NonFiniteError, UsageError
-from mnist_jax.fork import keep_names
+from mnist_jax.fork import BUILT_IN, keep_names
 from mnist_jax.models import IMAGE_SHAPE, forward, make_model
 from mnist_jax.parallel.ensemble import member_of
 from mnist_jax.runs.checkpoint import load_saved, variables_of
@@ -89,8 +89,7 @@ def load_run(folder: str | Path | LoadedRun) -> LoadedRun:
         return folder
     folder = user_path(folder)
     config, data = read_config(folder)
-    dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
-    model = make_model(**config.model_arguments(data), dtype=dtype)
+    model = make_model(**config.model_arguments(data), dtype=COMPUTE_DTYPE[config.precision])
     arrays, rest, warnings = load_saved(folder)
     variables = variables_of(arrays, config, model)
     count = config.num_members
@@ -122,7 +121,7 @@ def dataset_of(
     name = dataset.name if isinstance(dataset, Dataset) else dataset or config.dataset
     is_own = name in (config.dataset, run.data.name)
     if not isinstance(dataset, Dataset):
-        has_source = name in DATASETS and not (name in BUILT_IN_DATASETS and run.data.sha256)
+        has_source = name in DATASETS and not (name in BUILT_IN["dataset"] and run.data.sha256)
         if is_own and not has_source and not Path(name).is_absolute():
             given = f"{run.folder} was trained on {name}, arrays that fit was given"
             raise UsageError(f"{given}; call mnist_jax.evaluate(RUN, dataset=…) with them")

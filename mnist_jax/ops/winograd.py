@@ -82,9 +82,9 @@ def input_gradient(d, w, shape, border, precision):
     u = jnp.swapaxes(_transform_kernel(w, G), 2, 3)  # (6, 6, out, in)
     m = _products(d, u, 2, precision)
     m = [row.reshape(SPAN, batch, rows, columns, -1) for row in m]
-    dx = _overlap_add(_combine(B_T.T, m), 2)  # (6, batch, 4 (rows + 1), columns, in)
+    dx = _overlap_add(_combine(B_T.T, m))  # (6, batch, 4 (rows + 1), columns, in)
     dx = lax.optimization_barrier(dx[:, :, border : border + height])
-    return _overlap_add(_combine(B_T.T, dx), 2)[:, :, border : border + width]
+    return _overlap_add(_combine(B_T.T, dx))[:, :, border : border + width]
 
 
 def kernel_gradient(d, x, border, precision):
@@ -93,14 +93,14 @@ def kernel_gradient(d, x, border, precision):
     return _transform_kernel(dw, G.T)
 
 
-def _overlap_add(lines, axis):
-    """Sums tiles of 6 pixels, one every 4 pixels: 6 arrays of n tiles → 4 (n + 1) along `axis`."""
-    zeros = jnp.zeros_like(lax.slice_in_dim(lines[0], 0, 1, axis=axis))
-    own = [jnp.concatenate([line, zeros], axis) for line in lines[:TILE]]
-    previous = [jnp.concatenate([zeros, line], axis) for line in lines[TILE:]]
+def _overlap_add(lines):
+    """Sums tiles of 6 pixels, one every 4 pixels: 6 arrays of n tiles → 4 (n + 1) along axis 2."""
+    zeros = jnp.zeros_like(lines[0][:, :, :1])
+    own = [jnp.concatenate([line, zeros], 2) for line in lines[:TILE]]
+    previous = [jnp.concatenate([zeros, line], 2) for line in lines[TILE:]]
     pixels = [a + b for a, b in zip(own, previous, strict=False)] + own[len(previous) :]
-    y = jnp.stack(pixels, axis + 1)
-    return y.reshape(*y.shape[:axis], -1, *y.shape[axis + 2 :])
+    y = jnp.stack(pixels, 3)
+    return y.reshape(*y.shape[:2], -1, *y.shape[4:])
 
 
 def _products(a, b, axis_a, precision):

@@ -20,7 +20,7 @@ from mnist_jax.config import Config, group_by_point
 from mnist_jax.data import DATASETS, Dataset
 from mnist_jax.errors import print_warnings
 from mnist_jax.metrics import NEVER, Metrics, member_means, select_members
-from mnist_jax.models import count_parameters, layers, param_shapes
+from mnist_jax.models import count_parameters, layers, variable_shapes
 from mnist_jax.runs.results import accuracy_line
 from mnist_jax.runs.run_dir import REPORT
 from mnist_jax.runs.statistics import percent, summary_text
@@ -175,7 +175,7 @@ def describe_config(config: Config) -> str:
 
 def layer_table(name: str, model: nn.Module) -> Table:
     """Layer, output shape and parameters of a model, with their total."""
-    total = f"{count_parameters(param_shapes(model)):,}"
+    total = f"{count_parameters(variable_shapes(model)[0]):,}"
     table = Table(title=f"model {name}", title_justify="left", show_footer=True, pad_edge=False)
     table.add_column("layer", footer="total")
     table.add_column("kind")

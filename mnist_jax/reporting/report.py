@@ -18,7 +18,7 @@ from mnist_jax.errors import first_line, print_warnings, writing
 from mnist_jax.inference.flags import DataFlags, Runs, open_runs
 from mnist_jax.inference.restore import LoadedRun, Prediction, Predictor, dataset_of, load_run
 from mnist_jax.metrics import confusion_matrix, finite_members, select_members
-from mnist_jax.models import count_parameters, layers, param_shapes
+from mnist_jax.models import count_parameters, layers, variable_shapes
 from mnist_jax.reporting import plots
 from mnist_jax.runs import statistics
 from mnist_jax.runs.run_dir import REPORT, read_environment
@@ -120,8 +120,8 @@ def run_page(run: LoadedRun, dataset: Dataset, platform: str | None = None) -> d
         sentence = accuracy_text(statistics.accuracy(answers[0], label))
     epochs = f"epochs: {record['epochs']}" if record else f"of {config.epochs} epochs"
     training = (
-        f"{count_parameters(param_shapes(run.model)):,} parameters, trained for {run.step:,} steps "
-        f"with batches of {config.batch_size} images ({epochs})."
+        f"{count_parameters(variable_shapes(run.model)[0]):,} parameters, trained for "
+        f"{run.step:,} steps with batches of {config.batch_size} images ({epochs})."
     )
     shapes = [
         (name, kind, " × ".join(map(str, shape)), f"{count:,}")
@@ -249,7 +249,7 @@ def _result_table(points: Mapping[str, LoadedRun]) -> Table:
         accuracies = finite_members(run.rows[-1])["test/accuracy"] if run.rows else []
         found = statistics.summarize(accuracies)
         accuracy = percent(found["mean"]), percent(found["sd"], ""), found["n"]
-        size = f"{run.step:,}", f"{count_parameters(param_shapes(run.model)):,}"
+        size = f"{run.step:,}", f"{count_parameters(variable_shapes(run.model)[0]):,}"
         times = (f"{run.seconds.get(key, 0.0):,.1f}" for key in ("train_s", "total_s"))
         rows.append((name, *accuracy, *size, *times))
     columns = "run", "test accuracy", "sd", "seeds", "steps", "parameters"

@@ -54,19 +54,19 @@ class Progress:
         return (self.rows[-1]["step"] if self.rows else 0) + self.batch
 
 
-def names_of(tree: Any) -> dict[str, Any]:
+def flatten(tree: Any) -> dict[str, Any]:
     """The tree's leaves by their paths, such as "state/params/dense1/kernel"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def fill(template: Any, arrays: dict[str, np.ndarray]) -> Any:
+def unflatten(template: Any, arrays: dict[str, np.ndarray]) -> Any:
     """A tree like `template` (arrays, or their shapes and dtypes) with `arrays` of these names.
 
     Raises CheckpointError if an array is missing, or has another shape or dtype.
     """
     leaves = []
-    for name, leaf in names_of(template).items():
+    for name, leaf in flatten(template).items():
         if name not in arrays:
             raise CheckpointError(f"the checkpoint has no array {name}")
         found = arrays[name]
@@ -120,10 +120,10 @@ def variables_of(
     params, model_state = stacked_shapes(config, model)
     kind = "ema" if config.ema_decay and np.any(arrays["state/step"]) else "params"
     template = {"state": {kind: params, "model_state": model_state}}
-    parts, names = (f"state/{kind}/", "state/model_state/"), names_of(template)
+    parts, names = (f"state/{kind}/", "state/model_state/"), flatten(template)
     if other := [n for n in arrays if n.startswith(parts) and n not in names]:
         raise CheckpointError(f"the model has no array {other[0].removeprefix('state/')}")
-    state = fill(template, arrays)["state"]
+    state = unflatten(template, arrays)["state"]
     if kind == "params":  # also before the first step, when the EMA is zero
         return state["params"], state["model_state"]
     with jax.ensure_compile_time_eval():  # a loss may load its teacher while JAX traces it
@@ -160,10 +160,10 @@ class CheckpointManager:
     def save(self, progress: Progress) -> None:
         """Waits for the previous save, copies the arrays (NumPy's), and starts to write them."""
         self.wait_until_finished()
-        # Copies: on a CPU `device_get` may give views of buffers that the next step reuses.
         rest = dict(vars(progress))
         tree = {name: rest.pop(name) for name in ("state", "metrics")}
-        arrays = {name: np.array(leaf, order="C") for name, leaf in names_of(tree).items()}
+        # Copies: on a CPU `device_get` may give views of buffers that the next step reuses.
+        arrays = {name: np.array(leaf, order="C") for name, leaf in flatten(tree).items()}
         metadata = {"format": str(FORMAT_VERSION), "rest": json.dumps(rest)}
         name = f"epoch-{progress.epoch:04d}-step-{progress.step:08d}.safetensors"
         self._pending = self._writer.submit(self._write, self.folder / name, arrays, metadata)

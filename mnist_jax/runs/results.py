@@ -12,7 +12,7 @@ from mnist_jax.data import DataSpec
 from mnist_jax.metrics import Metrics, finite_mask
 from mnist_jax.models import count_parameters
 from mnist_jax.parallel.ensemble import member_of
-from mnist_jax.runs.checkpoint import Progress, names_of
+from mnist_jax.runs.checkpoint import Progress, flatten
 from mnist_jax.runs.statistics import mean_text, percent, summarize
 
 
@@ -108,7 +108,7 @@ def accuracy_line(record: dict[str, Any]) -> str:
 def params_sha256(params: Any) -> str:
     """SHA-256 over every parameter's name, dtype, shape and bytes, in the order of the names."""
     digest = hashlib.sha256()
-    for name, leaf in sorted(names_of(params).items()):
+    for name, leaf in sorted(flatten(params).items()):
         array = np.asarray(leaf)
         digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
         digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())

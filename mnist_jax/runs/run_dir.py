@@ -1,7 +1,6 @@
 """The folder of a run: its config, metrics, result and checkpoints, and the lock that guards it."""
 
 import contextlib
-import dataclasses
 import datetime
 import glob
 import itertools
@@ -24,7 +23,7 @@ from mnist_jax.metrics import Metrics
 from mnist_jax.models import make_model
 from mnist_jax.parallel.mesh import select_device
 from mnist_jax.runs import checkpoint, environment
-from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill, load_saved, names_of
+from mnist_jax.runs.checkpoint import CheckpointManager, Progress, flatten, load_saved, unflatten
 from mnist_jax.runs.environment import PACKAGES
 from mnist_jax.steps import TrainState
 
@@ -147,7 +146,7 @@ class RunDir:
             return None
         arrays, metadata, warnings = load_saved(self.folder)
         try:
-            return fill(template, arrays), metadata, warnings
+            return unflatten(template, arrays), metadata, warnings
         except CheckpointError as error:  # of another optimizer, or of `save_run`
             advice = f"start a new run from it with --init_from={shlex.quote(str(self.folder))}"
             raise CheckpointError(f"{error}, so it cannot resume; {advice}") from error
@@ -263,10 +262,9 @@ def save_run(
     if os.path.exists(folder / CONFIG):
         raise UsageError(f"{folder} holds a run; choose another folder")
     own = {"dataset": data.name, "seeds": None, "ema_decay": 0.0, **dict.fromkeys(config.grid)}
-    config = dataclasses.replace(config, **own).resolve()
-    config = dataclasses.replace(config, dataset=data.name)  # even where a folder is called so
+    config = Config.from_json(config.resolve().to_json() | own)
     given = {"state": {"params": params, "model_state": model_state or {}}}
-    arrays, model = names_of(jax.device_get(given)), make_model(**config.model_arguments(data))
+    arrays, model = flatten(jax.device_get(given)), make_model(**config.model_arguments(data))
     done: Any = np.int32(step)
     state = TrainState(done, *checkpoint.variables_of(arrays, config, model), (), None)
     where = environment.describe(select_device(config.platform))

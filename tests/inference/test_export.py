@@ -18,7 +18,7 @@ from mnist_jax.data import DataSpec
 from mnist_jax.errors import UsageError
 from mnist_jax.inference import export
 from mnist_jax.inference.restore import LoadedRun, Predictor
-from mnist_jax.models import MODELS, LogisticRegression, make_model, param_shapes
+from mnist_jax.models import MODELS, LogisticRegression, make_model, variable_shapes
 
 PAGE = (ROOT / "docs" / "running.md").read_text()
 LOADING = next(c for c in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "deserial" in c)
@@ -33,7 +33,7 @@ def untrained(folder: Path, **fields) -> LoadedRun:
     dtype = jax.numpy.bfloat16 if config.precision == "bfloat16" else None
     model = make_model(config.model, dtype=dtype, **config.arguments("model"))
     data = DataSpec("digits", (28, 28, 1), tuple("0123456789"))
-    shapes, normal = param_shapes(model), np.random.default_rng(0).normal
+    shapes, normal = variable_shapes(model)[0], np.random.default_rng(0).normal
     params = jax.tree.map(lambda x: normal(scale=0.03, size=x.shape).astype(x.dtype), shapes)
     return LoadedRun(folder, config, data, model, [(params, {})], 0, [], {}, [])
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from mnist_jax.models import CNN, param_shapes
+from mnist_jax.models import CNN, variable_shapes
 from mnist_jax.ops.convolution import conv3x3, conv_general_dilated
 from mnist_jax.ops.dense import dot_general
 from mnist_jax.ops.pooling import max_pool_2x2
@@ -208,7 +208,7 @@ def test_the_cnn_uses_it_in_every_layer(platform):
 
     image = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
     exported = export.export(jax.jit(jax.grad(loss)), platforms=[platform])
-    text = exported(param_shapes(CNN()), image).mlir_module()
+    text = exported(variable_shapes(CNN())[0], image).mlir_module()
     # On a GPU: the output and two gradients of each but the first, whose one channel is summed.
     assert text.count("stablehlo.convolution") == (0 if platform == "cpu" else 3 * 3)
 

@@ -204,7 +204,7 @@ def test_the_first_layer_is_shown_if_it_takes_pixels():
         (models.CNN, ["64 filters of conv1, seed 6."]),
         (NoLayer, []),
     ):
-        shapes = models.param_shapes(model := kind())
+        shapes = models.variable_shapes(model := kind())[0]
         params = jax.tree.map(lambda x: np.arange(x.size, dtype=float).reshape(x.shape), shapes)
         run = LoadedRun(Path(), config, data, model, [({}, {}), (params, {})], 0, [], {}, [])
         figures = report.weights_figures(run, {"seed": 6})

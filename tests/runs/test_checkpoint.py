@@ -11,7 +11,7 @@ import safetensors.numpy
 from mnist_jax import atomic_io
 from mnist_jax.errors import CheckpointError
 from mnist_jax.metrics import Metrics
-from mnist_jax.runs.checkpoint import CheckpointManager, Progress, fill, load_saved, names_of
+from mnist_jax.runs.checkpoint import CheckpointManager, Progress, flatten, load_saved, unflatten
 from mnist_jax.steps import TrainState
 
 
@@ -45,12 +45,12 @@ def path_of(manager: CheckpointManager, step: int):
 def assert_is(found, expected: Progress) -> None:
     arrays, metadata, _ = found
     tree = {"state": expected.state, "metrics": expected.metrics}
-    wanted = names_of(tree)
+    wanted = flatten(tree)
     assert arrays.keys() == wanted.keys()
     for name, array in wanted.items():
         np.testing.assert_array_equal(arrays[name], array, err_msg=name)
         assert arrays[name].dtype == array.dtype
-    filled = fill(tree, arrays)
+    filled = unflatten(tree, arrays)
     assert Progress(**filled, **metadata) == dataclasses.replace(expected, **filled)
 
 
@@ -65,7 +65,7 @@ def test_a_checkpoint_makes_the_round_trip_and_the_newest_three_are_kept(manager
     manager.wait_until_finished()
     assert_is(load_saved(manager.folder.parent), make_progress(3, epoch=1))
     with pytest.raises(CheckpointError, match=r"p/a is float32\[2\], expected float64\[2\]"):
-        fill({"p": {"a": np.zeros(2, "f8")}}, {"p/a": np.zeros(2, "f4")})
+        unflatten({"p": {"a": np.zeros(2, "f8")}}, {"p/a": np.zeros(2, "f4")})
 
 
 def test_a_save_copies_the_arrays_at_once(manager, monkeypatch):
