@@ -13,7 +13,7 @@ import threading
 
 # While a command imports JAX, Ctrl-C ends it at once; a traceback would look like a bug.
 _is_command = (
-    sys.argv[0].endswith(("-m", "mnist-jax", "train.py"))
+    "".join(sys.argv[:1]).endswith(("-m", "mnist-jax", "train.py"))
     and threading.current_thread() is threading.main_thread()
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 )

@@ -101,6 +101,7 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
 
     With `debug` the traceback comes before the line.
     """
+    sys.stdout = sys.stdout or io.StringIO()  # a process may have none
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without × prints ?
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -111,7 +112,7 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
             sys.stdout.flush()
     except BrokenPipeError:  # `| head`: end quietly, as other commands do
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 128 + 13  # SIGPIPE, which Windows has not
     except (Exception, KeyboardInterrupt) as error:
         status, line = _status_and_line(error)
         if debug and status < 128:
@@ -146,7 +147,7 @@ def _status_and_line(error: BaseException) -> tuple[int, str]:
         advice = "check the disk" if error.errno == errno.EIO else "free some space on the disk"
         return DeviceError.exit_status, f"error: {error}; {advice}"
     if isinstance(error, ImportError):
-        return 1, f"error: {error}; install the dependencies with: pip install ."
+        return 1, f"error: {error}; install mnist_jax again, with its dependencies"
     return 1, (
         f"error: {type(error).__name__}: {first_line(error)}; this is a bug in mnist_jax; "
         "--debug shows where"

@@ -149,7 +149,8 @@ class Trainer:
         splits = {"validation": dataset.validation, "test": dataset.test}
         splits = {name: split for name, split in splits.items() if split is not None}
         # The images and labels on the devices, as uint8; they are transferred once.
-        self.train_split, self.eval_splits = put((dataset.train, splits), self._per_run)
+        self.train_split, placed = put((dataset.train, splits), self._per_run)
+        self.eval_splits = {name: placed[name] for name in splits}  # in this order
         self._steps = make_steps(
             model,
             partial(make_optimizer, **config.optimizer_arguments(), steps=self.total_steps),

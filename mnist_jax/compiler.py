@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from filelock import FileLock
 
 from mnist_jax.errors import UsageError
@@ -24,6 +25,7 @@ DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True, "xla_gpu_enable_trit
 # What XLA puts into CUDA graphs: its own list (of jax 0.10 to 0.12), and convolutions.
 COMMAND_BUFFER = "xla_gpu_enable_command_buffer"
 COMMANDS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,CONVOLUTION"
+NO_MESH = jax.sharding.Mesh(np.empty((), object), ())  # in place of one that the caller has set
 CACHE_BYTES = 512 * 2**20  # of the compilation cache; the least recently used programs go first
 
 
@@ -36,6 +38,7 @@ def use_device(platform: str, precision: str) -> Iterator[jax.Device]:
     """
     device = select_device(platform)
     with (
+        jax.set_mesh(NO_MESH),
         jax.default_device(device),
         jax.default_matmul_precision(MATMUL_PRECISION[precision]),
         jax.enable_x64(False),

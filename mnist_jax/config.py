@@ -92,18 +92,22 @@ class Config(Flags):
                 fits = inspect.isclass(part) and issubclass(part, nn.Module)
             if not fits:
                 raise UsageError(f"{called[kind]} is no {needed}")
-        known = {n: x for part in self.components().values() for n, x in keywords(part).items()}
+        known = {kind: keywords(part) for kind, part in self.components().items()}
         own, given = self._own_arguments(), [n for n in ARGUMENTS if getattr(self, n) is not None]
         for name in given:
             if name not in own:
                 who = called[ARGUMENTS[name]]
                 raise UsageError(f"{who} has no argument {name} to set; leave --{name} out")
         for name, value in self.option_values().items():
-            if name not in known:
+            owners = [kind for kind in known if name in known[kind]]
+            if len(owners) > 1:
+                both = " and ".join(called[kind] for kind in owners)
+                raise UsageError(f"{both} have an argument {name}; rename one, or leave it out")
+            if not owners:
                 *parts, last = called.values()
                 problem = f"{', '.join(parts)} and {last} have no argument {name} to set"
                 raise UsageError(f"{problem}; leave {name} of --options out")
-            if isinstance(known[name], bool) and isinstance(value, str):
+            if isinstance(known[owners[0]][name], bool) and isinstance(value, str):
                 raise UsageError(f"{name} of --options is {value!r}; allowed are True and False")
             if name in given:  # both are in a resolved config, and equal
                 pair = [_plain(name, x) for x in (value, getattr(self, name))]

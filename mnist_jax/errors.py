@@ -63,8 +63,11 @@ class InterruptedRunError(KeyboardInterrupt):
     """
 
     def __init__(self, message: str, signal: int):
-        super().__init__(message)
+        super().__init__(message, signal)  # both, to be pickled
         self.exit_status = 128 + signal
+
+    def __str__(self) -> str:
+        return self.args[0]
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows: one line, because nothing went wrong."""

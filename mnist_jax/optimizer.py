@@ -75,6 +75,6 @@ def ema_params(ema: Any, step: Any, decay: float) -> Any:
 
     The correction is that of Adam's moments: divide by 1 - decay^step.
     """
-    count = jnp.maximum(jnp.max(step), 1)  # the same for all members of an ensemble
+    count = jnp.maximum(jnp.max(step), 1).astype(jnp.float32)  # the same for all members
     correction = -jnp.expm1(count * math.log(decay))  # 1 - decay^count, also for a decay near 1
     return jax.tree.map(lambda leaf: leaf / correction, ema)

@@ -47,7 +47,8 @@ def fit(
     With a `coordinator`, or after `jax.distributed.initialize`, all processes must call this with
     the same config. They train one run together; process 0 writes its folder.
 
-    In the main thread, a signal of `signals.NAMES` ends the training early, with a checkpoint.
+    In the main thread, a signal of `signals.NAMES` ends the training early, with a checkpoint,
+    unless the program handles it in a way of its own, as `asyncio.run` does Ctrl-C.
 
     Args:
         config: what to train, and how.
@@ -91,6 +92,7 @@ def fit(
         model = make_model(**config.model_arguments(data), dtype=COMPUTE_DTYPE[config.precision])
         is_complete = config.workdir is not None and has_result(config.workdir)
         resumes = is_complete or (config.workdir is not None and has_begun(config.workdir))
+        resumes = distributed.broadcast(resumes)  # others need not see the folder of process 0
         initial = (None, None) if resumes else _initial(config, init_params, model, warnings)
         log = distributed.broadcast(_overridden(callbacks, "on_steps"))
         trainer = Trainer(model, dataset, config, mesh, log=log)
@@ -100,6 +102,7 @@ def fit(
         where = environment.describe(device)
         facts = {name: where[name] for name in (*environment.PACKAGES, "platform", "devices")}
         facts["data"] = data._replace(class_names=())
+        facts["initial parameters"] = results.params_sha256(initial)
         distributed.check_same({**config.hyperparameters(), **facts})
         warnings += [*_unused_fork(config), *dataset.warnings]
         if config.precision == "bfloat16" and device.platform == "cpu":
@@ -172,6 +175,9 @@ def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset
     if dataset is None:
         folders = {"data_dir": config.data_dir, "manual_dir": config.manual_dir}
         dataset = load_dataset(config.dataset, **folders, **config.arguments("dataset"))
+    if not dataset.has_its_arrays:
+        problem = f"the arrays of the data set {dataset.name} were replaced"
+        raise UsageError(f"{problem}; make one of your own with Dataset.from_arrays")
     if config.dataset == "auto" or is_given:
         config = dataclasses.replace(config, dataset=dataset.name)
     if config.validation:

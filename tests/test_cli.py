@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from shared import ROOT
 
 import train
 from mnist_jax import Config, __main__, __version__, cli
+from mnist_jax.data.sources import UnreachableError
 from mnist_jax.errors import InterruptedRunError, WorseError
 from mnist_jax.signals import catch_signals
 
@@ -122,9 +124,10 @@ def test_an_error_is_one_line_with_its_status(capsys, flags, tmp_path, more, sta
     ("error", "status", "line"),
     [
         (RuntimeError("one:\n two\n3"), 1, "RuntimeError: one: two; this is a bug in mnist_jax;"),
-        (ModuleNotFoundError("No module named 'x'"), 1, "'x'; install the dependencies with: pip"),
+        (ModuleNotFoundError("No module named 'x'"), 1, "'x'; install mnist_jax again"),
         (MemoryError("cannot allocate 1 TB"), 6, "with a smaller --batch_size or --seeds"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: 1 TB"), 6, "use another --platform"),
+        (UnreachableError("URL", "down"), 3, "cannot download URL: down; download the four files"),
         (WorseError("b is worse"), 7, "b is worse"),
         (InterruptedRunError("interrupted at step 3", 15), 143, "interrupted at step 3"),
         (OSError(5, "Input/output error"), 6, "Input/output error; check the disk"),
@@ -132,10 +135,12 @@ def test_an_error_is_one_line_with_its_status(capsys, flags, tmp_path, more, sta
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_any_exception_becomes_one_line(capsys, error, status, line):
+def test_any_exception_becomes_one_line(capsys, monkeypatch, error, status, line):
     assert cli.exit_status(mock.Mock(side_effect=error), debug=False) == status
     err = capsys.readouterr().err
     assert (line in err, err.count("\n")) == (True, 1)
+    error = pickle.loads(pickle.dumps(error))  # as it comes from a pool of processes
+    monkeypatch.setattr(sys, "stdout", None)  # a process may have none
     assert cli.exit_status(mock.Mock(side_effect=error), debug=True) == status
     assert ("Traceback" in capsys.readouterr().err) == (status < 128)
 

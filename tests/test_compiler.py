@@ -24,8 +24,10 @@ def test_compiler_options_are_those_of_the_device(monkeypatch):
 
 
 def test_inside_use_device_numbers_do_not_depend_on_jaxs_settings():
-    with jax.enable_x64(True), jax.default_matmul_precision("bfloat16"):
+    mesh = jax.sharding.Mesh(jax.devices("cpu")[:1], ("x",))
+    with jax.enable_x64(True), jax.default_matmul_precision("bfloat16"), jax.set_mesh(mesh):
         with use_device("cpu", "float32") as device:
+            assert jax.sharding.get_abstract_mesh().empty
             assert device == jax.devices("cpu")[0]
             assert jnp.zeros(1, float).dtype == jnp.float32
             text = jax.jit(jnp.dot).lower(jnp.ones((2, 2)), jnp.ones((2, 2))).as_text()

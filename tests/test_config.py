@@ -82,6 +82,8 @@ def test_a_flag_sets_an_argument_of_one_component(monkeypatch):
     assert Config(model="net").resolve().activation is None
     assert "momentum" not in config.optimizer_arguments()
     assert dataclasses.replace(config, momentum=0.5).optimizer_arguments()["momentum"] == 0.5
+    with pytest.raises(UsageError, match="'net' and the optimizer 'sgd' have an argument momentum"):
+        dataclasses.replace(config, options=("activation=None", "momentum=0.5"))
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def _load(name: str, data_dir: Path, manual_dir: Path | None = None) -> Dataset:
                     arrays |= {"test/image": test.image, "test/label": test.label}
                     atomic_io.write_verified(path, safetensors.numpy.save(arrays))
     class_names = SOURCES.get(name, SOURCES["mnist"]).class_names
-    return Dataset(name, *splits, source, warnings, class_names)
+    return Dataset(name, *splits, source, warnings, class_names, made=splits)
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {

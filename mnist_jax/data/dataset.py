@@ -45,6 +45,7 @@ class Dataset:
     class_names: tuple[str, ...]
     validation: Split | None = None  # held out of `train`
     sha256: str | None = None  # of the arrays, if they are the user's own
+    made: tuple[Split, Split] | None = None  # the train and test that it was made with
 
     @classmethod
     def from_arrays(
@@ -83,11 +84,17 @@ class Dataset:
             digest.update(f"{array.dtype} {array.shape}\n".encode())
             digest.update(array.tobytes())
         warnings = () if 0 in train.label else (f"{name}: no training label is 0, the first class",)
-        return cls(name, train, test, "arrays", warnings, names, sha256=digest.hexdigest())
+        own = {"sha256": digest.hexdigest(), "made": (train, test)}
+        return cls(name, train, test, "arrays", warnings, names, **own)
 
     def __repr__(self) -> str:
         train, test = len(self.train.label), len(self.test.label)
         return f"{self.name}: {train:,} train, {test:,} test images, {self.source}"
+
+    @property
+    def has_its_arrays(self) -> bool:
+        """Whether it has the arrays of its name and SHA-256: `dataclasses.replace` changes any."""
+        return self.made is not None and self.train is self.made[0] and self.test is self.made[1]
 
     @property
     def spec(self) -> DataSpec:

@@ -26,9 +26,12 @@ class UnreachableError(DataError):
     """A file cannot be downloaded: no network, an error status, a broken connection."""
 
     def __init__(self, url: str, reason: str):
-        advice = "download the four files and pass --manual_dir=DIR, or use --dataset=digits"
-        super().__init__(f"cannot download {url}: {reason}; {advice}")
+        super().__init__(url, reason)  # both, to be pickled
         self.reason = reason
+
+    def __str__(self) -> str:
+        advice = "download the four files and pass --manual_dir=DIR, or use --dataset=digits"
+        return f"cannot download {self.args[0]}: {self.reason}; {advice}"
 
 
 class Source(NamedTuple):

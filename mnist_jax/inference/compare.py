@@ -1,18 +1,20 @@
 """Ensembles of saved models, and whether one run is better than another."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mnist_jax.atomic_io import user_path
 from mnist_jax.config import group_by_point
+from mnist_jax.data.dataset import hold_out
 from mnist_jax.errors import UsageError, WorseError, print_warnings
 from mnist_jax.inference.flags import DataFlags, Runs, open_runs
 from mnist_jax.inference.restore import Prediction, Predictor, dataset_of
 from mnist_jax.runs import statistics
 
 SIGNIFICANT = 0.05  # p below which a difference is significant
+ONE_NETWORK = "A run with one network says nothing about the recipe: another seed may reverse it."
 
 
 def vote(log_probabilities: np.ndarray, label: np.ndarray) -> dict[str, Any]:
@@ -76,13 +78,16 @@ class Ensemble(DataFlags):
 class Compare(DataFlags):
     """Tests whether a second run is better or worse than a first.
 
-    Runs with several seeds each are compared by their seeds (Welch's t-test), others on the test
-    images alone (McNemar's test). Exit status 7: the second is significantly worse.
+    Runs with several seeds each are compared by their seeds (Welch's t-test), others on the images
+    alone (McNemar's test). Exit status 7: the second is significantly worse.
     """
 
     folders: Runs
     """The two runs' folders; or that of one run with several values of a hyperparameter, whose
     points are compared with the first."""
+
+    split: Literal["test", "validation"] = "test"
+    """The images: test, or validation, those that all runs held out, with which you may choose."""
 
     def run(self) -> None:
         """Prints the tests and the verdict; raises WorseError if the second run is worse."""
@@ -91,12 +96,19 @@ class Compare(DataFlags):
             what = "two runs, or one run with several values of a hyperparameter"
             raise UsageError(f"compare takes {what}; {len(runs)} given")
         dataset = dataset_of(runs[0], data_dir=self.data_dir, manual_dir=self.manual_dir)
-        sides = [Predictor(run, self.platform)(dataset.test.image) for run in runs]
+        image, label = dataset.test
+        if self.split == "validation":
+            counts = {run.config.validation for run in runs}
+            if 0 in counts or len(counts) > 1:
+                raise UsageError("the runs held out no images, or others; train with --validation")
+            image, label = hold_out(dataset.train, counts.pop())[1]
+        sides = [Predictor(run, self.platform)(image) for run in runs]
         print_warnings((*dataset.warnings, *(text for side in sides for text in side.warnings)))
+        print(f"images  {len(label):,}, {self.split}")
         if len(sides) == 1:
-            _compare_points(sides[0], dataset.test.label)
+            _compare_points(sides[0], label)
         else:
-            self._compare_runs(sides[0], sides[1], dataset.test.label)
+            self._compare_runs(sides[0], sides[1], label)
 
     def _compare_runs(self, a: Prediction, b: Prediction, label: np.ndarray) -> None:
         found = compare(a, b, label)
@@ -106,14 +118,12 @@ class Compare(DataFlags):
             many = f"an ensemble: the mean of the probabilities of {count} networks"
             print(f"{side:6s}  {many if count > 1 else 'one network'}")
         only = f"only the first is right on {images['only_a']}, only the second on"
-        print(f"images  second {_test(images)} (McNemar); {only} {images['only_b']}")
+        print(f"answers second {_test(images)} (McNemar); {only} {images['only_b']}")
         if seeds:
             low, high = (f"{100 * end:+.2f}" for end in seeds["ci95"])
             print(f"seeds   second {_test(seeds)} (Welch), 95 % interval {low} to {high} points")
         elif 1 in counts:
-            print(
-                "A run with one network says nothing about the recipe: another seed may reverse it."
-            )
+            print(ONE_NETWORK)
         first, second = self.folders
         if found["worse"]:
             raise WorseError(f"{second} is significantly worse than {first}")
@@ -136,6 +146,8 @@ def _compare_points(answers: Prediction, label: np.ndarray) -> None:
         corrected = {**test, "p": min(1.0, test["p"] * len(others))}  # Bonferroni
         print(f"{name}: {_test(corrected)} ({method}) against {first}")
     print("The p values are corrected for the number of lines (Bonferroni).")
+    if len(base.members) == 1:
+        print(ONE_NETWORK)
 
 
 def _test(found: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ def make_callbacks(config: Config) -> list[Callback]:
         try:
             from mnist_jax.reporting.tensorboard import TensorBoard, TensorBoardSteps
         except ModuleNotFoundError as error:
-            message = "--tensorboard needs tensorboardX; pip install '.[tensorboard]'"
+            message = "--tensorboard needs tensorboardX; pip install tensorboardX"
             raise UsageError(message) from error
         callbacks.append(TensorBoardSteps() if config.log_steps else TensorBoard())
     if config.report:

@@ -31,7 +31,8 @@ class Display(Callback):
 
     def __init__(self, console: Console | None = None):
         # Rich's own bar in a notebook needs ipywidgets; a notebook has FORCE_COLOR, too.
-        plain = {"force_jupyter": False, "force_interactive": sys.stdout.isatty()}
+        is_terminal = bool(sys.stdout and sys.stdout.isatty())  # a process may have no output
+        plain: dict[str, Any] = {"force_jupyter": False, "force_interactive": is_terminal}
         self.console = console or Console(highlight=False, soft_wrap=True, **plain)
         columns = "{task.description}", BarColumn(bar_width=24), "{task.fields[text]}"
         hidden = not self.console.is_interactive
@@ -74,7 +75,7 @@ class Display(Callback):
         print(f"data    {dataset}")
         print(f"device  {describe_devices(devices)}, {config.precision}")
         lines = textwrap.wrap(describe_config(config), 72, break_long_words=False)
-        print("config  " + f"\n{'':8}".join(lines))
+        print("config  " + f"\n{'':8}".join(lines).replace("\xa0", " "))
         print(f"run     {workdir}")
         with self.console.capture() as table:  # Rich would exit with status 1 on a closed pipe
             self.console.print(layer_table(config.model, model))
@@ -170,7 +171,8 @@ def describe_config(config: Config) -> str:
     main = ("epochs", "batch_size", "learning_rate", "seed")
     shown = (*main, "dataset", "precision")  # the last two elsewhere
     changed = [n for n in values if n not in shown and values[n] not in (None, defaults[n])]
-    return f"{config.preset}: " + ", ".join(f"{n} {values[n]}" for n in (*main, *changed))
+    words = (f"{n} {values[n]}".replace(" ", "\xa0") for n in (*main, *changed))  # unbroken
+    return f"{config.preset}: " + ", ".join(words)
 
 
 def layer_table(name: str, model: nn.Module) -> Table:
@@ -180,7 +182,7 @@ def layer_table(name: str, model: nn.Module) -> Table:
     table.add_column("layer", footer="total")
     table.add_column("kind")
     table.add_column("output shape")
-    table.add_column("parameters", justify="right", footer=total)
+    table.add_column("parameters", justify="right", footer=total, min_width=len(total))
     for layer in layers(model):
         shape = " × ".join(map(str, layer.output_shape))
         table.add_row(layer.name, layer.kind, shape, f"{layer.parameters:,}")

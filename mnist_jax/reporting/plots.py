@@ -22,6 +22,7 @@ Rows = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
 # text in these colours is readable on white.
 COLOURS = ("#0068a5", "#b54500", "#00735a", "#95457a", "#806000", "#444c56")
 WIDTH = 5.4  # inches; 10-point text stays readable on a phone
+LEGEND_ROW = 0.2  # inches
 STYLE = {
     "axes.formatter.useoffset": False,
     "axes.grid": True,
@@ -106,20 +107,24 @@ def learning_curves(runs: Mapping[str, Rows]) -> Figure:
     One run has a curve for each split. Of several runs each has one colour: a solid curve for test
     and a dotted one for train.
     """
-    figure = Figure((WIDTH, 5.6))
+    more = len(runs) if len(runs) > 1 else 0
+    figure = Figure((WIDTH, 5.6 + LEGEND_ROW * more))
     upper, lower = figure.subplots(2, sharex=True)
     for axes, metric in ((upper, "loss"), (lower, "accuracy")):
         for run, rows in runs.items():
             epochs = [row["epoch"] for row in rows]
             if len(runs) > 1:
-                colour = _curve(axes, epochs, rows, f"test/{metric}", label=run)
+                colour = _curve(axes, epochs, rows, f"test/{metric}", label=f"{run}:")
                 _curve(axes, epochs, rows, f"train/{metric}", color=colour, linestyle=":")
                 continue
             for split in ("test", "train", "validation"):
                 if f"{split}/{metric}" in rows[0]:
                     _curve(axes, epochs, rows, f"{split}/{metric}", label=split)
         axes.set_title(metric if len(runs) == 1 else f"{metric} (dotted: train)")
-        axes.legend()
+        if len(runs) == 1:
+            axes.legend()
+    if len(runs) > 1:  # below, because names may be long
+        figure.legend(*lower.get_legend_handles_labels(), loc="outside lower left")
     lower.yaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
     lower.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
     lower.set_xlabel("epoch")
@@ -129,17 +134,17 @@ def learning_curves(runs: Mapping[str, Rows]) -> Figure:
 @styled
 def accuracy_against_time(runs: Mapping[str, Rows]) -> Figure:
     """Test accuracy against seconds of training, of runs of at least one epoch by their names."""
-    figure = Figure((WIDTH, 3.6))
+    figure = Figure((WIDTH, 3.6 + LEGEND_ROW * len(runs)))
     axes = figure.add_subplot()
     for run, rows in runs.items():
         seconds = np.cumsum([row["train_s"] for row in rows])
-        _curve(axes, seconds, rows, "test/accuracy", label=run, marker="o")
+        _curve(axes, seconds, rows, "test/accuracy", label=f"{run}:", marker="o")
     axes.set(title="test accuracy", xlabel="seconds of training", xscale="log")
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda s, _: f"{s:g}"))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-    axes.legend()
+    figure.legend(loc="outside lower left")
     return figure
 
 

@@ -1,5 +1,6 @@
 """`evaluate`, as a function and as a command."""
 
+import dataclasses
 import json
 import re
 
@@ -64,6 +65,8 @@ def test_a_run_on_arrays_is_evaluated_with_them(tmp_path, capsys, monkeypatch):
         evaluate(tmp_path / "run", dataset=changed)
     with pytest.raises(UsageError, match="it differs in the data"):
         fit(Config(**given, batch_size=20), dataset=changed)
+    with pytest.raises(UsageError, match="the arrays of the data set mine were replaced; make one"):
+        fit(Config(**given, batch_size=20), dataset=dataclasses.replace(data, test=changed.test))
 
 
 def test_text_output(runs, command):

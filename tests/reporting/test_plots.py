@@ -18,8 +18,8 @@ def row(epoch, train, test, **more):
 ROWS = [row(1, 0.5, 0.6), row(2, 0.8, 0.75), row(3, 0.9, 0.7)]
 
 
-def legend(axes) -> list[str]:
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+def legend(legend) -> list[str]:
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def test_samples_are_dark_on_white_in_rows_under_their_names():
@@ -47,11 +47,13 @@ def test_samples_with_three_channels_are_in_colour():
 def test_curves_are_named_after_the_splits_of_one_run_or_after_several_runs():
     rows = [row(1, 0.5, 0.6, validation=0.4), row(2, 0.8, 0.7, validation=0.5)]
     upper, lower = plots.learning_curves({"mlp": rows}).axes
-    assert legend(lower) == ["test 70.00 %", "train 80.00 %", "validation 50.00 %"]
-    assert legend(upper) == ["test 0.300", "train 0.200", "validation 0.500"]
+    names = legend(lower.get_legend()), legend(upper.get_legend())
+    assert names[0] == ["test 70.00 %", "train 80.00 %", "validation 50.00 %"]
+    assert names[1] == ["test 0.300", "train 0.200", "validation 0.500"]
     assert [tuple(line.get_ydata()) for line in lower.lines] == [(0.6, 0.7), (0.5, 0.8), (0.4, 0.5)]
-    _, lower = plots.learning_curves({"a": ROWS, "b": ROWS[:2]}).axes
-    assert legend(lower) == ["a 70.00 %", "b 75.00 %"]
+    figure = plots.learning_curves({"a": ROWS, "b": ROWS[:2]})
+    assert legend(*figure.legends) == ["a: 70.00 %", "b: 75.00 %"]  # once, of the accuracy
+    _, lower = figure.axes
     lines = [(len(line.get_xdata()), line.get_linestyle()) for line in lower.lines]
     assert sorted(lines) == [(2, "-"), (2, ":"), (3, "-"), (3, ":")]  # train is dotted
     colours = {len(line.get_xdata()): to_hex(line.get_color()) for line in lower.lines}
