@@ -51,7 +51,8 @@ def notebook(text: str) -> str:
                 code = f"from mnist_jax.__main__ import main\n\n{code}"
             cells.append(cell("code", code))
         elif part.strip():
-            flags = re.compile(r"`(--\w+[ =][^`]+)`")  # with their values, in the text
+            part = re.sub(r"`--(\w+)`", r"`\1`", part)  # flags in the text
+            flags = re.compile(r"`(--\w+[ =][^`]+)`")  # and those with their values
             cells.append(cell("markdown", flags.sub(lambda m: f"`{fields(m[1])}`", part)))
     for number, each in enumerate(cells):
         each["id"] = f"cell-{number}"

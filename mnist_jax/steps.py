@@ -190,8 +190,8 @@ def train_step(
     """One update; the metrics of its batch before the update; and its loss and gradient norm.
 
     `first_nonfinite` of the metrics is this step if the loss or any gradient is NaN or infinite.
-    An optimizer that takes them (`optax.GradientTransformationExtraArgs`) gets `value`, `grad`, and
-    `value_fn` and `grad_fn`, functions from parameters to loss and to gradients on this batch.
+    An optimizer that takes it (`optax.GradientTransformationExtraArgs`) is called with `grad_fn`, a
+    function from parameters to gradients on this batch.
 
     Args:
         batch: as stored.
@@ -205,19 +205,16 @@ def train_step(
         how = {"model": model, "step_config": step_config}
         return loss_fn(params, state.model_state, batch, keys.dropout, **how)
 
-    def value_fn(params: Any) -> jax.Array:
-        return objective(params)[0]
-
     def grad_fn(params: Any, *_: Any) -> Any:
-        return jax.grad(value_fn)(params)
+        return jax.grad(objective, has_aux=True)(params)[0]
 
     (loss, (metrics, model_state)), grads = jax.value_and_grad(objective, has_aux=True)(
         state.params if cast_params is None else cast_params
     )
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
-    extra = {"value": loss, "grad": grads, "value_fn": value_fn, "grad_fn": grad_fn}
+    # Not `value` and others, which some optimizers want: optax's SAM refuses them.
     updates, opt_state = optax.with_extra_args_support(tx).update(
-        grads, state.opt_state, state.params, **extra
+        grads, state.opt_state, state.params, grad_fn=grad_fn
     )
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
