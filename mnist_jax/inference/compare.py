@@ -104,7 +104,7 @@ class Compare(DataFlags):
             image, label = hold_out(dataset.train, counts.pop())[1]
         sides = [Predictor(run, self.platform)(image) for run in runs]
         print_warnings((*dataset.warnings, *(text for side in sides for text in side.warnings)))
-        print(f"images  {len(label):,}, {self.split}")
+        print(f"on      {len(label):,} {self.split} images")
         if len(sides) == 1:
             _compare_points(sides[0], label)
         else:
@@ -118,7 +118,7 @@ class Compare(DataFlags):
             many = f"an ensemble: the mean of the probabilities of {count} networks"
             print(f"{side:6s}  {many if count > 1 else 'one network'}")
         only = f"only the first is right on {images['only_a']}, only the second on"
-        print(f"answers second {_test(images)} (McNemar); {only} {images['only_b']}")
+        print(f"images  second {_test(images)} (McNemar); {only} {images['only_b']}")
         if seeds:
             low, high = (f"{100 * end:+.2f}" for end in seeds["ci95"])
             print(f"seeds   second {_test(seeds)} (Welch), 95 % interval {low} to {high} points")

@@ -79,9 +79,9 @@ def test_compare_command(runs, copied, split, command):
     right = Predictor(load_run(grid))(split.image).log_probabilities.argmax(2) == split.label
     p = min(1.0, 2 * mcnemar(right[0], right[1])["p"])  # two points against the first
     assert f"p = {p:.3g} (McNemar) against learning_rate 0.1" in lines[1]
-    assert (status, lines[0], lines[-1]) == (0, "images  360, test", RECIPES)
+    assert (status, lines[0], lines[-1]) == (0, "on      360 test images", RECIPES)
     held_out = "--split=validation"
-    assert command("compare", one, one, held_out)[1].startswith("images  100, validation\n")
+    assert command("compare", one, one, held_out)[1].startswith("on      100 validation images\n")
     assert "held out no images" in command("compare", one, worse, held_out)[2]
     status, _, err = command("compare", one)
     assert (status, "two runs, or one run with several values" in err) == (2, True)
