@@ -15,7 +15,7 @@ GREY[5:15, 10:13] = 20
 INK = np.where(GREY < 100, 255, 0).astype(np.uint8)
 L = Image.fromarray(GREY)
 RGB = L.convert("RGB")
-JPEG, WEBP = {"quality": 95}, {"lossless": True}
+WEBP = {"lossless": True}
 
 
 def with_alpha(tone: int, alpha: np.ndarray, mode: str = "RGBA") -> Image.Image:
@@ -28,9 +28,7 @@ def with_alpha(tone: int, alpha: np.ndarray, mode: str = "RGBA") -> Image.Image:
     ("picture", "name", "options", "paper", "ink"),
     [
         (L, "x.bmp", {}, 230, 20),
-        (L, "x.jpg", JPEG, 230, 20),
         (L, "x.webp", WEBP, 230, 20),
-        (L, "x.tiff", {}, 230, 20),
         (L, "a PNG.jpg", {"format": "PNG"}, 230, 20),
         (L, "the first of two.gif", {"save_all": True, "append_images": [RGB]}, 230, 20),
         (RGB, "x.png", {}, 230, 20),
@@ -56,7 +54,7 @@ def test_every_format_and_mode_gives_grey_levels(picture, name, options, paper, 
     picture.save(path := tmp_path / name, **options)
     grey = read_image(path)
     assert (grey.shape, grey.dtype) == ((20, 30), np.float32)
-    tolerance = 12 if name == "x.jpg" else 0.01 if "16 bits" in name else 2
+    tolerance = 0.01 if "16 bits" in name else 2
     np.testing.assert_allclose(grey, np.where(INK, ink, paper), atol=tolerance)
 
 
