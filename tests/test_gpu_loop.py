@@ -15,9 +15,9 @@ import optax
 import pytest
 from jax import export
 from shared import python
+from small import make_split
 
 from mnist_jax import compiled_steps, fit, gpu_loop, models, steps
-from mnist_jax.data.dataset import Split
 from mnist_jax.losses import cross_entropy
 from mnist_jax.metrics import NEVER, Metrics
 
@@ -51,9 +51,7 @@ MODELS = {
 def test_it_trains_as_the_plain_loop_does(exact):
     model, step_config, tx = MODELS["normed"], steps.StepConfig(ema_decay=0.9), optax.adam(1e-3)
     how: dict[str, Any] = {"model": model, "tx": tx, "step_config": step_config}
-    rng, root = np.random.default_rng(0), jax.random.key(1)
-    image = rng.integers(0, 256, (SIZE, 28, 28, 1)).astype(np.uint8)
-    split = Split(image, rng.integers(0, 10, SIZE).astype(np.int32))
+    root, split = jax.random.key(1), make_split(SIZE, seed=0)
     order = steps.epoch_permutation(root, 0, size=SIZE)
     start = jax.jit(partial(steps.init_state, **how))(root), Metrics.zeros()
     found = []
@@ -94,7 +92,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_noticed_at_its_step():
     model, root = Steep(), jax.random.key(0)
     down = optax.stateless(lambda grads, _: jax.tree.map(lambda g: -jnp.ones_like(g), grads))
     how: dict[str, Any] = {"model": model, "tx": down, "step_config": steps.StepConfig()}
-    split = Split(np.zeros((SIZE, 28, 28, 1), np.uint8), np.zeros(SIZE, np.int32))
+    split = make_split(SIZE, seed=0)
     start = jax.jit(partial(steps.init_state, **how))(root), Metrics.zeros()
     for count, expected in ((2, NEVER), (3, 3), (4, 3)):
         program = jax.jit(partial(gpu_loop.train_steps, **how, batch_size=4), static_argnums=6)
