@@ -16,6 +16,7 @@ from mnist_jax.ops.dense import dot_general
 from mnist_jax.ops.pooling import max_pool_2x2
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+ARGUMENTS = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": NHWC}
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}  # skips LLVM's passes, not XLA's
 
 # (height, width, in, out, padding). Sizes that no tile divides, down to one pixel of output.
@@ -106,8 +107,7 @@ def test_it_can_be_differentiated_twice():
     def penalty(convolve, x, w):  # of the gradient's norm
         return jnp.sum(jax.grad(lambda x: jnp.sum(convolve(x, w) ** 3))(x) ** 2)
 
-    numbers = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": NHWC}
-    both = partial(conv3x3, padding="SAME"), partial(lax.conv_general_dilated, **numbers)
+    both = partial(conv3x3, padding="SAME"), partial(lax.conv_general_dilated, **ARGUMENTS)
     found, wanted = (jax.jit(jax.grad(partial(penalty, f), 1))(x, w) for f in both)
     assert largest_error([found], [wanted]) < 1e-4
 
@@ -173,9 +173,6 @@ def lowered(convolve, x, w, **arguments) -> str:
         return jnp.sum(jnp.cos(convolve(x, w, **arguments)))
 
     return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, w).as_text()
-
-
-ARGUMENTS = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": NHWC}
 
 
 @pytest.mark.parametrize(
