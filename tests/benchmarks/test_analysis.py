@@ -13,6 +13,8 @@ from benchmarks.results import Benchmark, Results
 from benchmarks.workers import trace
 from mnist_jax.models import make_model
 
+ROW = {"model": "cnn", "batch_size": 100, "precision": "float32", "issued_per_step": None}
+
 
 def test_the_law_of_batch_sizes_is_found_and_the_largest_is_never_called_saturated():
     sizes = [1, 8, 64, 512, 4096]
@@ -104,9 +106,6 @@ def test_kernels_of_a_cpu_are_its_thunks_without_what_holds_them():
     other = line("python", event("f", 0, 9))
     host = SimpleNamespace(name="/host:CPU", lines=[thunks, other])
     assert trace.kernels([host]) == [("dot.2", 1, 3)]
-
-
-ROW = {"model": "cnn", "batch_size": 100, "precision": "float32", "issued_per_step": None}
 
 
 def test_what_the_host_issues_is_counted_in_the_loop_s_body():

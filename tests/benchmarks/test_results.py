@@ -10,6 +10,9 @@ from mnist_jax.errors import DataError, DeviceError
 
 TIMES = {"samples_s": [1.5e-3, 2e-3], "warmup_s": [3.0], "details": {"launch": 0}}
 ONE = Benchmark(name="train_step", model="mlp", batch_size=100, mode="many", **TIMES)
+OTHERS = [None, "[]", '{"version": 1, "benchm']
+OTHERS += ['{"version": 1, "context": {}, "benchmarks": [{"name": "x"}], "tables": {}}']
+OTHERS += ['{"version": 9, "context": {}, "benchmarks": [], "tables": {}}']
 
 
 def test_what_is_written_is_read_and_each_list_of_samples_is_on_one_line(tmp_path: Path):
@@ -25,11 +28,6 @@ def test_what_is_written_is_read_and_each_list_of_samples_is_on_one_line(tmp_pat
     assert found.tables == {"ledger": [{"model": "mlp", "words": ["a", "b"]}]}
     assert found.context["excluded"] == {"the CNN": "out of memory"}
     assert [case.seconds for case in found.cases("train_step", model="mlp")] == [1.5e-3]
-
-
-OTHERS = [None, "[]", '{"version": 1, "benchm']
-OTHERS += ['{"version": 1, "context": {}, "benchmarks": [{"name": "x"}], "tables": {}}']
-OTHERS += ['{"version": 9, "context": {}, "benchmarks": [], "tables": {}}']
 
 
 @pytest.mark.parametrize("text", OTHERS)
