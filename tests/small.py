@@ -1,7 +1,4 @@
-"""A small data set in the file format of MNIST, and a source table entry for it.
-
-`conftest.py` uses it, and the processes that some tests start.
-"""
+"""A small data set in the file format of MNIST, and a source table entry for it."""
 
 import gzip
 import hashlib
