@@ -49,7 +49,6 @@ def findings() -> Results:
         "lowering": case | {"platform": "tpu"},
     }
     tables = {name: [row | {"part": name}] for name, row in rows.items()}
-    # Another network lowers for another platform.
     tables["lowering"].append(rows["lowering"] | {"platform": "cpu", "model": "mlp", "part": ""})
     done = {name: {"complete": True} for name in suite.MODULES}
     return Results(CONTEXT | {"parts": done}, benchmarks, tables)
