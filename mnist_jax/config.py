@@ -96,7 +96,7 @@ class Config(Flags):
         own, given = self._own_arguments(), [n for n in ARGUMENTS if getattr(self, n) is not None]
         for name in given:
             if name not in own:
-                who = called[ARGUMENTS[name]]
+                who = called.get(ARGUMENTS[name], f"the {ARGUMENTS[name]}")
                 raise UsageError(f"{who} has no argument {name} to set; leave --{name} out")
         for name, value in self.option_values().items():
             owners = [kind for kind in known if name in known[kind]]
@@ -122,7 +122,7 @@ class Config(Flags):
         return {kind: COMPONENTS[kind][name] for kind, name in self._component_names().items()}
 
     def _component_names(self) -> dict[str, str]:
-        preset = PRESETS["tutorial"] | PRESETS[self.preset]  # a fork's may name a few
+        preset = PRESETS["tutorial"] | PRESETS[self.preset]
         names = {kind: getattr(self, kind) or preset.get(kind) for kind in COMPONENTS}
         return {kind: name for kind, name in names.items() if name in COMPONENTS[kind]}
 
