@@ -36,8 +36,8 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
     if platform == "cpu" and precision != "float32":
         raise UsageError(f"precision is {precision}; allowed on a CPU is float32")
     known = [*MODES, *(KERAS if platform == "cpu" else GRAPHS)]
-    frameworks = [x for x in options.frameworks if x == "flax" or platform != "tpu"]
-    wanted = [x for x in known if x[0] in ("mnist_jax", *frameworks)]
+    known = [x for x in known if x[0] in ("mnist_jax", *options.frameworks)]
+    wanted = [x for x in known if x[0] in OWN or platform != "tpu"]
     wanted = [x for x in wanted if x == OURS or x[1] in (options.modes or [x[1]])]
     case: dict[str, Any] = {"batch_size": options.batch_size[0], "precision": precision}
     case |= {"platform": platform, "samples": options.repeats}
@@ -108,7 +108,8 @@ def report(found: Results) -> list[str]:
     title = f"A training step, ms, {rounds} rounds (our time ÷ theirs; 95 %, of few rounds range)"
     which = next((f"batch {x.first.batch_size}, {x.first.precision}; " for x in cases), "")
     note = f"{which}~: in most rounds, half of the samples span over {timing.UNSTABLE:.0%}."
-    load = max((b.details.get("load", 0.0) for x in cases for b in x.benchmarks), default=0.0)
+    was = found.context["load"][0] / found.context["cores"]  # of files whose rounds have none
+    load = max((b.details.get("load", was) for x in cases for b in x.benchmarks), default=0.0)
     busy = f"warning: the load was {load:.2f} a core; repeat this on an idle machine"
     return [results.table(title, ["framework", "mode", *models], lines), note, busy * (load > 0.5)]
 

@@ -62,8 +62,7 @@ def products(jaxpr: Any, names: Sequence[str], platform: str, within: str = "") 
                 axes = params["dimension_numbers"][0][0]
                 terms = math.prod(factor[0].shape[axis] for axis in axes)
             else:  # a kernel's window and its input features
-                features = params["dimension_numbers"].rhs_spec[0]
-                terms = factor[1].size // factor[1].shape[features]
+                terms = factor[1].size // factor[1].shape[params["dimension_numbers"].rhs_spec[0]]
             found.append((layer, 2 * size * terms, 2 * size * terms))
         elif eqn.primitive.name == "cond":  # of the platforms, the last for all others
             inner = [products(x.jaxpr, names, platform, layer) for x in params["branches"]]

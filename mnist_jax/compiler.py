@@ -37,8 +37,9 @@ def use_device(platform: str, precision: str) -> Iterator[jax.Device]:
     defaults, whatever the environment says. Settings that only check or debug stay as they are.
     """
     device = select_device(platform)
+    has_mesh = not jax.sharding.get_abstract_mesh().empty
     with (
-        jax.set_mesh(NO_MESH),
+        jax.set_mesh(NO_MESH) if has_mesh else contextlib.nullcontext(),  # refused while tracing
         jax.default_device(device),
         jax.default_matmul_precision(MATMUL_PRECISION[precision]),
         jax.enable_x64(False),

@@ -92,28 +92,32 @@ class Config(Flags):
                 fits = inspect.isclass(part) and issubclass(part, nn.Module)
             if not fits:
                 raise UsageError(f"{called[kind]} is no {needed}")
-        known = {kind: keywords(part) for kind, part in self.components().items()}
+        known = {n: x for part in self.components().values() for n, x in keywords(part).items()}
         own, given = self._own_arguments(), [n for n in ARGUMENTS if getattr(self, n) is not None]
         for name in given:
             if name not in own:
-                who = called.get(ARGUMENTS[name], f"the {ARGUMENTS[name]}")
+                who = called[ARGUMENTS[name]]
                 raise UsageError(f"{who} has no argument {name} to set; leave --{name} out")
         for name, value in self.option_values().items():
-            owners = [kind for kind in known if name in known[kind]]
-            if len(owners) > 1:
-                both = " and ".join(called[kind] for kind in owners)
-                raise UsageError(f"{both} have an argument {name}; rename one, or leave it out")
-            if not owners:
+            if name not in known:
                 *parts, last = called.values()
                 problem = f"{', '.join(parts)} and {last} have no argument {name} to set"
                 raise UsageError(f"{problem}; leave {name} of --options out")
-            if isinstance(known[owners[0]][name], bool) and isinstance(value, str):
+            if isinstance(known[name], bool) and isinstance(value, str):
                 raise UsageError(f"{name} of --options is {value!r}; allowed are True and False")
             if name in given:  # both are in a resolved config, and equal
                 pair = [_plain(name, x) for x in (value, getattr(self, name))]
                 first, second = (x.lower() if isinstance(x, str) else x for x in pair)
                 if first != second:
                     raise UsageError(f"--{name} and {name} of --options differ; leave one out")
+
+    def check_options(self) -> None:
+        """Raises UsageError if an option belongs to two components. Runs that exist may have it."""
+        for name in self.option_values():
+            kinds = [kind for kind, part in self.components().items() if name in keywords(part)]
+            if len(kinds) > 1:
+                both = " and ".join(f"the {kind} {getattr(self, kind)!r}" for kind in kinds)
+                raise UsageError(f"{both} have an argument {name}; rename one, or leave it out")
 
     def components(self) -> dict[str, Callable[..., Any]]:
         """The model's class, and the functions of the optimizer, the loss and so on, by field."""
@@ -124,6 +128,9 @@ class Config(Flags):
     def _component_names(self) -> dict[str, str]:
         preset = PRESETS["tutorial"] | PRESETS[self.preset]
         names = {kind: getattr(self, kind) or preset.get(kind) for kind in COMPONENTS}
+        for kind, name in names.items():  # of the preset: those of fields are checked
+            if kind != "dataset" and name not in (None, *COMPONENTS[kind]):
+                raise unknown_choice(kind, name, COMPONENTS[kind])
         return {kind: name for kind, name in names.items() if name in COMPONENTS[kind]}
 
     def option_values(self) -> dict[str, Any]:

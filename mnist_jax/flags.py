@@ -88,7 +88,8 @@ class Flags:
     best 0.1)."""
 
     augmentation: str | None = None
-    """An augmentation of the training batches that --fork adds, such as mixup. None: none."""
+    """An augmentation of the training batches that --fork adds, such as mixup. None: the preset's
+    (none)."""
 
     loss: str | None = None
     """What training minimises: cross_entropy, or a loss that --fork adds. None: the preset's

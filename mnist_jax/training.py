@@ -93,6 +93,8 @@ def fit(
         is_complete = config.workdir is not None and has_result(config.workdir)
         resumes = is_complete or (config.workdir is not None and has_begun(config.workdir))
         resumes = distributed.broadcast(resumes)  # others need not see the folder of process 0
+        if not resumes:
+            config.check_options()
         initial = (None, None) if resumes else _initial(config, init_params, model, warnings)
         log = distributed.broadcast(_overridden(callbacks, "on_steps"))
         trainer = Trainer(model, dataset, config, mesh, log=log)
@@ -175,14 +177,15 @@ def _load_data(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset
     if dataset is None:
         folders = {"data_dir": config.data_dir, "manual_dir": config.manual_dir}
         dataset = load_dataset(config.dataset, **folders, **config.arguments("dataset"))
-    if not dataset.has_its_arrays:
-        problem = f"the arrays of the data set {dataset.name} were replaced"
+    if not dataset.has_its_arrays or dataset.validation is not None:
+        problem = f"arrays of the data set {dataset.name} were replaced or held out"
         raise UsageError(f"{problem}; make one of your own with Dataset.from_arrays")
     if config.dataset == "auto" or is_given:
         config = dataclasses.replace(config, dataset=dataset.name)
     if config.validation:
         train, validation = hold_out(dataset.train, config.validation)
-        dataset = dataclasses.replace(dataset, train=train, validation=validation)
+        made = train, dataset.test
+        dataset = dataclasses.replace(dataset, train=train, validation=validation, made=made)
     size = len(dataset.train.label)
     if config.batch_size is not None and config.batch_size > size:
         raise UsageError(

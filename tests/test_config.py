@@ -74,8 +74,6 @@ def test_a_flag_sets_an_argument_of_one_component(monkeypatch):
     adam = dataclasses.replace(mixed, optimizer="adam").resolve()
     assert (adam.optimizer, adam.momentum, adam.epochs) == ("adam", None, 2)
     assert "--optimizer" not in mixed.command_line() and "--optimizer=adam" in adam.command_line()
-    with pytest.raises(UsageError, match="the optimizer 'sgd' has no argument weight_decay to set"):
-        Config(preset="mixed", weight_decay=0.1)
     monkeypatch.setitem(MODELS, "net", Net)
     config = Config(model="net", optimizer="sgd", hidden_sizes=(8,), options=("activation=None",))
     assert config.arguments("model") == {"hidden_sizes": (8,), "activation": None}
@@ -83,7 +81,10 @@ def test_a_flag_sets_an_argument_of_one_component(monkeypatch):
     assert "momentum" not in config.optimizer_arguments()
     assert dataclasses.replace(config, momentum=0.5).optimizer_arguments()["momentum"] == 0.5
     with pytest.raises(UsageError, match="'net' and the optimizer 'sgd' have an argument momentum"):
-        dataclasses.replace(config, options=("activation=None", "momentum=0.5"))
+        dataclasses.replace(config, options=("activation=None", "momentum=0.5")).check_options()
+    monkeypatch.setitem(PRESETS, "typo", {"optimizer": "SGD", "momentum": 0.9})
+    with pytest.raises(UsageError, match=r"unknown optimizer 'SGD'; .*did you mean sgd"):
+        Config(preset="typo", momentum=0.5)
 
 
 @pytest.mark.parametrize(

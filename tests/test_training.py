@@ -273,8 +273,7 @@ def test_callbacks_see_a_run_in_order_and_a_misspelt_hook_is_an_error(config):
     result = fit(config(epochs=1, steps_per_call=8), callbacks=[watch])
     names = ["fit_begin", "data_loaded", "train_begin", "epoch_begin"]
     names += ["steps", "chunk_end"] * 2 + ["epoch_end", "train_end"]
-    called = [name.removeprefix("on_") for name, _, _ in watch.method_calls]
-    assert called == [*names, "close"]
+    assert [name.removeprefix("on_") for name, _, _ in watch.method_calls] == [*names, "close"]
     watch.on_epoch_begin.assert_called_once_with(1, 0, 15)
     chunks = [call.args for call in watch.on_chunk_end.call_args_list]
     counts = [(*numbers, metrics.count) for *numbers, metrics, _ in chunks]

@@ -132,7 +132,7 @@ def dataset_of(
     if (spec.image_shape, spec.num_classes) != (own.image_shape, own.num_classes):
         found, needed = (f"{list(s.image_shape)} in {s.num_classes} classes" for s in (spec, own))
         raise UsageError(f"{dataset.name} has images {found}; {run.folder} is for {needed}")
-    if is_own and spec.sha256 != own.sha256:
+    if is_own and (spec.sha256 != own.sha256 or not dataset.has_its_arrays):
         raise DataError(f"the data {name} have changed since the run {run.folder} began")
     return dataset
 

@@ -45,8 +45,7 @@ def test_operations_and_bytes_of_the_cnn_by_hand():
     assert on_gpu["pool1"] == roofline.Work(0, 0, 4 * 4 * 100 * 14 * 14 * 64)
     product = jax.named_call(jax.named_call(jnp.matmul, name="Dense_0"), name="Block_0")
     traced = jax.make_jaxpr(product)(jnp.ones((2, 3)), jnp.ones((3, 4)))
-    counted = roofline.products(traced.jaxpr, ["Dense_0", "Block_0"], "cpu")
-    assert counted == [("Block_0", 48, 48)]
+    assert roofline.products(traced.jaxpr, ["Dense_0", "Block_0"], "cpu") == [("Block_0", 48, 48)]
 
 
 def rate(name, amount, samples_s) -> Benchmark:
@@ -136,7 +135,7 @@ def test_peers_are_compared_within_rounds_and_two_speeds_are_shown():
     eager = peer("pytorch", "eager", [2.0, 20.0, 2.0, 2.0, 2.0, 2.0])  # we failed in the last
     compiled = peer("pytorch", "torch.compile", [1.0, 1.0, 4.0, 4.0, 4.0])
     every = ours + eager + compiled + peer("mnist_jax", "one dispatch a step", [3.0] * 5)
-    found = Results({"platform": "cpu"}, every, {})
+    found = Results({"platform": "cpu", "load": [0], "cores": 2}, every, {})
     assert [peers.best(found, x) for x in ("mlp", "cnn")] == [("eager", [0.5] * 5), None]
     table, _, warning = peers.report(found)
     assert "1,000 or 4,000 (0.25; 0.25 to 10.00)" in table

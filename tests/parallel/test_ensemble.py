@@ -107,6 +107,7 @@ def test_a_member_that_diverges_is_excluded_and_if_all_do_the_run_ends(config, m
 def test_no_decision_reads_the_test_images(config, tmp_path):
     fields = {"schedule": "onecycle", "ema_decay": 0.9, "validation": 100, "seeds": 2}
     plain = fit(config(**fields)).record
+    assert [name[:5] for name in plain["statistics"]] == ["train", "valid", "test_"]
     data = load_dataset("digits", data_dir=config().data_dir)
     label = np.random.default_rng(0).permutation(data.test.label)
     data = Dataset.from_arrays("permuted", *data.train, data.test.image, label)

@@ -17,8 +17,7 @@ DEVICE = jax.devices("cpu")[0]
 def on_eight_devices(*names: str) -> dict[str, Any]:
     # Skips LLVM's passes, not XLA's: programs compile faster.
     variables = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_NUM_CPU_DEVICES": "8"}
-    done = python("tests/parallel/on_eight_devices.py", *names, **variables)
-    return json.loads(done.stdout)
+    return json.loads(python("tests/parallel/on_eight_devices.py", *names, **variables).stdout)
 
 
 @pytest.fixture

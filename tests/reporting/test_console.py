@@ -67,9 +67,9 @@ def test_a_run_is_shown_in_lines_that_end_with_the_accuracy(tmp_path, capsys):
 
 
 def test_settings_and_an_epoch_with_validation_fit_80_columns(tmp_path, capsys):
-    display = begin(console.Display(), tmp_path, validation=100, ema_decay=0.999)
+    display = begin(console.Display(), tmp_path, validation=100, seed=7, shift=1.0)
     *lines, header = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines[:4])) <= 80 and lines[3] == "        ema_decay 0.999, validation 100"
+    assert max(map(len, lines[:4])) <= 80 and lines[3] == "        shift 1.0, validation 100"
     more = {"validation/loss": 123.4567, "validation/accuracy": 1.0, "train_s": 12345.0}
     display.on_epoch_end(ROW | more)
     (line,) = capsys.readouterr().out.splitlines()

@@ -46,9 +46,8 @@ def test_samples_with_three_channels_are_in_colour():
 def test_curves_are_named_after_the_splits_of_one_run_or_after_several_runs():
     rows = [row(1, 0.5, 0.6, validation=0.4), row(2, 0.8, 0.7, validation=0.5)]
     upper, lower = plots.learning_curves({"mlp": rows}).axes
-    names = legend(lower.get_legend()), legend(upper.get_legend())
-    assert names[0] == ["test 70.00 %", "train 80.00 %", "validation 50.00 %"]
-    assert names[1] == ["test 0.300", "train 0.200", "validation 0.500"]
+    assert legend(lower.get_legend()) == ["test 70.00 %", "train 80.00 %", "validation 50.00 %"]
+    assert legend(upper.get_legend()) == ["test 0.300", "train 0.200", "validation 0.500"]
     assert [tuple(line.get_ydata()) for line in lower.lines] == [(0.6, 0.7), (0.5, 0.8), (0.4, 0.5)]
     figure = plots.learning_curves({"a": ROWS, "b": ROWS[:2]})
     assert legend(*figure.legends) == ["a: 70.00 %", "b: 75.00 %"]  # once, of the accuracy

@@ -35,8 +35,7 @@ def test_mcnemar_counts_only_images_on_which_the_two_differ():
     """1 against 5 of 6: p = 2 · (1 + 6) / 64."""
     a = np.array([1, 0, 0, 0, 0, 0, 1, 1, 0], bool)
     b = np.array([0, 1, 1, 1, 1, 1, 1, 1, 0], bool)
-    expected = {"only_a": 1, "only_b": 5, "p": pytest.approx(14 / 64)}
-    assert statistics.mcnemar(a, b) == expected
+    assert statistics.mcnemar(a, b) == {"only_a": 1, "only_b": 5, "p": pytest.approx(14 / 64)}
     assert statistics.mcnemar(a, a)["p"] == 1.0
 
 
