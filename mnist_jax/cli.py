@@ -112,7 +112,7 @@ def exit_status(command: Callable[[], None], *, debug: bool) -> int:
             sys.stdout.flush()
     except BrokenPipeError:  # `| head`: end quietly, as other commands do
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13  # SIGPIPE, which Windows has not
+        return 128 + 13  # SIGPIPE, which Windows lacks
     except (Exception, KeyboardInterrupt) as error:
         status, line = _status_and_line(error)
         if debug and status < 128:

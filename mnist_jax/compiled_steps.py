@@ -150,7 +150,7 @@ class Trainer:
         splits = {name: split for name, split in splits.items() if split is not None}
         # The images and labels on the devices, as uint8; they are transferred once.
         self.train_split, placed = put((dataset.train, splits), self._per_run)
-        self.eval_splits = {name: placed[name] for name in splits}  # in this order
+        self.eval_splits = {name: placed[name] for name in splits}  # `put` sorts the names
         self._steps = make_steps(
             model,
             partial(make_optimizer, **config.optimizer_arguments(), steps=self.total_steps),

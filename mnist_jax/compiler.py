@@ -39,7 +39,7 @@ def use_device(platform: str, precision: str) -> Iterator[jax.Device]:
     device = select_device(platform)
     has_mesh = not jax.sharding.get_abstract_mesh().empty
     with (
-        jax.set_mesh(NO_MESH) if has_mesh else contextlib.nullcontext(),  # refused while tracing
+        jax.set_mesh(NO_MESH) if has_mesh else contextlib.nullcontext(),  # not while tracing
         jax.default_device(device),
         jax.default_matmul_precision(MATMUL_PRECISION[precision]),
         jax.enable_x64(False),
