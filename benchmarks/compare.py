@@ -139,11 +139,13 @@ def run_command(command: str, recorder: Recorder) -> None:
     """Runs a command that measures, and takes in its file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
+        why = "exit status 0"
         try:
             launch.run(["bash", "-c", f"{command} --output={file}"])
-        except launch.ProcessError as error:
-            if not file.is_file() or not file.stat().st_size:  # else it says what was excluded
-                raise UsageError(f"{command!r} failed ({error}); it must take --output") from error
+        except launch.ProcessError as error:  # the file may say what was excluded
+            why = str(error)
+        if not file.is_file() or not file.stat().st_size:
+            raise UsageError(f"{command!r} wrote no results ({why}); it must take --output")
         found = results.read(file)
     if len({b.case for b in found.benchmarks}) < len(found.benchmarks):  # they share a moment
         raise UsageError(f"{command!r} measures a case several times; add --launches=1 to it")
@@ -152,11 +154,11 @@ def run_command(command: str, recorder: Recorder) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Compares and prints the table; raises a WorseError if something in B is slower."""
+    if len(options.files) + len(options.run or ()) != (0 if options.self_test else 2):
+        raise UsageError("name two files, or two commands after --run, or --self_test")
     if options.self_test:
         self_test(options)
         return
-    if (len(options.files), len(options.run or ())) not in ((2, 0), (0, 2)):
-        raise UsageError("name two files, or two commands after --run")
     if options.run:
         commands = [partial(run_command, command) for command in options.run]
         a, b = interleaved(commands, options.launches)

@@ -23,7 +23,7 @@ from benchmarks.results import Recorder, Results, say
 from benchmarks.workers.job import HOST, KNOWN, MANY, ONE, Job
 from mnist_jax.config import Config
 from mnist_jax.data import DEFAULT_DATA_DIR, Dataset, load_dataset
-from mnist_jax.errors import DeviceError, MnistJaxError, print_warnings
+from mnist_jax.errors import DeviceError, MnistJaxError, UsageError, print_warnings
 from mnist_jax.models import MODELS
 from mnist_jax.parallel import mesh
 from mnist_jax.runs import environment
@@ -113,8 +113,8 @@ def measure(
     for line in lines[-1:]:
         found = results.parse(json.loads(line))
         recorder.take_in(found, prefix, **details)
-        for b, [s, *_] in found._replace(context=recorder.found.context).cases():
-            say(f"{b[0].case}: {1e3 * s:.4g} ms {timing.warning(b[0].samples_s)}")
+        for b, _, [s, *_] in found._replace(context=recorder.found.context).cases():
+            say(f"{b.case}: {1e3 * s:.4g} ms {timing.warning(b.samples_s)}")
     recorder.write()
 
 
@@ -210,7 +210,7 @@ FLAGS: dict[str, Any] = {
     "output": _one("result file in JSON, or the suite's folder", type=Path),
     "model": _several("networks to measure", list(MODELS)),
     "fork": _one("Python file that adds models or data sets"),
-    "options": _several("keyword arguments of what it adds", ()),
+    "options": _several("keyword arguments of the model, or of what the fork adds", ()),
     "batch_size": _several("images a training step", [100], int),
     "precision": _several("precision of products", ["float32"], choices=PRECISIONS),
     "platform": _one("auto is the best that JAX finds", "auto", choices=PLATFORMS),
@@ -218,7 +218,7 @@ FLAGS: dict[str, Any] = {
     "launches": _one("processes that measure each case", 1, int),
     "rounds": _one("how often everything runs", 9, int),
     "mode": _several("how steps are called", ["many", "one"], choices=MODES),
-    "what": _several("a training step, an evaluation of 10,000 images", TIMED, choices=TIMED),
+    "what": _several("a training step, an evaluation of the test images", TIMED, choices=TIMED),
     "trace": {"action": "store_true", "help": "count the kernels of a step"},
     "slow_down": _one("share of the training steps done twice", 0.0, float),
     "devices": _several("numbers of devices (default: 2, 4, 8 and so on, and all)", None, int),
@@ -239,12 +239,15 @@ FLAGS: dict[str, Any] = {
 }
 DEFAULTS = {name: flag.get("default") for name, flag in FLAGS.items()}
 FORK = "fork options dataset data_dir manual_dir"
-ONE_CASE = "output model batch_size=1 precision=1 platform repeats"  # of two flags one value
-CASES = f"{ONE_CASE.replace('=1', '')} {FORK}"
+ONE_CASE = "output model batch_size=1 precision=1 platform"  # of two flags one value
+CASES = f"{ONE_CASE.replace('=1', '')} repeats {FORK}"
 
 
 def check(options: argparse.Namespace) -> None:
-    """Loads the fork, makes paths absolute, and refuses an unknown model or preset."""
+    """Loads the fork, makes paths absolute, and refuses what no command can do."""
+    counts = [options.launches, options.repeats, options.rounds, *(options.batch_size or ())]
+    if min(counts) < 1 or not 0 <= options.threshold < 1:
+        raise UsageError("sizes and numbers of runs are 1 or more, --threshold is 0 to below 1")
     given = {n: vars(options)[n] for n in ("fork", "options", "dataset", "preset", "data_dir")}
     for model in options.model:
         config = Config(model=model, **given).resolve()
@@ -267,7 +270,7 @@ def main(
     for name, _, count in (word.partition("=") for word in names.split()):
         flag, default = FLAGS[name] | ({"nargs": 1} if count else {}), (DEFAULTS | defaults)[name]
         words = map(str, default if isinstance(default, list | tuple) else [default])
-        notes = [", ".join(flag.get("choices", ())), f"default: {' '.join(words)}" * bool(default)]
+        notes = ["; ".join(flag.get("choices", ())), f"default: {' '.join(words)}" * bool(default)]
         text: Any = f"{flag['help']} ({'; '.join(filter(None, notes))})".removesuffix(" ()")
         parser.add_argument(name if name == "files" else f"--{name}", **flag | {"help": text})
     parser.set_defaults(**DEFAULTS | defaults)

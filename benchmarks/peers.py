@@ -61,15 +61,13 @@ def measure(options: argparse.Namespace, recorder: Recorder) -> None:
 
 def ratios(found: Results, model: str) -> dict[tuple[str, str], list[float]]:
     """By framework and mode: our time ÷ its, of each round that both have."""
-    times, compared = {}, {}
+    times: dict[tuple[str, str], dict[int, float]] = {}
     for case in found.cases(TRAIN, model=model):
         rounds = (b.details["round"] for b in case.benchmarks)
         who = case.first.framework, case.first.mode
         times[who] = dict(zip(rounds, case.launches_s, strict=True))
     mine = times.pop(OURS, {})
-    for who, theirs in times.items():
-        compared[who] = [mine[i] / theirs[i] for i in mine.keys() & theirs.keys()]
-    return compared
+    return {who: [mine[i] / x[i] for i in mine.keys() & x.keys()] for who, x in times.items()}
 
 
 def median_and_ends(values: Sequence[float]) -> list[float]:
@@ -115,6 +113,6 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags = f"{launch.ONE_CASE} rounds frameworks modes peers_python"
+    flags = f"{launch.ONE_CASE} repeats rounds frameworks modes peers_python"
     defaults = {"model": list(jobs.HIDDEN_SIZES), "repeats": 5}
     raise SystemExit(launch.main(__doc__, measure, flags, report, **defaults))

@@ -50,13 +50,9 @@ class Benchmark:
 class Case(NamedTuple):
     """All launches of the same thing, and the estimate of each."""
 
+    first: Benchmark
     benchmarks: list[Benchmark]
     launches_s: list[float]
-
-    @property
-    def first(self) -> Benchmark:
-        """The first launch."""
-        return self.benchmarks[0]
 
     @property
     def seconds(self) -> float:
@@ -76,7 +72,7 @@ class Results(NamedTuple):
         found: dict[str, Case] = {}
         for b in self.benchmarks:
             if b.name in (names or [b.name]) and all(getattr(b, k) == x for k, x in fields.items()):
-                case = found.setdefault(b.case, Case([], []))
+                case = found.setdefault(b.case, Case(b, [], []))
                 case.benchmarks.append(b)
                 case.launches_s.append(timing.estimate(b.samples_s, self.context["platform"]))
         return list(found.values())

@@ -1,4 +1,4 @@
-"""Times training steps and evaluation: latency, images a second, memory. The modes:
+"""Times training steps and evaluation: time a step, images a second, memory. The modes:
 
     many    many steps in one call of the compiled program, as training runs
     one     one dispatch a step; no step is waited for within a sample

@@ -100,5 +100,5 @@ def report(found: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags = f"{launch.ONE_CASE} {launch.FORK} preset"
+    flags = f"{launch.ONE_CASE} repeats {launch.FORK} preset"
     raise SystemExit(launch.main(__doc__, measure, flags, report, batch_size=None, repeats=3))

@@ -136,7 +136,11 @@ def test_other_devices_are_refused_unless_asked_for(tmp_path: Path, capsys):
     [
         ([], 2, "error: name two files, or two commands after --run"),
         (["nowhere.json", "nowhere.json"], 3, "error: cannot read nowhere.json as"),
-        (["--run", "false", "false"], 2, "error: 'false' failed (exit status 1)"),
+        (["a.json", "b.json", "--self_test"], 2, "error: name two files, or two commands"),
+        (["--self_test", "--rounds=0"], 2, "error: sizes and numbers of runs are 1 or more"),
+        (["a.json", "b.json", "--threshold=nan"], 2, "error: sizes and numbers of runs are 1"),
+        (["--run", "true", "true"], 2, "error: 'true' wrote no results (exit status 0)"),
+        (["--run", "false", "false"], 2, "error: 'false' wrote no results (exit status 1)"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(words, status, message, capsys):
