@@ -1,6 +1,7 @@
 """Dataset: the images and labels of a run in memory, checked where they enter."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -47,6 +48,10 @@ class Dataset:
     sha256: str | None = None  # of the arrays, if they are the user's own
     made: tuple[Split, Split] | None = None  # the train and test that it was made with
 
+    def __post_init__(self):
+        for array in itertools.chain(*self.made or ()):  # no record would show a change in place
+            array.flags.writeable = False
+
     @classmethod
     def from_arrays(
         cls,
@@ -74,6 +79,8 @@ class Dataset:
         if train.image.shape[1:] != test.image.shape[1:]:
             shapes = f"{train.image.shape[1:]} and {test.image.shape[1:]}"
             raise DataError(f"{name}: training and test images differ in shape: {shapes}")
+        if isinstance(class_names, set):
+            raise DataError(f"{name}: class_names is a set, without an order; pass a list")
         count = len(class_names) or min(int(train.label.max()) + 1, MAX_CLASSES)
         if (largest := max(train.label.max(), test.label.max())) >= count:
             allowed = f"{count} classes: allowed are 0 to {count - 1}"
@@ -119,8 +126,9 @@ def _split(part: str, images: Any, labels: Any) -> Split:
         raise DataError(f"{found}; channels come last: pass np.moveaxis(images, 1, -1)")
     low, high, top = image.min(), image.max(), 1 if image.dtype.kind in "fb" else 255
     if not (low >= 0 and high <= top) or (high == 1 < top):  # also for NaN, and nearly black
-        allowed = "whole numbers 0 to 255, or floats or bools 0 to 1"
-        raise DataError(f"the {part} images are from {low} to {high}; allowed are {allowed}")
+        allowed = "whole numbers 0 to 255 (not 0 and 1 alone), or floats or bools 0 to 1"
+        problem = f"the {part} images are {image.dtype} from {low} to {high}"
+        raise DataError(f"{problem}; allowed are {allowed}")
     if top == 1:
         image = np.rint(image * 255.0)
     if label.shape == (len(image), 1):

@@ -33,6 +33,7 @@ def test_arrays_decide_shape_and_classes(classes, count):
     assert all(isinstance(name, str) for name in data.class_names)
     assert (data.train.image.dtype, data.train.label.dtype) == (np.uint8, np.int32)
     np.testing.assert_array_equal(data.train.image, X)
+    assert not any(array.flags.writeable for array in (*data.train, *data.test))
     assert not data.warnings and Dataset.from_arrays("a", X, Y + 1, X, Y + 1).warnings
 
 
@@ -69,10 +70,11 @@ def test_files_are_read_as_the_arrays(tmp_path, kind):
         ({"y_train": Y + 2**30}, "mine: a label is 1073741870, .* 0 to 99999"),
         ({"y_test": Y[:5] + 43}, "mine: a label is 47, and there are 47 classes: .* 0 to 46"),
         ({"class_names": ("a", "b")}, "mine: a label is 46, and there are 2 classes"),
-        ({"x_train": X / 128}, "training images are from 0.0 to 1.99.*; .* 0 to 1"),
-        ({"x_test": np.full((5, 32, 32, 3), np.nan)}, "test images are from nan"),
-        ({"x_train": X.astype(int) * 2}, "training images .* to 510; allowed are whole"),
-        ({"x_train": (X > 127).astype(int)}, "images are from 0 to 1; .* floats or bools"),
+        ({"class_names": {*range(47)}}, "mine: class_names is a set, without an order; pass"),
+        ({"x_train": X / 128}, "training images are float64 from 0.0 to 1.99.*; .* 0 to 1"),
+        ({"x_test": np.full((5, 32, 32, 3), np.nan)}, "test images are float64 from nan"),
+        ({"x_train": X.astype(int) * 2}, "images are int64 from 0 to 510; allowed are whole"),
+        ({"x_train": (X > 127).astype(int)}, "images are int64 from 0 to 1; .* floats or bools"),
         ({"x_train": X[:, 0, 0]}, r"training images are uint8\[47, 3\]; .* \(n, height, width"),
         ({"x_train": X[:0], "y_train": Y[:0]}, r"training images are uint8\[0, 32, 32, 3\]"),
         ({"x_train": np.moveaxis(X, -1, 1)}, "channels come last: pass np.moveaxis"),
