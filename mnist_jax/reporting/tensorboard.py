@@ -1,6 +1,7 @@
 """`--tensorboard`: the metrics of a run, written for TensorBoard."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from tensorboardX import SummaryWriter
 from mnist_jax.callbacks import Callback
 from mnist_jax.config import Config, group_by_point, member_label
 from mnist_jax.data import Dataset
+from mnist_jax.errors import writing
 from mnist_jax.metrics import member_means, select_members
+
+WRITING = partial(writing, "the TensorBoard logs", "--workdir")
 
 
 class TensorBoard(Callback):
@@ -21,8 +25,11 @@ class TensorBoard(Callback):
     def on_train_begin(  # noqa: D102
         self, config: Config, dataset: Dataset, model: Any, devices: Any, workdir: Path, step: int
     ) -> None:
-        # TensorBoard drops what a stopped run wrote after the checkpoint that this one resumes.
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        # A thread writes: `flush` does not wait for its queue, and a full one blocks if it fails.
+        queue: Any = {"max_queue": 0, "flush_secs": 1}
+        with WRITING():
+            # TensorBoard drops what a stopped run wrote after the checkpoint that is resumed.
+            self._writer = SummaryWriter(f"{workdir}/tensorboard", purge_step=step + 1, **queue)
         self._config = config
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
@@ -33,12 +40,14 @@ class TensorBoard(Callback):
                 values[f"{name}/{label}" if label and "/" in name else name] = mean
         for tag in filter(lambda tag: math.isfinite(values[tag]), values):
             self._writer.add_scalar(tag, values[tag], row["step"])
-        self._writer.flush()
+        with WRITING():
+            self._writer.flush()
 
     def close(self) -> None:
         """Closes the files."""
         if self._writer is not None:
-            self._writer.close()
+            with WRITING():
+                self._writer.close()
 
 
 class TensorBoardSteps(TensorBoard):
