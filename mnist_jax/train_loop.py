@@ -33,10 +33,11 @@ class TrainLoop:
     signals: list[int] = dataclasses.field(default_factory=list)  # one in it ends the run
     diverged: set[int] = dataclasses.field(default_factory=set)  # members that a warning has named
 
-    def restore(self, params: Any = None, model_state: Any = None) -> None:
+    def restore(self, params: Any = None, model_state: Any = None) -> list[str]:
         """Continues from the newest checkpoint; a new run saves its initial state.
 
         A new run starts from these parameters and model state, NumPy arrays, if they are given.
+        Returns warnings.
         """
         members = self.trainer.config.num_members
         shapes = {"state": self.trainer.state_shapes(), "metrics": Metrics.zeros(members)}
@@ -49,7 +50,7 @@ class TrainLoop:
             arrays, metadata, warnings = checkpoint
             return metadata, warnings
 
-        loaded = distributed.on_primary(load)
+        loaded, warnings = distributed.on_primary(load), []
         if loaded is None:
             state = self.trainer.init(params, model_state)
             self.progress = Progress(state, Metrics.zeros(members))
@@ -59,8 +60,8 @@ class TrainLoop:
             arrays = distributed.broadcast_arrays(arrays)
             state = self.trainer.put_state(arrays["state"])
             self.progress = Progress(state, arrays["metrics"], **metadata)
-            warn(self.callbacks, warnings)
         distributed.on_primary(lambda: self.run_dir.write_metrics(self.progress.rows))
+        return warnings
 
     def run(self) -> Progress:
         """Trains to the last step; returns the progress with NumPy arrays."""
@@ -76,7 +77,7 @@ class TrainLoop:
             if row["step"] == last_step or not is_saving:
                 self.save()
             for callback in self.callbacks:
-                callback.on_epoch_end(row)
+                callback.on_epoch_end(dict(row))  # it may add to its own
             if row["step"] < last_step:  # a callback may have asked for the end
                 self._between_calls()
         distributed.on_primary(lambda: self.run_dir.checkpoints.wait_until_finished())

@@ -101,7 +101,7 @@ def fit(
         if not is_complete:
             _check_dtype(model, config)
             trainer.check_step()
-        where = environment.describe(device)
+        where = environment.describe(device) | {"mesh": mesh.size}
         facts = {name: where[name] for name in (*environment.PACKAGES, "platform", "devices")}
         facts["data"] = data._replace(class_names=())
         facts["initial parameters"] = results.params_sha256(initial)
@@ -125,18 +125,18 @@ def fit(
 
         name, record, changes = distributed.on_primary(open_folder)
         folder = Path(name)
-        warn(callbacks, changes)
         if record is None:
             loop = TrainLoop(trainer, run, callbacks, timings, started)
             with catch_signals(loop.signals):
-                loop.restore(*initial)
+                changes += loop.restore(*initial)
+                warn(callbacks, changes)
                 devices, step = list(mesh.devices.flat), loop.progress.step
                 for callback in callbacks:
                     callback.on_train_begin(config, dataset, model, devices, folder, step)
                 progress = loop.run()
             problems = [*trainer.warnings, *_learned_nothing(config, data, progress)]
             warn(callbacks, problems)
-            warnings += problems
+            warnings += [*changes, *problems]
             params = to_host(trainer.eval_params(loop.progress.state))
             model_state = progress.state.model_state
             record = results.record(config, data, progress, params, warnings, devices, where)
@@ -220,7 +220,7 @@ def _learned_nothing(config: Config, data: DataSpec, progress: Progress) -> list
     chance = 1 / data.num_classes
     if config.max_steps is not None or worst >= chance + 0.05 * (1 - chance):
         return []
-    problem = f"a train accuracy is {percent(worst)}, hardly better than guessing"
+    problem = f"the train accuracy of a network is {percent(worst)}, hardly above guessing"
     return [f"{problem}; another --learning_rate usually helps"]
 
 

@@ -69,6 +69,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumed(config, tmp
     newest.write_bytes(newest.read_bytes()[:-1])
     result, callback = train(config())
     [warning] = [call.args[0] for call in callback.on_warning.call_args_list]
+    assert result.record["warnings"] == [warning]
     assert str(newest) in warning and re.search(r"; epoch-.*\.safetensors is used instead", warning)
     assert result.record["params_sha256"] == whole.record["params_sha256"]
     assert rows_without_times(folder) == rows_without_times(whole.workdir)
@@ -108,7 +109,7 @@ def test_another_code_is_refused_and_can_be_allowed(config):
 
     def edit(name: str) -> None:
         values = json.loads((folder / "environment.json").read_text())
-        values |= {"cpu": name, "code_sha256": name}
+        values |= {"cpu": name, "mesh": 2, "code_sha256": name}
         (folder / "environment.json").write_text(json.dumps(values))
 
     edit("one")
@@ -124,7 +125,8 @@ def test_another_code_is_refused_and_can_be_allowed(config):
     edit("two")
     result, callback = train(config(allow_code_change=True))
     [warning] = [call.args[0] for call in callback.on_warning.call_args_list]
-    assert all(f"{name} (was two, now " in warning for name in ("environment: cpu", "code_sha256"))
+    facts = "environment: cpu (was two, now ", "mesh (was 2, now 1)", "code_sha256 (was two, now "
+    assert all(fact in warning for fact in facts) and result.record["warnings"] == [warning]
     environment = json.loads((folder / "environment.json").read_text())
     assert [then["code_sha256"] for then in environment["earlier"]] == ["one", "two"]
     assert environment["code_sha256"] == result.record["environment"]["code_sha256"]

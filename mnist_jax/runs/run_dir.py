@@ -112,13 +112,13 @@ class RunDir:
         """
         path, warnings = self.folder / ENVIRONMENT, []
         before = read_environment(self.folder) if path.exists() else record
-        names = ("python", *PACKAGES, "cpu", "device", "instruction_set", "code_sha256")
-        changed = [name for name in names if before.get(name) != record[name]]
+        names = (*PACKAGES, "python", "cpu", "instruction_set", "device", "mesh", "code_sha256")
+        changed = [name for name in names if before.get(name) != record.get(name)]
         if "code_sha256" in changed and not allow_code_change:
             problem = f"the code of mnist_jax has changed since {self.folder} began"
             raise UsageError(f"{problem}; use the former code, or resume with --allow_code_change")
         if changed:
-            facts = ", ".join(f"{n} (was {before.get(n)}, now {record[n]})" for n in changed)
+            facts = ", ".join(f"{n} (was {before.get(n)}, now {record.get(n)})" for n in changed)
             warnings.append(f"the run resumes in another environment: {facts}")
             earlier = before.pop("earlier", [])
             record = {**record, "earlier": [*earlier, before]}
