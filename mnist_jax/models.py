@@ -32,7 +32,7 @@ class MaxPool(nn.Module):
     """2×2 max pooling."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(batch, height, width, c) → (batch, height / 2, width / 2, c)."""
+        """(batch, height, width, c) → (batch, ⌊height / 2⌋, ⌊width / 2⌋, c)."""
         return max_pool_2x2(x)
 
 
@@ -45,7 +45,7 @@ class Flatten(nn.Module):
 
 
 class LogisticRegression(nn.Module):
-    """A linear map from pixels to classes: 7,850 parameters."""
+    """A linear map from pixels to classes: 7,850 parameters for MNIST."""
 
     num_classes: int = NUM_CLASSES
     image_shape: tuple[int, int, int] = IMAGE_SHAPE
@@ -53,13 +53,13 @@ class LogisticRegression(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Images (batch, 28, 28, 1) → logits (batch, num_classes)."""
+        """Images (batch, *image_shape) → logits (batch, num_classes)."""
         x = Flatten(name="flatten")(x)  # (batch, 784)
         return dense(self.num_classes, name="logits", dtype=self.dtype)(x)
 
 
 class MLP(nn.Module):
-    """Fully connected layers with an activation between them: 244,522 parameters."""
+    """Fully connected layers with an activation between them: 244,522 parameters for MNIST."""
 
     num_classes: int = NUM_CLASSES
     image_shape: tuple[int, int, int] = IMAGE_SHAPE
@@ -70,7 +70,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Images (batch, 28, 28, 1) → logits (batch, num_classes)."""
+        """Images (batch, *image_shape) → logits (batch, num_classes)."""
         x = Flatten(name="flatten")(x)  # (batch, 784)
         for i, size in enumerate(self.hidden_sizes, start=1):
             x = ACTIVATIONS[self.activation](dense(size, name=f"dense{i}", dtype=self.dtype)(x))
@@ -80,7 +80,7 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Two pairs of convolutions, then two hidden layers with dropout: 5,259,594 parameters."""
+    """Two pairs of convolutions, two dense layers with dropout: 5,259,594 parameters for MNIST."""
 
     num_classes: int = NUM_CLASSES
     image_shape: tuple[int, int, int] = IMAGE_SHAPE
@@ -90,7 +90,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Images (batch, 28, 28, 1) → logits (batch, num_classes).
+        """Images (batch, *image_shape) → logits (batch, num_classes).
 
         ReLU after pooling gives the same as before it, from a quarter of the pixels.
         """
@@ -161,7 +161,7 @@ def check_storable(tree: Any, owner: str) -> None:
 
 def init_variables(model: nn.Module, key: jax.Array) -> tuple[Any, Any]:
     """Initial parameters, `{layer: {"kernel": …, "bias": …}}`, and model state; float32."""
-    variables = model.init(key, jnp.zeros((1, *model.image_shape)), train=False)
+    variables = model.init(key, jnp.zeros((1, *model.image_shape), jnp.float32), train=False)
     state = {name: value for name, value in variables.items() if name not in NOT_STATE}
     return variables.get("params", {}), state
 

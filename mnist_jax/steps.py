@@ -105,9 +105,11 @@ def init_state(
 
 
 def to_input(image: jax.Array, *, normalize: bool) -> jax.Array:
-    """uint8 pixels 0..255 → float32, in 0..1 if `normalize`. Other dtypes pass unchanged."""
-    if image.dtype != jnp.uint8:
+    """uint8 pixels 0..255 → float32, in 0..1 if `normalize`. Floats pass; UsageError for others."""
+    if jnp.issubdtype(image.dtype, jnp.floating):
         return image
+    if image.dtype != jnp.uint8:
+        raise UsageError(f"the images are {image.dtype}; allowed are uint8 and floats")
     image = image.astype(jnp.float32)
     return image / 255 if normalize else image
 
@@ -170,7 +172,7 @@ def _metrics(
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Whether all numbers of the leaves are finite: 0 times another one is NaN."""
+    """Whether all numbers of the leaves are finite: 0 times a non-finite number is NaN."""
     # A CPU multiplies by a vector of zeros in half of the time in which it reduces truth values.
     leaves = map(jnp.atleast_1d, jax.tree.leaves(tree))
     return jnp.isfinite(sum(jnp.sum(leaf @ jnp.zeros(leaf.shape[-1])) for leaf in leaves))

@@ -89,6 +89,8 @@ class Draw(PlatformFlags):
 
     def run(self) -> None:
         """Prints the page's address once the model is compiled, and serves until Ctrl-C."""
+        if not self.host:  # which would mean every address
+            raise UsageError("host is empty; name an address, such as 127.0.0.1")
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port is {self.port}; allowed is 0 to 65535, 0 for any free one")
         try:

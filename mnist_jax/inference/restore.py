@@ -51,7 +51,7 @@ class LoadedRun(NamedTuple):
     def logits(self, member: tuple[Any, Any], image: jax.Array) -> jax.Array:
         """Logits (n, classes) float32 of one of the members; a pure function of both arguments.
 
-        Images are (n, *image_shape): uint8, or float32 as the network sees them.
+        Images are (n, *image_shape), n ≥ 1: uint8, or float32 as the network sees them.
         """
         x = steps.to_input(image, normalize=self.config.normalize)
         return forward(self.model, *member, x)[0]
@@ -118,7 +118,8 @@ def dataset_of(
     """The data set of a run, or another one; errors are those of `load_dataset`."""
     config = run.config
     config.components()  # registers the names of its fork
-    name = dataset.name if isinstance(dataset, Dataset) else dataset or config.dataset
+    given = config.dataset if dataset is None else dataset
+    name = given.name if isinstance(given, Dataset) else given
     is_own = name in (config.dataset, run.data.name)
     if not isinstance(dataset, Dataset):
         has_source = name in DATASETS and not (name in BUILT_IN["dataset"] and run.data.sha256)
@@ -126,7 +127,7 @@ def dataset_of(
             given = f"{run.folder} was trained on {name}, arrays that fit was given"
             raise UsageError(f"{given}; call mnist_jax.evaluate(RUN, dataset=…) with them")
         options = config.arguments("dataset") if is_own else {}
-        data_dir = data_dir or config.data_dir
+        data_dir = config.data_dir if data_dir is None else data_dir
         dataset = load_dataset(name, data_dir=data_dir, manual_dir=manual_dir, **options)
     spec, own = dataset.spec, run.data
     if (spec.image_shape, spec.num_classes) != (own.image_shape, own.num_classes):
@@ -157,7 +158,8 @@ class Predictor:
     """
 
     def __init__(self, run: LoadedRun, platform: str | None = None):
-        self._run, self._platform = run, platform or run.config.platform
+        self._run = run
+        self._platform = (run.config if platform is None else Config(platform=platform)).platform
         self._logits = jax.jit(run.logits)
         with use_device(self._platform, run.config.precision) as device:
             self._members = jax.device_put(run.members, device)
@@ -182,9 +184,10 @@ class Predictor:
         padding = -len(images) % size  # one shape, one program
         batches = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
         batches = batches.reshape(-1, size, *shape)
-        with use_device(self._platform, run.config.precision):
+        with use_device(self._platform, run.config.precision) as device:
+            on_device = [jax.device_put(batch, device) for batch in batches]
             for member, variables in zip(run.config.members(), self._members, strict=True):
-                logits = jax.device_get([self._logits(variables, batch) for batch in batches])
+                logits = jax.device_get([self._logits(variables, batch) for batch in on_device])
                 logits = np.concatenate(logits)[: len(images)].astype(np.float64)
                 if np.all(np.isfinite(logits)):
                     members.append(member)

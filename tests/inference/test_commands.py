@@ -31,6 +31,7 @@ def places(runs, copied, pictures, tmp_path) -> dict[str, Path]:
         ("ensemble {run} {run}/../one", 2, "a run is named twice"),
         ("evaluate nowhere", 2, "nowhere holds no run"),
         ("evaluate {run} --dataset=mnits", 2, "did you mean mnist"),
+        ("evaluate {run} --dataset=", 2, "unknown dataset ''"),
         ("export {run} --member=7", 2, "member is 7; the networks are 0 (seed 5)"),
         ("export {run} --output={run}/no/x", 6, "no/x (No such file or directory); choose another"),
         ("report {run} --output={run}/no/x", 6, "no/x (No such file or directory); choose another"),

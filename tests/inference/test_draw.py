@@ -82,6 +82,7 @@ def test_an_impossible_address_gets_one_line(runs, command):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for words, message in (
             (["--port=70000"], "port is 70000; allowed is 0 to 65535"),
+            (["--host="], "host is empty; name an address"),
             (["--host=no such host"], "cannot listen on 'no such host'"),
             (["--host=192.0.2.1", "--port=0"], "choose another --host or --port"),
             ([f"--port={taken.getsockname()[1]}"], "Address already in use"),

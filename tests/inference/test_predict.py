@@ -60,6 +60,8 @@ def test_an_ensemble_is_the_mean_of_finite_members(runs, copied, edit_params, pi
     members = np.exp(Predictor(load_run(runs / "many"))(image).log_probabilities)
     assert len(members) == 3
     np.testing.assert_allclose(predict(runs / "many", pictures[0]), members.mean(0), atol=1e-6)
+    with pytest.raises(UsageError, match="the images are bool; allowed are uint8 and floats"):
+        load_run(runs / "many").apply(image > 0)
     voted = np.exp(load_run(runs / "many").apply(image))
     np.testing.assert_allclose(voted, members.mean(0), atol=1e-6)
     folder = copied("many")
