@@ -1,4 +1,4 @@
-"""A complete training script on `models`, `steps` and `load_dataset` alone; the one to copy from.
+"""A complete training script without `fit`; the one to copy from.
 
 Trains an MLP on MNIST, evaluates it on the test images after each epoch, and prints the results:
 `python docs/minimal.py`.

@@ -42,7 +42,7 @@ def parse(kind: type[Options], argv: Sequence[str], *, prog: str, description: s
         sys.exit()
     times = sum(word.partition("=")[0] == "--options" for word in argv)
     if times > 1 and hasattr(kind, "options"):
-        raise UsageError("--options is given twice; write --options once and all words behind it")
+        raise UsageError("--options is given twice; write it once, followed by all words")
     switches = [name for name in dir(kind) if isinstance(getattr(kind, name), bool)]
     words = [_canonical(word, switches) for word in argv]
     # A message about another wrong value does not name None among the allowed ones.
@@ -134,7 +134,7 @@ def _status_and_line(error: BaseException) -> tuple[int, str]:
         status = errors.NonFiniteError.exit_status
         return status, f"error: {first_line(error)}; --debug shows where"
     if isinstance(error, MemoryError) or errors.is_out_of_memory(error):
-        advice = "use another --platform, or train with a smaller --batch_size or --seeds"
+        advice = "use another --platform, a smaller --batch_size or network, or fewer --seeds"
         return DeviceError.exit_status, f"error: out of memory ({first_line(error)}); {advice}"
     # A collective that fails raises a JaxRuntimeError or, on a CPU, a ValueError.
     is_failure = any(word in str(error) for word in PROCESS_FAILURES)

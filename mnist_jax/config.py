@@ -45,8 +45,8 @@ class Config(Flags):
     """The settings of a training run. A field that is None takes the value of the preset, the
     model, the optimizer or the loss.
 
-    `resolve` fills these values in. `dataclasses.replace` changes any field, the preset and the
-    model included. `python train.py --help` explains the fields.
+    `resolve` fills these values in; change the preset, the model or the optimizer before, with
+    `dataclasses.replace`. `python train.py --help` explains the fields.
 
     Raises UsageError if a value is not allowed; the message says what is.
     """
@@ -66,10 +66,10 @@ class Config(Flags):
             if name in RULES:
                 allowed, legal = RULES[name]
                 if not allowed(value):
-                    raise UsageError(f"{name} is {value!r}; allowed is {legal}; change --{name}")
+                    raise UsageError(f"{name} is {value!r}; allowed: {legal}; change --{name}")
         self._check_arguments()
         if int(self.seed) + int(self.seeds or 1) > 2**32:  # those of NumPy would overflow
-            raise UsageError(f"seeds is {self.seeds}; seed + seeds may be up to 4294967296")
+            raise UsageError("seed + seeds is above 4294967296, the number of seeds; lower --seed")
         explicit = self.coordinator not in (None, "auto")
         if [self.num_processes is not None, self.process_id is not None] != [explicit, explicit]:
             raise UsageError(
@@ -102,7 +102,7 @@ class Config(Flags):
             if name not in known:
                 *parts, last = called.values()
                 problem = f"{', '.join(parts)} and {last} have no argument {name} to set"
-                raise UsageError(f"{problem}; leave {name} of --options out")
+                raise UsageError(f"{problem}; remove {name} from --options")
             if isinstance(known[name], bool) and isinstance(value, str):
                 raise UsageError(f"{name} of --options is {value!r}; allowed are True and False")
             if name in given:  # both are in a resolved config, and equal

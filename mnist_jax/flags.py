@@ -14,7 +14,7 @@ from mnist_jax.data import DEFAULT_DATA_DIR
 
 
 def _runtime(default: Any) -> Any:
-    """A field that says where or how a run executes; it changes no number."""
+    """A field that says where or how a run executes; a run may resume with another value."""
     return dataclasses.field(default=default, metadata={"runtime": True})
 
 
@@ -51,7 +51,7 @@ class Flags:
     preset: str = "tutorial"
     """A named set of values for the flags that you do not give. tutorial: Adam at a
     constant rate for 10 epochs. fast: 4 epochs of shifted images with a one-cycle rate. best: 10
-    epochs, images also rotated and scaled."""
+    epochs, images also rotated and scaled. --fork may add others."""
 
     epochs: int | None = None
     """Passes over the training images. None: the preset's (10; fast 4)."""
@@ -70,7 +70,7 @@ class Flags:
 
     schedule: str | None = None
     """The learning rate over the run: constant, cosine (decays to 0) or onecycle (rises for the
-    first 30 % of the steps, then decays). None: the preset's."""
+    first 30 % of the steps, then decays). None: the preset's (constant; fast and best onecycle)."""
 
     normalize: bool = True
     """Scale pixels from 0..255 to 0..1."""
@@ -134,19 +134,20 @@ class Flags:
     """Start from the parameters of a saved run, in this folder. None: random parameters."""
 
     fork: Path | None = None
-    """A Python file that adds models, optimizers, losses, augmentations or data sets. None: no
-    such file."""
+    """A Python file that adds models, optimizers, losses, augmentations, data sets or presets.
+    None: no such file."""
 
     options: tuple[str, ...] = ()
-    """Keyword arguments for what --fork adds, such as --options gamma=3 depth=18."""
+    """Other keyword arguments of the model, the optimizer, the loss and so on, such as --options
+    b1=0.8, or those of what --fork adds, such as gamma=3 depth=18."""
 
     precision: str = "float32"
     """Precision of matrix products: float32, tf32 (NVIDIA GPUs from Ampere on) or bfloat16 (layers
     compute in bfloat16, parameters stay float32)."""
 
     deterministic: bool = False
-    """Give the same bits from the same seed on a GPU too, at some cost in speed. A CPU and a TPU
-    do, on machines of one kind."""
+    """Give the same bits from the same seed on a GPU too, at some cost in speed. CPUs and TPUs
+    always do, on machines of one kind."""
 
     max_steps: int | None = None
     """End the run after this many steps, within an epoch or not. None: after the last epoch."""
@@ -204,7 +205,7 @@ class Flags:
     or Perfetto. None: no trace."""
 
     allow_code_change: bool = _runtime(False)
-    """Resume a run although the code of mnist_jax has changed since it began."""
+    """Resume a run even if the code of mnist_jax has changed since it began."""
 
     debug: bool = _runtime(False)
     """Show the traceback of an error."""
@@ -259,7 +260,7 @@ RULES: dict[str, Rule] = {
     "devices": (lambda n: n == "all" or _is_int(n, 1), f"'all' or {COUNT[1]}"),
     **dict.fromkeys(PATHS, (lambda path: isinstance(path, str | os.PathLike | None), "a path")),
     "data_dir": (lambda path: isinstance(path, str | os.PathLike), "a folder"),
-    "dataset": (lambda name: isinstance(name, str), "a string, a name or a path"),
+    "dataset": (lambda name: isinstance(name, str), "a string: a name or a path"),
     "options": (
         lambda words: (
             isinstance(words, tuple | list)

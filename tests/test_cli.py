@@ -87,7 +87,7 @@ def test_the_overview_names_every_command(capsys):
     ("more", "status", "message"),
     [
         (["--augmentation=mixup"], 2, "unknown augmentation 'mixup'; choose from "),
-        (["--model=mlp", "--options", "dropout=7"], 2, "dropout is 7; allowed is 0 or more and"),
+        (["--model=mlp", "--options", "dropout=7"], 2, "dropout is 7; allowed: 0 or more and"),
         (["--options", "name=x"], 2, "have no argument name"),  # a field of every Flax module
         (["--options", "a={[1]: 2}"], 2, "have no argument a to set;"),
         (["--optimizer=adamw", "--options", "b1=0,9"], 2, "a step with b1=0,9 fails: TypeError"),
@@ -95,13 +95,13 @@ def test_the_overview_names_every_command(capsys):
         (["--options", "a=1", "--options", "b=2"], 2, "--options is given twice; write"),
         (["--coordinator=a:70000", "--num_processes=2", "--process_id=0"], 2, "1 to 65535"),
         (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], 2, "allowed is 0 to 1"),
-        (["--seed=4294967295", "--seeds=2"], 2, "seed + seeds may be up to 4294967296"),
+        (["--seed=4294967295", "--seeds=2"], 2, "seed + seeds is above 4294967296"),
         (["--log_steps"], 2, "--log_steps logs into --tensorboard; give both"),
         (["--momentum=0.9"], 2, "the optimizer 'adam' has no argument momentum to set; leave --"),
         (["--batch_size=1438"], 2, "allowed is 1 to 1437"),
         (["--validation=1437"], 2, "validation is 1437; allowed is 0 to 1436"),
         (["--precision=tf32"], 2, "does not have; allowed here are bfloat16, float32"),
-        (["--seeds=3", "--devices=2"], 6, "devices is 2; JAX finds 1 of cpu; change --devices"),
+        (["--seeds=3", "--devices=2"], 6, "devices is 2; JAX finds 1 cpu; change --devices"),
         (["--dataset=mnist", "--manual_dir=nowhere"], 3, "cannot read nowhere"),
         (["--manual_dir=nowhere"], 2, "digits takes no --manual_dir; mnist, "),
         (["--learning_rate=1e38", "--model=mlp"], 5, "the loss or its gradient is not finite"),
@@ -125,7 +125,7 @@ def test_an_error_is_one_line_with_its_status(capsys, flags, tmp_path, more, sta
     [
         (RuntimeError("one:\n two\n3"), 1, "RuntimeError: one: two; this is a bug in mnist_jax;"),
         (ModuleNotFoundError("No module named 'x'"), 1, "'x'; install mnist_jax again"),
-        (MemoryError("cannot allocate 1 TB"), 6, "with a smaller --batch_size or --seeds"),
+        (MemoryError("cannot allocate 1 TB"), 6, "a smaller --batch_size or network, or f"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: 1 TB"), 6, "use another --platform"),
         (UnreachableError("URL", "down"), 3, "cannot download URL: down; download the four files"),
         (WorseError("b is worse"), 7, "b is worse"),

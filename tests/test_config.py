@@ -50,7 +50,7 @@ def test_options_reach_arguments_without_a_default_and_models_are_classes(monkey
     monkeypatch.setitem(LOSSES, "taught", taught)
     arguments = Config(loss="taught", options=("teacher=none", "share=0")).arguments("loss")
     assert arguments == {"teacher": "none", "share": 0}
-    with pytest.raises(UsageError, match="have no argument steps to set; leave steps of"):
+    with pytest.raises(UsageError, match="have no argument steps to set; remove steps from"):
         Config(loss="taught", options=("steps=3",))  # the package's own name
     with pytest.raises(UsageError, match="--dropout and dropout of --options differ"):
         Config(dropout=0.5, options=("dropout=0.4",))
@@ -95,7 +95,7 @@ def test_a_flag_sets_an_argument_of_one_component(monkeypatch):
         ("platform", ["metal"], "choose from auto, cpu, .*gpu, .*tpu"),
         ("activation", ["sigmoid"], "the model 'cnn' has no argument activation to set; leave --"),
         ("options", [("gamma",), (3,), ("a=1", "a=2")], "words such as gamma=3, each name once"),
-        ("options", [("num_classes=47",)], "have no argument num_classes to set; leave num"),
+        ("options", [("num_classes=47",)], "have no argument num_classes to set; remove num"),
         ("dataset", [2**31, None], "a name or a path"),
         ("fork", [Path("nowhere.py")], "cannot read the fork nowhere.py: No such file"),
         ("epochs", [0, 1.5, "3"], "whole number, 1 or more"),
