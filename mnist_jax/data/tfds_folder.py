@@ -17,6 +17,11 @@ from mnist_jax.data.sources import SOURCES, Source
 from mnist_jax.errors import DataError, first_line
 
 
+def path(name: str, data_dir: Path) -> Path:
+    """Where tfds keeps the data set."""
+    return data_dir / name / SOURCES[name].version
+
+
 def _description(source: Source) -> str:
     """Recorded in the folder, so that it is never read as the data of other files."""
     return f"Prepared from original files with the combined SHA-256 {source.key}"
@@ -43,8 +48,7 @@ def read(folder: Path, source: Source) -> tuple[Split, Split]:
         return read_split("train"), read_split("test")
     except Exception as error:  # tfds, array_record, Pillow and protobuf each raise their own
         problem = f"{type(error).__name__}: {first_line(error)}"
-        install = "install it, or " if isinstance(error, ImportError) else ""
-        raise DataError(f"cannot use {folder} ({problem}); {install}move it away") from error
+        raise DataError(f"cannot use {folder} ({problem}); move it away") from error
 
 
 def prepare(name: str, data_dir: Path, train: Split, test: Split) -> None:

@@ -1,14 +1,12 @@
 """The prepared folder is an ordinary one of tfds, written and read without TensorFlow."""
 
 import os
-import re
-import shutil
 
 import numpy as np
 import pytest
 from shared import ROOT, python
 
-from mnist_jax.data import load_dataset, sources
+from mnist_jax.data import PrepareData, sources
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -18,7 +16,7 @@ def test_stock_tfds_reads_what_was_prepared(originals, truth, data_dir, monkeypa
     class_names = sources.SOURCES[name].class_names
     entry = sources.SOURCES["mnist"]._replace(class_names=class_names)
     monkeypatch.setitem(sources.SOURCES, name, entry)
-    assert load_dataset(name, data_dir=data_dir, manual_dir=originals).warnings == ()
+    PrepareData(dataset=name, data_dir=data_dir, manual_dir=originals).run()
     builder = tfds.builder(name, data_dir=data_dir)
     assert type(builder).__module__ == "tensorflow_datasets.image_classification.mnist"
     assert builder.info.features["label"].names == list(class_names)
@@ -35,11 +33,13 @@ def test_tensorflow_is_not_imported_and_tfds_only_when_needed(originals, data_di
 import shutil, sys
 from pathlib import Path
 import mnist_jax, mnist_jax.training, small
-from mnist_jax.data import load_dataset, sources
+from mnist_jax.data import PrepareData, load_dataset, sources
 assert not {"tensorflow_datasets", "requests", "sklearn"} & set(sys.modules)
 folder, data_dir = map(Path, sys.argv[1:])
 sources.SOURCES["mnist"] = small.source_of(folder)
 load_dataset("mnist", data_dir=data_dir, manual_dir=folder)
+assert "tensorflow_datasets" not in sys.modules
+PrepareData(data_dir=data_dir).run()
 assert "tensorflow_datasets" in sys.modules, "the folder was not prepared"
 shutil.rmtree(data_dir / "decoded")
 print(load_dataset("mnist", data_dir=data_dir).source.split()[0])
@@ -47,28 +47,4 @@ assert "tensorflow" not in sys.modules
 """
     path = os.pathsep.join(map(str, (tmp_path / "reach", ROOT / "tests", ROOT)))
     done = python("-c", code, originals, data_dir, PYTHONPATH=path)
-    assert (done.stdout, done.stderr) == ("prepared\n", "")
-
-
-def test_without_array_record_the_original_files_are_read(originals, data_dir, tmp_path):
-    load_dataset("mnist", data_dir=data_dir, manual_dir=originals)
-    shutil.rmtree(data_dir / "decoded")
-    code = """
-import sys
-import small
-from pathlib import Path
-from mnist_jax.data import load_dataset, sources
-from mnist_jax.errors import DataError
-sys.modules["array_record"] = None
-folder, prepared, new = map(Path, sys.argv[1:])
-sources.SOURCES["mnist"] = small.source_of(folder)
-print(*load_dataset("mnist", data_dir=new, manual_dir=folder).warnings, file=sys.stderr)
-try:
-    load_dataset("mnist", data_dir=prepared)
-except DataError as error:
-    print(error, file=sys.stderr)
-"""
-    done = python("-c", code, originals, data_dir, tmp_path / "new")
-    first, second = done.stderr.splitlines()
-    assert re.search("is not prepared: .*array_record.*; the original files were read", first)
-    assert re.search(r"cannot use .*array_record.*\); install it, or move it away", second)
+    assert (done.stdout.splitlines()[-1], done.stderr) == ("prepared", "")
