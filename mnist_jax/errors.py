@@ -101,7 +101,7 @@ def running(what: str) -> Iterator[None]:
         yield
     except (MnistJaxError, MemoryError):
         raise
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         where, problem = place_in_fork(error), f"{type(error).__name__}: {first_line(error)}"
         raise UsageError(f"{what} fails{where}: {problem}; --debug shows where") from error
 

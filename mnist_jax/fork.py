@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import sys
 import threading
+import traceback
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from mnist_jax.atomic_io import user_path
 from mnist_jax.data import DATASETS
 from mnist_jax.data.augment import AUGMENTATIONS
-from mnist_jax.errors import UsageError, running
+from mnist_jax.errors import UsageError, first_line
 from mnist_jax.losses import LOSSES
 from mnist_jax.models import MODELS
 from mnist_jax.optimizer import OPTIMIZERS
@@ -60,8 +61,15 @@ def load_fork(path: str | Path) -> str:
         module.__file__ = str(path)
         sys.modules[module.__name__] = module  # dataclasses look their module up
         with keep_names() as before:
-            with running(f"the fork {path}"):
+            try:
                 exec(compile(source, path, "exec"), module.__dict__)
+            except (Exception, SystemExit) as error:
+                frames = traceback.extract_tb(error.__traceback__)
+                lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+                line = lines[-1] if lines else getattr(error, "lineno", None)  # of a SyntaxError
+                where = f"fails in line {line}" if line else "fails"
+                problem = f"{where}: {type(error).__name__}: {first_line(error)}"
+                raise UsageError(f"the fork {path} {problem}") from error
             added = {
                 flag: {n: x for n, x in entries.items() if before[flag].get(n) is not x}
                 for flag, entries in REGISTRIES.items()
