@@ -1,12 +1,15 @@
 """`--tensorboard`: the metrics of a run, written for TensorBoard."""
 
 import math
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+from tensorboardX.summary import scalar
 
 from mnist_jax.callbacks import Callback
 from mnist_jax.config import Config, group_by_point, member_label
@@ -25,12 +28,13 @@ class TensorBoard(Callback):
     def on_train_begin(  # noqa: D102
         self, config: Config, dataset: Dataset, model: Any, devices: Any, workdir: Path, step: int
     ) -> None:
-        # A thread writes: `flush` does not wait for its queue, and a full one blocks if it fails.
-        queue: Any = {"max_queue": 0, "flush_secs": 1}
+        self._config, folder = config, workdir / "tensorboard"
         with WRITING():
+            folder.mkdir(parents=True, exist_ok=True)
+            # No SummaryWriter: its thread dies of a full disk, and then the run hangs.
+            self._writer = EventsWriter(f"{folder}/events", f".{step}")
             # TensorBoard drops what a stopped run wrote after the checkpoint that is resumed.
-            self._writer = SummaryWriter(f"{workdir}/tensorboard", purge_step=step + 1, **queue)
-        self._config = config
+            self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
         """Writes each number of the row; for seeds the mean of the finite ones, for a grid each."""
@@ -38,9 +42,9 @@ class TensorBoard(Callback):
         for label, indices in group_by_point(self._config.members()).items():
             for name, mean in member_means(select_members(row, indices)).items():
                 values[f"{name}/{label}" if label and "/" in name else name] = mean
-        for tag in filter(lambda tag: math.isfinite(values[tag]), values):
-            self._writer.add_scalar(tag, values[tag], row["step"])
         with WRITING():
+            for tag in filter(lambda tag: math.isfinite(values[tag]), values):
+                self._write(row["step"], summary=scalar(tag, values[tag]))
             self._writer.flush()
 
     def close(self) -> None:
@@ -49,14 +53,18 @@ class TensorBoard(Callback):
             with WRITING():
                 self._writer.close()
 
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
+
 
 class TensorBoardSteps(TensorBoard):
     """Also writes the loss and the gradient norm of every step, of each member."""
 
+    @WRITING()
     def on_steps(self, first: int, values: dict[str, np.ndarray]) -> None:  # noqa: D102
         names = [f"/{member_label(member)}" for member in self._config.members()]
         for tag, array in values.items():
             for name, row in zip(names, np.atleast_2d(array), strict=True):
                 tag_of_member = f"step/{tag}{name if len(names) > 1 else ''}"
                 for step, value in enumerate(row.tolist(), first + 1):
-                    self._writer.add_scalar(tag_of_member, value, step)
+                    self._write(step, summary=scalar(tag_of_member, value))

@@ -78,7 +78,7 @@ def test_seeds_are_written_as_the_mean_of_the_finite_and_grid_points_apart(tmp_p
 
 
 def test_a_missing_tensorboardx_is_refused_before_a_folder_is_made(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
     monkeypatch.delitem(sys.modules, "mnist_jax.reporting.tensorboard")
     with pytest.raises(UsageError, match="pip install tensorboardX"):
         reporting.make_callbacks(Config(tensorboard=True))
