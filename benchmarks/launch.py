@@ -210,7 +210,7 @@ FLAGS: dict[str, Any] = {
     "output": _one("result file in JSON, or the suite's folder", type=Path),
     "model": _several("networks to measure", list(MODELS)),
     "fork": _one("Python file that adds models or data sets"),
-    "options": _several("keyword arguments of the model, or of what the fork adds", ()),
+    "options": _several("keyword arguments of the model or of the fork's parts, as gamma=3", ()),
     "batch_size": _several("images a training step", [100], int),
     "precision": _several("precision of products", ["float32"], choices=PRECISIONS),
     "platform": _one("auto is the best that JAX finds", "auto", choices=PLATFORMS),
@@ -245,9 +245,10 @@ CASES = f"{ONE_CASE.replace('=1', '')} repeats {FORK}"
 
 def check(options: argparse.Namespace) -> None:
     """Loads the fork, makes paths absolute, and refuses what no command can do."""
-    counts = [options.launches, options.repeats, options.rounds, *(options.batch_size or ())]
-    if min(counts) < 1 or not 0 <= options.threshold < 1:
-        raise UsageError("sizes and numbers of runs are 1 or more, --threshold is 0 to below 1")
+    counts = [options.launches, options.repeats, options.rounds]
+    counts += [*(options.batch_size or ()), *(options.devices or ())]
+    if min(counts) < 1 or not all(0 <= x < 1 for x in (options.threshold, options.slow_down)):
+        raise UsageError("numbers are 1 or more; --threshold and --slow_down are from 0 to below 1")
     given = {n: vars(options)[n] for n in ("fork", "options", "dataset", "preset", "data_dir")}
     for model in options.model:
         config = Config(model=model, **given).resolve()

@@ -45,8 +45,8 @@ class Config(Flags):
     """The settings of a training run. A field that is None takes the value of the preset, the
     model, the optimizer or the loss.
 
-    `resolve` fills these values in; change the preset, the model or the optimizer before, with
-    `dataclasses.replace`. `python train.py --help` explains the fields.
+    `resolve` fills these values in. To change the preset, the model, the optimizer or the loss,
+    call `dataclasses.replace` before `resolve`. `python train.py --help` explains the fields.
 
     Raises UsageError if a value is not allowed; the message says what is.
     """
@@ -69,7 +69,7 @@ class Config(Flags):
                     raise UsageError(f"{name} is {value!r}; allowed: {legal}; change --{name}")
         self._check_arguments()
         if int(self.seed) + int(self.seeds or 1) > 2**32:  # those of NumPy would overflow
-            raise UsageError("seed + seeds is above 4294967296, the number of seeds; lower --seed")
+            raise UsageError("seed + seeds is above 4294967296, the largest sum; lower --seed")
         explicit = self.coordinator not in (None, "auto")
         if [self.num_processes is not None, self.process_id is not None] != [explicit, explicit]:
             raise UsageError(

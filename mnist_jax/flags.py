@@ -153,7 +153,7 @@ class Flags:
     """End the run after this many steps, within an epoch or not. None: after the last epoch."""
 
     data_dir: Path = _runtime(DEFAULT_DATA_DIR)
-    """Folder for prepared and decoded data sets."""
+    """Folder for downloaded and decoded data sets."""
 
     manual_dir: Path | None = _runtime(None)
     """Folder with the data set's four original .gz files, for a machine without a network."""
@@ -260,7 +260,7 @@ RULES: dict[str, Rule] = {
     "devices": (lambda n: n == "all" or _is_int(n, 1), f"'all' or {COUNT[1]}"),
     **dict.fromkeys(PATHS, (lambda path: isinstance(path, str | os.PathLike | None), "a path")),
     "data_dir": (lambda path: isinstance(path, str | os.PathLike), "a folder"),
-    "dataset": (lambda name: isinstance(name, str), "a string: a name or a path"),
+    "dataset": (lambda name: isinstance(name, str), "a string, which is a name or a path"),
     "options": (
         lambda words: (
             isinstance(words, tuple | list)

@@ -1,5 +1,6 @@
 """TrainLoop: the epochs of a run, from its newest checkpoint to its last step."""
 
+import copy
 import dataclasses
 import shlex
 import time
@@ -77,7 +78,7 @@ class TrainLoop:
             if row["step"] == last_step or not is_saving:
                 self.save()
             for callback in self.callbacks:
-                callback.on_epoch_end(dict(row))  # it may add to its own
+                callback.on_epoch_end(copy.deepcopy(row))  # its own, to change
             if row["step"] < last_step:  # a callback may have asked for the end
                 self._between_calls()
         distributed.on_primary(lambda: self.run_dir.checkpoints.wait_until_finished())

@@ -101,7 +101,7 @@ def fit(
         if not is_complete:
             _check_dtype(model, config)
             trainer.check_step()
-        where = environment.describe(device) | {"mesh": mesh.size}
+        where = environment.describe(device) | {"devices_used": mesh.size}
         facts = {name: where[name] for name in (*environment.PACKAGES, "platform", "devices")}
         facts["data"] = data._replace(class_names=())
         facts["initial parameters"] = results.params_sha256(initial)
@@ -125,18 +125,19 @@ def fit(
 
         name, record, changes = distributed.on_primary(open_folder)
         folder = Path(name)
+        warn(callbacks, changes)
         if record is None:
             loop = TrainLoop(trainer, run, callbacks, timings, started)
             with catch_signals(loop.signals):
-                changes += loop.restore(*initial)
-                warn(callbacks, changes)
+                damaged = loop.restore(*initial)
+                warn(callbacks, damaged)
                 devices, step = list(mesh.devices.flat), loop.progress.step
                 for callback in callbacks:
                     callback.on_train_begin(config, dataset, model, devices, folder, step)
                 progress = loop.run()
             problems = [*trainer.warnings, *_learned_nothing(config, data, progress)]
             warn(callbacks, problems)
-            warnings += [*changes, *problems]
+            warnings += [*changes, *damaged, *problems]
             params = to_host(trainer.eval_params(loop.progress.state))
             model_state = progress.state.model_state
             record = results.record(config, data, progress, params, warnings, devices, where)

@@ -1,7 +1,6 @@
 import json
 import os
 import socket
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -73,10 +72,7 @@ def mnist_dir(once: Callable[..., Any]) -> Path:
     if not (name := os.environ.get("MNIST_DIR")):
         pytest.skip("set MNIST_DIR to the folder with the four original MNIST files")
     folder = Path(name)
-    with pytest.MonkeyPatch.context() as patch:
-        # Decodes MNIST into `data_dir`, without a folder for tfds, which takes 10 s.
-        patch.setitem(sys.modules, "tensorflow_datasets", None)
-        load_dataset("mnist", data_dir=once("data", str), manual_dir=folder)
+    load_dataset("mnist", data_dir=once("data", str), manual_dir=folder)
     return folder
 
 

@@ -101,7 +101,7 @@ def test_the_overview_names_every_command(capsys):
         (["--batch_size=1438"], 2, "allowed is 1 to 1437"),
         (["--validation=1437"], 2, "validation is 1437; allowed is 0 to 1436"),
         (["--precision=tf32"], 2, "does not have; allowed here are bfloat16, float32"),
-        (["--seeds=3", "--devices=2"], 6, "devices is 2; JAX finds 1 cpu; change --devices"),
+        (["--seeds=3", "--devices=2"], 6, "devices is 2; JAX finds 1 (cpu); change --devices"),
         (["--dataset=mnist", "--manual_dir=nowhere"], 3, "cannot read nowhere"),
         (["--manual_dir=nowhere"], 2, "digits takes no --manual_dir; mnist, "),
         (["--learning_rate=1e38", "--model=mlp"], 5, "the loss or its gradient is not finite"),

@@ -109,7 +109,7 @@ def test_another_code_is_refused_and_can_be_allowed(config):
 
     def edit(name: str) -> None:
         values = json.loads((folder / "environment.json").read_text())
-        values |= {"cpu": name, "mesh": 2, "code_sha256": name}
+        values |= {"cpu": name, "devices_used": 2, "code_sha256": name}
         (folder / "environment.json").write_text(json.dumps(values))
 
     edit("one")
@@ -125,7 +125,7 @@ def test_another_code_is_refused_and_can_be_allowed(config):
     edit("two")
     result, callback = train(config(allow_code_change=True))
     [warning] = [call.args[0] for call in callback.on_warning.call_args_list]
-    facts = "environment: cpu (was two, now ", "mesh (was 2, now 1)", "code_sha256 (was two, now "
+    facts = "environment: cpu (was two, now ", "devices_used (was 2, now 1)", "code_sha256 (was two"
     assert all(fact in warning for fact in facts) and result.record["warnings"] == [warning]
     environment = json.loads((folder / "environment.json").read_text())
     assert [then["code_sha256"] for then in environment["earlier"]] == ["one", "two"]

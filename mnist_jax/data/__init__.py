@@ -26,6 +26,7 @@ from mnist_jax.data.files import is_path, load_files
 from mnist_jax.data.sources import SOURCES, UnreachableError, download, parse, read_originals
 from mnist_jax.errors import (
     DataError,
+    DeviceError,
     UsageError,
     first_line,
     print_warnings,
@@ -178,12 +179,12 @@ class PrepareData:
         loaded = load_dataset(self.dataset, data_dir=data_dir, manual_dir=self.manual_dir)
         print_warnings(loaded.warnings)
         print(loaded)
-        if loaded.name in SOURCES and loaded.sha256 is None:
-            folder = tfds_folder.path(loaded.name, data_dir)
+        if loaded.name not in SOURCES or loaded.sha256 is not None:
+            return
+        if not (folder := tfds_folder.path(loaded.name, data_dir)).exists():
             try:
                 with _locked(data_dir, loaded.name):
-                    if not folder.exists():
-                        tfds_folder.prepare(loaded.name, data_dir, loaded.train, loaded.test)
+                    tfds_folder.prepare(loaded.name, data_dir, loaded.train, loaded.test)
             # array_record does not exist for Windows; on a full disk it raises a RuntimeError.
-            except (ImportError, RuntimeError) as error:
+            except (ImportError, RuntimeError, DeviceError) as error:
                 print_warnings([f"{folder} is not prepared: {first_line(error)}"])

@@ -36,7 +36,7 @@ class DataSpec(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Training and test images, and where they came from."""
+    """Training and test images, read-only, and where they came from."""
 
     name: str
     train: Split
@@ -49,7 +49,8 @@ class Dataset:
     made: tuple[Split, Split] | None = None  # the train and test that it was made with
 
     def __post_init__(self):
-        for array in itertools.chain(*self.made or ()):  # no record would show a change in place
+        # No record would show a change in place.
+        for array in itertools.chain(*self.made or (), self.validation or ()):
             array.flags.writeable = False
 
     @classmethod
@@ -80,7 +81,7 @@ class Dataset:
             shapes = f"{train.image.shape[1:]} and {test.image.shape[1:]}"
             raise DataError(f"{name}: training and test images differ in shape: {shapes}")
         if isinstance(class_names, set):
-            raise DataError(f"{name}: class_names is a set, without an order; pass a list")
+            raise DataError(f"{name}: class_names is a set, which has no order; pass a list")
         count = len(class_names) or min(int(train.label.max()) + 1, MAX_CLASSES)
         if (largest := max(train.label.max(), test.label.max())) >= count:
             allowed = f"{count} classes: allowed are 0 to {count - 1}"
@@ -126,7 +127,7 @@ def _split(part: str, images: Any, labels: Any) -> Split:
         raise DataError(f"{found}; channels come last: pass np.moveaxis(images, 1, -1)")
     low, high, top = image.min(), image.max(), 1 if image.dtype.kind in "fb" else 255
     if not (low >= 0 and high <= top) or (high == 1 < top):  # also for NaN, and nearly black
-        allowed = "whole numbers 0 to 255 (not 0 and 1 alone), or floats or bools 0 to 1"
+        allowed = "whole numbers 0 to 255, or floats or bools 0 to 1 (0 and 1 alone as bools)"
         problem = f"the {part} images are {image.dtype} from {low} to {high}"
         raise DataError(f"{problem}; allowed are {allowed}")
     if top == 1:

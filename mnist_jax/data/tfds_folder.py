@@ -48,7 +48,8 @@ def read(folder: Path, source: Source) -> tuple[Split, Split]:
         return read_split("train"), read_split("test")
     except Exception as error:  # tfds, array_record, Pillow and protobuf each raise their own
         problem = f"{type(error).__name__}: {first_line(error)}"
-        raise DataError(f"cannot use {folder} ({problem}); move it away") from error
+        install = "install it, or " if isinstance(error, ImportError) else ""
+        raise DataError(f"cannot use {folder} ({problem}); {install}move it away") from error
 
 
 def prepare(name: str, data_dir: Path, train: Split, test: Split) -> None:

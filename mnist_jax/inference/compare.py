@@ -100,7 +100,7 @@ class Compare(DataFlags):
         if self.split == "validation":
             counts = {run.config.validation for run in runs}
             if 0 in counts or len(counts) > 1:
-                raise UsageError("the runs must hold out the same images; set --validation")
+                raise UsageError("the runs did not hold out the same images (--validation)")
             image, label = hold_out(dataset.train, counts.pop())[1]
         sides = [Predictor(run, self.platform)(image) for run in runs]
         print_warnings((*dataset.warnings, *(text for side in sides for text in side.warnings)))

@@ -185,8 +185,8 @@ class Predictor:
         batches = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
         batches = batches.reshape(-1, size, *shape)
         with use_device(self._platform, run.config.precision) as device:
-            on_device = [jax.device_put(batch, device) for batch in batches]
             for member, variables in zip(run.config.members(), self._members, strict=True):
+                on_device = (jax.device_put(batch, device) for batch in batches)
                 logits = jax.device_get([self._logits(variables, batch) for batch in on_device])
                 logits = np.concatenate(logits)[: len(images)].astype(np.float64)
                 if np.all(np.isfinite(logits)):

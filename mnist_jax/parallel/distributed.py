@@ -70,7 +70,8 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         raise kind(
             f"the processes cannot connect ({first_line(error)}); start process 0 at the address "
             "of --coordinator, and all with the same number of devices and with --process_id of "
-            "their own; auto needs Slurm, Open MPI, Kubernetes or a TPU pod"
+            "their own; auto needs Slurm, Open MPI 4 (5 with jax 0.12 and mpi4py), Kubernetes or "
+            "a TPU pod"
         ) from error
 
 

@@ -38,7 +38,7 @@ def select_devices(first: jax.Device, count: int | Literal["all"] | None) -> lis
         return found
     if processes > 1 or count > len(found):
         raise DeviceError(
-            f"devices is {count}; JAX finds {len(found)} {first.platform}; change --devices "
+            f"devices is {count}; JAX finds {len(found)} ({first.platform}); change --devices "
             "(with several processes leave it out), or set JAX_NUM_CPU_DEVICES for a CPU"
         )
     return found[:count]

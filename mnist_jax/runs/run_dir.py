@@ -112,7 +112,8 @@ class RunDir:
         """
         path, warnings = self.folder / ENVIRONMENT, []
         before = read_environment(self.folder) if path.exists() else record
-        names = (*PACKAGES, "python", "cpu", "instruction_set", "device", "mesh", "code_sha256")
+        names = (*PACKAGES, "python", "cpu", "instruction_set", "device", "devices_used")
+        names += ("code_sha256",)
         changed = [name for name in names if before.get(name) != record.get(name)]
         if "code_sha256" in changed and not allow_code_change:
             problem = f"the code of mnist_jax has changed since {self.folder} began"

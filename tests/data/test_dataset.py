@@ -70,7 +70,7 @@ def test_files_are_read_as_the_arrays(tmp_path, kind):
         ({"y_train": Y + 2**30}, "mine: a label is 1073741870, .* 0 to 99999"),
         ({"y_test": Y[:5] + 43}, "mine: a label is 47, and there are 47 classes: .* 0 to 46"),
         ({"class_names": ("a", "b")}, "mine: a label is 46, and there are 2 classes"),
-        ({"class_names": {*range(47)}}, "mine: class_names is a set, without an order; pass"),
+        ({"class_names": {*range(47)}}, "mine: class_names is a set, which has no order; pass"),
         ({"x_train": X / 128}, "training images are float64 from 0.0 to 1.99.*; .* 0 to 1"),
         ({"x_test": np.full((5, 32, 32, 3), np.nan)}, "test images are float64 from nan"),
         ({"x_train": X.astype(int) * 2}, "images are int64 from 0 to 510; allowed are whole"),

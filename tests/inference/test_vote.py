@@ -81,7 +81,7 @@ def test_compare_command(runs, copied, split, command):
     assert f"p = {p:.3g} (McNemar) against learning_rate 0.1" in lines[1]
     assert (status, lines[0], lines[-1]) == (0, "on      360 test images", RECIPES)
     assert "on      100 valid" in command("compare", one, one, "--split=validation")[1]
-    assert "hold out the same images" in command("compare", one, worse, "--split=validation")[2]
+    assert "not hold out the same images" in command("compare", one, worse, "--split=validation")[2]
     status, _, err = command("compare", one)
     assert (status, "two runs, or one run with several values" in err) == (2, True)
     status, out, err = command("compare", one, grid)

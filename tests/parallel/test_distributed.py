@@ -169,7 +169,7 @@ def test_processes_that_slurm_started_agree_and_train_until_one_fails(config, fl
 
 def test_auto_without_a_launcher_is_refused(flags):
     [ended] = ends([start("train.py", *flags, "--coordinator=auto")])
-    assert ended.returncode == 2 and "auto needs Slurm, Open MPI, Kub" in one_error(ended)
+    assert ended.returncode == 2 and "auto needs Slurm, Open MPI 4" in one_error(ended)
 
 
 def test_connecting_after_a_computation_or_through_a_port_in_use_is_refused():
