@@ -272,7 +272,7 @@ def main(
         flag, default = FLAGS[name] | ({"nargs": 1} if count else {}), (DEFAULTS | defaults)[name]
         words = map(str, default if isinstance(default, list | tuple) else [default])
         notes = ["; ".join(flag.get("choices", ())), f"default: {' '.join(words)}" * bool(default)]
-        text: Any = f"{flag['help']} ({'; '.join(filter(None, notes))})".removesuffix(" ()")
+        text: Any = f"{flag['help']} ({') ('.join(filter(None, notes))})".removesuffix(" ()")
         parser.add_argument(name if name == "files" else f"--{name}", **flag | {"help": text})
     parser.set_defaults(**DEFAULTS | defaults)
     options = parser.parse_args()

@@ -161,7 +161,7 @@ def _read_source(
 class PrepareData:
     """Prepares a data set ahead of time, or checks one that is there.
 
-    Also writes the folder that tensorflow-datasets reads, which takes 20 s.
+    Also writes the folder that tensorflow-datasets reads, which can take half a minute.
     """
 
     dataset: str = "mnist"

@@ -112,9 +112,8 @@ class RunDir:
         """
         path, warnings = self.folder / ENVIRONMENT, []
         before = read_environment(self.folder) if path.exists() else record
-        names = (*PACKAGES, "python", "cpu", "instruction_set", "device", "devices_used")
-        names += ("code_sha256",)
-        changed = [name for name in names if before.get(name) != record.get(name)]
+        names = ["python", "cpu", "instruction_set", "device", "devices_used", "code_sha256"]
+        changed = [n for n in (*PACKAGES, *names) if before.get(n) != record.get(n)]
         if "code_sha256" in changed and not allow_code_change:
             problem = f"the code of mnist_jax has changed since {self.folder} began"
             raise UsageError(f"{problem}; use the former code, or resume with --allow_code_change")
